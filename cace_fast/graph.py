@@ -1,0 +1,128 @@
+"""What goes into a model and what comes out: :class:`AtomicGraph` and :class:`ModelOutput`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+
+
+@dataclass(frozen=True)
+class AtomicGraph:
+    """Atoms of one or several systems and their directed edges (``docs/conventions.md``).
+
+    Attributes
+    ----------
+    positions
+        [n, 3] float64, A. Need not lie inside the cell.
+    species
+        [n] int64, row of each atom's element in the embeddings (not its atomic number).
+    cell
+        [n_systems, 3, 3] float64, A, lattice vectors as rows; zero for a system without a cell.
+    pbc
+        [n_systems, 3] bool.
+    batch
+        [n] int64, system of each atom, ascending.
+    senders, receivers
+        [n_edges] int64, ascending in the receiver: the neighbour and the centre of each edge.
+    shifts
+        [n_edges, 3] float64, integer cell shift S: d = r_receiver - r_sender + S h.
+    inputs
+        Further per-atom features [n, ...] that a read-out takes, such as ``charge_states``.
+    """
+
+    positions: Tensor
+    species: Tensor
+    cell: Tensor
+    pbc: Tensor
+    batch: Tensor
+    senders: Tensor
+    receivers: Tensor
+    shifts: Tensor
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def n_atoms(self) -> int:
+        """Number of atoms of all systems."""
+        return int(self.positions.shape[0])
+
+    @property
+    def n_systems(self) -> int:
+        """Number of systems."""
+        return int(self.cell.shape[0])
+
+    def vectors(self) -> Tensor:
+        """Return the edge vectors d [n_edges, 3] in A, from sender to receiver."""
+        shift = torch.einsum("ek,ekx->ex", self.shifts, self.cell[self.batch[self.receivers]])
+        return self.positions[self.receivers] - self.positions[self.senders] + shift
+
+    def strained(self, strain: Tensor) -> AtomicGraph:
+        """Return the graph with r -> r + r eps and h -> h + h eps, eps [n_systems, 3, 3] symmetrised."""
+        eps = 0.5 * (strain + strain.transpose(1, 2))
+        moved = self.positions + torch.einsum("nx,nxy->ny", self.positions, eps[self.batch])
+        return replace(self, positions=moved, cell=self.cell + self.cell @ eps)
+
+    def select(self, edges: Tensor) -> AtomicGraph:
+        """Return the graph with only the edges that the boolean mask ``edges`` keeps."""
+        return replace(
+            self,
+            senders=self.senders[edges],
+            receivers=self.receivers[edges],
+            shifts=self.shifts[edges],
+        )
+
+
+def join(graphs: Sequence[AtomicGraph]) -> AtomicGraph:
+    """Return one graph that holds all systems of ``graphs`` in order."""
+    if not graphs:
+        raise InputError("graphs", "at least one graph", "none")
+    if len(graphs) == 1:
+        return graphs[0]
+    atoms = torch.tensor([0] + [g.n_atoms for g in graphs[:-1]]).cumsum(0).tolist()
+    systems = torch.tensor([0] + [g.n_systems for g in graphs[:-1]]).cumsum(0).tolist()
+    return AtomicGraph(
+        positions=torch.cat([g.positions for g in graphs]),
+        species=torch.cat([g.species for g in graphs]),
+        cell=torch.cat([g.cell for g in graphs]),
+        pbc=torch.cat([g.pbc for g in graphs]),
+        batch=torch.cat([g.batch + k for g, k in zip(graphs, systems, strict=True)]),
+        senders=torch.cat([g.senders + k for g, k in zip(graphs, atoms, strict=True)]),
+        receivers=torch.cat([g.receivers + k for g, k in zip(graphs, atoms, strict=True)]),
+        shifts=torch.cat([g.shifts for g in graphs]),
+        inputs={key: torch.cat([g.inputs[key] for g in graphs]) for key in graphs[0].inputs},
+    )
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """What an engine returns for a graph; None where it was not asked for or does not exist.
+
+    Attributes
+    ----------
+    energy
+        [n_systems] float64, eV, without atomic energies.
+    energies
+        [n] float64, eV: read-out plus w/2 sum_c q phi of each atom; sums to ``energy``.
+    energies_sr
+        [n] float64, eV: read-out alone.
+    forces
+        [n, 3] float64, eV/A.
+    virials
+        [n_systems, 3, 3] float64, eV: -dE/dstrain.
+    latent_charges
+        [n, n_q] in the working dtype, internal units.
+    born_charges
+        [n, 3, 3] float64, e: dP_b/dr_ia, index order atom, a, b.
+    """
+
+    energy: Tensor
+    energies: Tensor
+    energies_sr: Tensor
+    forces: Tensor | None = None
+    virials: Tensor | None = None
+    latent_charges: Tensor | None = None
+    born_charges: Tensor | None = None

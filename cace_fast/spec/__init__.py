@@ -1,0 +1,61 @@
+"""The architecture of a model as data: everything of it except its tensors.
+
+A :class:`ModelSpec` is frozen, validated when it is made, prints readably and converts to and
+from JSON (:func:`to_json`, :func:`from_json`). The tensors that belong to it are named and shaped
+by :func:`cace_fast.weights.expected_shapes`. Symbols are those of ``docs/theory.md``.
+"""
+
+from .energy import EnergyTerm, energy_keys, energy_terms, total_energy_key
+from .model import Combination, ModelSpec, Provenance, SubModel
+from .outputs import (
+    Add,
+    Dephase,
+    Ewald,
+    FixedCharge,
+    Forces,
+    Grad,
+    OutputModule,
+    Polarization,
+    Readout,
+    written_keys,
+)
+from .representation import (
+    MLP,
+    Activation,
+    Bchi,
+    CutoffFunction,
+    MessageStep,
+    RadialBasis,
+    Representation,
+)
+from .text import from_json, to_json
+
+__all__ = [
+    "MLP",
+    "Activation",
+    "Add",
+    "Bchi",
+    "Combination",
+    "CutoffFunction",
+    "Dephase",
+    "EnergyTerm",
+    "Ewald",
+    "FixedCharge",
+    "Forces",
+    "Grad",
+    "MessageStep",
+    "ModelSpec",
+    "OutputModule",
+    "Polarization",
+    "Provenance",
+    "RadialBasis",
+    "Readout",
+    "Representation",
+    "SubModel",
+    "energy_keys",
+    "energy_terms",
+    "from_json",
+    "to_json",
+    "total_energy_key",
+    "written_keys",
+]

@@ -1,0 +1,146 @@
+"""Which modules make up the total energy of a model, and with which weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import InputError, UnsupportedModelError
+from .model import ModelSpec, SubModel
+from .outputs import Add, Ewald, Forces, Polarization, Readout, written_keys
+
+COMMON_ENERGY_NAMES = ("CACE_energy", "energy")
+
+
+@dataclass(frozen=True)
+class EnergyTerm:
+    """One read-out or Ewald sum that enters the energy with ``weight``.
+
+    ``submodel`` and ``index`` say where the module stands in the specification.
+    """
+
+    submodel: int
+    index: int
+    weight: float
+    module: Readout | Ewald
+
+
+def energy_terms(spec: ModelSpec, key: str | None = None) -> tuple[EnergyTerm, ...]:
+    """Return the terms of the energy called ``key``, or of the total energy.
+
+    A key of a combined model is the weighted sum over its sub-models; a key of one sub-model is
+    that part alone, without its weight.
+
+    Raises
+    ------
+    InputError
+        If no module writes ``key``.
+    UnsupportedModelError
+        If ``key`` is absent and the total energy is ambiguous.
+    """
+    key = total_energy_key(spec) if key is None else key
+    combination = spec.combination
+    if combination is not None and key in combination.names:
+        return tuple(
+            term
+            for number, (keys, weight) in enumerate(
+                zip(combination.keys, combination.weights, strict=True)
+            )
+            for term in _resolve(spec.submodels[number], number, dict(keys)[key], float(weight))
+        )
+    for number in reversed(range(len(spec.submodels))):
+        if spec.submodels[number].producer(key) is not None:
+            return _resolve(spec.submodels[number], number, key, 1.0)
+    raise InputError("energy_key", f"one of {', '.join(energy_keys(spec)) or 'none'}", repr(key))
+
+
+def energy_keys(spec: ModelSpec) -> tuple[str, ...]:
+    """Return every key that names an energy of the model, totals first."""
+    names = list(spec.combination.names) if spec.combination is not None else []
+    for sub in spec.submodels:
+        names += [m.output_key for m in sub.modules if isinstance(m, Readout | Ewald | Add)]
+    forces = {m.forces_key for sub in spec.submodels for m in sub.modules if isinstance(m, Forces)}
+    combined = _combined_forces_names(spec, forces)
+    return tuple(name for name in dict.fromkeys(names) if name not in combined)
+
+
+def _combined_forces_names(spec: ModelSpec, forces: set[str]) -> set[str]:
+    if spec.combination is None:
+        return forces
+    return {name for keys in spec.combination.keys for name, own in keys if own in forces}
+
+
+def total_energy_key(spec: ModelSpec) -> str:
+    """Return the key of the total energy: the one whose gradient the model's forces are.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If there is no energy or several without a way to choose.
+    """
+    candidates = (
+        spec.combination.names if spec.combination is not None else _single_candidates(spec)
+    )
+    good = [name for name in candidates if _is_energy(spec, name)]
+    if len(good) == 1:
+        return good[0]
+    for name in COMMON_ENERGY_NAMES:
+        if name in good:
+            return name
+    raise UnsupportedModelError(
+        f"the total energy of this model is not clear: candidates are {good or 'none'}; "
+        f"pass energy_key, one of {', '.join(energy_keys(spec)) or 'none'}"
+    )
+
+
+def _single_candidates(spec: ModelSpec) -> tuple[str, ...]:
+    """Return energies that forces are taken of, or energies that no other module consumes."""
+    if not spec.submodels:
+        return ()
+    modules = spec.submodels[0].modules
+    differentiated = [m.energy_key for m in modules if isinstance(m, Forces) and m.calc_forces]
+    if differentiated:
+        return (differentiated[-1],)
+    used = {key for m in modules if isinstance(m, Add) for key in m.features}
+    charges = {m.feature_key for m in modules if isinstance(m, Ewald)}
+    charges |= {m.charge_key for m in modules if isinstance(m, Polarization)}
+    return tuple(
+        m.output_key
+        for m in modules
+        if isinstance(m, Readout | Ewald | Add)
+        and m.output_key not in used
+        and not charges & set(written_keys(m))
+    )
+
+
+def _is_energy(spec: ModelSpec, name: str) -> bool:
+    """Tell whether ``name`` is made of energies (not forces, charges or Born charges) only."""
+    if spec.combination is None:
+        owners = [(spec.submodels[0], name)]
+    else:
+        owners = [
+            (sub, dict(keys)[name])
+            for sub, keys in zip(spec.submodels, spec.combination.keys, strict=True)
+        ]
+    for sub, key in owners:
+        module = sub.producer(key)
+        differentiated = any(isinstance(m, Forces) and m.energy_key == key for m in sub.modules)
+        if not isinstance(module, Readout | Ewald | Add) or module.output_key != key:
+            return False
+        used_as_charge = isinstance(module, Readout) and any(
+            isinstance(m, Ewald) and m.feature_key in written_keys(module) for m in sub.modules
+        )
+        if used_as_charge and not differentiated:
+            return False
+    return True
+
+
+def _resolve(sub: SubModel, number: int, key: str, weight: float) -> tuple[EnergyTerm, ...]:
+    module = sub.producer(key)
+    if isinstance(module, Add):
+        return tuple(t for part in module.features for t in _resolve(sub, number, part, weight))
+    if isinstance(module, Readout | Ewald) and module.output_key == key:
+        return (EnergyTerm(number, sub.modules.index(module), weight, module),)
+    raise UnsupportedModelError(
+        f"sub-model {number}: {key!r} is not an energy (written by "
+        f"{type(module).__name__ if module is not None else 'no module'})"
+    )

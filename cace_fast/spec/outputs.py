@@ -1,0 +1,192 @@
+"""Output modules as data: read-outs, long range, forces and what is made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .checks import require, require_bools, require_float, require_names, require_tuple
+from .representation import MLP
+
+
+@dataclass(frozen=True)
+class Readout:
+    """Per-atom network on features, summed over atoms, ``docs/theory.md`` section 7."""
+
+    output_key: str
+    mlp: MLP
+    linear: bool = True
+    features: tuple[str, ...] = ("node_feats",)
+    per_atom_key: str | None = None
+    descriptor_key: str | None = None
+    aggregation: Literal["sum", "avg"] | None = "sum"
+
+    def __post_init__(self) -> None:
+        require_names(self, "output_key")
+        require_names(self, "per_atom_key", "descriptor_key", optional=True)
+        require(isinstance(self.mlp, MLP), self, "mlp", "an MLP")
+        require_bools(self, "linear")
+        require_tuple(self, "features", str, 1)
+        require(
+            self.aggregation in ("sum", "avg", None),
+            self,
+            "aggregation",
+            "'sum', 'avg' or nothing",
+        )
+
+    @property
+    def n_out(self) -> int:
+        """Number of outputs per atom."""
+        return self.mlp.widths[-1]
+
+
+@dataclass(frozen=True)
+class Ewald:
+    """Latent Ewald sum over charges, ``docs/theory.md`` section 9. Lengths in A."""
+
+    feature_key: str
+    output_key: str
+    dl: float
+    sigma: float
+    exponent: int = 1
+    remove_self_interaction: bool = False
+    norm_factor: float = 1.0
+    aggregation: Literal["sum"] | None = "sum"
+    compute_field: bool = False
+    external_field: float | str | None = None
+    external_field_direction: int | str | None = None
+    charge_neutral_lambda: float | None = None
+
+    def __post_init__(self) -> None:
+        require_names(self, "feature_key", "output_key")
+        for field in ("dl", "sigma"):
+            require_float(self, field, positive=True)
+        require_float(self, "norm_factor")
+        require(self.exponent in (1, 6), self, "exponent", "1 or 6")
+        require_bools(self, "remove_self_interaction", "compute_field")
+        require(self.aggregation in ("sum", None), self, "aggregation", "'sum' or nothing")
+        kinds = (int, float, str, type(None))
+        require(
+            isinstance(self.external_field, kinds),
+            self,
+            "external_field",
+            "a number, a key or nothing",
+        )
+        direction = self.external_field_direction
+        good = direction is None or isinstance(direction, str) or direction in (0, 1, 2)
+        require(good, self, "external_field_direction", "0, 1, 2, a key or nothing")
+        if self.charge_neutral_lambda is not None:
+            require_float(self, "charge_neutral_lambda")
+
+
+@dataclass(frozen=True)
+class Add:
+    """Sum of the listed outputs."""
+
+    features: tuple[str, ...]
+    output_key: str
+
+    def __post_init__(self) -> None:
+        require_tuple(self, "features", str, 1)
+        require_names(self, "output_key")
+
+
+@dataclass(frozen=True)
+class Forces:
+    """Negative gradient of an energy, and its strain derivative, ``docs/theory.md`` section 8."""
+
+    energy_key: str
+    forces_key: str
+    stress_key: str = "stress"
+    virial_key: str = "virials"
+    calc_forces: bool = True
+    calc_stress: bool = False
+
+    def __post_init__(self) -> None:
+        require_names(self, "energy_key", "forces_key", "stress_key", "virial_key")
+        require_bools(self, "calc_forces", "calc_stress")
+
+
+@dataclass(frozen=True)
+class Polarization:
+    """Dipole or periodic polarisation of latent charges, ``docs/theory.md`` section 10."""
+
+    charge_key: str
+    output_key: str
+    phase_key: str | None = None
+    remove_mean: bool = True
+    pbc: bool = False
+    normalization_factor: float = 1.0 / 9.48933
+    output_index: int | None = None
+
+    def __post_init__(self) -> None:
+        require_names(self, "charge_key", "output_key")
+        require_names(self, "phase_key", optional=True)
+        require_bools(self, "remove_mean", "pbc")
+        require_float(self, "normalization_factor")
+        require(
+            self.output_index in (None, 0, 1, 2),
+            self,
+            "output_index",
+            "0, 1, 2 or nothing",
+        )
+
+
+@dataclass(frozen=True)
+class Grad:
+    """Gradient of one output with respect to an input (``positions``)."""
+
+    y_key: str
+    x_key: str
+    output_key: str
+
+    def __post_init__(self) -> None:
+        require_names(self, "y_key", "x_key", "output_key")
+
+
+@dataclass(frozen=True)
+class Dephase:
+    """Real part of a complex output times the conjugate phase of its atom."""
+
+    input_key: str
+    phase_key: str
+    output_key: str
+
+    def __post_init__(self) -> None:
+        require_names(self, "input_key", "phase_key", "output_key")
+
+
+@dataclass(frozen=True)
+class FixedCharge:
+    """A charge for each element (in e when ``normalize``), as latent charge of shape [n, 1]."""
+
+    output_key: str
+    charges: tuple[tuple[int, float], ...]
+    normalize: bool = True
+
+    def __post_init__(self) -> None:
+        require_names(self, "output_key")
+        require_tuple(self, "charges", tuple)
+        require_bools(self, "normalize")
+
+
+OutputModule = Readout | Ewald | Add | Forces | Polarization | Grad | Dephase | FixedCharge
+
+
+def written_keys(module: OutputModule) -> tuple[str, ...]:
+    """Return the keys that an output module writes."""
+    if isinstance(module, Forces):
+        return ((module.forces_key,) if module.calc_forces else ()) + (
+            (module.stress_key, module.virial_key) if module.calc_stress else ()
+        )
+    if isinstance(module, Readout):
+        extra = (module.per_atom_key, module.descriptor_key)
+        return (module.output_key, *(key for key in extra if key is not None))
+    if isinstance(module, Ewald):
+        return (
+            module.output_key,
+            *((f"{module.feature_key}_field",) if module.compute_field else ()),
+        )
+    if isinstance(module, Polarization) and module.phase_key is not None:
+        return (module.output_key, module.phase_key)
+    return (module.output_key,)

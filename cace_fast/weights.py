@@ -1,0 +1,188 @@
+"""Named tensors of a model, and the safetensors file that holds them with their specification.
+
+Names follow the operations: ``embedding.sender``, ``radial.frequencies``, ``mixing.0``,
+``messages.0.bchi.layers.0.weight``, ``outputs.1.0.linear.bias`` (sub-model 1, module 0).
+:func:`expected_shapes` is the complete list for a specification.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import CheckpointError, InputError, SpecError
+from .spec import MLP, ModelSpec, Readout, from_json, to_json
+
+METADATA_KEY = "cace_fast"
+
+RADIAL_TENSORS = {
+    "bessel": ("frequencies",),
+    "gaussian": ("offsets", "widths"),
+    "exponential": ("ranges",),
+}
+
+
+class Weights(Mapping[str, Tensor]):
+    """The tensors of one model, checked against its specification; read-only.
+
+    Parameters
+    ----------
+    spec
+        The specification they belong to.
+    tensors
+        Floating tensors with exactly the names and shapes of :func:`expected_shapes`.
+
+    Raises
+    ------
+    InputError
+        If a tensor is missing, unknown, of another shape, not floating or not finite.
+    """
+
+    def __init__(self, spec: ModelSpec, tensors: Mapping[str, Tensor]) -> None:
+        expected = expected_shapes(spec)
+        for name in sorted(set(expected) ^ set(tensors)):
+            state = "missing" if name in expected else "unknown to this specification"
+            raise InputError(
+                f"weights[{name!r}]", "the tensors that the specification names", state
+            )
+        for name, shape in expected.items():
+            tensor = tensors[name]
+            if tuple(tensor.shape) != shape or not tensor.is_floating_point():
+                got = f"{tensor.dtype} {tuple(tensor.shape)}"
+                raise InputError(f"weights[{name!r}]", f"a floating tensor of shape {shape}", got)
+            if not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
+                raise InputError(f"weights[{name!r}]", "finite numbers", "NaN or infinity")
+        self._tensors = {name: tensors[name] for name in expected}
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return the tensor called ``name``."""
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over names in the order of the specification."""
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        """Return the number of tensors."""
+        return len(self._tensors)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Return all tensors on ``device`` in ``dtype``; those that are already there are shared."""
+        return {name: tensor.to(device, dtype) for name, tensor in self._tensors.items()}
+
+
+def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of every tensor that a model of this specification has."""
+    rep = spec.representation
+    shapes: dict[str, tuple[int, ...]] = {"embedding.sender": (rep.n_elements, rep.n_embedding)}
+    if not rep.shared_embedding:
+        shapes["embedding.receiver"] = (rep.n_elements, rep.n_embedding)
+    for name in RADIAL_TENSORS[rep.radial.kind]:
+        shapes[f"radial.{name}"] = (rep.radial.n_rbf,)
+    degrees = range(rep.l_max + 1)
+    mixed = (rep.n_radial, rep.n_channels)
+    for degree in degrees:
+        shapes[f"mixing.{degree}"] = (rep.radial.n_rbf, *mixed)
+    for t, step in enumerate(rep.steps):
+        parts = (["memory"] if step.memory else []) + (
+            ["ar.prefactor", "ar.inverse_range"] if step.ar else []
+        )
+        for part in parts:
+            for degree in degrees:
+                shapes[f"messages.{t}.{part}.{degree}"] = mixed
+        if step.bchi is not None:
+            shapes |= mlp_shapes(step.bchi.mlp, f"messages.{t}.bchi")
+    for s, sub in enumerate(spec.submodels):
+        for m, module in enumerate(sub.modules):
+            if isinstance(module, Readout):
+                shapes |= mlp_shapes(module.mlp, f"outputs.{s}.{m}")
+                if module.linear:
+                    shapes |= _linear_shapes(
+                        (module.n_out, module.mlp.widths[0]),
+                        module.mlp,
+                        f"outputs.{s}.{m}.linear",
+                        True,
+                    )
+    return shapes
+
+
+def mlp_shapes(mlp: MLP, prefix: str) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of the tensors of one network."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for k, shape in enumerate(mlp.layer_shapes):
+        last = k == mlp.n_layers - 1
+        shapes |= _linear_shapes(shape, mlp, f"{prefix}.layers.{k}", not last)
+    for k, (into, out) in enumerate(mlp.skip_shapes):
+        if into != out:
+            shapes |= _linear_shapes((out, into), mlp, f"{prefix}.skips.{k}", True)
+    return shapes
+
+
+def _linear_shapes(
+    shape: tuple[int, int], mlp: MLP, prefix: str, normed: bool
+) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {f"{prefix}.weight": shape}
+    if mlp.bias:
+        shapes[f"{prefix}.bias"] = shape[:1]
+    if mlp.batch_norm and normed:
+        for name in ("weight", "bias", "mean", "variance"):
+            shapes[f"{prefix}.norm.{name}"] = shape[:1]
+    return shapes
+
+
+def save(path: str | os.PathLike[str], spec: ModelSpec, weights: Mapping[str, Tensor]) -> None:
+    """Write one ``.safetensors`` file with the specification in its metadata.
+
+    The file appears whole or not at all: it is written beside its place and then moved there.
+    """
+    checked = Weights(spec, weights)
+    tensors = {name: t.detach().to("cpu").clone().contiguous() for name, t in checked.items()}
+    place = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=place.name, suffix=".part")
+    os.close(handle)
+    try:
+        save_file(tensors, temporary, metadata={METADATA_KEY: to_json(spec)})
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, place)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def load(path: str | os.PathLike[str]) -> tuple[ModelSpec, Weights]:
+    """Read a file that :func:`save` wrote; tensors are memory-mapped.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    CheckpointError
+        If the file is not safetensors, has no specification, or its tensors do not fit it.
+    """
+    try:
+        with safe_open(os.fspath(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            if METADATA_KEY not in metadata:
+                raise CheckpointError(
+                    f"{path}: a safetensors file without a {METADATA_KEY!r} specification in its "
+                    "metadata; write it with 'cace-fast convert'"
+                )
+            spec = from_json(metadata[METADATA_KEY])
+            return spec, Weights(spec, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
+    except (SpecError, InputError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
