@@ -1,0 +1,1 @@
+"""Restricted reader of upstream model files."""

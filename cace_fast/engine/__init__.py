@@ -1,0 +1,1 @@
+"""Backend choice, precision and the forward schedule; the only place with caches."""

@@ -1,0 +1,1 @@
+"""Faces towards other programs: ASE, and the drop-in for upstream modules."""

@@ -1,0 +1,1 @@
+"""Potentials that are shipped with the package."""

@@ -1,0 +1,1 @@
+"""The reference: each operation in plain torch, to be read beside the paper."""
