@@ -1,0 +1,54 @@
+# `make demo` and `make test` each work alone on a fresh clone: they make .venv first, once.
+# A different interpreter: `make demo PYTHON=python3.12`. More options for pytest: `make test ARGS="-k neighbors"`.
+SHELL := bash
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test coverage lint format types floors wheel bench clean
+
+help:  ## show this list
+	@echo "cace-fast: fast, safe inference for CACE interatomic potentials"
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml constraints.txt .ci/install
+	@.ci/install "$(PYTHON)"
+
+demo: $(STAMP)  ## heat a copper crystal with the shipped potential; prints and draws the result
+	@$(BIN)/python examples/demo_copper.py $(ARGS)
+
+test: $(STAMP)  ## run the tests
+	@$(BIN)/pytest $(ARGS)
+
+coverage: $(STAMP)  ## run the tests and list the lines that none of them reaches
+	@$(BIN)/pytest --cov $(ARGS)
+
+lint: $(STAMP)  ## style (ruff), and the largest files
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@echo "largest files (limit 400 lines):"
+	@git ls-files '*.py' '*.cpp' '*.h' | xargs wc -l | sort -rn | awk '$$2 != "total"' | head -n 8
+
+format: $(STAMP)  ## let ruff rewrite the style
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+types: $(STAMP)  ## types (mypy, strict)
+	@$(BIN)/mypy
+
+floors: $(STAMP)  ## which module may import which (import-linter)
+	@$(BIN)/lint-imports
+
+wheel: $(STAMP)  ## build dist/*.whl and dist/*.tar.gz
+	@rm -rf build dist *.egg-info  # setuptools would put files of an older build into the wheel
+	@$(BIN)/python -m build --outdir dist .
+
+bench: $(STAMP)  ## time the operations (pytest-benchmark)
+	@$(BIN)/pytest bench --benchmark-only $(ARGS)
+
+clean:  ## remove what was built and installed, .venv included
+	rm -rf .venv build dist *.egg-info .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache \
+	  .import_linter_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
