@@ -1,0 +1,145 @@
+"""Latent Ewald summation over charges, ``docs/theory.md`` section 9.
+
+Everything here is in float64 whatever the working precision: phases k.r reach hundreds of radians.
+"""
+
+from __future__ import annotations
+
+from math import pi, sqrt
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from cace_fast.errors import InputError
+from cace_fast.spec import Ewald
+
+E2_PER_INTERNAL = 90.0474  # q^2 in internal units for one e^2: 1/(2 eps0) in eV A/e^2, as trained
+PAIRS_AT_ONCE = 4_000_000  # atoms x k vectors in one block; more blocks are recomputed backward
+SPHERE = 1.0 - 1e-6  # k^2 below this fraction of k_max^2: vectors on the sphere are always out
+
+
+class EwaldResult(NamedTuple):
+    """Energy of each atom and channel [n, n_q] in eV, and the potential dE_c/dq_c [n, n_q]."""
+
+    energies: Tensor
+    potential: Tensor
+
+
+def ewald(charges: Tensor, positions: Tensor, cell: Tensor, spec: Ewald, *, periodic: bool) -> EwaldResult:
+    """Return the long-range energies and potentials of one system.
+
+    Parameters
+    ----------
+    charges
+        q [n, n_q], internal units.
+    positions
+        [n, 3], A; need not lie inside the cell.
+    cell
+        [3, 3], A, lattice vectors as rows; ignored without periodicity.
+    spec
+        The Ewald module.
+    periodic
+        Whether the system is periodic in all directions (sum over k, equation 27) or open
+        (pair sum, equation 29).
+
+    Returns
+    -------
+    EwaldResult
+        ``energies`` sum over atoms and channels to E; ``potential`` has no mixing of channels.
+
+    Raises
+    ------
+    InputError
+        For exponent 6 without periodicity, or a singular cell with it.
+    """
+    q, r = charges.to(torch.float64), positions.to(torch.float64)
+    if periodic:
+        return _periodic(q, r, cell.to(torch.float64), spec)
+    if spec.exponent != 1:
+        raise InputError("pbc", "a periodic system for an Ewald sum of exponent 6", "an open one")
+    return _open(q, r, spec)
+
+
+def self_factor(spec: Ewald) -> float:
+    """Return the self-interaction energy of a unit charge, 1/(sigma (2 pi)^1.5)."""
+    return 1.0 / (spec.sigma * (2.0 * pi) ** 1.5)
+
+
+def _periodic(q: Tensor, r: Tensor, cell: Tensor, spec: Ewald) -> EwaldResult:
+    volume = torch.linalg.det(cell).abs()
+    inverse = torch.linalg.inv(cell)
+    n = k_vectors(cell, spec.dl)
+    k = 2.0 * pi * n @ inverse.T
+    g = kernel((k * k).sum(1), spec) / volume
+    fraction = r @ inverse
+    potential = torch.zeros_like(q)
+    block = max(1, PAIRS_AT_ONCE // max(1, len(q)))
+    for start in range(0, len(n), block):
+        part = (q, fraction, n[start : start + block], g[start : start + block])
+        whole = len(n) <= block
+        potential = potential + (
+            _block_potential(*part) if whole else checkpoint(_block_potential, *part, use_reentrant=False)
+        )
+    energies, own = 0.5 * q * potential, self_factor(spec)
+    if spec.remove_self_interaction and spec.exponent == 1:
+        # every channel loses the self term of all channels together: files were trained so
+        energies = energies - own * (q * q).sum(1, keepdim=True)
+        potential = potential - 2.0 * own * q
+    return EwaldResult(spec.norm_factor * energies, spec.norm_factor * potential)
+
+
+def _block_potential(q: Tensor, fraction: Tensor, n: Tensor, g: Tensor) -> Tensor:
+    """Return sum over a block of k of 4 g Re[exp(i k.r) conj S(k)]."""
+    phase = 2.0 * pi * (fraction @ n.T)
+    cos, sin = torch.cos(phase), torch.sin(phase)
+    real, imaginary = cos.T @ q, sin.T @ q
+    weight = 4.0 * g[:, None]
+    return cos @ (weight * real) + sin @ (weight * imaginary)
+
+
+def _open(q: Tensor, r: Tensor, spec: Ewald) -> EwaldResult:
+    i, j = torch.triu_indices(len(q), len(q), offset=1, device=q.device)
+    distance = torch.linalg.vector_norm(r[i] - r[j], dim=1)
+    # 1e-6 A in the denominator as in the trained models
+    v = torch.erf(distance / (spec.sigma * sqrt(2.0))) / (distance + 1e-6) / (2.0 * pi)
+    potential = torch.zeros_like(q).index_add(0, i, v[:, None] * q[j]).index_add(0, j, v[:, None] * q[i])
+    if not spec.remove_self_interaction:
+        potential = potential + 2.0 * self_factor(spec) * q
+    return EwaldResult(spec.norm_factor * 0.5 * q * potential, spec.norm_factor * potential)
+
+
+def k_vectors(cell: Tensor, dl: float) -> Tensor:
+    """Return the integer vectors n [n_k, 3] float64 with 0 < |k| < 2 pi/dl, one of each pair +-k.
+
+    The set depends on the cell in steps; it is chosen for the given cell and then held fixed.
+
+    Raises
+    ------
+    InputError
+        If the cell is singular.
+    """
+    h = cell.detach()
+    lengths = torch.linalg.vector_norm(h, dim=1)
+    if not bool(torch.linalg.det(h).abs() > 1e-9 * lengths.prod()):
+        raise InputError("cell", "three independent lattice vectors for a periodic Ewald sum", h.tolist())
+    limits = [max(1, int(length / dl)) for length in lengths.tolist()]
+    axes = [torch.arange(-m, m + 1, dtype=torch.float64, device=h.device) for m in limits]
+    axes[0] = axes[0][limits[0] :]  # first component >= 0; ties are broken below
+    n = torch.cartesian_prod(*axes)
+    first_positive = (n[:, 0] > 0) | (
+        (n[:, 0] == 0) & ((n[:, 1] > 0) | ((n[:, 1] == 0) & (n[:, 2] > 0)))
+    )
+    k = 2.0 * pi * n @ torch.linalg.inv(h).T
+    return n[first_positive & ((k * k).sum(1) < (2.0 * pi / dl) ** 2 * SPHERE)]
+
+
+def kernel(k2: Tensor, spec: Ewald) -> Tensor:
+    """Return g(k) [n_k] for squared wave vectors ``k2`` [n_k] (equation 26)."""
+    if spec.exponent == 1:
+        return torch.exp(-0.5 * spec.sigma**2 * k2) / k2
+    k = k2.sqrt()
+    b = spec.sigma * k / sqrt(2.0)
+    bracket = sqrt(pi) * torch.erfc(b) + (0.5 / b**3 - 1.0 / b) * torch.exp(-b * b)
+    return -(k**3) * bracket

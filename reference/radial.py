@@ -1,0 +1,53 @@
+"""Radial functions R_n(r) and cutoff functions f_c(r), ``docs/theory.md`` section 2."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import pi
+
+import torch
+from torch import Tensor
+
+from cace_fast.spec import CutoffFunction, RadialBasis
+
+
+def radial_basis(r: Tensor, weights: Mapping[str, Tensor], spec: RadialBasis) -> Tensor:
+    """Return R_n(r) [n_edges, n_rbf] for distances ``r`` [n_edges] in A (equations 3 to 5)."""
+    r = r[:, None]
+    if spec.kind == "bessel":
+        return spec.prefactor * torch.sin(weights["radial.frequencies"] * r) / r
+    if spec.kind == "gaussian":
+        return torch.exp(-0.5 * ((r - weights["radial.offsets"]) / weights["radial.widths"]) ** 2)
+    return spec.prefactor * torch.exp(-r / weights["radial.ranges"])
+
+
+def cutoff_function(r: Tensor, spec: CutoffFunction) -> Tensor:
+    """Return f_c(r) [n_edges], zero for r >= cutoff (equations 6 to 9)."""
+    inside = r < spec.cutoff
+    x = torch.where(inside, r / spec.cutoff, torch.zeros_like(r))
+    if spec.kind == "polynomial":
+        p = spec.p
+        value = (
+            1.0
+            - (p + 1.0) * (p + 2.0) / 2.0 * x**p
+            + p * (p + 2.0) * x ** (p + 1.0)
+            - p * (p + 1.0) / 2.0 * x ** (p + 2.0)
+        )
+    elif spec.kind == "cosine":
+        value = 0.5 * (1.0 + torch.cos(pi * x))
+    elif spec.kind == "mollifier":
+        inside = r + spec.eps < spec.cutoff
+        x = torch.where(inside, x, torch.zeros_like(x))
+        value = torch.exp(1.0 - 1.0 / (1.0 - x * x))
+    else:
+        return _switch(r, spec)
+    return torch.where(inside, value, torch.zeros_like(r))
+
+
+def _switch(r: Tensor, spec: CutoffFunction) -> Tensor:
+    """Return 1 up to ``switch_on``, 0 from ``cutoff`` on, and a smooth step between."""
+    y = (r - spec.switch_on) / (spec.cutoff - spec.switch_on)
+    between = (y > 0.0) & (y < 1.0)
+    inner = torch.where(between, y, torch.full_like(y, 0.5))
+    falling, rising = torch.exp(-1.0 / (1.0 - inner)), torch.exp(-1.0 / inner)
+    return torch.where(between, falling / (rising + falling), (y <= 0.0).to(r.dtype))
