@@ -17,18 +17,27 @@ import cace_fast
 home = Path(cace_fast.__file__).parent
 assert "site-packages" in home.parts, f"this is not the installed wheel: {home}"
 
-names = sorted(f.name.removesuffix(".safetensors") for f in files("cace_fast.models").iterdir()
-               if f.name.endswith(".safetensors"))
+names = sorted(
+    f.name.removesuffix(".safetensors")
+    for f in files("cace_fast.models").iterdir()
+    if f.name.endswith(".safetensors")
+)
 assert names, "the wheel ships no potential"
 for name in names:
     potential = cace_fast.load(name, device="cpu")
-    atoms = bulk(chemical_symbols[potential.spec.elements[0]], cubic=True) * (2, 2, 2)
+    atoms = bulk(chemical_symbols[potential.spec.representation.elements[0]], cubic=True) * (
+        2,
+        2,
+        2,
+    )
     atoms.rattle(0.05, seed=1)
     result = potential.compute(atoms, properties=("energy", "forces"))
     assert np.isfinite(result["energy"])
     assert np.allclose(result["forces"].sum(axis=0), 0.0, atol=1e-4)
     print(f"{name}: {len(atoms)} atoms, {result['energy']:.4f} eV")
 
-shown = subprocess.run(["cace-fast", "--version"], capture_output=True, text=True, check=True).stdout
+shown = subprocess.run(
+    ["cace-fast", "--version"], capture_output=True, text=True, check=True
+).stdout
 assert cace_fast.__version__ in shown, shown
 print(f"cace-fast {cace_fast.__version__}: the wheel works from {home.parent.name}")
