@@ -1,1 +1,87 @@
-"""Restricted reader of upstream model files."""
+"""Restricted reader of upstream model files.
+
+`read` takes a file and `from_module` a module in memory; both return the specification and the
+tensors of the model. Upstream is never imported, and nothing that a file names is ever called
+(docs/security.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cace_fast.checkpoint.reader import read_contents
+from cace_fast.checkpoint.records import Record
+from cace_fast.checkpoint.upstream import read_model
+from cace_fast.checkpoint.views import view_of_module, view_of_record
+from cace_fast.errors import CheckpointError, UnsupportedModelError
+from cace_fast.spec import ModelSpec, Provenance
+
+__all__ = ["from_module", "read"]
+
+
+def read(path: str | PathLike[str]) -> tuple[ModelSpec, dict[str, Tensor]]:
+    """Read an upstream file.
+
+    Parameters
+    ----------
+    path
+        A whole model (``.pth``) or a TorchScript archive.
+
+    Returns
+    -------
+    ModelSpec, dict
+        The specification, and the tensors (CPU, dtype of the file, not trainable) by the names of
+        `weights.expected_shapes`.
+
+    Raises
+    ------
+    CheckpointError
+        The file is of another kind, damaged, hostile, or contradicts itself.
+    UnsupportedModelError
+        The file is sound but holds a model that cace-fast does not provide.
+    """
+    path = Path(path)
+    contents = read_contents(path)
+    try:
+        if not isinstance(contents.root, Record):
+            raise CheckpointError(f"holds a {type(contents.root).__name__}, not a model")
+        spec, tensors = read_model(view_of_record(contents.root, contents.code))
+    except (CheckpointError, UnsupportedModelError) as error:
+        raise type(error)(f"{path}: {error}") from None
+    provenance = Provenance(source=path.name, sha256=_digest(path))
+    return replace(spec, provenance=provenance), {k: t.detach() for k, t in tensors.items()}
+
+
+def from_module(module: torch.nn.Module) -> tuple[ModelSpec, dict[str, Tensor]]:
+    """Read an upstream model in memory, recognised by the names of its classes.
+
+    Parameters
+    ----------
+    module
+        A NeuralNetworkPotential, CombinePotential or Cace of upstream, or its TorchScript form.
+
+    Returns
+    -------
+    ModelSpec, dict
+        The specification, and the module's own tensor objects (device, dtype and
+        ``requires_grad`` as they are) by the names of `weights.expected_shapes`.
+
+    Raises
+    ------
+    CheckpointError
+        A part is missing or contradicts another.
+    UnsupportedModelError
+        The module is not a model that cace-fast provides.
+    """
+    return read_model(view_of_module(module))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

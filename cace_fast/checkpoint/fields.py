@@ -1,0 +1,76 @@
+"""Typed access to the plain attributes of a module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cace_fast.checkpoint.limits import short
+from cace_fast.checkpoint.views import MISSING, ModuleView
+from cace_fast.errors import CheckpointError
+
+_MANY = 1000  # no list of keys, elements or sub-models of a real model is longer
+
+
+def attribute(view: ModuleView, name: str, default: Any = MISSING) -> Any:
+    """Return an attribute, ``default`` where an old file lacks it."""
+    value = view.raw(name)
+    if value is not MISSING:
+        return value
+    if default is MISSING:
+        raise CheckpointError(f"{view}: has no attribute {name!r}")
+    return default
+
+
+def wrong(view: ModuleView, name: str, expected: str, value: Any) -> CheckpointError:
+    """Return the error about an attribute of a wrong kind."""
+    return CheckpointError(f"{view}: attribute {name!r} is {short(value)}, expected {expected}")
+
+
+def flag(view: ModuleView, name: str, default: Any = MISSING) -> bool:
+    """Return a truth value."""
+    value = attribute(view, name, default)
+    if type(value) is not bool:
+        raise wrong(view, name, "true or false", value)
+    return value
+
+
+def integer(view: ModuleView, name: str, default: Any = MISSING) -> int:
+    """Return a whole number."""
+    value = attribute(view, name, default)
+    if type(value) is not int or abs(value) > 2**31:
+        raise wrong(view, name, "a whole number", value)
+    return value
+
+
+def number(view: ModuleView, name: str, default: Any = MISSING) -> float:
+    """Return a number as float."""
+    value = attribute(view, name, default)
+    if type(value) not in (int, float) or not abs(value) < 1e300:
+        raise wrong(view, name, "a finite number", value)
+    return float(value)
+
+
+def text(view: ModuleView, name: str, default: Any = MISSING) -> str:
+    """Return a non-empty text."""
+    value = attribute(view, name, default)
+    if type(value) is not str or not value:
+        raise wrong(view, name, "a name", value)
+    return value
+
+
+def optional_text(view: ModuleView, name: str, default: Any = None) -> str | None:
+    """Return a text or None."""
+    return None if attribute(view, name, default) is None else text(view, name)
+
+
+def texts(view: ModuleView, name: str, default: Any = MISSING) -> tuple[str, ...]:
+    """Return one name or a list of names as a tuple."""
+    value = attribute(view, name, default)
+    names = (value,) if type(value) is str else value
+    if (
+        not isinstance(names, list | tuple)
+        or len(names) > _MANY
+        or not all(type(item) is str for item in names)
+    ):
+        raise wrong(view, name, "a name or a list of names", value)
+    return tuple(names)
