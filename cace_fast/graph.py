@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -61,10 +61,18 @@ class AtomicGraph:
         return self.positions[self.receivers] - self.positions[self.senders] + shift
 
     def strained(self, strain: Tensor) -> AtomicGraph:
-        """Return the graph with r -> r + r eps and h -> h + h eps, eps [n_systems, 3, 3] symmetrised."""
+        """Return the graph with r -> r + r eps and h -> h + h eps, eps symmetrised."""
         eps = 0.5 * (strain + strain.transpose(1, 2))
         moved = self.positions + torch.einsum("nx,nxy->ny", self.positions, eps[self.batch])
         return replace(self, positions=moved, cell=self.cell + self.cell @ eps)
+
+    def to(self, device: torch.device) -> AtomicGraph:
+        """Return the graph with all tensors on ``device``; itself when they are there."""
+        if self.positions.device == device:
+            return self
+        names = [f.name for f in fields(self) if f.name != "inputs"]
+        inputs = {key: value.to(device) for key, value in self.inputs.items()}
+        return AtomicGraph(**{n: getattr(self, n).to(device) for n in names}, inputs=inputs)
 
     def select(self, edges: Tensor) -> AtomicGraph:
         """Return the graph with only the edges that the boolean mask ``edges`` keeps."""

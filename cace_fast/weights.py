@@ -74,7 +74,7 @@ class Weights(Mapping[str, Tensor]):
         return len(self._tensors)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Return all tensors on ``device`` in ``dtype``; those that are already there are shared."""
+        """Return all tensors on ``device`` in ``dtype``; those already there are shared."""
         return {name: tensor.to(device, dtype) for name, tensor in self._tensors.items()}
 
 

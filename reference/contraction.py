@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from cace_fast import tables
-
-from .moments import monomial_slice
+from cace_fast.reference.moments import monomial_slice
 
 
 def contraction(a: Tensor, l_max: int, nu_max: int) -> Tensor:
@@ -58,7 +57,7 @@ def contraction(a: Tensor, l_max: int, nu_max: int) -> Tensor:
         else:
             l1, l2, d = degrees
             found.append(pair(u(l1, d), u(l2, d), d))
-    return torch.stack(found).unflatten(1, shape).movedim(0, 2)
+    return torch.stack(found).reshape(len(found), *shape).movedim(0, 2)
 
 
 @cache

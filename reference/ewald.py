@@ -27,7 +27,9 @@ class EwaldResult(NamedTuple):
     potential: Tensor
 
 
-def ewald(charges: Tensor, positions: Tensor, cell: Tensor, spec: Ewald, *, periodic: bool) -> EwaldResult:
+def ewald(
+    charges: Tensor, positions: Tensor, cell: Tensor, spec: Ewald, *, periodic: bool
+) -> EwaldResult:
     """Return the long-range energies and potentials of one system.
 
     Parameters
@@ -64,13 +66,13 @@ def ewald(charges: Tensor, positions: Tensor, cell: Tensor, spec: Ewald, *, peri
 
 def self_factor(spec: Ewald) -> float:
     """Return the self-interaction energy of a unit charge, 1/(sigma (2 pi)^1.5)."""
-    return 1.0 / (spec.sigma * (2.0 * pi) ** 1.5)
+    return float((2.0 * pi) ** -1.5 / spec.sigma)
 
 
 def _periodic(q: Tensor, r: Tensor, cell: Tensor, spec: Ewald) -> EwaldResult:
+    n = k_vectors(cell, spec.dl)
     volume = torch.linalg.det(cell).abs()
     inverse = torch.linalg.inv(cell)
-    n = k_vectors(cell, spec.dl)
     k = 2.0 * pi * n @ inverse.T
     g = kernel((k * k).sum(1), spec) / volume
     fraction = r @ inverse
@@ -80,7 +82,9 @@ def _periodic(q: Tensor, r: Tensor, cell: Tensor, spec: Ewald) -> EwaldResult:
         part = (q, fraction, n[start : start + block], g[start : start + block])
         whole = len(n) <= block
         potential = potential + (
-            _block_potential(*part) if whole else checkpoint(_block_potential, *part, use_reentrant=False)
+            _block_potential(*part)
+            if whole
+            else checkpoint(_block_potential, *part, use_reentrant=False)
         )
     energies, own = 0.5 * q * potential, self_factor(spec)
     if spec.remove_self_interaction and spec.exponent == 1:
@@ -104,7 +108,9 @@ def _open(q: Tensor, r: Tensor, spec: Ewald) -> EwaldResult:
     distance = torch.linalg.vector_norm(r[i] - r[j], dim=1)
     # 1e-6 A in the denominator as in the trained models
     v = torch.erf(distance / (spec.sigma * sqrt(2.0))) / (distance + 1e-6) / (2.0 * pi)
-    potential = torch.zeros_like(q).index_add(0, i, v[:, None] * q[j]).index_add(0, j, v[:, None] * q[i])
+    potential = (
+        torch.zeros_like(q).index_add(0, i, v[:, None] * q[j]).index_add(0, j, v[:, None] * q[i])
+    )
     if not spec.remove_self_interaction:
         potential = potential + 2.0 * self_factor(spec) * q
     return EwaldResult(spec.norm_factor * 0.5 * q * potential, spec.norm_factor * potential)
@@ -123,7 +129,9 @@ def k_vectors(cell: Tensor, dl: float) -> Tensor:
     h = cell.detach()
     lengths = torch.linalg.vector_norm(h, dim=1)
     if not bool(torch.linalg.det(h).abs() > 1e-9 * lengths.prod()):
-        raise InputError("cell", "three independent lattice vectors for a periodic Ewald sum", h.tolist())
+        raise InputError(
+            "cell", "three independent lattice vectors for a periodic Ewald sum", h.tolist()
+        )
     limits = [max(1, int(length / dl)) for length in lengths.tolist()]
     axes = [torch.arange(-m, m + 1, dtype=torch.float64, device=h.device) for m in limits]
     axes[0] = axes[0][limits[0] :]  # first component >= 0; ties are broken below

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from cace_fast.reference.moments import edge_basis, monomial_slice, outer_sum, receiver_embedding
+from cace_fast.reference.readout import mlp
 from cace_fast.spec import Bchi, Representation
-
-from .moments import edge_basis, monomial_slice, outer_sum, receiver_embedding
-from .readout import mlp
 
 
 def messages(
@@ -48,7 +47,9 @@ def messages(
         received = received + _ar(a, r, f_c, senders, receivers, weights, prefix, spec.l_max)
     if parts.bchi is not None:
         w = bchi_weights(b, weights, parts.bchi, spec, step)
-        received = received + _bchi(w, radial, monomials, senders, receivers, species, weights, spec)
+        received = received + _bchi(
+            w, radial, monomials, senders, receivers, species, weights, spec
+        )
     out = spec.mp_norm_factor * received
     if parts.memory:
         out = out + a * _by_monomial(weights, f"{prefix}.memory", spec.l_max)
@@ -61,7 +62,8 @@ def bchi_weights(
     """Return what each sender multiplies its edges with, w [n, nl, nc] (equation 19)."""
     n_l = 1 if bchi.shared_l else spec.l_max + 1
     n_c = 1 if bchi.shared_channels else spec.n_channels
-    return mlp(b.flatten(1), weights, bchi.mlp, f"messages.{step}.bchi").unflatten(1, (n_l, n_c))
+    w = mlp(b.flatten(1), weights, bchi.mlp, f"messages.{step}.bchi")
+    return w.reshape(len(w), n_l, n_c)
 
 
 def _ar(
@@ -124,7 +126,9 @@ def _by_monomial(weights: Mapping[str, Tensor], prefix: str, l_max: int) -> Tens
     """Return weights given per degree as [n_radial, n_A, C]."""
     return torch.cat(
         [
-            weights[f"{prefix}.{degree}"][:, None, :].expand(-1, (degree + 1) * (degree + 2) // 2, -1)
+            weights[f"{prefix}.{degree}"][:, None, :].expand(
+                -1, (degree + 1) * (degree + 2) // 2, -1
+            )
             for degree in range(l_max + 1)
         ],
         1,

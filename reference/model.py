@@ -15,13 +15,12 @@ from torch import Tensor
 
 from cace_fast.errors import InputError, UnsupportedModelError
 from cace_fast.graph import AtomicGraph
+from cace_fast.reference.contraction import contraction
+from cace_fast.reference.ewald import E2_PER_INTERNAL, EwaldResult, ewald
+from cace_fast.reference.messages import messages
+from cace_fast.reference.moments import moments
+from cace_fast.reference.readout import readout
 from cace_fast.spec import EnergyTerm, Ewald, FixedCharge, ModelSpec, Readout, Representation
-
-from .contraction import contraction
-from .ewald import E2_PER_INTERNAL, EwaldResult, ewald
-from .messages import messages
-from .moments import moments
-from .readout import readout
 
 FIXED_CHARGE_UNIT = 9.48933  # internal units per e in fixed-charge modules, as in the files
 
@@ -112,18 +111,27 @@ def _divisor(module: Readout, graph: AtomicGraph) -> Tensor | float:
 
 
 def charges_of(
-    graph: AtomicGraph, feats: Tensor, weights: Mapping[str, Tensor], spec: ModelSpec, submodel: int, key: str
+    graph: AtomicGraph,
+    feats: Tensor,
+    weights: Mapping[str, Tensor],
+    spec: ModelSpec,
+    submodel: int,
+    key: str,
 ) -> Tensor:
     """Return the latent charges q [n, n_q] called ``key`` in a sub-model, in internal units."""
     sub = spec.submodels[submodel]
     module = sub.producer(key)
     if isinstance(module, Readout) and key == module.per_atom_key:
-        return readout_of(module, f"outputs.{submodel}.{sub.modules.index(module)}", feats, graph, weights)
+        return readout_of(
+            module, f"outputs.{submodel}.{sub.modules.index(module)}", feats, graph, weights
+        )
     if isinstance(module, FixedCharge):
         return fixed_charges(module, spec.representation, graph.species).to(feats)
     if key in graph.inputs:
         return graph.inputs[key].to(feats).reshape(graph.n_atoms, -1)
-    raise UnsupportedModelError(f"sub-model {submodel}: no module gives the charges {key!r} per atom")
+    raise UnsupportedModelError(
+        f"sub-model {submodel}: no module gives the charges {key!r} per atom"
+    )
 
 
 def fixed_charges(module: FixedCharge, spec: Representation, species: Tensor) -> Tensor:
@@ -139,9 +147,13 @@ def fixed_charges(module: FixedCharge, spec: Representation, species: Tensor) ->
 
 
 def long_range(
-    graph: AtomicGraph, feats: Tensor, weights: Mapping[str, Tensor], spec: ModelSpec, term: EnergyTerm
+    graph: AtomicGraph,
+    feats: Tensor,
+    weights: Mapping[str, Tensor],
+    spec: ModelSpec,
+    term: EnergyTerm,
 ) -> EwaldResult:
-    """Return the Ewald energies of every atom and channel, each system by itself, without weight."""
+    """Return the Ewald energies of every atom and channel, without the term's weight."""
     module = term.module
     assert isinstance(module, Ewald)
     q = charges_of(graph, feats, weights, spec, term.submodel, module.feature_key)
@@ -158,13 +170,17 @@ def ewald_of(module: Ewald, q: Tensor, graph: AtomicGraph) -> EwaldResult:
         pbc = graph.pbc[number]
         if bool(pbc.any()) and not bool(pbc.all()):
             raise InputError(
-                "pbc", "all or no directions periodic for a model with an Ewald sum", pbc.tolist(),
-                "Make the slab or wire periodic in all directions with enough vacuum and say so, or "
-                "use a short-range model.",
-            )  # fmt: skip
+                "pbc",
+                "all or no directions periodic for a model with an Ewald sum",
+                pbc.tolist(),
+                "Make the slab or wire periodic in all directions, with enough vacuum, or use a "
+                "short-range model.",
+            )
         one = ewald(charges, positions, graph.cell[number], module, periodic=bool(pbc.all()))
         first = sum(counts[:number])
-        extra = _extras(module, charges, positions, graph.inputs, slice(first, first + counts[number]))
+        extra = _extras(
+            module, charges, positions, graph.inputs, slice(first, first + counts[number])
+        )
         parts.append(EwaldResult(one.energies + extra, one.potential))
     return EwaldResult(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
@@ -190,7 +206,9 @@ def _setting(value: float | str, inputs: Mapping[str, Tensor], atoms: slice) -> 
     if not isinstance(value, str):
         return float(value)
     if value not in inputs:
-        raise InputError(value, "a number for each structure, as this model's Ewald module takes it", "nothing")
+        raise InputError(
+            value, "a number for each structure, as this model's Ewald module takes it", "nothing"
+        )
     return float(inputs[value][atoms].reshape(-1)[0])
 
 

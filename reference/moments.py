@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from cace_fast import tables
+from cace_fast.reference.radial import cutoff_function, radial_basis
 from cace_fast.spec import Representation
-
-from .radial import cutoff_function, radial_basis
 
 ROW = 16  # edges of one receiver in a row of the padded product: few enough to waste little
 
@@ -122,7 +121,8 @@ def outer_sum(left: Tensor, right: Tensor, receivers: Tensor, n_atoms: int) -> T
     owner = torch.repeat_interleave(torch.arange(n_atoms, device=receivers.device), n_rows)
 
     def padded(x: Tensor) -> Tensor:
-        return x.new_zeros(total * ROW, x.shape[1]).index_copy(0, slot, x).unflatten(0, (total, ROW))
+        rows = x.new_zeros(total * ROW, x.shape[1]).index_copy(0, slot, x)
+        return rows.reshape(total, ROW, x.shape[1])
 
     rows = torch.bmm(padded(left).transpose(1, 2), padded(right))
     return rows.new_zeros(n_atoms, *rows.shape[1:]).index_add(0, owner, rows)

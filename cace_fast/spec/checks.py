@@ -5,23 +5,26 @@ from __future__ import annotations
 from math import isfinite
 from typing import get_args
 
-from ..errors import SpecError
+from cace_fast.errors import SpecError
 
 MAX_SIZE = 100_000  # no width, channel or table of a real model comes near; guards hostile files
 
 
 def require(condition: bool, owner: object, field: str, expected: str) -> None:
+    """Raise SpecError for a field unless ``condition`` holds."""
     if not condition:
         raise SpecError(f"{type(owner).__name__}.{field}", expected, repr(getattr(owner, field)))
 
 
 def require_int(owner: object, field: str, low: int, high: int = MAX_SIZE) -> None:
+    """Ask for an integer in a range."""
     value = getattr(owner, field)
     good = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
     require(good, owner, field, f"an integer from {low} to {high}")
 
 
 def require_float(owner: object, field: str, *, positive: bool = False) -> None:
+    """Ask for a finite number."""
     value = getattr(owner, field)
     good = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
     require(
@@ -33,11 +36,13 @@ def require_float(owner: object, field: str, *, positive: bool = False) -> None:
 
 
 def require_bools(owner: object, *names: str) -> None:
+    """Ask for true or false."""
     for field in names:
         require(isinstance(getattr(owner, field), bool), owner, field, "true or false")
 
 
 def require_choice(owner: object, field: str, choices: object) -> None:
+    """Ask for one of the values of a Literal."""
     allowed = get_args(choices)
     require(
         getattr(owner, field) in allowed,
@@ -48,6 +53,7 @@ def require_choice(owner: object, field: str, choices: object) -> None:
 
 
 def require_names(owner: object, *names: str, optional: bool = False) -> None:
+    """Ask for non-empty text."""
     for field in names:
         value = getattr(owner, field)
         good = (isinstance(value, str) and value != "") or (optional and value is None)
@@ -57,6 +63,7 @@ def require_names(owner: object, *names: str, optional: bool = False) -> None:
 def require_tuple(
     owner: object, field: str, kinds: type | tuple[type, ...], length: int = 0
 ) -> None:
+    """Ask for a tuple of some types."""
     value = getattr(owner, field)
     good = (
         isinstance(value, tuple)

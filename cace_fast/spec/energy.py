@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import InputError, UnsupportedModelError
+from cace_fast.errors import InputError, UnsupportedModelError
+
 from .model import ModelSpec, SubModel
 from .outputs import Add, Ewald, Forces, Polarization, Readout, written_keys
 

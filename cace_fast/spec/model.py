@@ -6,7 +6,8 @@ from dataclasses import dataclass, fields
 from math import isfinite
 from typing import Any, get_args
 
-from ..errors import SpecError
+from cace_fast.errors import SpecError
+
 from .checks import require, require_bools, require_names, require_tuple
 from .outputs import OutputModule, Readout, written_keys
 from .representation import Representation

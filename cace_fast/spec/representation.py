@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .. import tables
-from ..errors import SpecError
+from cace_fast import tables
+from cace_fast.errors import SpecError
+
 from .checks import (
     MAX_SIZE,
     require,
@@ -71,7 +72,7 @@ class CutoffFunction:
 
 @dataclass(frozen=True)
 class MLP:
-    """A stack of linear layers of the given ``widths`` (input first), ``docs/theory.md`` section 7."""
+    """Linear layers of the given ``widths`` (input first), ``docs/theory.md`` section 7."""
 
     widths: tuple[int, ...]
     bias: bool = True
@@ -99,7 +100,7 @@ class MLP:
 
     @property
     def layer_shapes(self) -> tuple[tuple[int, int], ...]:
-        """(out, in) of every linear layer; in residual blocks both layers have the block's output width."""
+        """(out, in) of every layer; both layers of a residual block have its output width."""
         if not self.residual:
             return tuple(
                 (out, into) for into, out in zip(self.widths, self.widths[1:], strict=False)
@@ -119,7 +120,7 @@ class MLP:
 
 @dataclass(frozen=True)
 class Bchi:
-    """Message Bchi: a network on the sender's invariants weighs its edge, ``docs/theory.md`` section 6."""
+    """Message Bchi: a network on the sender weighs its edge, ``docs/theory.md`` section 6."""
 
     shared_l: bool
     shared_channels: bool
@@ -238,7 +239,7 @@ class Representation:
         return self.n_radial * self.n_invariants * self.n_channels * self.n_stages
 
     def n_bchi_weights(self, bchi: Bchi) -> int:
-        """Number of outputs of the Bchi network, nl nc."""
+        """Return the number of outputs of the Bchi network, nl nc."""
         return (1 if bchi.shared_l else self.l_max + 1) * (
             1 if bchi.shared_channels else self.n_channels
         )

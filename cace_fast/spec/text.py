@@ -6,7 +6,8 @@ import json
 from dataclasses import fields
 from typing import Any, get_args
 
-from ..errors import SpecError
+from cace_fast.errors import SpecError
+
 from .model import Combination, ModelSpec, Provenance, SubModel
 from .outputs import OutputModule
 from .representation import (

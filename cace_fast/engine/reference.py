@@ -1,0 +1,181 @@
+"""The engine of ``backend="reference"``: plain torch, derivatives by automatic differentiation."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from math import pi, sqrt
+
+import torch
+from torch import Tensor
+
+from cace_fast.errors import PropertyNotImplementedError
+from cace_fast.graph import AtomicGraph, ModelOutput
+from cace_fast.reference import model
+from cace_fast.reference.ewald import E2_PER_INTERNAL
+from cace_fast.spec import EnergyTerm, Ewald, ModelSpec
+
+
+class ReferenceEngine:
+    """Evaluates a model on a graph.
+
+    Parameters
+    ----------
+    spec, weights
+        The model; ``weights`` on the device and in the dtype to compute with.
+    terms
+        The terms of the energy, from :func:`cace_fast.spec.energy_terms`; empty for a bare
+        descriptor.
+    output_index
+        Which energy of a read-out that gives several.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: Mapping[str, Tensor],
+        terms: Sequence[EnergyTerm],
+        output_index: int | None = None,
+    ) -> None:
+        self.spec, self.weights, self.terms = spec, weights, tuple(terms)
+        self.output_index = output_index
+
+    def features(self, graph: AtomicGraph) -> Tensor:
+        """Return the invariants [n, n_radial, n_B, C, T] in the working dtype."""
+        with torch.no_grad():
+            return model.features(graph, self.weights, self.spec.representation)
+
+    def evaluate(self, graph: AtomicGraph, wanted: Collection[str] = ()) -> ModelOutput:
+        """Return energies and what else is ``wanted``.
+
+        Parameters
+        ----------
+        graph
+            The systems.
+        wanted
+            Any of ``forces``, ``virials``, ``latent_charges``, ``born_charges``.
+        """
+        derivatives = {"forces", "virials", "born_charges"} & set(wanted)
+        with torch.set_grad_enabled(bool(derivatives)):
+            strain = torch.zeros_like(graph.cell, requires_grad="virials" in wanted)
+            leaf = model.with_gradients(graph) if derivatives else graph
+            moved = leaf.strained(strain) if "virials" in wanted else leaf
+            feats = model.features(moved, self.weights, self.spec.representation)
+            parts = self._energies(moved, feats)
+            per_atom = parts.short_range + parts.long_range
+            charges = self._charges(moved, feats) if _needs_charges(wanted) else None
+            born = None
+            if "born_charges" in wanted and charges is not None:
+                born = self._born_charges(moved, leaf.positions, charges)
+            forces, virials = self._derivatives(per_atom, leaf.positions, strain, wanted)
+        return ModelOutput(
+            energy=model.by_system(per_atom.detach(), graph),
+            energies=per_atom.detach(),
+            energies_sr=parts.short_range.detach(),
+            forces=forces,
+            virials=virials,
+            latent_charges=None if charges is None else charges.detach(),
+            born_charges=born,
+        )
+
+    def hessian(self, graph: AtomicGraph) -> Tensor:
+        """Return the second derivatives of the energy [n, 3, n, 3] float64 in eV/A^2."""
+        leaf = model.with_gradients(graph)
+        feats = model.features(leaf, self.weights, self.spec.representation)
+        energy = sum(part.sum() for part in self._energies(leaf, feats))
+        assert isinstance(energy, Tensor)
+        (gradient,) = _grad(energy, (leaf.positions,), create_graph=True)
+        rows = [
+            _grad(component, (leaf.positions,), retain_graph=True)[0]
+            for component in gradient.flatten()
+        ]
+        n = graph.n_atoms
+        return torch.stack(rows).reshape(n, 3, n, 3) if rows else gradient.new_zeros(n, 3, n, 3)
+
+    @property
+    def charge_term(self) -> EnergyTerm:
+        """The Ewald term that the latent charges belong to."""
+        found = [term for term in self.terms if isinstance(term.module, Ewald)]
+        if len(found) != 1:
+            raise PropertyNotImplementedError(
+                f"charges: this model's energy has {len(found)} Ewald terms, and only with exactly "
+                "one do latent charges have a meaning"
+            )
+        return found[0]
+
+    def _energies(self, graph: AtomicGraph, feats: Tensor) -> model.Energies:
+        return model.energies(graph, feats, self.weights, self.spec, self.terms, self.output_index)
+
+    def _charges(self, graph: AtomicGraph, feats: Tensor) -> Tensor:
+        term = self.charge_term
+        assert isinstance(term.module, Ewald)
+        return model.charges_of(
+            graph, feats, self.weights, self.spec, term.submodel, term.module.feature_key
+        )
+
+    def _derivatives(
+        self, per_atom: Tensor, positions: Tensor, strain: Tensor, wanted: Collection[str]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        leaves = [
+            leaf for name, leaf in (("forces", positions), ("virials", strain)) if name in wanted
+        ]
+        gradients = iter(_grad(per_atom.sum(), leaves) if leaves else ())
+        forces = -next(gradients) if "forces" in wanted else None
+        return forces, -next(gradients) if "virials" in wanted else None
+
+    def _born_charges(self, graph: AtomicGraph, positions: Tensor, q: Tensor) -> Tensor:
+        """Return dP_b/dr_ia [n, 3, 3] in e (docs/theory.md, equations 33 and 34)."""
+        if q.shape[1] != 1:
+            raise PropertyNotImplementedError(
+                f"bec: a model with one charge channel is needed, this one has {q.shape[1]}"
+            )
+        charge = physical_charges(q[:, 0], graph, self.charge_term)
+        cell = torch.where(graph.pbc[:, :1, None], graph.cell, torch.eye(3, dtype=torch.float64))
+        periodic = graph.pbc[graph.batch, 0][:, None]
+        fraction = (positions[:, None, :] @ torch.linalg.inv(cell)[graph.batch])[:, 0].detach()
+        phase = 2.0 * pi * fraction
+        cos, sin = torch.cos(phase), torch.sin(phase)
+        # an open system has P_b = sum q r_b: its positions stand where a periodic one has sin
+        weight = torch.where(periodic, sin / (2.0 * pi), positions.detach())
+        out = torch.diag_embed(charge.detach()[:, None].expand(-1, 3)).clone()
+        for gamma in range(3):
+            c, s = cos[:, gamma, None], sin[:, gamma, None]
+            (along,) = _grad((charge * weight[:, gamma]).sum(), (positions,), retain_graph=True)
+            if bool(periodic.any()):
+                y = (charge * c[:, 0]).sum() / (2.0 * pi)
+                (by_cos,) = _grad(y, (positions,), retain_graph=True)
+                along = torch.where(periodic, along * c - by_cos * s, along)
+            out = out + along[:, :, None] * cell[graph.batch, gamma][:, None, :]
+        return out
+
+
+def physical_charges(q: Tensor, graph: AtomicGraph, term: EnergyTerm) -> Tensor:
+    """Return charges [n] float64 in e: q sqrt(w norm/90.0474) minus its mean over each system."""
+    assert isinstance(term.module, Ewald)
+    scale = term.weight * term.module.norm_factor / E2_PER_INTERNAL
+    if scale < 0:
+        raise PropertyNotImplementedError(
+            f"charges: the long-range energy has the negative weight {term.weight:g}, so its "
+            "charges have no physical counterpart"
+        )
+    charge = q.to(torch.float64) * sqrt(scale)
+    count = torch.bincount(graph.batch, minlength=graph.n_systems).clamp(min=1)
+    return charge - (model.by_system(charge, graph) / count)[graph.batch]
+
+
+def _needs_charges(wanted: Collection[str]) -> bool:
+    return "latent_charges" in wanted or "born_charges" in wanted
+
+
+def _grad(
+    y: Tensor, leaves: Sequence[Tensor], *, create_graph: bool = False, retain_graph: bool = False
+) -> tuple[Tensor, ...]:
+    """Return dy/dleaf for each leaf, zeros where ``y`` does not depend on it."""
+    if not y.requires_grad:
+        return tuple(torch.zeros_like(leaf) for leaf in leaves)
+    return torch.autograd.grad(
+        y,
+        tuple(leaves),
+        create_graph=create_graph,
+        retain_graph=retain_graph or create_graph,
+        materialize_grads=True,
+    )

@@ -1,0 +1,97 @@
+"""Drop-in for modules of upstream: the same ``forward(dict)``, computed by cace-fast."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cace_fast import checkpoint
+from cace_fast.forward import Forward
+from cace_fast.weights import Weights
+
+
+class Accelerated(nn.Module):
+    """An upstream module with the same inputs, outputs and defaults, evaluated by the reference.
+
+    It shares the Parameter objects of the module it was made from, so training and ``.to()`` act
+    on both. Attributes that it does not have (``representation``, ``models``, ...) are those of
+    the wrapped module.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.wrapped = module
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read architecture and tensors from the wrapped module again.
+
+        Needed only after a change other than of parameter values, dtype or device.
+        """
+        spec, tensors = checkpoint.from_module(self.wrapped)
+        self.spec = spec
+        self._tensors = Weights(spec, tensors)
+        self._made_for = self._state()
+
+    def forward(
+        self,
+        data: Mapping[str, Tensor],
+        training: bool = False,
+        compute_stress: bool | None = None,
+        output_index: int | None = None,
+    ) -> dict[str, Tensor]:
+        """Return what the wrapped module returns for ``data``, key for key.
+
+        Parameters
+        ----------
+        data
+            Upstream's input dictionary (docs/conventions.md, "Input dictionary"); not changed.
+        training
+            Keep the graph of the derivatives.
+        compute_stress
+            As upstream: by default true for a single potential, false for a combination, and
+            without effect where the file has no stress module.
+        output_index
+            Which energy, for a read-out that gives several.
+        """
+        if self._state() != self._made_for:
+            self.refresh()
+        like = next(iter(self.wrapped.parameters()))
+        weights = self._tensors.to(like.device, like.dtype)
+        return Forward(self.spec, weights)(
+            data, training=training, compute_stress=compute_stress, output_index=output_index,
+            like_upstream=True,
+        )  # fmt: skip
+
+    def _state(self) -> tuple[torch.dtype, torch.device]:
+        like = next(iter(self.wrapped.parameters()))
+        return like.dtype, like.device
+
+    def __getattr__(self, name: str) -> Any:
+        """Return the wrapped module's attribute where this module has none of that name."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "wrapped":  # not set yet
+                raise
+            return getattr(self.wrapped, name)
+
+
+def accelerate(module: nn.Module) -> Accelerated:
+    """Return a module with the ``forward(dict)`` of an upstream module, computed by cace-fast.
+
+    Parameters
+    ----------
+    module
+        An upstream ``NeuralNetworkPotential`` or ``CombinePotential``, or a ScriptModule of one,
+        recognised by its class names; upstream itself is not imported.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the module has a part that cace-fast does not provide.
+    """
+    return Accelerated(module)

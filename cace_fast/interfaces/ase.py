@@ -1,0 +1,318 @@
+"""ASE calculator, with the keywords of upstream's own."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
+from ase.calculators.calculator import PropertyNotImplementedError as AseNotImplementedError
+from ase.stress import full_3x3_to_voigt_6_stress
+from torch import nn
+
+from cace_fast import checkpoint
+from cace_fast.committee import Committee
+from cace_fast.engine import VerletList
+from cace_fast.errors import InputError, PropertyNotImplementedError
+from cace_fast.potential import MIN_DIST, Potential, read_model
+from cace_fast.properties import CHARGE_UNIT
+from cace_fast.spec import Ewald, Forces, ModelSpec, Polarization, Readout, total_energy_key
+from cace_fast.structures import extra_inputs
+from cace_fast.weights import Weights
+
+Model = str | os.PathLike[str] | Potential | nn.Module
+
+
+class NotAvailableError(PropertyNotImplementedError, AseNotImplementedError):
+    """A property that this model or structure does not have, as ASE expects to see it."""
+
+
+class CACECalculator(Calculator):
+    """Energies, forces and stress of a CACE potential for ASE.
+
+    ``results`` hold ASE's own names only; everything else is at ``calc.potential.compute``.
+    Keywords up to ``output_index`` are upstream's, in its order; keys left at None mean the
+    total of the model.
+
+    Parameters
+    ----------
+    model_path
+        A file, a shipped name, a :class:`~cace_fast.Potential`, an upstream module in memory, or
+        several of them (a list, or a pattern like ``"model-*.pth"``): a committee, whose mean is
+        in ``results`` and whose spread ``calc.potential.compute`` gives.
+    device
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ...
+    energy_units_to_eV, length_units_to_A
+        Units of the model's energies and lengths.
+    electric_field_unit
+        Factor on ``external_field`` that makes it V/A.
+    compute_stress
+        True: with every force evaluation; None: when asked for; False: never.
+    energy_key, forces_key
+        Which outputs of the file to report.
+    stress_key, bec_key
+        Accepted for compatibility; stress and Born charges belong to the energy reported.
+    charge_key
+        Key of the latent charges, where the file has several.
+    charge_unit
+        e per internal unit of charge.
+    data_key
+        Where to find further inputs of the model: its name -> name in ``atoms.info`` or
+        ``atoms.arrays``.
+    external_field
+        Electric field [3], or a number for models with one field direction: adds Z* f to the
+        forces (not to energy and stress).
+    keep_neutral
+        Remove the mean of the Born charges before the field acts.
+    atomic_energies
+        Energies of isolated atoms by atomic number, in model units, added to the energy.
+    output_index
+        Which energy, for a read-out that gives several.
+    default_dtype
+        ``"float32"`` or ``"float64"``.
+    backend
+        See :func:`cace_fast.load`.
+    skin
+        Verlet skin in A.
+    min_dist
+        Shortest distance allowed between atoms in A; None allows any.
+    """
+
+    implemented_properties = [  # noqa: RUF012 - ASE declares it so
+        "energy", "free_energy", "energies", "forces", "stress", "charges", "dipole",
+        "born_effective_charges",
+    ]  # fmt: skip
+
+    def __init__(
+        self,
+        model_path: Model | Sequence[Model],
+        device: str = "auto",
+        energy_units_to_eV: float = 1.0,
+        length_units_to_A: float = 1.0,
+        electric_field_unit: float = 1.0,
+        compute_stress: bool | None = None,
+        energy_key: str | None = None,
+        forces_key: str | None = None,
+        stress_key: str | None = None,
+        charge_key: str | None = None,
+        charge_unit: float = CHARGE_UNIT,
+        bec_key: str = "bec",
+        data_key: Mapping[str, str] | None = None,
+        external_field: float | Sequence[float] | None = None,
+        keep_neutral: bool = True,
+        atomic_energies: Mapping[int, float] | None = None,
+        output_index: int | None = None,
+        *,
+        default_dtype: str = "float32",
+        backend: str = "auto",
+        skin: float = 1.0,
+        min_dist: float | None = MIN_DIST,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)  # type: ignore[no-untyped-call]
+        options = {
+            "device": device, "dtype": default_dtype, "backend": backend, "energy_key": energy_key,
+            "output_index": output_index,
+        }  # fmt: skip
+        members = [_potential(model, options) for model in _models(model_path)]
+        self.potential = members[0] if len(members) == 1 else Committee(members)
+        self.energy_unit, self.length_unit = float(energy_units_to_eV), float(length_units_to_A)
+        self.charge_unit, self.compute_stress = float(charge_unit), compute_stress
+        self.keep_neutral, self.min_dist = keep_neutral, min_dist
+        self.atomic_energies = {int(z): float(e) for z, e in (atomic_energies or {}).items()}
+        spec = self.potential.spec
+        _check_keys(spec, energy_key, forces_key, charge_key)
+        names = extra_inputs(spec)
+        self._inputs = {n: (data_key or {}).get(n, n) for n in names}
+        self._field = _field_vector(external_field, electric_field_unit, spec)
+        self._list = VerletList(self.potential.cutoff, skin)
+        self._seen: dict[str, Any] = {}
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """Return what changed since the last calculation, further inputs included."""
+        changes: list[str] = super().check_state(atoms, tol=tol)  # type: ignore[no-untyped-call]
+        if any(not _same(self._seen.get(k), _lookup(atoms, k)) for k in self._inputs.values()):
+            changes.append("inputs")
+        return changes
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = all_changes,
+    ) -> None:
+        """Compute ``properties`` of ``atoms`` into ``results``; see ASE."""
+        super().calculate(atoms, properties, system_changes)  # type: ignore[no-untyped-call]
+        current = self.atoms
+        assert current is not None
+        wanted = self._wanted(properties, current)
+        self._seen = {k: _copy(_lookup(current, k)) for k in self._inputs.values()}
+        try:
+            (found,) = self.potential.evaluate(
+                [current], wanted, edges=self._list, inputs=self._inputs, min_dist=self.min_dist
+            )
+        except PropertyNotImplementedError as error:
+            raise NotAvailableError(str(error)) from error
+        self.results.update(self._results(found, current))
+
+    def reset_neighbors(self) -> None:
+        """Search neighbours anew at the next calculation."""
+        self._list.reset()
+
+    def _wanted(self, properties: Sequence[str], atoms: Atoms) -> list[str]:
+        """Return the properties of the potential that ASE's ``properties`` need."""
+        wanted = {"energy", "energies"}
+        wanted |= {"forces", "charges", "dipole"} & set(properties)
+        if "stress" in properties and self.compute_stress is False:
+            raise NotAvailableError("stress: switched off by compute_stress=False")
+        if "stress" in properties:
+            wanted.add("stress")
+        if self.compute_stress and np.sum(atoms.pbc) >= 2 and "forces" in wanted:
+            wanted.add("stress")
+        if "born_effective_charges" in properties or (
+            self._field is not None and "forces" in wanted
+        ):
+            wanted.add("bec")
+        return sorted(wanted)
+
+    def _results(self, found: Mapping[str, Any], atoms: Atoms) -> dict[str, Any]:
+        """Return ASE's names and units for what the potential found."""
+        per_length = self.energy_unit / self.length_unit
+        isolated = np.array([self.atomic_energies.get(int(z), 0.0) for z in atoms.numbers])
+        energy = (found["energy"] + float(isolated.sum())) * self.energy_unit
+        results: dict[str, Any] = {
+            "energy": energy,
+            "free_energy": energy,
+            "energies": (found["energies"] + isolated) * self.energy_unit,
+        }
+        if "stress" in found:
+            stress = found["stress"] * self.energy_unit / self.length_unit**3
+            results["stress"] = full_3x3_to_voigt_6_stress(stress)  # type: ignore[no-untyped-call]
+        if "charges" in found:
+            results["charges"] = found["charges"] / CHARGE_UNIT * self.charge_unit
+        if "dipole" in found:
+            results["dipole"] = found["dipole"]
+        if "bec" in found:
+            bec = found["bec"]
+            bec = bec - bec.mean(axis=0) if self.keep_neutral else bec
+            results["born_effective_charges"] = bec
+        if "forces" in found:
+            forces = found["forces"] * per_length
+            if self._field is not None:
+                forces = forces + results["born_effective_charges"] @ self._field
+            results["forces"] = forces
+        return results
+
+
+def _models(model_path: Model | Sequence[Model]) -> list[Model]:
+    if (
+        isinstance(model_path, str)
+        and glob.has_magic(model_path)
+        and not os.path.exists(model_path)
+    ):
+        found = sorted(glob.glob(model_path))
+        if not found:
+            raise FileNotFoundError(f"model_path: no file matches {model_path!r}")
+        return list(found)
+    if isinstance(model_path, str | os.PathLike | Potential | nn.Module):
+        return [model_path]
+    if not model_path:
+        raise InputError("model_path", "a model, or several", "an empty list")
+    return list(model_path)
+
+
+def _potential(model: Model, options: dict[str, Any]) -> Potential:
+    """Return the potential of one model; one that is a Potential keeps its own settings."""
+    if isinstance(model, Potential):
+        if (options["energy_key"], options["output_index"]) == (None, None):
+            return model
+        own = {"device": model.device, "dtype": model.dtype, "backend": model.backend}
+        return Potential(model.spec, model.weights, **(options | own))
+    if isinstance(model, nn.Module):
+        spec, tensors = checkpoint.from_module(model)
+        snapshot = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        return Potential(spec, Weights(spec, snapshot), **options)
+    return Potential(*read_model(model), **options)
+
+
+def _check_keys(
+    spec: ModelSpec, energy_key: str | None, forces_key: str | None, charge_key: str | None
+) -> None:
+    """Refuse keys that the file lacks, and forces of another energy than the one reported."""
+    if forces_key is not None:
+        reported = energy_key if energy_key is not None else total_energy_key(spec)
+        own = _energy_of_forces(spec, forces_key)
+        if reported not in own:
+            expected = f"forces of the energy {reported!r}"
+            got = f"{forces_key!r}, forces of {own[0]!r}" if own else f"unknown key {forces_key!r}"
+            raise InputError(
+                "forces_key", expected, got, "Pass energy_key and forces_key together."
+            )
+    if charge_key is not None:
+        keys = [
+            m.feature_key for sub in spec.submodels for m in sub.modules if isinstance(m, Ewald)
+        ]
+        per_atom = [
+            m.per_atom_key for sub in spec.submodels for m in sub.modules if isinstance(m, Readout)
+        ]
+        if charge_key not in [*keys, *per_atom]:
+            raise InputError("charge_key", f"one of {', '.join(keys) or 'none'}", repr(charge_key))
+
+
+def _energy_of_forces(spec: ModelSpec, forces_key: str) -> list[str]:
+    """Return the names of the energies whose gradient ``forces_key`` is."""
+    combination = spec.combination
+    if combination is not None and forces_key in combination.names:
+        of_first = dict(combination.keys[0])
+        own = _energy_of_forces_in(spec, 0, of_first[forces_key])
+        return [name for name in combination.names if of_first[name] in own]
+    found = []
+    for number in range(len(spec.submodels)):
+        found += _energy_of_forces_in(spec, number, forces_key)
+    return found
+
+
+def _energy_of_forces_in(spec: ModelSpec, number: int, forces_key: str) -> list[str]:
+    modules = spec.submodels[number].modules
+    return [m.energy_key for m in modules if isinstance(m, Forces) and m.forces_key == forces_key]
+
+
+def _field_vector(
+    field: float | Sequence[float] | None, unit: float, spec: ModelSpec
+) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+    """Return the electric field [3] in V/A."""
+    if field is None:
+        return None
+    vector = np.asarray(field, dtype=np.float64)
+    if vector.ndim == 0:
+        directions = {
+            m.output_index
+            for sub in spec.submodels
+            for m in sub.modules
+            if isinstance(m, Polarization) and m.output_index is not None
+        }
+        if len(directions) != 1:
+            raise InputError("external_field", "three numbers for this model", field)
+        vector = np.zeros(3)
+        vector[directions.pop()] = float(np.asarray(field))
+    if vector.shape != (3,) or not np.isfinite(vector).all():
+        raise InputError("external_field", "three finite numbers", field)
+    return vector * unit
+
+
+def _lookup(atoms: Atoms | None, key: str) -> Any:
+    return None if atoms is None else atoms.info.get(key, atoms.arrays.get(key))
+
+
+def _copy(value: Any) -> Any:
+    return None if value is None else np.array(value, copy=True)
+
+
+def _same(old: Any, new: Any) -> bool:
+    if old is None or new is None:
+        return old is new
+    return bool(np.array_equal(old, np.asarray(new)))

@@ -1,0 +1,342 @@
+"""What a user holds: :class:`Potential`, and :func:`load`, which reads one from a file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from . import checkpoint, structures, weights
+from .engine import choose_backend, find_device, find_dtype, make_engine
+from .errors import CaceFastError, CheckpointError, InputError, PropertyNotImplementedError
+from .forward import Forward
+from .graph import AtomicGraph, join
+from .properties import Result, check_names, check_structure, needed, results_of, to_numpy
+from .spec import ModelSpec, energy_terms
+from .structures import EdgeSource, extra_inputs, graph_of
+from .weights import Weights
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+MIN_DIST = 0.05
+BATCH_EDGES = 200_000  # edges evaluated together: enough to fill the machine, bounded memory
+
+
+class Potential:
+    """A model that is ready to compute.
+
+    Parameters
+    ----------
+    spec, weights
+        Its architecture and tensors.
+    device
+        ``"auto"`` (CUDA where there is one), or what torch takes.
+    dtype
+        ``"float32"`` or ``"float64"``; energies are summed in float64 in either.
+    backend
+        ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"``; see :attr:`backend`.
+    energy_key
+        Which energy of the model to take; by default its total.
+    output_index
+        Which energy, for a read-out that gives several.
+    long_range_tolerance
+        Largest relative error allowed in long-range forces; None for the default of the dtype.
+        The direct sum of this version is exact whatever is asked.
+    k_set
+        ``"sphere"``: the k vectors of the current cell, as the model was trained.
+
+    Raises
+    ------
+    InputError
+        For an argument out of its range.
+    BackendUnavailableError
+        If a backend asked for by name cannot run here.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: Weights,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "float32",
+        backend: str = "auto",
+        energy_key: str | None = None,
+        output_index: int | None = None,
+        long_range_tolerance: float | None = None,
+        k_set: str = "sphere",
+    ) -> None:
+        if k_set != "sphere":
+            raise InputError("k_set", "'sphere'", repr(k_set))
+        if long_range_tolerance is not None and not 0 < long_range_tolerance < 1:
+            raise InputError(
+                "long_range_tolerance", "a number between 0 and 1", long_range_tolerance
+            )
+        self.spec, self.weights = spec, weights
+        self.device, self.dtype = find_device(device), find_dtype(dtype)
+        self.backend = choose_backend(backend)
+        self.energy_key, self.output_index = energy_key, output_index
+        self.long_range_tolerance, self.k_set = long_range_tolerance, k_set
+        terms = energy_terms(spec, energy_key) if spec.submodels else ()
+        self._engine = make_engine(
+            spec, weights, terms, device=self.device, dtype=self.dtype, output_index=output_index
+        )
+        self._forward = Forward(spec, self._engine.weights)
+        self._atomic_energies = dict(spec.atomic_energies)
+
+    def __repr__(self) -> str:
+        """Return one line: elements, cutoff, backend, device and dtype."""
+        rep = self.spec.representation
+        elements = " ".join(structures.symbol(z) for z in sorted(rep.elements)[:8])
+        more = " ..." if rep.n_elements > 8 else ""
+        return (
+            f"Potential({elements}{more}, cutoff {rep.cutoff:g} A, backend {self.backend!r} on "
+            f"{str(self.device)!r}, {str(self.dtype).removeprefix('torch.')})"
+        )
+
+    @property
+    def cutoff(self) -> float:
+        """Cutoff of the neighbour search in A."""
+        return self.spec.representation.cutoff
+
+    @overload
+    def compute(self, atoms: Atoms, properties: Sequence[str] = ...) -> Result: ...
+    @overload
+    def compute(self, atoms: Sequence[Atoms], properties: Sequence[str] = ...) -> list[Result]: ...
+    def compute(
+        self, atoms: Atoms | Sequence[Atoms], properties: Sequence[str] = ("energy", "forces")
+    ) -> Result | list[Result]:
+        """Return the ``properties`` of one structure, or of each structure of a list.
+
+        Parameters
+        ----------
+        atoms
+            ASE Atoms, or a list of them (evaluated in batches). They are not changed.
+        properties
+            Any of ``energy`` (float, eV), ``energies`` [n] (eV, sum to energy), ``energies_sr``
+            [n] (read-out alone), ``forces`` [n, 3] (eV/A), ``stress`` [3, 3] (eV/A^3, positive
+            under tension), ``virials`` [3, 3] (-dE/dstrain, eV), ``latent_charges`` [n, n_q]
+            (internal units), ``charges`` [n] (e), ``dipole`` [3] (e A), ``bec`` [n, 3, 3] (e,
+            dP_b/dr_ia).
+
+        Returns
+        -------
+        dict or list of dict
+            float64 numpy arrays under the names asked for.
+
+        Raises
+        ------
+        InputError, UnknownElementError
+            For a structure that makes no sense or is not covered by the model.
+        PropertyNotImplementedError
+            For a property that the model or the structure does not have.
+        """
+        if structures.is_atoms(atoms):
+            return self.evaluate([atoms], properties)[0]
+        return self.evaluate(list(atoms), properties)
+
+    def evaluate(
+        self,
+        frames: Sequence[Atoms],
+        properties: Sequence[str],
+        *,
+        edges: EdgeSource | None = None,
+        inputs: Mapping[str, str] | None = None,
+        min_dist: float | None = MIN_DIST,
+    ) -> list[Result]:
+        """Return :meth:`compute` of every frame, with a source of candidate pairs of one's own.
+
+        Parameters
+        ----------
+        frames, properties
+            As in :meth:`compute`.
+        edges
+            Called with positions, cell and pbc; see :class:`cace_fast.engine.VerletList`.
+        inputs
+            Where to find further inputs of the model: its name -> name in ``info`` or ``arrays``.
+        min_dist
+            Shortest distance allowed between atoms in A; None allows any.
+        """
+        check_names(properties)
+        self._require_energy()
+        for atoms in frames:
+            check_structure(properties, atoms)
+        results: list[Result] = []
+        pending: list[AtomicGraph] = []
+        names = {key: key for key in extra_inputs(self.spec)} | dict(inputs or {})
+        rep = self.spec.representation
+        for number, atoms in enumerate(frames):
+            try:
+                graph = graph_of(atoms, rep, inputs=names, edges=edges, min_dist=min_dist)
+            except InputError as error:
+                if len(frames) > 1:
+                    error.args = (f"structure {number}: {error}",)
+                raise
+            pending.append(graph)
+            if sum(len(g.senders) for g in pending) > BATCH_EDGES:
+                results += self._evaluate_batch(
+                    frames[len(results) : number + 1], pending, properties
+                )
+                pending = []
+        if pending:
+            results += self._evaluate_batch(frames[len(results) :], pending, properties)
+        return results
+
+    def features(self, atoms: Atoms) -> NDArray[Any]:
+        """Return the invariants [n, n_radial, n_B, C, n_stages] in the working dtype."""
+        graph = graph_of(atoms, self.spec.representation, min_dist=MIN_DIST)
+        return np.asarray(self._engine.features(graph.to(self.device)).cpu().numpy())
+
+    def hessian(self, atoms: Atoms) -> NDArray[np.float64]:
+        """Return the second derivatives of the energy [n, 3, n, 3] in eV/A^2, by the reference.
+
+        Cost and memory are those of 3 n evaluations of the forces; use ``dtype="float64"``.
+        """
+        self._require_energy()
+        graph = graph_of(
+            atoms, self.spec.representation, inputs=extra_inputs(self.spec), min_dist=MIN_DIST
+        )
+        return to_numpy(self._engine.hessian(graph.to(self.device)))
+
+    def forward(
+        self,
+        data: Mapping[str, Tensor],
+        training: bool = False,
+        compute_stress: bool | None = None,
+        output_index: int | None = None,
+    ) -> dict[str, Tensor]:
+        """Return upstream's outputs for upstream's input dictionary, differentiable.
+
+        Output keys, shapes and units are those of the file's modules. Parts of a combined model
+        are reported without their weight; the combined names are the weighted sums.
+
+        Parameters
+        ----------
+        data
+            ``positions``, ``atomic_numbers``, ``edge_index``, ``shifts`` or ``unit_shifts``,
+            ``cell``, ``batch``, ``ptr`` and what the model's read-outs take (docs/conventions.md).
+        training
+            Keep the graph of the derivatives, for second derivatives.
+        compute_stress
+            Whether to give stress; by default where the file declares it.
+        output_index
+            Which energy, for a read-out that gives several.
+        """
+        return self._forward(
+            data, training=training, compute_stress=compute_stress, output_index=output_index
+        )
+
+    __call__ = forward
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model as one ``.safetensors`` file."""
+        weights.save(path, self.spec, self.weights)
+
+    def _require_energy(self) -> None:
+        if not self.spec.submodels:
+            raise PropertyNotImplementedError(
+                "energy: this file is a bare descriptor without a read-out; it has features only"
+            )
+
+    def _evaluate_batch(
+        self, frames: Sequence[Atoms], graphs: Sequence[AtomicGraph], properties: Sequence[str]
+    ) -> list[Result]:
+        graph = join(graphs).to(self.device)
+        output = self._engine.evaluate(graph, needed(properties))
+        bad = torch.nonzero(~torch.isfinite(output.energy)).flatten().tolist()
+        if bad:
+            raise CaceFastError(f"energy: not finite for structures {bad} of this batch")
+        term = self._engine.charge_term if "latent_charges" in needed(properties) else None
+        results = results_of(output, graph, frames, properties, term)
+        for atoms, result in zip(frames, results, strict=True):
+            isolated = np.array([self._atomic_energies.get(int(z), 0.0) for z in atoms.numbers])
+            if "energy" in result:
+                result["energy"] += float(isolated.sum())
+            if "energies" in result:
+                result["energies"] = result["energies"] + isolated
+        return results
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "float32",
+    backend: str = "auto",
+    verify: bool = False,
+    long_range_tolerance: float | None = None,
+    k_set: str = "sphere",
+) -> Potential:
+    """Return the potential of a file: upstream's ``.pth``, our ``.safetensors``, or a shipped name.
+
+    No code of the file is run (``docs/security.md``).
+
+    Parameters
+    ----------
+    path
+        A file, or one of :func:`shipped`.
+    device, dtype, backend, long_range_tolerance, k_set
+        See :class:`Potential`.
+    verify
+        Check forces against the energy and the backend against the float64 reference on a small
+        structure before returning (``cace-fast verify`` does more).
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is neither a file nor a shipped potential of that name.
+    CheckpointError, UnsupportedModelError
+        If the file cannot be read, or holds a part that cace-fast does not provide.
+    VerificationError
+        If the check finds a deviation above its limit.
+    """
+    spec, tensors = read_model(path)
+    potential = Potential(
+        spec, tensors, device=device, dtype=dtype, backend=backend,
+        long_range_tolerance=long_range_tolerance, k_set=k_set,
+    )  # fmt: skip
+    if verify:
+        from .verification import quick_check  # brings ASE: only when asked for
+
+        quick_check(potential)
+    return potential
+
+
+def read_model(path: str | os.PathLike[str]) -> tuple[ModelSpec, Weights]:
+    """Return specification and tensors of a model file or shipped name; see :func:`load`."""
+    place = Path(path)
+    if not place.exists() and os.fspath(path) in shipped():
+        with as_file(files("cace_fast.models") / f"{os.fspath(path)}.safetensors") as own:
+            return weights.load(own)
+    if not place.exists():
+        raise FileNotFoundError(
+            f"{place}: no such file, and no shipped potential of that name "
+            f"(shipped: {', '.join(shipped()) or 'none'})"
+        )
+    if place.is_dir():
+        raise CheckpointError(f"{place}: a folder, expected a model file")
+    if place.suffix == ".safetensors":
+        return weights.load(place)
+    spec, tensors = checkpoint.read(place)
+    if not spec.provenance.sha256:
+        digest = hashlib.sha256(place.read_bytes()).hexdigest()
+        spec = replace(spec, provenance=replace(spec.provenance, source=place.name, sha256=digest))
+    return spec, Weights(spec, tensors)
+
+
+def shipped() -> tuple[str, ...]:
+    """Return the names of the potentials that come with cace-fast."""
+    found = (entry.name for entry in files("cace_fast.models").iterdir())
+    return tuple(
+        sorted(n.removesuffix(".safetensors") for n in found if n.endswith(".safetensors"))
+    )

@@ -1,0 +1,157 @@
+"""From ASE Atoms to an :class:`~cace_fast.graph.AtomicGraph`: validation and edges.
+
+Atoms are taken by what they offer (``positions``, ``numbers``, ``cell``, ``pbc``, ``arrays``,
+``info``), so that importing this module does not load ASE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .errors import InputError, UnknownElementError
+from .graph import AtomicGraph
+from .neighbors import Edges, Floats, neighbor_list
+from .spec import ModelSpec, Readout, Representation
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from typing_extensions import TypeIs
+
+EdgeSource = Callable[[Floats, Floats, NDArray[np.bool_]], Edges]
+
+
+def is_atoms(value: object) -> TypeIs[Atoms]:
+    """Tell one structure from a sequence of structures."""
+    return hasattr(value, "numbers") and hasattr(value, "positions")
+
+
+def extra_inputs(spec: ModelSpec) -> tuple[str, ...]:
+    """Return the names of the inputs beyond positions and elements that the read-outs take."""
+    keys = [
+        key
+        for sub in spec.submodels
+        for module in sub.modules
+        if isinstance(module, Readout)
+        for key in module.features
+        if key != "node_feats" and sub.producer(key) is None
+    ]
+    return tuple(dict.fromkeys(keys))
+
+
+def graph_of(
+    atoms: Atoms,
+    spec: Representation,
+    *,
+    inputs: Sequence[str] | dict[str, str] = (),
+    edges: EdgeSource | None = None,
+    min_dist: float | None = None,
+) -> AtomicGraph:
+    """Return the graph of one structure.
+
+    Parameters
+    ----------
+    atoms
+        The structure; it is not changed.
+    spec
+        The representation: elements and cutoff.
+    inputs
+        Names of further inputs, looked up in ``atoms.info``, then ``atoms.arrays``; a dict maps
+        the model's name to the name in the structure.
+    edges
+        Where candidate pairs come from; a new search by default.
+    min_dist
+        Shortest distance allowed between two atoms in A; None allows any.
+
+    Raises
+    ------
+    UnknownElementError
+        If an element is not among the model's.
+    InputError
+        For positions or cells that make no sense, a missing input, or a pair that is too close.
+    """
+    positions = np.array(atoms.positions, dtype=np.float64, order="C")
+    cell = np.array(atoms.cell[:], dtype=np.float64)
+    pbc = np.array(atoms.pbc, dtype=bool)
+    species = species_of(np.asarray(atoms.numbers), spec)
+    source = edges if edges is not None else partial(neighbor_list, cutoff=spec.cutoff)
+    found = source(positions, cell, pbc)
+    graph = AtomicGraph(
+        positions=torch.from_numpy(positions),
+        species=torch.from_numpy(species),
+        cell=torch.from_numpy(cell)[None],
+        pbc=torch.from_numpy(pbc)[None],
+        batch=torch.zeros(len(positions), dtype=torch.int64),
+        senders=torch.from_numpy(found.senders),
+        receivers=torch.from_numpy(found.receivers),
+        shifts=torch.from_numpy(found.shifts.astype(np.float64)),
+        inputs={name: _input(atoms, name, key) for name, key in _pairs(inputs)},
+    )
+    return trim(graph, spec.cutoff, min_dist)
+
+
+def trim(graph: AtomicGraph, cutoff: float, min_dist: float | None = None) -> AtomicGraph:
+    """Return the graph with the edges shorter than ``cutoff`` only; see :func:`graph_of`."""
+    lengths = torch.linalg.vector_norm(graph.vectors(), dim=1)
+    if min_dist is not None and len(lengths) and float(lengths.min()) < min_dist:
+        k = int(lengths.argmin())
+        i, j = sorted((int(graph.senders[k]), int(graph.receivers[k])))
+        who = f"atoms {i} and {j}" if i != j else f"atom {i} and its own image"
+        raise InputError(
+            "positions",
+            f"atoms at least {min_dist:g} A apart",
+            f"{who} at {float(lengths[k]):.6f} A",
+            "Mend the structure, or pass min_dist=None to allow this.",
+        )
+    near = lengths < cutoff
+    return graph if bool(near.all()) else graph.select(near)
+
+
+def species_of(numbers: NDArray[Any], spec: Representation) -> NDArray[np.int64]:
+    """Return the embedding row of each atomic number [n]; UnknownElementError for strangers."""
+    table = np.full(max(max(spec.elements), int(numbers.max(initial=0))) + 1, -1, dtype=np.int64)
+    table[list(spec.elements)] = np.arange(len(spec.elements))
+    if len(numbers) and int(numbers.min()) < 0:
+        raise UnknownElementError("numbers", "atomic numbers of at least 0", int(numbers.min()))
+    species: NDArray[np.int64] = table[numbers]
+    strangers = np.flatnonzero(species < 0)
+    if len(strangers):
+        names = ", ".join(dict.fromkeys(symbol(int(numbers[i])) for i in strangers))
+        known = ", ".join(symbol(z) for z in sorted(spec.elements))
+        where = ", ".join(map(str, strangers[:5])) + (", ..." if len(strangers) > 5 else "")
+        raise UnknownElementError("numbers", f"elements among {known}", f"{names} (atoms {where})")
+    return species
+
+
+def symbol(number: int) -> str:
+    """Return the chemical symbol of an atomic number, the number itself beyond the table."""
+    from ase.data import chemical_symbols
+
+    return chemical_symbols[number] if 0 < number < len(chemical_symbols) else f"Z={number}"
+
+
+def _pairs(inputs: Sequence[str] | dict[str, str]) -> list[tuple[str, str]]:
+    return list(inputs.items()) if isinstance(inputs, dict) else [(name, name) for name in inputs]
+
+
+def _input(atoms: Atoms, name: str, key: str) -> torch.Tensor:
+    """Return one further input [n, ...] float64; one number for all goes to each atom."""
+    n = len(atoms)
+    raw = atoms.info.get(key, atoms.arrays.get(key))
+    remedy = f"Set atoms.arrays[{key!r}] or atoms.info[{key!r}]."
+    if raw is None:
+        raise InputError(name, "an input of this model, a number for each atom", "nothing", remedy)
+    try:
+        value = np.array(raw, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError(name, "numbers", repr(raw), remedy) from None
+    if value.ndim == 0 or (value.ndim == 1 and len(value) != n):
+        value = np.broadcast_to(value.reshape(1, -1), (n, value.size)).copy()
+    if len(value) != n or not np.isfinite(value).all():
+        raise InputError(name, f"finite numbers for {n} atoms", f"shape {value.shape}", remedy)
+    return torch.from_numpy(value)
