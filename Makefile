@@ -43,7 +43,8 @@ floors: $(STAMP)  ## which module may import which (import-linter)
 
 wheel: $(STAMP)  ## build dist/*.whl and dist/*.tar.gz
 	@rm -rf build dist *.egg-info  # setuptools would put files of an older build into the wheel
-	@$(BIN)/python -m build --outdir dist .
+	@$(BIN)/python -m build --quiet --outdir dist .
+	@ls -l dist
 
 bench: $(STAMP)  ## time the operations (pytest-benchmark)
 	@$(BIN)/pytest bench --benchmark-only $(ARGS)
