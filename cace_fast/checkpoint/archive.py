@@ -253,7 +253,7 @@ def other_kind(head: bytes, size: int) -> str:
     )
     if size == 0:
         return "the file is empty; fetch it again"
-    if head.startswith(b"PK\x03\x04"):
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return ""
     if head.startswith(b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"):
         return f"this is torch's old file format, a bare pickle, which is not read; {resave}"
