@@ -89,7 +89,7 @@ def test_signature_of_the_calculator():
         ("compute_stress", POSITIONAL, None),
         ("energy_key", POSITIONAL, None),
         ("forces_key", POSITIONAL, None),
-        ("stress_key", POSITIONAL, "stress"),
+        ("stress_key", POSITIONAL, None),
         ("charge_key", POSITIONAL, None),
         ("charge_unit", POSITIONAL, charge_unit),
         ("bec_key", POSITIONAL, "bec"),
@@ -103,6 +103,11 @@ def test_signature_of_the_calculator():
         ("skin", KEYWORD, 1.0),
         ("min_dist", KEYWORD, 0.05),
     ]
+
+
+def test_a_misspelt_keyword_of_the_calculator_is_refused():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'energy_kye'"):
+        cace_fast.CACECalculator("model.pth", energy_kye="CACE_energy")
 
 
 @pytest.mark.parametrize("name", ["compute", "features", "forward", "hessian"])
