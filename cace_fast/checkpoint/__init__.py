@@ -11,27 +11,36 @@ import hashlib
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from cace_fast.checkpoint.limits import short
 from cace_fast.checkpoint.reader import read_contents
 from cace_fast.checkpoint.records import Record
+from cace_fast.checkpoint.statedict import StateDictOptions
+from cace_fast.checkpoint.statedict_records import model_of_state_dict
 from cace_fast.checkpoint.upstream import read_model
 from cace_fast.checkpoint.views import view_of_module, view_of_record
-from cace_fast.errors import CheckpointError, UnsupportedModelError
+from cace_fast.errors import CheckpointError, InputError, UnsupportedModelError
 from cace_fast.spec import ModelSpec, Provenance
 
-__all__ = ["from_module", "read"]
+__all__ = ["StateDictOptions", "from_module", "read"]
 
 
-def read(path: str | PathLike[str]) -> tuple[ModelSpec, dict[str, Tensor]]:
-    """Read an upstream file.
+def read(
+    path: str | PathLike[str], **state_dict_options: Any
+) -> tuple[ModelSpec, dict[str, Tensor]]:
+    """Read an upstream file; what kind it is, is told by its content.
 
     Parameters
     ----------
     path
-        A whole model (``.pth``) or a TorchScript archive.
+        A whole model (``.pth``), a TorchScript archive, or a file of state dicts
+        (``checkpoint.pt``, Lightning's ``.ckpt``).
+    **state_dict_options
+        What a file of state dicts does not hold: the fields of `StateDictOptions`.
 
     Returns
     -------
@@ -45,13 +54,22 @@ def read(path: str | PathLike[str]) -> tuple[ModelSpec, dict[str, Tensor]]:
         The file is of another kind, damaged, hostile, or contradicts itself.
     UnsupportedModelError
         The file is sound but holds a model that cace-fast does not provide.
+    InputError
+        A file of state dicts needs options that were not given (all are named), or options were
+        given for a file that needs none.
     """
     path = Path(path)
+    options = StateDictOptions(**state_dict_options)
     contents = read_contents(path)
     try:
-        if not isinstance(contents.root, Record):
-            raise CheckpointError(f"holds a {type(contents.root).__name__}, not a model")
-        spec, tensors = read_model(view_of_record(contents.root, contents.code))
+        root = contents.root
+        if isinstance(root, dict):
+            root = model_of_state_dict(root, options)
+        elif options.given():
+            raise InputError(options.given()[0], "nothing, because the file holds it", "a value")
+        if not isinstance(root, Record):
+            raise CheckpointError(f"holds {short(root)}, not a model")
+        spec, tensors = read_model(view_of_record(root, contents.code))
     except (CheckpointError, UnsupportedModelError) as error:
         raise type(error)(f"{path}: {error}") from None
     provenance = Provenance(source=path.name, sha256=_digest(path))
