@@ -172,7 +172,8 @@ def _activation(view: ModuleView) -> Activation:
     if child is not None:
         return _activation_of_class(child)
     value = view.raw("activation")
-    if value is MISSING and (code := view.code()):
+    code = view.code()
+    if value is MISSING and code is not None:
         found = set(_IN_CODE.findall(code))
         if len(found) == 1:
             return cast(Activation, found.pop())

@@ -6,6 +6,7 @@ Source: specification of checkpoints, section 6; of outputs, sections 3 to 8.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -83,12 +84,15 @@ def _atomwise(view: ModuleView, prefix: str) -> tuple[Readout, Tensors]:
         )
     network = read_network(outnet)
     mlp = network.spec(outnet)
-    for name, found in (("residual", mlp.residual), ("use_batchnorm", mlp.batch_norm)):
-        if mlp.n_layers > 1 and flag(view, name, found) != found:
-            raise CheckpointError(f"{view}: {name} contradicts the layers it has")
     tensors = network.tensors(prefix)
     if linear is not None:
-        tensors |= _linear_part(linear, network, f"{prefix}.linear")
+        layer = _linear_part(linear, network)
+        if mlp.n_layers == 1 and layer.normed:  # then the linear part alone tells
+            mlp = replace(mlp, batch_norm=True)
+        tensors |= {f"{prefix}.linear.{name}": tensor for name, tensor in layer.tensors.items()}
+    for name, found in (("residual", mlp.residual), ("use_batchnorm", mlp.batch_norm)):
+        if flag(view, name, found) != found and mlp.n_layers > 1:
+            raise CheckpointError(f"{view}: {name} contradicts the layers it has")
     readout = Readout(
         output_key=text(view, "output_key"),
         mlp=mlp,
@@ -101,14 +105,14 @@ def _atomwise(view: ModuleView, prefix: str) -> tuple[Readout, Tensors]:
     return readout, tensors
 
 
-def _linear_part(view: ModuleView, network: Network, prefix: str) -> Tensors:
-    layer: Layer = read_dense(view)
+def _linear_part(view: ModuleView, network: Network) -> Layer:
+    layer = read_dense(view)
     if layer.activation != "identity":
         raise UnsupportedModelError(f"{view}: the linear part has an activation")
     first, last = network.layers[0], network.layers[-1]
     if (layer.n_in, layer.n_out) != (first.n_in, last.n_out):
         raise CheckpointError(f"{view}: the linear part does not have the widths of the network")
-    return {f"{prefix}.{name}": tensor for name, tensor in layer.tensors.items()}
+    return layer
 
 
 def _ewald(view: ModuleView) -> Ewald:

@@ -338,7 +338,7 @@ def _order(representation: Node, potential: Node, modules: Sequence[Mapping[str,
     first = mixing.get("0")
     if not isinstance(first, Tensor) or first.ndim != 3:
         raise CheckpointError("the representation has no radial weights")
-    l_max, per_invariant = len(mixing) - 1, first.shape[1] * first.shape[2]
+    l_max, per_invariant = len(numbered(mixing)) - 1, first.shape[1] * first.shape[2]
     steps = node_of(representation, "message_passing_list")
     for step in (node_of(steps, name) for name in numbered(steps)):
         if node_of(step, "2"):

@@ -63,9 +63,9 @@ class ModuleView:
         """Return a plain attribute, or `MISSING`."""
         raise NotImplementedError
 
-    def code(self) -> str:
-        """Return the source text of a scripted module; empty for others."""
-        return ""
+    def code(self) -> str | None:
+        """Return the source text of a scripted module (may be empty); None for others."""
+        return None
 
     def _tensor(self, name: str) -> Any:
         raise NotImplementedError
@@ -244,7 +244,8 @@ class _ScriptView(ModuleView):
         return _plain(self._handle.getattr(name)) if self._handle.hasattr(name) else MISSING
 
     def code(self) -> str:
-        return str(self._handle._get_method("forward").code)
+        has_code = self._handle._has_method("forward")
+        return str(self._handle._get_method("forward").code) if has_code else ""
 
     def _tensor(self, name: str) -> Any:
         return self._tensors[name]
