@@ -13,7 +13,7 @@ from math import pi
 import torch
 from torch import Tensor
 
-from .errors import InputError
+from .errors import InputError, UnsupportedModelError
 from .graph import AtomicGraph
 from .reference import model
 from .reference.readout import readout
@@ -31,7 +31,7 @@ from .spec import (
     SubModel,
     written_keys,
 )
-from .structures import species_of, trim
+from .structures import extra_inputs, species_of, trim
 
 REQUIRED = ("positions", "atomic_numbers", "edge_index")
 
@@ -116,9 +116,11 @@ class Forward:
             prefix = f"outputs.{number}.{index}"
             given = isinstance(module, Forces) and module.calc_stress and sub.strain
             self._apply(module, prefix, state, given or not like_upstream)
-        declared = [key for module in sub.modules for key in written_keys(module)]
-        declared = [key for key in declared if not sub.outputs or key in sub.outputs]
-        wanted = dict.fromkeys([*declared, *(() if like_upstream else _forces_stress(sub))])
+        written = [key for module in sub.modules for key in written_keys(module)]
+        wanted = [key for key in written if not sub.outputs or key in sub.outputs]
+        wanted += () if like_upstream else _forces_stress(sub)
+        if self.spec.combination is not None:
+            wanted += [own for _, own in self.spec.combination.keys[number]]
         return {key: state.values[key] for key in wanted if key in state.values}
 
     def _combine(self, results: list[dict[str, Tensor]], like_upstream: bool) -> dict[str, Tensor]:
@@ -131,7 +133,9 @@ class Forward:
         for result, keys, weight in pairs:
             scaled = dict(result)
             for name, own in keys:
-                if name in combination.names and own in result:
+                if name in combination.names:
+                    if own not in result:
+                        raise UnsupportedModelError(f"{name!r}: no module gives its part {own!r}")
                     part = weight * result[own]
                     sums[name] = sums[name] + part if name in sums else part
                     if like_upstream:
@@ -211,6 +215,7 @@ def graph_of_dict(data: Mapping[str, Tensor], positions: Tensor, spec: ModelSpec
     if len(receivers) and not bool((receivers[1:] >= receivers[:-1]).all()):
         order = torch.argsort(receivers, stable=True)
         senders, receivers, shifts = senders[order], receivers[order], shifts[order]
+    names = {*extra_inputs(spec), *spec.representation.forward_features}
     species = species_of(data["atomic_numbers"].cpu().numpy(), spec.representation)
     graph = AtomicGraph(
         positions=positions.to(torch.float64),
@@ -221,7 +226,7 @@ def graph_of_dict(data: Mapping[str, Tensor], positions: Tensor, spec: ModelSpec
         senders=senders,
         receivers=receivers,
         shifts=shifts,
-        inputs={key: _per_atom(data[key], batch, n) for key in _inputs(spec) if key in data},
+        inputs={key: _per_atom(data[key], batch, n) for key in names if key in data},
     )
     return trim(graph, spec.representation.cutoff)
 
@@ -239,22 +244,6 @@ def _unit_shifts(
     )
     inverse = torch.linalg.inv(full)[batch[receivers]]
     return torch.einsum("ex,exk->ek", data["shifts"].detach().to(cell), inverse).round()
-
-
-def _inputs(spec: ModelSpec) -> set[str]:
-    """Return names of inputs that modules of the specification may ask for."""
-    names = set(spec.representation.forward_features)
-    for sub in spec.submodels:
-        for module in sub.modules:
-            if isinstance(module, Readout):
-                names |= set(module.features) - {"node_feats"}
-            elif isinstance(module, Ewald):
-                names |= {module.feature_key}
-                settings = (module.external_field, module.external_field_direction)
-                names |= {key for key in settings if isinstance(key, str)}
-            elif isinstance(module, Polarization):
-                names |= {module.charge_key}
-    return names
 
 
 def _per_atom(value: Tensor, batch: Tensor, n: int) -> Tensor:

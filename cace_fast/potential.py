@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -328,9 +326,6 @@ def read_model(path: str | os.PathLike[str]) -> tuple[ModelSpec, Weights]:
     if place.suffix == ".safetensors":
         return weights.load(place)
     spec, tensors = checkpoint.read(place)
-    if not spec.provenance.sha256:
-        digest = hashlib.sha256(place.read_bytes()).hexdigest()
-        spec = replace(spec, provenance=replace(spec.provenance, source=place.name, sha256=digest))
     return spec, Weights(spec, tensors)
 
 

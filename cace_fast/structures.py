@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .errors import InputError, UnknownElementError
 from .graph import AtomicGraph
 from .neighbors import Edges, Floats, neighbor_list
-from .spec import ModelSpec, Readout, Representation
+from .spec import Ewald, ModelSpec, Polarization, Readout, Representation
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -32,16 +32,21 @@ def is_atoms(value: object) -> TypeIs[Atoms]:
 
 
 def extra_inputs(spec: ModelSpec) -> tuple[str, ...]:
-    """Return the names of the inputs beyond positions and elements that the read-outs take."""
-    keys = [
-        key
-        for sub in spec.submodels
-        for module in sub.modules
-        if isinstance(module, Readout)
-        for key in module.features
-        if key != "node_feats" and sub.producer(key) is None
-    ]
-    return tuple(dict.fromkeys(keys))
+    """Return the names of the inputs beyond positions and elements that the modules take."""
+    found: list[str] = []
+    for sub in spec.submodels:
+        for module in sub.modules:
+            keys: tuple[object, ...] = ()
+            if isinstance(module, Readout):
+                keys = module.features
+            elif isinstance(module, Ewald):
+                settings = (module.external_field, module.external_field_direction)
+                keys = (module.feature_key, *settings)
+            elif isinstance(module, Polarization):
+                keys = (module.charge_key,)
+            names = [key for key in keys if isinstance(key, str) and key != "node_feats"]
+            found += [key for key in names if sub.producer(key) is None]
+    return tuple(dict.fromkeys(found))
 
 
 def graph_of(

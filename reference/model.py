@@ -63,7 +63,7 @@ def readout_input(module: Readout, feats: Tensor, inputs: Mapping[str, Tensor]) 
                 f"Set atoms.arrays[{key!r}] or atoms.info[{key!r}].",
             )  # fmt: skip
         value = feats if key == "node_feats" else inputs[key].to(feats)
-        columns.append(value.reshape(len(feats), -1))
+        columns.append(value.flatten(1) if value.dim() > 1 else value[:, None])
     x = torch.cat(columns, 1) if len(columns) > 1 else columns[0]
     if x.shape[1] != module.mlp.widths[0]:
         expected = f"{module.mlp.widths[0]} numbers per atom in {', '.join(module.features)}"

@@ -111,9 +111,8 @@ class CACECalculator(Calculator):
         backend: str = "auto",
         skin: float = 1.0,
         min_dist: float | None = MIN_DIST,
-        **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]
         options = {
             "device": device, "dtype": default_dtype, "backend": backend, "energy_key": energy_key,
             "output_index": output_index,
@@ -191,7 +190,7 @@ class CACECalculator(Calculator):
         }
         if "stress" in found:
             stress = found["stress"] * self.energy_unit / self.length_unit**3
-            results["stress"] = full_3x3_to_voigt_6_stress(stress)  # type: ignore[no-untyped-call]
+            results["stress"] = full_3x3_to_voigt_6_stress(stress)
         if "charges" in found:
             results["charges"] = found["charges"] / CHARGE_UNIT * self.charge_unit
         if "dipole" in found:

@@ -123,9 +123,8 @@ CUTOFFS = {
 @pytest.mark.parametrize("p", [2.0, 5.0, 6.0, 5.5])
 def test_polynomial_cutoff_of_every_p(p):
     x = R / 4.3
-    expanded = (
-        1 - (p + 1) * (p + 2) / 2 * x**p + p * (p + 2) * x ** (p + 1) - p * (p + 1) / 2 * x ** (p + 2)
-    )
+    high = p * (p + 2) * x ** (p + 1) - p * (p + 1) / 2 * x ** (p + 2)
+    expanded = 1 - (p + 1) * (p + 2) / 2 * x**p + high
     got = radial.cutoff_function(R, CutoffFunction("polynomial", 4.3, p=p))
     torch.testing.assert_close(got, expanded, rtol=0, atol=2e-14)
     if p == int(p):

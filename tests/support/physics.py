@@ -11,6 +11,7 @@ import numpy as np
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator
 from ase.md.verlet import VelocityVerlet
+
 from support import golden
 
 
@@ -106,7 +107,9 @@ class PhysicsTests:
     def test_extensivity(self):
         for atoms in structures().values():
             if atoms.pbc.all():
-                self.compare(atoms, atoms.repeat((2, 1, 2)), lambda f: np.tile(f, (4, 1)), factor=4.0)
+                self.compare(
+                    atoms, atoms.repeat((2, 1, 2)), lambda f: np.tile(f, (4, 1)), factor=4.0
+                )
 
     def test_sum_of_forces(self):
         for atoms in structures().values():
@@ -143,9 +146,7 @@ class PhysicsTests:
         for atoms in structures().values():
             found = self.evaluate(atoms)
             for atom, axis in ((0, 0), (1, 2)):
-                difference = self.slope(
-                    lambda x, a=atoms, i=atom, k=axis: displaced(a, i, k, x)
-                )
+                difference = self.slope(lambda x, a=atoms, i=atom, k=axis: displaced(a, i, k, x))
                 assert abs(found["forces"][atom, axis] + difference) < self.slope_tolerance(atoms)
 
     def test_virials_by_strain(self):
@@ -178,8 +179,7 @@ class PhysicsTests:
             dynamics.run(2)
             energies.append(atoms.get_total_energy() / len(atoms))
         assert np.ptp(energies) < self.drift_per_atom
-        kinetic = atoms.get_kinetic_energy() / len(atoms)
-        assert abs(kinetic - 0.5 * np.mean(velocities**2)) > 10 * self.drift_per_atom  # it moved
+        assert np.abs(atoms.positions - golden.atoms("periodic").positions).max() > 1e-3
 
 
 def displaced(atoms, atom, axis, x):
