@@ -1,0 +1,183 @@
+"""The float64 reference to compare with, and derivatives by differences of energies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cace_fast.engine import ReferenceEngine
+from cace_fast.graph import ModelOutput, join
+from cace_fast.reference.ewald import k_vectors
+from cace_fast.spec import Ewald, ModelSpec, energy_terms
+from cace_fast.structures import extra_inputs, graph_of
+from cace_fast.weights import Weights
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+Floats = NDArray[np.float64]
+Energies = Callable[[Sequence["Atoms"]], Floats]
+Move = Callable[[float], "Atoms"]
+
+# sum over w E(x + s h) / h is dE/dx up to h^4
+STENCIL = ((-2.0, 1.0 / 12.0), (-1.0, -2.0 / 3.0), (1.0, 2.0 / 3.0), (2.0, -1.0 / 12.0))
+STRAIN_STEPS = (5e-4, 1e-4, 2e-5)
+
+
+class Verifiable(Protocol):
+    """What a potential has to offer to be verified; :class:`cace_fast.Potential` does."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The architecture."""
+
+    @property
+    def weights(self) -> Weights:
+        """The tensors in the precision of the file."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The working precision."""
+
+    @property
+    def energy_key(self) -> str | None:
+        """Which energy it reports; None for the total."""
+
+    @property
+    def output_index(self) -> int | None:
+        """Which energy of a read-out that gives several."""
+
+    def evaluate(
+        self,
+        frames: Sequence[Atoms],
+        properties: Sequence[str],
+        *,
+        min_dist: float | None = ...,
+    ) -> list[dict[str, Any]]:
+        """Return the properties of each frame."""
+
+    def features(self, atoms: Atoms) -> NDArray[Any]:
+        """Return the invariants."""
+
+
+class Oracle:
+    """The model of a potential evaluated by the reference in float64 on the CPU.
+
+    Parameters
+    ----------
+    potential
+        Whose specification and weights to take.
+    """
+
+    def __init__(self, potential: Verifiable) -> None:
+        spec = potential.spec
+        terms = energy_terms(spec, potential.energy_key) if spec.submodels else ()
+        tensors = potential.weights.to("cpu", torch.float64)
+        self.spec = spec
+        self._isolated = dict(spec.atomic_energies)
+        self._engine = ReferenceEngine(spec, tensors, terms, potential.output_index)
+
+    def output(self, atoms: Atoms, wanted: Sequence[str] = ()) -> ModelOutput:
+        """Return what the reference gives for one structure, without atomic energies."""
+        return self._engine.evaluate(self._graph(atoms), wanted)
+
+    def energies(self, frames: Sequence[Atoms]) -> Floats:
+        """Return the energy of each frame [n_frames] in eV, atomic energies included."""
+        found = [float(self._engine.evaluate(self._graph(atoms)).energy) for atoms in frames]
+        isolated = [sum(self._isolated.get(int(z), 0.0) for z in a.numbers) for a in frames]
+        return np.asarray(np.array(found) + np.array(isolated), dtype=np.float64)
+
+    def features(self, atoms: Atoms) -> Floats:
+        """Return the invariants of one structure."""
+        return np.asarray(self._engine.features(self._graph(atoms)).numpy())
+
+    def _graph(self, atoms: Atoms) -> Any:
+        rep = self.spec.representation
+        return join([graph_of(atoms, rep, inputs=extra_inputs(self.spec))])
+
+
+def derivatives(energies: Energies, moves: Sequence[Move], step: float) -> Floats:
+    """Return dE/ds [n_moves] for structures ``move(s)``, by differences of fourth order."""
+    frames = [move(offset * step) for move in moves for offset, _ in STENCIL]
+    values = energies(frames).reshape(len(moves), len(STENCIL))
+    weights = np.array([weight for _, weight in STENCIL])
+    # the energy of the middle is taken off so that a large constant costs no digits
+    return np.asarray((values - values[:, :1]) @ weights / step)
+
+
+def displaced(atoms: Atoms, direction: Floats) -> Move:
+    """Return s -> the structure with positions moved by s ``direction`` [n, 3]."""
+
+    def move(size: float) -> Atoms:
+        moved: Atoms = atoms.copy()
+        moved.positions += size * direction
+        return moved
+
+    return move
+
+
+def strained(atoms: Atoms, strain: Floats) -> Move:
+    """Return s -> the structure with positions and cell strained by s ``strain`` [3, 3]."""
+
+    def move(size: float) -> Atoms:
+        moved: Atoms = atoms.copy()
+        deformation = np.eye(3) + size * strain
+        moved.set_cell(atoms.cell[:] @ deformation)
+        moved.positions = atoms.positions @ deformation
+        return moved
+
+    return move
+
+
+def directions(forces: Floats, count: int, seed: int = 11) -> Floats:
+    """Return directions [k, n, 3]: random ones, that of the forces, and single coordinates."""
+    rng = np.random.default_rng(seed)
+    n = len(forces)
+    found = [rng.standard_normal((n, 3)) for _ in range(count)]
+    if forces.any() and np.isfinite(forces).all():
+        found.append(forces / np.sqrt((forces**2).mean()))
+    for atom in rng.choice(n, min(count, n), replace=False):
+        single = np.zeros((n, 3))
+        single[atom, rng.integers(3)] = 1.0
+        found.append(single)
+    return np.array(found)
+
+
+def strains() -> list[Floats]:
+    """Return the six independent symmetric strains."""
+    found = []
+    for a, b in ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1)):
+        strain = np.zeros((3, 3))
+        strain[a, b] += 0.5
+        strain[b, a] += 0.5
+        found.append(strain)
+    return found
+
+
+def strain_step(atoms: Atoms, spec: ModelSpec) -> float | None:
+    """Return a step for strain differences, None if the energy jumps within the smallest.
+
+    The k vectors of an Ewald sum lie within a sphere: where one crosses it the energy jumps, and
+    differences across the jump say nothing about the derivative.
+    """
+    lengths = {m.dl for sub in spec.submodels for m in sub.modules if isinstance(m, Ewald)}
+    if not lengths or not np.all(atoms.pbc):
+        return STRAIN_STEPS[0]
+    for step in STRAIN_STEPS:
+        cells = [atoms.cell[:]] + [
+            strained(atoms, strain)(offset * step).cell[:]
+            for strain in strains()
+            for offset, _ in STENCIL
+        ]
+        if all(len({_k_set(cell, dl) for cell in cells}) == 1 for dl in lengths):
+            return step
+    return None
+
+
+def _k_set(cell: Floats, dl: float) -> frozenset[tuple[int, ...]]:
+    rows = k_vectors(torch.from_numpy(np.array(cell, dtype=np.float64)), dl).to(torch.int64)
+    return frozenset(tuple(row) for row in rows.tolist())
