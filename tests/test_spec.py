@@ -96,6 +96,11 @@ def test_numbers_and_text_survive(sigma, norm, note):
     assert from_json(to_json(spec)) == spec
 
 
+def rep(**fields):
+    """A change of fields of the representation."""
+    return lambda content: content["model"]["representation"].update(fields)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -104,16 +109,19 @@ def test_numbers_and_text_survive(sigma, norm, note):
         (lambda c: c["model"].update(type="os.system"), "expected a type among"),
         (lambda c: c["model"].update(extra=1), "expected fields among .*, got extra"),
         (lambda c: c["model"]["representation"].pop("l_max"), "all required fields"),
-        (lambda c: c["model"]["representation"].update(l_max=7), "l_max: expected an integer from 0 to 6, got 7"),
-        (lambda c: c["model"]["representation"].update(l_max=True), "l_max: expected an integer"),
-        (lambda c: c["model"]["representation"].update(n_radial=10**9), "n_radial: expected an integer from 1"),
-        (lambda c: c["model"]["representation"].update(cutoff=-1.0), "cutoff: expected a finite number above zero"),
-        (lambda c: c["model"]["representation"].update(cutoff=None), "cutoff: expected a finite number"),
-        (lambda c: c["model"]["representation"].update(elements=[1, 1]), "elements: expected distinct"),
-        (lambda c: c["model"]["representation"]["radial"].update(kind="spline"), "kind: expected one of 'bessel'"),
+        (rep(l_max=7), "l_max: expected an integer from 0 to 6, got 7"),
+        (rep(l_max=True), "l_max: expected an integer"),
+        (rep(n_radial=10**9), "n_radial: expected an integer from 1"),
+        (rep(cutoff=-1.0), "cutoff: expected a finite number above zero"),
+        (rep(cutoff=None), "cutoff: expected a finite number"),
+        (rep(elements=[1, 1]), "elements: expected distinct"),
+        (
+            lambda c: c["model"]["representation"]["radial"].update(kind="spline"),
+            "kind: expected one of 'bessel'",
+        ),
         (lambda c: c["model"].update(submodels=[1]), "submodels: expected a tuple"),
     ],
-)  # fmt: skip
+)
 def test_hostile_json_is_refused(change, message):
     content = json.loads(to_json(GOLDEN))
     change(content)
@@ -135,27 +143,45 @@ def test_other_text_is_refused(text):
         (lambda: MLP((4, 3, 1), residual=True), "MLP.residual: expected an odd number of layers"),
         (lambda: MLP((4, 1), activation="exec"), "MLP.activation: expected one of 'silu'"),
         (lambda: RadialBasis("bessel", 0), "RadialBasis.n_rbf"),
-        (lambda: CutoffFunction("switch", 3.0, switch_on=3.5), "switch_on: expected less than cutoff"),
-        (lambda: CutoffFunction("polynomial", float("nan")), "CutoffFunction.cutoff: expected a finite"),
+        (
+            lambda: CutoffFunction("switch", 3.0, switch_on=3.5),
+            "switch_on: expected less than cutoff",
+        ),
+        (
+            lambda: CutoffFunction("polynomial", float("nan")),
+            "CutoffFunction.cutoff: expected a finite",
+        ),
         (lambda: Ewald("q", "e", 2.0, 1.0, exponent=3), "Ewald.exponent: expected 1 or 6, got 3"),
         (lambda: Ewald("", "e", 2.0, 1.0), "Ewald.feature_key: expected a non-empty name"),
         (lambda: Readout("E", MLP((4, 1)), aggregation="max"), "Readout.aggregation"),
         (lambda: Polarization("q", "P", output_index=3), "Polarization.output_index"),
         (lambda: MessageStep(bchi=3), "MessageStep.bchi"),
-        (lambda: replace(REP, steps=(MessageStep(bchi=Bchi(True, True, MLP((5, 1)))),)), "Bchi.mlp.widths: expected 84 inputs and 1 outputs"),
-        (lambda: ModelSpec(REP, (SubModel((Readout("E", MLP((5, 1))),)),)), f"Readout.mlp.widths: expected {N} inputs, got 5"),
+        (
+            lambda: replace(REP, steps=(MessageStep(bchi=Bchi(True, True, MLP((5, 1)))),)),
+            "Bchi.mlp.widths: expected 84 inputs and 1 outputs",
+        ),
+        (
+            lambda: ModelSpec(REP, (SubModel((Readout("E", MLP((5, 1))),)),)),
+            f"Readout.mlp.widths: expected {N} inputs, got 5",
+        ),
         (lambda: ModelSpec(REP, (SHORT, LONG)), "ModelSpec.submodels: expected 1 sub-models"),
         (lambda: Combination(("E",), ((("F", "E"),),), (1.0,)), "Combination.keys"),
         (lambda: Combination(("E",), ((("E", "E"),),), (1.0, 2.0)), "Combination.weights"),
     ],
-)  # fmt: skip
+)
 def test_wrong_fields_are_refused(make, message):
     with pytest.raises(SpecError, match=message):
         make()
 
 
 def test_derived_sizes():
-    assert (REP.n_channels, REP.n_monomials, REP.n_invariants, REP.n_stages, N) == (4, 20, 7, 2, 168)
+    assert (REP.n_channels, REP.n_monomials, REP.n_invariants, REP.n_stages, N) == (
+        4,
+        20,
+        7,
+        2,
+        168,
+    )
     shared = with_step(False, False, (True, False)).steps[0].bchi
     assert with_step(False, False, (True, False)).n_bchi_weights(shared) == 4
     residual = MLP((10, 6, 6, 6, 4, 1), residual=True)
@@ -178,7 +204,7 @@ def test_energy_of_a_combination():
     assert terms_of(COMBINED) == [(0, 0, 1.0), (1, 1, 0.02)]
     assert terms_of(COMBINED, "ewald") == [(1, 1, 1.0)]
     assert "CACE_forces" not in energy_keys(COMBINED)
-    with pytest.raises(InputError, match="energy_key: expected one of CACE_energy.*got 'E'"):
+    with pytest.raises(InputError, match=r"energy_key: expected one of CACE_energy.*got 'E'"):
         energy_terms(COMBINED, "E")
 
 
@@ -193,5 +219,5 @@ def test_energy_without_forces_modules():
 
 
 def test_forces_are_no_energy():
-    with pytest.raises(UnsupportedModelError, match="'CACE_forces' is not an energy"):
+    with pytest.raises(UnsupportedModelError, match=r"'CACE_forces' is not an energy"):
         energy_terms(COMBINED, "CACE_forces")

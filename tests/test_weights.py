@@ -24,16 +24,21 @@ def test_names_and_shapes():
     assert "outputs.0.1.layers.2.bias" not in shapes  # the charges have no bias
 
 
+def mixing(tensor):
+    """A change of one tensor."""
+    return lambda tensors: tensors.update({"mixing.1": tensor})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda t: t.pop("mixing.1"), r"weights\['mixing.1'\]: .*got missing"),
         (lambda t: t.update(extra=torch.ones(1)), r"weights\['extra'\]: .*got unknown"),
-        (lambda t: t.update({"mixing.1": torch.ones(4, 3, 5)}), r"shape \(4, 3, 4\), got .*\(4, 3, 5\)"),
-        (lambda t: t.update({"mixing.1": torch.ones(4, 3, 4, dtype=torch.int64)}), "floating tensor"),
-        (lambda t: t.update({"mixing.1": torch.full((4, 3, 4), torch.nan)}), "finite numbers, got NaN"),
+        (mixing(torch.ones(4, 3, 5)), r"shape \(4, 3, 4\), got .*\(4, 3, 5\)"),
+        (mixing(torch.ones(4, 3, 4, dtype=torch.int64)), "floating tensor"),
+        (mixing(torch.full((4, 3, 4), torch.nan)), "finite numbers, got NaN"),
     ],
-)  # fmt: skip
+)
 def test_wrong_tensors_are_refused(change, message):
     tensors = dict(TENSORS)
     change(tensors)
