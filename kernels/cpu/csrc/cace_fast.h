@@ -1,0 +1,170 @@
+/* cace_fast.h: the C interface of the CPU engine of cace-fast (C99, no other header needed).
+ *
+ * A host (the Python package, an MD engine) makes one cf_model from a specification and tensors,
+ * one cf_state for each thread of its own that evaluates, and then calls either
+ *
+ *   cf_evaluate                       all of one step, for models without charges; or
+ *   cf_begin, cf_forward 0..T-1, [charges: long range by the host or by cf_ewald_*],
+ *   cf_backward T-1..0, cf_finish     the same in phases, between which a parallel host exchanges
+ *                                     what senders must know of atoms that other ranks own.
+ *
+ * Units: A, eV, internal charge units.  Arrays are C-ordered and belong to the caller; a state
+ * keeps pointers to those of cf_begin until cf_finish.  All numbers that cross this interface are
+ * double whatever the working precision.  Results are bit-identical for any number of threads.
+ *
+ * d = r_receiver - r_sender + shift is the vector of a pair; forces are -dE/dr; a virial is
+ * -dE/dstrain = -sum d (x) dE/dd.
+ */
+#ifndef CACE_FAST_H
+#define CACE_FAST_H
+
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define CF_API __attribute__((visibility("default")))
+#else
+#define CF_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define CF_ABI_VERSION 1
+#define CF_ERROR_LENGTH 512
+
+/* What every function that can fail returns; the text is in the error buffer or cf_state_error. */
+enum {
+  CF_OK = 0,
+  CF_INVALID = 1,     /* an argument is wrong; the text names it */
+  CF_UNSUPPORTED = 2, /* the model uses a part that this engine does not have */
+  CF_NOT_FINITE = 3,  /* a position or a result is NaN or infinite; cf_state_bad_atom names it */
+  CF_MEMORY = 4,      /* out of memory */
+  CF_ORDER = 5        /* phases called in another order than begin, forward, backward, finish */
+};
+
+typedef struct cf_model cf_model;
+typedef struct cf_state cf_state;
+
+/* One read-out to evaluate.  Its module is submodels[submodel].modules[module] of the
+ * specification, its tensors are called "outputs.<submodel>.<module>.*".
+ *   energy_column  output that is an energy, or -1 when no output is
+ *   energy_weight  factor of that output in the energy
+ *   average        divide the energy by the number of atoms of the atom's system (aggregation avg)
+ *   charges        all outputs are latent charges: exported by cf_charges, dE/dq is taken back
+ *   extra_before   how many of its extra inputs stand before the features (usually 0) */
+typedef struct {
+  int32_t submodel, module, energy_column, average, charges, extra_before;
+  double energy_weight;
+} cf_head;
+
+/* The pairs of a step: sorted by receiver and, within a receiver, by the sender's species (row of
+ * the embedding).  Pairs beyond the cutoff are allowed: the engine drops them, exactly.
+ * sent/sent_first is the same list seen from the senders, ascending pair numbers for each atom:
+ * it makes the sums of forces deterministic without atomics.  cf_pairs_* builds all of this. */
+typedef struct {
+  int64_t n_pairs;
+  const int64_t *first;      /* [n_owned + 1] first pair of each receiver */
+  const int32_t *sender;     /* [n_pairs] */
+  const int32_t *shift;      /* [n_pairs] row of shift_vectors, or NULL: no shifts */
+  const int64_t *sent_first; /* [n_all + 1] */
+  const int32_t *sent;       /* [n_pairs] pair numbers */
+} cf_list;
+
+/* The atoms of a step.  Receivers are the first n_owned atoms; atoms n_owned..n_all-1 are ghosts
+ * (copies of atoms that other ranks own), which only send.  Several systems may be evaluated at
+ * once: system numbers ascend, pairs join atoms of one system. */
+typedef struct {
+  int32_t n_owned, n_all, n_systems, n_shifts;
+  const int32_t *species;      /* [n_all] row of the embedding, not the atomic number */
+  const double *positions;     /* [n_all][3] */
+  const int32_t *system;       /* [n_all] or NULL: all in system 0 */
+  const double *shift_vectors; /* [n_shifts][3] A: S h of the pair's system; NULL: none */
+  const double *system_size;   /* [n_systems] atoms in each whole system, or NULL: counted here */
+  const double *const *extras; /* [n_heads] -> [n_owned][n_extra] further inputs, or NULL */
+  const cf_list *list;
+} cf_frame;
+
+/* Results; a NULL pointer means not wanted. */
+typedef struct {
+  double *energies; /* [n_owned] read-out energies */
+  double *forces;   /* [n_all][3] short-range part, on ghosts too (to be added to their owners) */
+  double *virials;  /* [n_systems][3][3] pair virial */
+} cf_result;
+
+/* --- library ------------------------------------------------------------------------------- */
+
+CF_API int cf_abi_version(void);
+
+/* Name of the instruction set in use, "base", "avx2" or "avx512".  Chosen once, at the first call:
+ * the best of the processor, or what the environment variable CACE_FAST_ISA names.  NULL with a
+ * text in error when that names an unknown or missing one. */
+CF_API const char *cf_isa(char error[CF_ERROR_LENGTH]);
+
+/* --- models -------------------------------------------------------------------------------- */
+
+/* Make a model from the JSON text of a specification (cace_fast.spec.to_json) and its tensors
+ * (cace_fast.weights.expected_shapes), float64, C order.  Everything is copied. */
+CF_API int cf_model_create(const char *spec_json, int32_t n_tensors, const char *const *names,
+                           const double *const *data, const int64_t *sizes, int32_t n_heads,
+                           const cf_head *heads, cf_model **model, char error[CF_ERROR_LENGTH]);
+CF_API void cf_model_free(cf_model *model);
+
+/* Integers that describe a model; -1 for an unknown name.
+ *   "n_elements" "n_radial" "n_monomials" "n_invariants" "n_channels" "n_stages" "n_features"
+ *   "n_charges"  charges per atom, all charge heads together
+ *   "n_heads"    read-outs
+ *   "unrolled"   1 where the contraction runs generated straight-line code, 0 on the general loop
+ *   "grouped"    1 where neighbours are summed by element, 0 by embedding channel */
+CF_API int64_t cf_model_query(const cf_model *model, const char *name);
+CF_API double cf_model_cutoff(const cf_model *model);
+/* Extra inputs that head number `head` takes beside the features. */
+CF_API int32_t cf_model_extras(const cf_model *model, int32_t head);
+/* Numbers per atom that senders export after generation t: w [nl nc] and A [R n_A C] (with Ar). */
+CF_API void cf_model_message_sizes(const cf_model *model, int32_t t, int32_t *w, int32_t *a);
+
+/* --- states -------------------------------------------------------------------------------- */
+
+/* precision is 32 or 64.  A state is not thread safe; several states of one model are. */
+CF_API int cf_state_create(const cf_model *model, int32_t precision, cf_state **state,
+                           char error[CF_ERROR_LENGTH]);
+CF_API void cf_state_free(cf_state *state);
+CF_API void cf_state_threads(cf_state *state, int32_t n_threads); /* 1 at first */
+CF_API const char *cf_state_error(const cf_state *state);
+CF_API int64_t cf_state_bad_atom(const cf_state *state); /* after CF_NOT_FINITE, else -1 */
+CF_API int64_t cf_state_bytes(const cf_state *state);    /* memory held by the buffers */
+/* Seconds spent in a part since the state was made, threads added up; -1 for an unknown part.  All
+ * zero unless the library was compiled with CF_PROFILE. */
+CF_API double cf_state_seconds(const cf_state *state, const char *part);
+
+/* --- one step ------------------------------------------------------------------------------ */
+
+/* All of a step of a model without charges (CF_INVALID otherwise). */
+CF_API int cf_evaluate(cf_state *state, const cf_frame *frame, const cf_result *result);
+
+/* The invariants [n_owned][n_radial][n_invariants][n_channels][n_stages]. */
+CF_API int cf_features(cf_state *state, const cf_frame *frame, double *features);
+
+/* --- a step in phases ---------------------------------------------------------------------- */
+
+CF_API int cf_begin(cf_state *state, const cf_frame *frame);
+/* Generation t of the features, t = 0 .. n_stages-1; after the last one charges are known. */
+CF_API int cf_forward(cf_state *state, int32_t t);
+/* Export of owned atoms / import of ghosts, between cf_forward t and t+1 (t < n_stages-1):
+ * w [n][nl nc] and A [n][R][n_A][C] of generation t; a is NULL where the step has no Ar. */
+CF_API int cf_get_messages(const cf_state *state, int32_t t, double *w, double *a);
+CF_API int cf_set_messages(cf_state *state, int32_t t, const double *w, const double *a);
+/* q [n_owned][n_charges], and dE_lr/dq of the same shape (with the energy's weight) back. */
+CF_API int cf_charges(const cf_state *state, double *q);
+CF_API int cf_set_charge_gradient(cf_state *state, const double *de_dq);
+/* Backward of generation t, t = n_stages-1 .. 0. */
+CF_API int cf_backward(cf_state *state, int32_t t);
+/* Between cf_backward t+1 and t: dE/dw and dE/dA of ghosts (export), which their owners add. */
+CF_API int cf_get_gradients(const cf_state *state, int32_t t, double *dw, double *da);
+CF_API int cf_add_gradients(cf_state *state, int32_t t, const double *dw, const double *da);
+CF_API int cf_finish(cf_state *state, const cf_result *result);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
