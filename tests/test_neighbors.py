@@ -151,3 +151,17 @@ def test_skin_keeps_its_own_copies():
     assert len(listing(positions, cell, pbc).senders) > 2
     with pytest.raises(InputError, match="skin: expected a length of at least 0"):
         VerletList(CUTOFF, -1.0)
+
+
+@pytest.mark.parametrize("fraction", [0.49, 0.51])
+def test_skin_covers_two_atoms_that_approach(fraction):
+    """Just outside the list at first, each moves about half the skin towards the other."""
+    skin, gap = 0.8, CUTOFF + 0.8 + 1e-3
+    positions = np.array([[0.0, 0, 0], [gap, 0, 0]])
+    listing = VerletList(CUTOFF, skin)
+    none, pbc = np.zeros((3, 3)), np.zeros(3, bool)
+    assert len(listing(positions, none, pbc).senders) == 0
+    moved = positions + np.array([[fraction * skin, 0, 0], [-fraction * skin, 0, 0]])
+    inside = gap - 2 * fraction * skin < CUTOFF
+    assert len(within(listing(moved, none, pbc), moved, none)) == 2 * inside
+    assert inside == (fraction > 0.5)
