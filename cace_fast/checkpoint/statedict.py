@@ -168,7 +168,3 @@ def numbered(node: Node) -> list[str]:
     if names != [str(k) for k in range(len(names))] or len(names) != len(node):
         raise CheckpointError("a list of modules or weights has a gap")
     return names
-
-
-def _tensors(node: Node) -> dict[str, Tensor]:
-    return {name: value for name, value in node.items() if isinstance(value, Tensor)}

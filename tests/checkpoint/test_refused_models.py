@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from support import upstream_like as u
@@ -129,6 +131,45 @@ UNSUPPORTED = {
 }  # fmt: skip
 
 
+NUMBERS = u.Numbers()
+
+
+def block(**modules):
+    return u.make("cace.modules.blocks.ResidualBlock", modules=modules)
+
+
+def in_readout(*layers):
+    def change(model):
+        model.output_modules[0].outnet = torch.nn.Sequential(*layers)
+
+    return change
+
+
+def layer(n_in, n_out, activation=torch.nn.functional.silu):
+    return u.dense(NUMBERS, n_in, n_out, activation)
+
+
+UNSUPPORTED |= {
+    "linear part of another class": (
+        with_setting(READOUT, linear_nn=torch.nn.Identity()), "is not a dense layer"),
+    "linear of another class": (
+        with_setting(READOUT + ".outnet.0", linear=torch.nn.Identity()), "is not a linear layer"),
+    "blocks and layers": (
+        in_readout(block(a=layer(9, 9), b=layer(9, 9)), layer(9, 9), layer(9, 1, None)),
+        "residual blocks and plain layers are mixed"),
+    "block of one layer": (
+        in_readout(block(a=layer(9, 9)), layer(9, 1, None)), "1 layers and 0 skips instead of 2"),
+    "block without a way round": (
+        in_readout(block(a=layer(9, 5), b=layer(5, 5)), layer(5, 1, None)), "no layer to skip"),
+    "block of something else": (
+        in_readout(block(a=layer(9, 9), b=torch.nn.Tanh()), layer(9, 1, None)),
+        r"activation\.Tanh\): is not a layer that is provided"),
+    "norm with nothing but numbers": (
+        with_setting(READOUT + ".outnet.2", batchnorm=torch.nn.BatchNorm1d(1, affine=False)),
+        "followed by something"),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", UNSUPPORTED)
 def test_parts_that_are_not_provided_are_named(tmp_path, name):
     change, message = UNSUPPORTED[name]
@@ -164,7 +205,20 @@ def two_representations(model):
     model.models[1].representation = u.representation(seed=5)
 
 
+def other_method(model):
+    model.operation = model.forward
+
+
+def no_operation(model):
+    model.operation = "sum"
+
+
 COMBINED = {
+    "method": (
+        other_method,
+        r"combined by cace\.models\.combined\.CombinePotential\._forward",
+    ),
+    "text": (no_operation, "combined by 'sum'; only their weighted"),
     "operation": (other_operation, r"combined by torch\.nn\.functional\.relu; only their weighted"),
     "nested": (nested, "CombinePotential.*is not a NeuralNetworkPotential"),
     "two": (two_representations, "combinations with several representations are not provided"),
@@ -263,6 +317,17 @@ BROKEN = {
     "aggregation": (with_setting(READOUT, aggregation_mode="max"), "expected 'sum', 'avg' or None"),
     "feature list": (with_setting(READOUT, feature_key=[1]), "expected a name or a list of names"),
     "flag": (with_setting("output_modules.1", calc_forces=1), "is 1, expected true or false"),
+    "no layers": (in_readout(), "has no layers"),
+    "direction 3": (
+        with_output("cace.modules.ewald.EwaldPotential", feature_key="q", output_key="e", dl=1,
+                    sigma=1, remove_self_interaction=False, norm_factor=1, aggregation_mode="sum",
+                    external_field_direction=3),
+        "'external_field_direction' is 3, expected 0, 1, 2 or a key"),
+    "charges": (
+        with_output("cace.modules.fixed_charge.FixedCharge", charge_dict={"O": 1.0}),
+        "'charge_dict' is a dict of 1, expected a charge for each atomic number"),
+    "no mixing": (
+        with_setting(REP + ".radial_transform", weights=torch.nn.ParameterList()), "no weights"),
     "no representation": (without("", "representation"), "no sub-module 'representation'"),
     "empty output": (with_setting("output_modules", **{"1": None}), "output module 1 is empty"),
     "empty step": (
@@ -304,3 +369,21 @@ def test_contradictory_combinations(tmp_path, name):
     model = u.water_like()
     change(model)
     refused(model, tmp_path / "m.pth", CheckpointError, message)
+
+
+def test_a_combination_of_nothing(tmp_path):
+    model = u.water_like()
+    model.models = torch.nn.ModuleList()
+    refused(model, tmp_path / "m.pth", CheckpointError, "has no sub-models, too many")
+
+
+def test_other_roots_are_no_models(tmp_path):
+    torch.save([1, 2], tmp_path / "m.pth")
+    with pytest.raises(CheckpointError, match="holds a list of 2, not a model"):
+        checkpoint.read(tmp_path / "m.pth")
+
+
+def test_objects_that_can_be_called_are_no_activations():
+    readout = u.atomwise(NUMBERS, N_FEATURES, activation=partial(torch.nn.functional.elu, alpha=2))
+    with pytest.raises(UnsupportedModelError, match=r"activation functools\.partial is not prov"):
+        checkpoint.from_module(u.potential(u.representation(), readout))

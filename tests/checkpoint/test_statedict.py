@@ -232,6 +232,16 @@ CHANGES = {
     "width": (
         lambda s: {n: t[:, :-3] if n == LAYER + "linear.weight" else t for n, t in s.items()},
         UnsupportedModelError, "invariants for max_l = 2 belong to no correlation order"),
+    "no radius": (
+        lambda s: {n: t for n, t in s.items() if n != "representation.cutoff_fn.cutoff"},
+        CheckpointError, "the cutoff function has no cutoff radius"),
+    "no radial weights": (
+        lambda s: {n: t for n, t in s.items() if "radial_transform" not in n},
+        CheckpointError, "the representation has no radial weights"),
+    "a tensor for a module": (
+        lambda s: {n: t for n, t in s.items() if "cutoff_fn" not in n}
+        | {"representation.cutoff_fn": torch.ones(1)},
+        CheckpointError, "'cutoff_fn' is a tensor where modules are expected"),
     "no elements": (
         lambda s: {n: t for n, t in s.items() if "index_map" not in n},
         CheckpointError, "has no tensor 'index_map'"),

@@ -261,6 +261,38 @@ BROKEN = {
         + a.text("\0" * 7) + a.text("latin1") + b"\x86R\x86R",
         "REDUCE: a numpy number of type i8 has 7 bytes",
     ),
+    "dtype of a dict": (
+        a.named("numpy.dtype") + a.text("i8") + b"\x85R}b",
+        "BUILD: the state of a numpy dtype is not a tuple",
+    ),
+    "ordered dict of a list": (
+        a.named("collections.OrderedDict") + b"]\x85R",
+        "REDUCE: an OrderedDict is made with arguments",
+    ),
+    "set of a text": (
+        a.named("__builtin__.set") + a.text("x") + b"\x85R",
+        "REDUCE: expected one list as the only argument",
+    ),
+    "parameter of a number": (
+        a.named("torch._utils._rebuild_parameter") + b"K\x01\x88N\x87R",
+        "REDUCE: a parameter is not made of a tensor, a truth value and hooks",
+    ),
+    "type tag alone": (
+        a.named("torch.jit._pickle.restore_type_tag") + b"N\x85R",
+        "REDUCE: a type tag does not come with one value and one type",
+    ),
+    "bytes beyond latin-1": (
+        a.named("_codecs.encode") + a.text("\u4e00") + a.text("latin1") + b"\x86R",
+        "REDUCE: bytes are written as text that is not latin-1",
+    ),
+    "bytes of another code": (
+        a.named("_codecs.encode") + a.text("x") + a.text("rot13") + b"\x86R",
+        "REDUCE: bytes are not written as latin-1 text",
+    ),
+    "tensor of nothing": (
+        a.named("torch._utils._rebuild_tensor_v2") + b")R",
+        "REDUCE: a tensor has 0 arguments instead of 6 or 7",
+    ),
     "object number": (
         a.named("numpy.core.multiarray.scalar") + a.named("numpy.dtype") + a.text("O8")
         + b"\x89\x88\x87R(" + a.number(3) + a.text("|") + b"tb" + b"N\x86R",
