@@ -298,6 +298,7 @@ def _forces(module: Forces, state: State, stress: bool) -> None:
         per_strain = torch.stack([g[1] for g in gradients], -1).to(state.feats)
         per_strain = per_strain if energy.dim() > 1 else per_strain[..., 0]
         volume = torch.linalg.det(state.graph.cell.detach()).abs().to(per_strain)
+        volume = torch.where(volume > 0, volume, torch.nan)  # an open system has no stress
         shape = (-1, *[1] * (per_strain.dim() - 1))
         state.values[module.virial_key] = -per_strain
         state.values[module.stress_key] = per_strain / volume.reshape(shape)

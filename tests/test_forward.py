@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 
 import ase.io
 import numpy as np
@@ -14,6 +16,7 @@ from support.paths import upstream_checkpoints
 
 from cace_fast import InputError, Potential, load
 from cace_fast.forward import Forward
+from cace_fast.spec import Ewald, FixedCharge, Forces, ModelSpec, SubModel
 from cace_fast.structures import extra_inputs
 
 
@@ -146,3 +149,63 @@ def test_refusals(change, message):
     data = dictionary(golden.atoms("periodic"), potential.cutoff) | change
     with pytest.raises(InputError, match=message):
         potential({k: v for k, v in data.items() if v is not None})
+
+
+def changed(*modules):
+    """The golden model with other output modules."""
+    spec, weights = golden.model()
+    tensors = dict(weights)
+    own = ModelSpec(spec.representation, (SubModel(modules, strain=True),))
+    return Forward(own, {k: v for k, v in tensors.items() if not k.startswith("outputs")} | tensors)
+
+
+def test_field_at_the_charges():
+    """The potential of one channel is the derivative of its energy, self term included."""
+    spec, _ = golden.model()
+    readouts = spec.submodels[0].modules[:2]
+    forward = changed(*readouts, Ewald("q", "e", 1.5, 0.9, compute_field=True, aggregation=None))
+    data = dictionary(golden.atoms("periodic"), golden.CUTOFF)
+    out = forward(data)
+    assert out["e"].shape == (1, 2)
+    assert out["q_field"].shape == (5, 2)
+    energy = 0.5 * (out["q"] * out["q_field"]).sum(0)  # quadratic in the charges
+    torch.testing.assert_close(energy, out["e"][0], rtol=1e-12, atol=1e-13)
+
+
+def test_fixed_charges():
+    fixed = FixedCharge("q", ((8, -0.8), (1, 0.4), (6, 0.1)))
+    forward = changed(fixed, Ewald("q", "e", 1.5, 0.9), Forces("e", "F"))
+    atoms = golden.atoms("open")
+    out = forward(dictionary(atoms, golden.CUTOFF))
+    q = 9.48933 * np.array([{8: -0.8, 1: 0.4, 6: 0.1}[z] for z in atoms.numbers])
+    np.testing.assert_allclose(out["q"][:, 0], q)
+    energy = (q @ q) / (0.9 * (2 * np.pi) ** 1.5)
+    for i, j in itertools.combinations(range(5), 2):
+        r = atoms.get_distance(i, j)
+        energy += q[i] * q[j] * math.erf(r / (0.9 * math.sqrt(2))) / (r + 1e-6) / (2 * np.pi)
+    assert out["e"].item() == pytest.approx(energy, rel=1e-12)
+    with pytest.raises(
+        InputError, match=r"numbers: expected elements with a fixed charge, got \[6\]"
+    ):
+        changed(FixedCharge("q", ((8, 1.0), (1, 1.0))), Ewald("q", "e", 1.5, 0.9))(
+            dictionary(atoms, golden.CUTOFF)
+        )
+
+
+def test_open_systems_have_no_stress():
+    potential = golden_potential()
+    data = dictionary([golden.atoms("periodic"), golden.atoms("open")], potential.cutoff)
+    stress = potential(data)["stress"]
+    assert torch.isfinite(stress[0]).all()
+    assert torch.isnan(stress[1]).all()
+
+
+def test_charges_may_come_from_outside():
+    """A model whose Ewald sum takes charges as an input."""
+    forward = changed(Ewald("given", "e", 1.5, 0.9), Forces("e", "F"))
+    data = dictionary(golden.atoms("open"), golden.CUTOFF)
+    with pytest.raises(InputError, match=r"data\['given'\]: expected an input"):
+        forward(data)
+    one = forward(data | {"given": torch.ones(5, dtype=torch.float64)})["e"]
+    two = forward(data | {"given": 2 * torch.ones(5, dtype=torch.float64)})["e"]
+    torch.testing.assert_close(two, 4 * one)
