@@ -58,17 +58,14 @@ def importable() -> Iterator[None]:
             return stand_in(f"{self.__name__}.{name}")
 
     names = {"cace", "cace.models", "cace.modules", "cace.representations"}
-    names |= {f"cace.models.{n}" for n in ("atomistic", "combined")}
-    names |= {"cace.representations.cace_representation"}
-    names |= {
-        f"cace.modules.{n}"
-        for n in (
-            "angular", "atomwise", "blocks", "cutoff", "ewald", "feature_mix", "forces",
-            "interaction", "preprocess", "radial", "radial_transform", "symmetrize_basis", "type",
-            "polarization", "grad", "les_wrapper", "metal_wall", "charge_eq", "dipole",
-            "fixed_charge",
-        )
-    }  # fmt: skip
+    names |= {"cace.models.atomistic", "cace.models.combined"}
+    names.add("cace.representations.cace_representation")
+    parts = (
+        "angular atomwise blocks cutoff ewald feature_mix forces interaction preprocess radial "
+        "radial_transform symmetrize_basis type grad les_wrapper metal_wall charge_eq dipole "
+        "fixed_charge"
+    )
+    names |= {f"cace.modules.{part}" for part in parts.split()}
     before = dict(sys.modules)
     sys.modules.update({name: Upstream(name) for name in names})
     try:
@@ -184,8 +181,8 @@ def _parameter_list(numbers, count, *shape):
 
 
 N_INVARIANTS = {
-    (1, 1): 1, (1, 2): 2, (2, 1): 1, (2, 2): 3, (2, 3): 4, (3, 2): 4, (3, 3): 6, (3, 4): 7, (4, 3): 9,
-    (4, 4): 13, (5, 4): 22, (6, 4): 36,
+    (1, 1): 1, (1, 2): 2, (2, 1): 1, (2, 2): 3, (2, 3): 4, (3, 2): 4, (3, 3): 6, (3, 4): 7,
+    (4, 3): 9, (4, 4): 13, (5, 4): 22, (6, 4): 36,
 }  # fmt: skip  # model.md 6
 
 
