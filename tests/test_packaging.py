@@ -16,6 +16,7 @@ import pytest
 from support.paths import REPOSITORY
 
 import cace_fast
+from cace_fast.kernels.cpu.build import LIBRARY
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 SETUPTOOLS = PROJECT["tool"]["setuptools"]
@@ -84,6 +85,10 @@ def test_wheel_holds_the_tree_and_nothing_else(tmp_path):
         scripts = archive.read(entry_points).decode()
     held = {n for n in names if Path(n).suffix not in BUILT}
     assert held == set(package_files())
+    built = set(names) - held
+    assert built == {f"cace_fast/kernels/cpu/{LIBRARY}"}
+    assert "-py3-none-" in wheel.name  # one for each platform, for every Python
+    assert not wheel.name.endswith("-any.whl")
     assert len(names) == len(set(names))
     assert "cace-fast = cace_fast.cli:main" in scripts
 

@@ -1,0 +1,135 @@
+/* cace_fast_step.h: pair lists, long range, and a whole step in one call; see cace_fast.h.
+ *
+ * A program that owns all atoms needs cf_step only.  A parallel host builds its lists with cf_pairs,
+ * runs the phases of cace_fast.h, and between cf_forward and cf_backward the sums of cf_ewald:
+ *
+ *   cf_ewald_cell                     the k set of the global cell
+ *   cf_ewald_structure_factors        S(k) of its own atoms; the host adds those of other ranks
+ *   cf_ewald_finish                   energies, dE/dq, forces of its own atoms
+ *   cf_ewald_virial                   of all atoms: whole on every rank
+ */
+#ifndef CACE_FAST_STEP_H
+#define CACE_FAST_STEP_H
+
+#include "cace_fast.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* --- pair lists ---------------------------------------------------------------------------- */
+
+typedef struct cf_pairs cf_pairs;
+
+CF_API int cf_pairs_create(cf_pairs **pairs, char error[CF_ERROR_LENGTH]);
+CF_API void cf_pairs_free(cf_pairs *pairs);
+
+/* Take pairs in any order, all of them within the cutoff and any beyond it; valid until atoms have
+ * moved so far that one is missing.  The result depends on the set of pairs alone.
+ *   species [n_all], system [n_all] ascending or NULL as in cf_frame
+ *   receivers, senders [n_pairs], shifts [n_pairs][3]: d = r_receiver - r_sender + S h */
+CF_API int cf_pairs_set(cf_pairs *pairs, int32_t n_owned, int32_t n_all, const int32_t *species,
+                        const int32_t *system, int64_t n_pairs, const int64_t *receivers,
+                        const int64_t *senders, const int64_t *shifts, int32_t n_threads,
+                        char error[CF_ERROR_LENGTH]);
+CF_API int32_t cf_pairs_n_shifts(const cf_pairs *pairs);
+/* What cf_frame takes; the list belongs to `pairs` and changes with the next cf_pairs_set. */
+CF_API void cf_pairs_list(const cf_pairs *pairs, cf_list *list);
+/* S h of every row of shifts [n_shifts][3] for cells [n_systems][3][3] (rows: lattice vectors). */
+CF_API void cf_pairs_vectors(const cf_pairs *pairs, const double *cells, double *shift_vectors);
+/* The closest pair: returns its distance in A, infinity without pairs. */
+CF_API double cf_pairs_closest(const cf_pairs *pairs, const double *positions,
+                               const double *shift_vectors, int32_t n_threads, int32_t atoms[2]);
+
+/* --- long range ---------------------------------------------------------------------------- */
+
+/* Parameters of an Ewald module as in the specification; field 0 and neutral_lambda 0: none. */
+typedef struct {
+  double dl, sigma, norm, field, neutral_lambda;
+  int32_t exponent, remove_self, field_direction;
+} cf_ewald_spec;
+
+typedef struct cf_ewald cf_ewald;
+
+CF_API int cf_ewald_create(const cf_ewald_spec *spec, cf_ewald **ewald,
+                           char error[CF_ERROR_LENGTH]);
+CF_API void cf_ewald_free(cf_ewald *ewald);
+CF_API void cf_ewald_threads(cf_ewald *ewald, int32_t n_threads); /* 1 at first */
+
+/* One system, all of its atoms here: energies [n][n_q] (they sum to E), slopes [n][n_q] = dE/dq of
+ * that sum, forces [n][3] = -dE/dr, virial [3][3] = -dE/dstrain with the k set fixed.  Forces and
+ * virial are added to what is there, and may be NULL.  cell is ignored for an open system. */
+CF_API int cf_ewald_evaluate(cf_ewald *ewald, int64_t n, int32_t n_q, const double *q,
+                             const double *r, const double *cell, int32_t periodic,
+                             double *energies, double *slopes, double *forces, double *virial,
+                             char error[CF_ERROR_LENGTH]);
+
+/* The same in parts, for periodic systems whose atoms lie on several ranks: chooses the k vectors
+ * and gives their number with pads; structure is [2][n_q][size], zero at first. */
+CF_API int cf_ewald_cell(cf_ewald *ewald, const double *cell, int64_t *size,
+                         char error[CF_ERROR_LENGTH]);
+CF_API void cf_ewald_structure_factors(cf_ewald *ewald, int64_t n, int32_t n_q, const double *q,
+                                       const double *r, double *structure);
+CF_API int cf_ewald_finish(cf_ewald *ewald, int64_t n, int32_t n_q, const double *q,
+                           const double *r, const double *structure, double *energies,
+                           double *slopes, double *forces, char error[CF_ERROR_LENGTH]);
+CF_API void cf_ewald_virial(const cf_ewald *ewald, int32_t n_q, const double *structure,
+                            double *virial);
+
+/* --- a whole step -------------------------------------------------------------------------- */
+
+/* One Ewald term of the energy.  Its charges are columns first_charge .. first_charge + n_charges-1
+ * of cf_charges, or one fixed number for each species where `fixed` is not NULL. */
+typedef struct {
+  cf_ewald_spec ewald;
+  double weight;
+  int32_t first_charge, n_charges;
+  const double *fixed; /* [n_elements] or NULL */
+} cf_long_range;
+
+/* Structures that are evaluated together: atoms of one system are consecutive. */
+typedef struct {
+  int32_t n_atoms, n_systems;
+  const int32_t *species;    /* [n_atoms] */
+  const double *positions;   /* [n_atoms][3] */
+  const int32_t *first_atom; /* [n_systems + 1] */
+  const double *cells;       /* [n_systems][3][3], zero without a cell */
+  const int32_t *periodic;   /* [n_systems] 1: in all directions, 0: open or (short range) partly */
+  const double *const *extras; /* as in cf_frame */
+  double min_dist;           /* A; 0: any */
+} cf_structures;
+
+/* NULL: not wanted. */
+typedef struct {
+  double *energies_sr; /* [n_atoms] */
+  double *energies_lr; /* [n_atoms] */
+  double *forces;      /* [n_atoms][3] */
+  double *virials;     /* [n_systems][3][3] */
+  double *charges;     /* [n_atoms][n_charges] */
+} cf_step_result;
+
+typedef struct cf_step cf_step;
+
+/* Model and state stay the caller's and must live as long as the step.  Not thread safe. */
+CF_API int cf_step_create(const cf_model *model, cf_state *state, int32_t n_terms,
+                          const cf_long_range *terms, cf_step **step,
+                          char error[CF_ERROR_LENGTH]);
+CF_API void cf_step_free(cf_step *step);
+CF_API void cf_step_threads(cf_step *step, int32_t n_threads);
+/* A new pair list for these structures; positions are not looked at. */
+CF_API int cf_step_pairs(cf_step *step, const cf_structures *structures, int64_t n_pairs,
+                         const int64_t *receivers, const int64_t *senders, const int64_t *shifts);
+CF_API int cf_step_run(cf_step *step, const cf_structures *structures,
+                       const cf_step_result *result);
+/* Invariants as in cf_features. */
+CF_API int cf_step_features(cf_step *step, const cf_structures *structures, double *features);
+CF_API const char *cf_step_error(const cf_step *step);
+/* After CF_TOO_CLOSE: the two atoms and their distance. */
+CF_API void cf_step_closest(const cf_step *step, int32_t atoms[2], double *distance);
+
+enum { CF_TOO_CLOSE = 100 }; /* a pair is closer than min_dist */
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,364 @@
+#include "ewald.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include <omp.h>
+
+#include "isa.h"
+#include "threads.h"
+
+namespace cace {
+namespace {
+
+constexpr double PI = 3.14159265358979323846;
+constexpr double SPHERE = 1.0 - 1e-6;  // k^2 below this fraction of the limit: as reference/ewald.py
+constexpr double UNIT2 = 90.0474;      // internal units of charge squared for one e squared
+constexpr int64_t MAX_POINTS = int64_t(1) << 31;  // of the grid that is searched
+constexpr int64_t PARALLEL_FROM = 20000;  // atoms x k vectors: below it threads cost more than they give
+
+struct Kernels {
+  EwaldAccumulate accumulate;
+  EwaldGather gather;
+};
+
+Kernels kernels() {
+#ifndef CF_ONLY_BASE
+  if (isa() == Isa::avx512) return {avx512::ewald_accumulate, avx512::ewald_gather};
+  if (isa() == Isa::avx2) return {avx2::ewald_accumulate, avx2::ewald_gather};
+#endif
+  return {base::ewald_accumulate, base::ewald_gather};
+}
+
+bool invert(const double* h, double* inverse, double& volume) {
+  const double c[9] = {h[4] * h[8] - h[5] * h[7], h[2] * h[7] - h[1] * h[8], h[1] * h[5] - h[2] * h[4],
+                       h[5] * h[6] - h[3] * h[8], h[0] * h[8] - h[2] * h[6], h[2] * h[3] - h[0] * h[5],
+                       h[3] * h[7] - h[4] * h[6], h[1] * h[6] - h[0] * h[7], h[0] * h[4] - h[1] * h[3]};
+  const double det = h[0] * c[0] + h[1] * c[3] + h[2] * c[6];
+  double lengths = 1.0;
+  for (int a = 0; a < 3; ++a)
+    lengths *= std::sqrt(h[3 * a] * h[3 * a] + h[3 * a + 1] * h[3 * a + 1] + h[3 * a + 2] * h[3 * a + 2]);
+  volume = std::fabs(det);
+  if (!(volume > 1e-9 * lengths)) return false;
+  for (int a = 0; a < 9; ++a) inverse[a] = c[a] / det;
+  return true;
+}
+
+// g(k) and dg/dk^2 (equation 26)
+void kernel(const EwaldSpec& spec, double k2, double& g, double& slope) {
+  if (spec.exponent == 1) {
+    const double half = 0.5 * spec.sigma * spec.sigma;
+    g = std::exp(-half * k2) / k2;
+    slope = -g * (half + 1.0 / k2);
+    return;
+  }
+  const double k = std::sqrt(k2), b = spec.sigma * k / std::sqrt(2.0), falling = std::exp(-b * b);
+  const double bracket = std::sqrt(PI) * std::erfc(b) + (0.5 / (b * b * b) - 1.0 / b) * falling;
+  g = -k * k2 * bracket;
+  // d bracket / db = -1.5 exp(-b^2) / b^4
+  slope = -1.5 * k * bracket + 0.75 * k2 * (spec.sigma / std::sqrt(2.0)) * falling / (b * b * b * b);
+}
+
+double norm2_of(const double* inverse, const double* n) {
+  double k2 = 0.0;
+  for (int x = 0; x < 3; ++x) {
+    const double k = inverse[3 * x] * n[0] + inverse[3 * x + 1] * n[1] + inverse[3 * x + 2] * n[2];
+    k2 += k * k;
+  }
+  return 4.0 * PI * PI * k2;
+}
+
+int64_t phase_length(const KVectors& k) {
+  return 2 * (k.limits[0] + 1) + 2 * (2 * k.limits[1] + 1) + 2 * (2 * k.limits[2] + 1 + EWALD_PAD);
+}
+
+// exp(i n theta) for the n that an axis needs: 0 .. limits[0], then -limits[1] .. limits[1], then
+// -limits[2] .. limits[2] and pads
+void phases_of(const KVectors& k, const double* r, double* out) {
+  double step[3][2];
+  for (int a = 0; a < 3; ++a) {
+    double f = r[0] * k.inverse[a] + r[1] * k.inverse[3 + a] + r[2] * k.inverse[6 + a];
+    f -= std::floor(f);
+    step[a][0] = std::cos(2.0 * PI * f);
+    step[a][1] = std::sin(2.0 * PI * f);
+  }
+  double* first = out;
+  double* second = first + 2 * (k.limits[0] + 1) + 2 * k.limits[1];
+  double* re = first + 2 * (k.limits[0] + 1) + 2 * (2 * k.limits[1] + 1) + k.limits[2];
+  double* im = re + 2 * k.limits[2] + 1 + EWALD_PAD;
+  double x = 1.0, y = 0.0;
+  auto advance = [&](int a) {
+    const double next = x * step[a][0] - y * step[a][1];
+    y = x * step[a][1] + y * step[a][0];
+    x = next;
+  };
+  for (int n = 0; n <= k.limits[0]; ++n, advance(0)) {
+    first[2 * n] = x;
+    first[2 * n + 1] = y;
+  }
+  x = 1.0, y = 0.0;
+  for (int n = 0; n <= k.limits[1]; ++n, advance(1)) {
+    second[2 * n] = second[-2 * n] = x;
+    second[2 * n + 1] = y;
+    second[-2 * n + 1] = -y;
+  }
+  x = 1.0, y = 0.0;
+  for (int n = 0; n <= k.limits[2]; ++n, advance(2)) {
+    re[n] = re[-n] = x;
+    im[n] = y;
+    im[-n] = -y;
+  }
+  for (int n = k.limits[2] + 1; n <= k.limits[2] + EWALD_PAD; ++n) re[n] = im[n] = 0.0;
+}
+
+void grow(std::vector<double>& v, int64_t size) {
+  if (static_cast<int64_t>(v.size()) < size) v.resize(size);
+}
+
+}  // namespace
+
+EwaldStatus ewald_select(KVectors& k, const EwaldSpec& spec, const double* cell) {
+  if (k.exponent == spec.exponent && k.dl == spec.dl && k.sigma == spec.sigma &&
+      std::memcmp(k.cell, cell, sizeof k.cell) == 0)
+    return EWALD_OK;
+  k.exponent = 0;
+  double volume;
+  if (!invert(cell, k.inverse, volume)) return EWALD_SINGULAR_CELL;
+  double points = 1.0;
+  for (int a = 0; a < 3; ++a) {
+    const double* h = cell + 3 * a;
+    const double most = std::sqrt(h[0] * h[0] + h[1] * h[1] + h[2] * h[2]) / spec.dl;
+    points *= 2.0 * most + 1.0;
+    if (!(points < static_cast<double>(MAX_POINTS))) return EWALD_TOO_MANY;
+    k.limits[a] = std::max(1, static_cast<int>(most));
+  }
+  const double top = 4.0 * PI * PI / (spec.dl * spec.dl) * SPHERE;
+  k.rows.clear();
+  k.factor.clear();
+  k.slope.clear();
+  k.size = k.count = 0;
+  for (int n0 = 0; n0 <= k.limits[0]; ++n0)
+    for (int n1 = n0 == 0 ? 0 : -k.limits[1]; n1 <= k.limits[1]; ++n1) {
+      KVectors::Row row{n0, n1, 0, 0, static_cast<int32_t>(k.size)};
+      for (int n2 = n0 == 0 && n1 == 0 ? 1 : -k.limits[2]; n2 <= k.limits[2]; ++n2) {
+        const double n[3] = {double(n0), double(n1), double(n2)};
+        const double k2 = norm2_of(k.inverse, n);
+        if (!(k2 < top)) continue;
+        double g, slope;
+        kernel(spec, k2, g, slope);
+        if (row.count == 0) row.first = n2;  // |k|^2 is convex along a row: no gaps
+        ++row.count;
+        k.factor.push_back(g / volume);
+        k.slope.push_back(slope / volume);
+      }
+      if (row.count == 0) continue;
+      k.count += row.count;
+      row.count = (row.count + EWALD_PAD - 1) / EWALD_PAD * EWALD_PAD;
+      k.size += row.count;
+      k.factor.resize(k.size, 0.0);
+      k.slope.resize(k.size, 0.0);
+      k.rows.push_back(row);
+    }
+  std::memcpy(k.cell, cell, sizeof k.cell);
+  k.dl = spec.dl;
+  k.sigma = spec.sigma;
+  k.exponent = spec.exponent;
+  return EWALD_OK;
+}
+
+void ewald_structure_factors(EwaldWork& work, int64_t n, int n_q, const double* q, const double* r,
+                             double* structure) {
+  const KVectors& k = work.k;
+  const int64_t stride = phase_length(k), n_rows = k.rows.size();
+  const int threads = usable_threads(work.n_threads);
+  const auto accumulate = kernels().accumulate;
+  grow(work.phases, stride * EWALD_BLOCK);
+  double* phases = work.phases.data();
+#pragma omp parallel num_threads(threads) if (n * k.size > PARALLEL_FROM)
+  for (int64_t start = 0; start < n; start += EWALD_BLOCK) {
+    const int64_t block = std::min<int64_t>(EWALD_BLOCK, n - start);
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < block; ++i) phases_of(k, r + 3 * (start + i), phases + i * stride);
+    const EwaldRows rows{&k, block, n_q, q + start * n_q, phases, stride};
+#pragma omp for schedule(static, 4)
+    for (int64_t row = 0; row < n_rows; ++row) accumulate(rows, row, structure);
+  }
+}
+
+void ewald_potentials(EwaldWork& work, int64_t n, int n_q, const double* q, const double* r,
+                      const double* structure, double weight, double* potential, double* forces) {
+  const KVectors& k = work.k;
+  const int64_t stride = phase_length(k);
+  const auto gather = kernels().gather;
+  grow(work.weighted, 2 * n_q * k.size);
+  for (int64_t c = 0; c < 2 * n_q; ++c)
+    for (int64_t i = 0; i < k.size; ++i)
+      work.weighted[c * k.size + i] = 4.0 * k.factor[i] * structure[c * k.size + i];
+  const int threads = usable_threads(work.n_threads);
+  if (static_cast<int>(work.own.size()) < threads) work.own.resize(threads);
+#pragma omp parallel num_threads(threads) if (n * k.size > PARALLEL_FROM)
+  {
+    std::vector<double>& phases = work.own[omp_get_thread_num()];
+    grow(phases, stride);
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < n; ++i) {
+      phases_of(k, r + 3 * i, phases.data());
+      const EwaldRows rows{&k, 1, n_q, q + i * n_q, phases.data(), stride};
+      double gradient[3] = {0.0, 0.0, 0.0};
+      gather(rows, 0, work.weighted.data(), potential + i * n_q, gradient);
+      if (forces == nullptr) continue;
+      for (int x = 0; x < 3; ++x)
+        forces[3 * i + x] += weight * 2.0 * PI *
+                             (k.inverse[3 * x] * gradient[0] + k.inverse[3 * x + 1] * gradient[1] +
+                              k.inverse[3 * x + 2] * gradient[2]);
+    }
+  }
+}
+
+void ewald_virial(const KVectors& k, int n_q, const double* structure, double weight, double* virial) {
+  double sum[9] = {0.0};
+  for (const KVectors::Row& row : k.rows)
+    for (int v = 0; v < row.count; ++v) {
+      const int64_t at = row.offset + v;
+      double s2 = 0.0;
+      for (int c = 0; c < 2 * n_q; ++c) {
+        const double s = structure[c * k.size + at];
+        s2 += s * s;
+      }
+      double vector[3];
+      for (int x = 0; x < 3; ++x)
+        vector[x] = 2.0 * PI * (k.inverse[3 * x] * row.n0 + k.inverse[3 * x + 1] * row.n1 +
+                                k.inverse[3 * x + 2] * (row.first + v));
+      for (int x = 0; x < 3; ++x) {
+        sum[4 * x] += 2.0 * s2 * k.factor[at];
+        for (int y = 0; y < 3; ++y) sum[3 * x + y] += 4.0 * s2 * k.slope[at] * vector[x] * vector[y];
+      }
+    }
+  for (int x = 0; x < 9; ++x) virial[x] += weight * sum[x];
+}
+
+namespace {
+
+double self_factor(const EwaldSpec& spec) { return std::pow(2.0 * PI, -1.5) / spec.sigma; }
+
+// Pair sum of an open system: every atom sums over all others, so that no two threads write one place.
+void open_sum(const EwaldSpec& spec, int n_threads, int64_t n, int n_q, const double* q, const double* r,
+              double weight, double* potential, double* forces, double* virial) {
+  const double inside = 1.0 / (spec.sigma * std::sqrt(2.0)), gauss = 2.0 / std::sqrt(PI) * inside;
+  std::vector<double> strain(virial == nullptr ? 0 : 9 * n);
+#pragma omp parallel for schedule(static) num_threads(usable_threads(n_threads)) if (n > 200)
+  for (int64_t i = 0; i < n; ++i) {
+    double* phi = potential + i * n_q;
+    double force[3] = {0.0, 0.0, 0.0}, own[9] = {0.0};
+    std::fill(phi, phi + n_q, 0.0);
+    for (int64_t j = 0; j < n; ++j) {
+      if (j == i) continue;
+      const double d[3] = {r[3 * i] - r[3 * j], r[3 * i + 1] - r[3 * j + 1], r[3 * i + 2] - r[3 * j + 2]};
+      const double length = std::sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2]);
+      const double over = 1.0 / (length + 1e-6);  // 1e-6 A as in the trained models
+      const double v = std::erf(length * inside) * over / (2.0 * PI);
+      double qq = 0.0;
+      for (int c = 0; c < n_q; ++c) {
+        phi[c] += v * q[j * n_q + c];
+        qq += q[i * n_q + c] * q[j * n_q + c];
+      }
+      if (length == 0.0) continue;
+      const double x = length * inside;
+      const double slope = (gauss * std::exp(-x * x) / (2.0 * PI) - v) * over * qq / length;
+      for (int a = 0; a < 3; ++a) {
+        force[a] -= slope * d[a];
+        for (int b = 0; b < 3; ++b) own[3 * a + b] -= 0.5 * slope * d[a] * d[b];
+      }
+    }
+    if (forces != nullptr)
+      for (int a = 0; a < 3; ++a) forces[3 * i + a] += weight * spec.norm * force[a];
+    if (virial != nullptr) std::copy(own, own + 9, strain.begin() + 9 * i);
+  }
+  if (virial == nullptr) return;
+  for (int64_t i = 0; i < n; ++i)
+    for (int a = 0; a < 9; ++a) virial[a] += weight * spec.norm * strain[9 * i + a];
+}
+
+// Field and neutrality penalty are added to every channel, hence n_q times to the total.
+void extras(const EwaldSpec& spec, int64_t n, int n_q, const double* q, const double* r,
+            double weight, double* energies, double* slopes, double* forces, double* virial) {
+  if (spec.field != 0.0 && spec.exponent == 1) {
+    const double f = spec.field * std::sqrt(spec.norm / UNIT2);
+    const int x = spec.field_direction;
+    for (int64_t i = 0; i < n; ++i) {
+      double total = 0.0;
+      for (int c = 0; c < n_q; ++c) total += q[i * n_q + c];
+      for (int c = 0; c < n_q; ++c) {
+        energies[i * n_q + c] -= f * total * r[3 * i + x];
+        slopes[i * n_q + c] -= n_q * f * r[3 * i + x];
+      }
+      const double force = weight * n_q * f * total;
+      if (forces != nullptr) forces[3 * i + x] += force;
+      if (virial != nullptr)
+        for (int a = 0; a < 3; ++a) {
+          virial[3 * x + a] += 0.5 * force * r[3 * i + a];
+          virial[3 * a + x] += 0.5 * force * r[3 * i + a];
+        }
+    }
+  }
+  if (spec.neutral_lambda != 0.0 && n > 0) {
+    double mean = 0.0;
+    for (int64_t i = 0; i < n * n_q; ++i) mean += q[i];
+    mean /= static_cast<double>(n * n_q);
+    for (int64_t i = 0; i < n * n_q; ++i) {
+      energies[i] += spec.neutral_lambda * mean * mean / n;
+      slopes[i] += 2.0 * spec.neutral_lambda * mean / n;
+    }
+  }
+}
+
+}  // namespace
+
+void ewald_finish(const EwaldSpec& spec, int64_t n, int n_q, const double* q, bool periodic,
+                  double* energies, double* slopes) {
+  const double own = self_factor(spec);
+  for (int64_t i = 0; i < n; ++i) {
+    double squares = 0.0;
+    for (int c = 0; c < n_q; ++c) squares += q[i * n_q + c] * q[i * n_q + c];
+    for (int c = 0; c < n_q; ++c) {
+      const int64_t at = i * n_q + c;
+      double e = 0.5 * q[at] * slopes[at], s = slopes[at];
+      if (periodic && spec.remove_self && spec.exponent == 1) {
+        // every channel loses the self term of all channels together: files were trained so
+        e -= own * squares;
+        s -= 2.0 * own * n_q * q[at];
+      } else if (!periodic && !spec.remove_self) {
+        e += own * q[at] * q[at];
+        s += 2.0 * own * q[at];
+      }
+      energies[at] = spec.norm * e;
+      slopes[at] = spec.norm * s;
+    }
+  }
+}
+
+EwaldStatus ewald_evaluate(const EwaldSpec& spec, EwaldWork& work, int64_t n, int n_q,
+                           const double* q, const double* r, const double* cell, bool periodic,
+                           double weight, double* energies, double* slopes, double* forces,
+                           double* virial) {
+  if (periodic) {
+    const EwaldStatus status = ewald_select(work.k, spec, cell);
+    if (status != EWALD_OK) return status;
+    const int64_t length = 2 * n_q * work.k.size;
+    grow(work.structure, length);
+    std::fill_n(work.structure.begin(), length, 0.0);
+    ewald_structure_factors(work, n, n_q, q, r, work.structure.data());
+    ewald_potentials(work, n, n_q, q, r, work.structure.data(), weight * spec.norm, slopes, forces);
+    if (virial != nullptr)
+      ewald_virial(work.k, n_q, work.structure.data(), weight * spec.norm, virial);
+  } else {
+    if (spec.exponent != 1) return EWALD_OPEN_EXPONENT;
+    open_sum(spec, work.n_threads, n, n_q, q, r, weight, slopes, forces, virial);
+  }
+  ewald_finish(spec, n, n_q, q, periodic, energies, slopes);
+  extras(spec, n, n_q, q, r, weight, energies, slopes, forces, virial);
+  return EWALD_OK;
+}
+
+}  // namespace cace

@@ -1,0 +1,116 @@
+// Long-range sum of latent charges: direct sum over k vectors, and the pair sum of open systems.
+// The mathematics is docs/theory.md section 9, the oracle reference/ewald.py. Everything is double.
+// Each number is a sum in an order that depends on the input alone, never on the number of threads.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace cace {
+
+struct EwaldSpec {
+  double dl = 2.0;      // A: the sum runs over |k| < 2 pi / dl
+  double sigma = 1.0;   // A
+  int exponent = 1;     // 1: charges, 6: dispersion
+  bool remove_self = false;
+  double norm = 1.0;
+  double field = 0.0;   // external field along direction, for exponent 1
+  int field_direction = 0;
+  double neutral_lambda = 0.0;
+};
+
+// The vectors n of the sphere, one of each pair +-n, as rows of consecutive third components. Rows
+// are padded to whole SIMD vectors; pads have factor 0.
+struct KVectors {
+  struct Row {
+    int32_t n0, n1, first, count, offset;  // third components first, first + 1, ...
+  };
+  double cell[9] = {0}, dl = 0, sigma = 0;
+  int exponent = 0;  // 0: not selected yet
+  double inverse[9] = {0};
+  int32_t limits[3] = {0, 0, 0};
+  std::vector<Row> rows;
+  int64_t size = 0;    // with pads
+  int64_t count = 0;   // without
+  std::vector<double> factor;  // [size] g(k) / volume
+  std::vector<double> slope;   // [size] d g / d k^2 / volume
+};
+
+// Memory that grows and is reused; one for each concurrent call.
+struct EwaldWork {
+  int n_threads = 1;
+  KVectors k;
+  std::vector<double> structure;   // [2 n_q size] real parts of all channels, then imaginary parts
+  std::vector<double> weighted;    // structure times 4 g / volume
+  std::vector<double> phases;      // exp(i n theta) of a block of atoms
+  std::vector<std::vector<double>> own;  // the same for one atom, of each thread
+};
+
+enum EwaldStatus { EWALD_OK = 0, EWALD_SINGULAR_CELL = 1, EWALD_OPEN_EXPONENT = 2, EWALD_TOO_MANY = 3 };
+
+// Chooses the k vectors of a cell [3][3] (rows are lattice vectors); nothing to do when they are
+// those of the last call.
+EwaldStatus ewald_select(KVectors& k, const EwaldSpec& spec, const double* cell);
+
+// Adds sum_i q_i exp(i k r_i) of n atoms to `structure` [2][n_q][size]; parts of different atoms add.
+void ewald_structure_factors(EwaldWork& work, int64_t n, int n_q, const double* q, const double* r,
+                             double* structure);
+
+// Potentials [n][n_q] of the charges behind `structure` at n atoms, without self terms and norm, and
+// the force [n][3] of sum_c q_c; forces are added, times `weight`.
+void ewald_potentials(EwaldWork& work, int64_t n, int n_q, const double* q, const double* r,
+                      const double* structure, double weight, double* potential, double* forces);
+
+// Energies [n][n_q] and slopes of charges from the potentials in `slopes`: self terms and norm.
+void ewald_finish(const EwaldSpec& spec, int64_t n, int n_q, const double* q, bool periodic,
+                  double* energies, double* slopes);
+
+// Adds weight times -dE/dstrain [3][3] of the k sum, its k set fixed.
+void ewald_virial(const KVectors& k, int n_q, const double* structure, double weight,
+                  double* virial);
+
+// Energies and slopes of one system.
+//   energies [n][n_q]: of each atom and channel, eV; they sum to E
+//   slopes   [n][n_q]: dE/dq of that sum
+//   forces   [n][3]:   -dE/dr, ADDED times weight; may be null
+//   virial   [3][3]:   -dE/dstrain, ADDED times weight; may be null
+EwaldStatus ewald_evaluate(const EwaldSpec& spec, EwaldWork& work, int64_t n, int n_q,
+                           const double* q, const double* r, const double* cell, bool periodic,
+                           double weight, double* energies, double* slopes, double* forces,
+                           double* virial);
+
+// What is written once for each instruction set (ewald_isa.cpp).
+struct EwaldRows {
+  const KVectors* k;
+  int64_t n_atoms;
+  int n_q;
+  const double* q;        // [n_atoms][n_q]
+  const double* phases;   // [n_atoms][stride]: axis 0 (re, im interleaved), axis 1, axis 2 re, axis 2 im
+  int64_t stride;
+};
+using EwaldAccumulate = void (*)(const EwaldRows&, int64_t row, double* structure);
+using EwaldGather = void (*)(const EwaldRows&, int64_t atom, const double* weighted,
+                             double* potential, double* gradient);
+
+namespace base {
+void ewald_accumulate(const EwaldRows&, int64_t row, double* structure);
+void ewald_gather(const EwaldRows&, int64_t atom, const double* weighted, double* potential,
+                  double* gradient);
+}
+#ifndef CF_ONLY_BASE
+namespace avx2 {
+void ewald_accumulate(const EwaldRows&, int64_t row, double* structure);
+void ewald_gather(const EwaldRows&, int64_t atom, const double* weighted, double* potential,
+                  double* gradient);
+}
+namespace avx512 {
+void ewald_accumulate(const EwaldRows&, int64_t row, double* structure);
+void ewald_gather(const EwaldRows&, int64_t atom, const double* weighted, double* potential,
+                  double* gradient);
+}
+#endif
+
+constexpr int EWALD_PAD = 8;       // doubles in the widest vector
+constexpr int EWALD_BLOCK = 128;   // atoms whose phases are held together
+
+}  // namespace cace

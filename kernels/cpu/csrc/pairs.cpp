@@ -1,0 +1,152 @@
+#include "pairs.h"
+
+#include <algorithm>
+#include <array>
+#include <limits>
+#include <numeric>
+
+#include "threads.h"
+
+namespace cace {
+namespace {
+
+using Shift = std::array<int32_t, 4>;  // system, S
+
+// Numbers distinct shifts in the order of their appearance.
+class ShiftTable {
+ public:
+  ShiftTable() : slots_(64, -1) {}
+
+  int32_t number(const Shift& shift) {
+    if (last_ >= 0 && found_[last_] == shift) return last_;
+    size_t at = hash(shift) & (slots_.size() - 1);
+    while (slots_[at] >= 0 && found_[slots_[at]] != shift) at = (at + 1) & (slots_.size() - 1);
+    if (slots_[at] < 0) {
+      slots_[at] = static_cast<int32_t>(found_.size());
+      found_.push_back(shift);
+      last_ = slots_[at];
+      if (2 * found_.size() > slots_.size()) enlarge();
+    } else {
+      last_ = slots_[at];
+    }
+    return last_;
+  }
+
+  const std::vector<Shift>& found() const { return found_; }
+
+ private:
+  static size_t hash(const Shift& s) {
+    uint64_t h = 0;
+    for (int32_t x : s) h = (h ^ static_cast<uint32_t>(x)) * 0x9E3779B97F4A7C15ull;
+    return static_cast<size_t>(h ^ (h >> 29));
+  }
+
+  void enlarge() {
+    slots_.assign(4 * slots_.size(), -1);
+    for (size_t k = 0; k < found_.size(); ++k) {
+      size_t at = hash(found_[k]) & (slots_.size() - 1);
+      while (slots_[at] >= 0) at = (at + 1) & (slots_.size() - 1);
+      slots_[at] = static_cast<int32_t>(k);
+    }
+  }
+
+  std::vector<int32_t> slots_;  // a power of two, at most half full
+  std::vector<Shift> found_;
+  int32_t last_ = -1;
+};
+
+// Rank of each atom when all are ordered by (species, number).
+std::vector<int32_t> ranks_of(int64_t n_all, const int32_t* species, std::vector<int32_t>& order) {
+  order.resize(n_all);
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [species](int32_t a, int32_t b) { return species[a] < species[b]; });
+  std::vector<int32_t> rank(n_all);
+  for (int64_t k = 0; k < n_all; ++k) rank[order[k]] = static_cast<int32_t>(k);
+  return rank;
+}
+
+PairsStatus number_shifts(Pairs& pairs, const int32_t* system, int64_t n_pairs,
+                          const int64_t* receivers, const int64_t* shifts,
+                          std::vector<int32_t>& number, int64_t& bad) {
+  ShiftTable table;
+  number.resize(n_pairs);
+  for (int64_t e = 0; e < n_pairs; ++e) {
+    Shift shift{system == nullptr ? 0 : system[receivers[e]], 0, 0, 0};
+    for (int a = 0; a < 3; ++a) {
+      const int64_t s = shifts[3 * e + a];
+      if (s > std::numeric_limits<int32_t>::max() || s < std::numeric_limits<int32_t>::min()) {
+        bad = e;
+        return PAIRS_BAD_SHIFT;
+      }
+      shift[a + 1] = static_cast<int32_t>(s);
+    }
+    number[e] = table.number(shift);
+  }
+  const std::vector<Shift>& found = table.found();
+  std::vector<int32_t> order(found.size()), place(found.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return found[a] < found[b]; });
+  pairs.shifts.resize(3 * found.size());
+  pairs.shift_system.resize(found.size());
+  for (size_t k = 0; k < order.size(); ++k) {
+    const Shift& shift = found[order[k]];
+    place[order[k]] = static_cast<int32_t>(k);
+    pairs.shift_system[k] = shift[0];
+    for (int a = 0; a < 3; ++a) pairs.shifts[3 * k + a] = shift[a + 1];
+  }
+  for (int32_t& n : number) n = place[n];
+  return PAIRS_OK;
+}
+
+}  // namespace
+
+PairsStatus build_pairs(Pairs& pairs, int64_t n_receivers, int64_t n_all, const int32_t* species,
+                        const int32_t* system, int64_t n_pairs, const int64_t* receivers,
+                        const int64_t* senders, const int64_t* shifts, int n_threads, int64_t& bad) {
+  if (n_all > std::numeric_limits<int32_t>::max() || n_pairs > std::numeric_limits<int32_t>::max()) {
+    bad = n_pairs;
+    return PAIRS_TOO_MANY;
+  }
+  pairs.n_receivers = n_receivers;
+  pairs.n_all = n_all;
+  pairs.first.assign(n_receivers + 1, 0);
+  pairs.sent_first.assign(n_all + 1, 0);
+  for (int64_t e = 0; e < n_pairs; ++e) {
+    const int64_t i = receivers[e], j = senders[e];
+    if (i < 0 || i >= n_receivers || j < 0 || j >= n_all) {
+      bad = e;
+      return PAIRS_BAD_ATOM;
+    }
+    ++pairs.first[i + 1];
+    ++pairs.sent_first[j + 1];
+  }
+  std::partial_sum(pairs.first.begin(), pairs.first.end(), pairs.first.begin());
+  std::partial_sum(pairs.sent_first.begin(), pairs.sent_first.end(), pairs.sent_first.begin());
+
+  std::vector<int32_t> number, order;
+  const PairsStatus status = number_shifts(pairs, system, n_pairs, receivers, shifts, number, bad);
+  if (status != PAIRS_OK) return status;
+  const std::vector<int32_t> rank = ranks_of(n_all, species, order);
+  std::vector<uint64_t> keys(n_pairs);  // (rank of the sender, shift): sorted within a receiver
+  std::vector<int64_t> next(pairs.first.begin(), pairs.first.end() - 1);
+  for (int64_t e = 0; e < n_pairs; ++e)
+    keys[next[receivers[e]]++] = static_cast<uint64_t>(rank[senders[e]]) << 32 | static_cast<uint32_t>(number[e]);
+
+  pairs.sender.resize(n_pairs);
+  pairs.shift.resize(n_pairs);
+  pairs.sent.resize(n_pairs);
+#pragma omp parallel for schedule(static) num_threads(usable_threads(n_threads)) if (n_pairs > 10000)
+  for (int64_t i = 0; i < n_receivers; ++i) {
+    std::sort(keys.begin() + pairs.first[i], keys.begin() + pairs.first[i + 1]);
+    for (int64_t e = pairs.first[i]; e < pairs.first[i + 1]; ++e) {
+      pairs.sender[e] = order[keys[e] >> 32];
+      pairs.shift[e] = static_cast<int32_t>(keys[e] & 0xffffffffu);
+    }
+  }
+  next.assign(pairs.sent_first.begin(), pairs.sent_first.end() - 1);
+  for (int64_t e = 0; e < n_pairs; ++e) pairs.sent[next[pairs.sender[e]]++] = static_cast<int32_t>(e);
+  return PAIRS_OK;
+}
+
+}  // namespace cace

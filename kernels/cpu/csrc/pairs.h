@@ -1,0 +1,32 @@
+// Pair lists in the order that the engine works through: by receiver, then the sender's element.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace cace {
+
+struct Pairs {
+  int64_t n_receivers = 0, n_all = 0;
+  std::vector<int64_t> first;       // [n_receivers + 1]
+  std::vector<int32_t> sender;      // [n_pairs]
+  std::vector<int32_t> shift;       // [n_pairs] row of the shifts
+  std::vector<int64_t> sent_first;  // [n_all + 1]
+  std::vector<int32_t> sent;        // [n_pairs] pairs that an atom sends, ascending
+  std::vector<int32_t> shifts;      // [n_shifts][3] integer cell shifts S
+  std::vector<int32_t> shift_system;  // [n_shifts] system whose cell S multiplies
+};
+
+enum PairsStatus { PAIRS_OK = 0, PAIRS_BAD_ATOM = 1, PAIRS_BAD_SHIFT = 2, PAIRS_TOO_MANY = 3 };
+
+// Sorts pairs given in any order by (receiver, sender's species, sender, shift), so that the result
+// depends on the set of pairs alone. d = r_receiver - r_sender + S h.
+//   species  [n_all] row of the embedding
+//   system   [n_all] ascending, or null: one system
+//   receivers, senders [n_pairs]; shifts [n_pairs][3]
+// On an error the number of the pair is in `bad`.
+PairsStatus build_pairs(Pairs& pairs, int64_t n_receivers, int64_t n_all, const int32_t* species,
+                        const int32_t* system, int64_t n_pairs, const int64_t* receivers,
+                        const int64_t* senders, const int64_t* shifts, int n_threads, int64_t& bad);
+
+}  // namespace cace
