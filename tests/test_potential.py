@@ -15,7 +15,8 @@ import torch
 from ase import Atoms
 from support import golden
 from support.paths import REPOSITORY, upstream_checkpoints
-from support.physics import displaced, rotation, strained
+from support.physics import displaced, strained
+from support.structures import water
 from support.tiny_models import tiny_potential
 
 import cace_fast
@@ -29,7 +30,7 @@ from cace_fast import (
     load,
 )
 from cace_fast.properties import PROPERTIES
-from cace_fast.spec import Add, Ewald, ModelSpec, Readout
+from cace_fast.spec import Add, ModelSpec, Readout
 from cace_fast.weights import Weights
 
 
@@ -41,19 +42,6 @@ def golden_potential(**options):
 def charged():
     """A model with one charge channel."""
     return tiny_potential(ewald_channels=1, dtype="float64")
-
-
-def water(pbc):
-    positions = [
-        [0, 0, 0],
-        [0.96, 0, 0],
-        [-0.24, 0.93, 0],
-        [2.6, 0.3, 0.5],
-        [3.1, 1.1, 0.4],
-        [3.2, -0.4, 0.9],
-    ]
-    cell = np.array([[5.1, 0, 0], [0.8, 4.9, 0], [-0.6, 1.0, 5.3]])
-    return Atoms([8, 1, 1, 8, 1, 1], positions, cell=cell if pbc else None, pbc=pbc)
 
 
 def test_names_shapes_and_types(charged):
@@ -131,77 +119,6 @@ def test_hessian_by_differences_of_forces():
     h = 1e-4
     high, low = (potential.compute(displaced(atoms, 2, 1, s * h))["forces"] for s in (1, -1))
     np.testing.assert_allclose(hessian[2, 1], -(high - low) / (2 * h), rtol=0, atol=2e-6)
-
-
-def test_born_charges_of_a_molecule_are_dipole_derivatives(charged):
-    atoms = water(False)
-    bec = charged.compute(atoms, ("bec",))["bec"]
-    h = 1e-4
-    for i, a in ((0, 0), (1, 2), (3, 1)):
-        high, low = (
-            charged.compute(displaced(atoms, i, a, s * h), ("dipole",))["dipole"] for s in (1, -1)
-        )
-        np.testing.assert_allclose(bec[i, a], (high - low) / (2 * h), rtol=0, atol=1e-8)
-    np.testing.assert_allclose(bec.sum(0), 0.0, atol=1e-10)  # the mean charge was removed
-
-
-def lattice_polarisation(potential, atoms):
-    """Sum of q exp(2 pi i s) for each lattice direction, of physical charges without their mean."""
-    q = potential.compute(atoms, ("charges",))["charges"]
-    s = atoms.positions @ np.linalg.inv(np.asarray(atoms.cell))
-    return (q - q.mean()) @ np.exp(2j * np.pi * s)
-
-
-def test_born_charges_of_a_crystal_are_dephased_derivatives(charged):
-    """Differences of the polarisation, each lattice component with the phase of its atom."""
-    atoms = water(True)
-    bec = charged.compute(atoms, ("bec",))["bec"]
-    cell, h = np.asarray(atoms.cell), 1e-4
-    s = atoms.positions @ np.linalg.inv(cell)
-    for i, a in ((0, 0), (1, 2), (4, 1)):
-        high, low = (lattice_polarisation(charged, displaced(atoms, i, a, x * h)) for x in (1, -1))
-        slope = (high - low) / (2 * h) / (2j * np.pi)
-        expected = (slope * np.exp(-2j * np.pi * s[i])).real @ cell
-        np.testing.assert_allclose(bec[i, a], expected, rtol=0, atol=1e-8)
-
-
-def test_born_charges_turn_with_the_structure(charged):
-    turn = rotation(3)
-    atoms = water(True)
-    turned = Atoms(
-        atoms.numbers, atoms.positions @ turn.T, cell=np.asarray(atoms.cell) @ turn.T, pbc=True
-    )
-    a, b = (charged.compute(x, ("bec",))["bec"] for x in (atoms, turned))
-    np.testing.assert_allclose(b, np.einsum("ax,nxy,by->nab", turn, a, turn), rtol=0, atol=1e-10)
-
-
-def test_weight_of_the_long_range_enters_physical_charges():
-    plain = tiny_potential(ewald_channels=1, dtype="float64")
-    scaled = tiny_potential(ewald_channels=1, dtype="float64", ewald={"norm_factor": 4.0})
-    a, b = (p.compute(water(False), ("dipole", "charges", "bec")) for p in (plain, scaled))
-    np.testing.assert_allclose(b["dipole"], 2.0 * a["dipole"])
-    np.testing.assert_allclose(b["bec"], 2.0 * a["bec"])
-    np.testing.assert_allclose(b["charges"], a["charges"])  # as upstream: without the weight
-
-
-def test_charges_need_one_channel():
-    four = tiny_potential(ewald_channels=4)
-    assert four.compute(water(True), ("latent_charges",))["latent_charges"].shape == (6, 4)
-    for name in ("charges", "bec"):
-        with pytest.raises(PropertyNotImplementedError, match=r"one charge channel is needed.* 4"):
-            four.compute(water(True), (name,))
-    with pytest.raises(PropertyNotImplementedError, match=r"charges: .* has 0 Ewald terms"):
-        tiny_potential().compute(water(True), ("charges",))
-    with pytest.raises(PropertyNotImplementedError, match="dipole: defined for open systems"):
-        tiny_potential(ewald_channels=1).compute(water(True), ("dipole",))
-
-
-@pytest.mark.parametrize("pbc", [(True, True, False), (True, False, False)])
-def test_long_range_in_partly_periodic_cells_is_refused(charged, pbc):
-    atoms = water(True)
-    atoms.pbc = pbc
-    with pytest.raises(InputError, match=r"pbc: expected all or no directions.*vacuum"):
-        charged.compute(atoms)
 
 
 def test_no_atoms_one_atom_no_edges():
@@ -328,33 +245,6 @@ def test_average_and_several_outputs():
     second = golden_potential(energy_key="tot_q", output_index=1).compute(golden.atoms("open"))
     q = golden_potential().compute(golden.atoms("open"), ("latent_charges",))["latent_charges"]
     assert second["energy"] == pytest.approx(q[:, 1].sum(), abs=1e-13)
-
-
-def test_external_field_and_neutrality_terms():
-    spec, weights = golden.model()
-
-    def energy(**fields):
-        modules = tuple(
-            replace(m, **fields) if isinstance(m, Ewald) else m for m in spec.submodels[0].modules
-        )
-        changed = ModelSpec(spec.representation, (replace(spec.submodels[0], modules=modules),))
-        return Potential(changed, weights, dtype="float64").compute(atoms, ("energy", "energies"))
-
-    atoms = golden.atoms("open")
-    plain = energy()
-    q = golden_potential().compute(atoms, ("latent_charges",))["latent_charges"]
-    field = energy(external_field=0.3, external_field_direction=1)
-    # both terms are added to each of the two channels
-    expected = -2 * 0.3 * (q.sum(1) @ atoms.positions[:, 1]) / math.sqrt(90.0474)
-    assert field["energy"] - plain["energy"] == pytest.approx(expected, abs=1e-13)
-    assert field["energies"].sum() == pytest.approx(field["energy"], abs=1e-13)
-    neutral = energy(charge_neutral_lambda=7.0)
-    assert neutral["energy"] - plain["energy"] == pytest.approx(2 * 7.0 * q.mean() ** 2, abs=1e-13)
-    by_name = {"external_field": "efield", "external_field_direction": "direction"}
-    with pytest.raises(InputError, match="efield: expected an input of this model"):
-        energy(**by_name)
-    atoms.info |= {"efield": 0.3, "direction": 1}
-    assert energy(**by_name)["energy"] == pytest.approx(field["energy"], abs=1e-13)
 
 
 def test_atomic_energies_of_the_file():

@@ -176,11 +176,11 @@ def born_charge_module():
     charges = like.atomwise(like.Numbers(2), n_in, "tot_q", per_atom_output_key="q")
     energy = like.atomwise(like.Numbers(1), n_in)
     pieces = [
-        like.make("cace.modules.polarization.Polarization", charge_key="q", output_key="P",
+        like.make("cace.modules.dipole.Polarization", charge_key="q", output_key="P",
                   phase_key="phase", remove_mean=True, pbc=True, output_index=None,
                   normalization_factor=1.0 / 9.48933),
         like.make("cace.modules.grad.Grad", y_key="P", x_key="positions", output_key="dP"),
-        like.make("cace.modules.polarization.Dephase", input_key="dP", phase_key="phase",
+        like.make("cace.modules.dipole.Dephase", input_key="dP", phase_key="phase",
                   output_key="bec"),
     ]  # fmt: skip
     module = like.potential(rep, energy, charges, like.ewald(), *pieces, like.forces())
