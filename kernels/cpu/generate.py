@@ -68,11 +68,13 @@ def _sum(terms: list[str]) -> str:
 
 
 def _load_lines(l_max: int, nu_max: int) -> Iterator[str]:
-    """Load A, and w = M A where the multinomial M is not 1."""
+    """Load A but its scalar, and make w = M A (M the multinomial) and the sums u."""
     everything = tables.monomials(l_max)
     for index, monomial in enumerate(everything):
+        if index == 0:  # enters nothing but its own feature
+            continue
         yield f"const V a{index} = A[{index}];"
-        if nu_max >= 2 and index:
+        if nu_max >= 2:
             m = tables.multinomial(monomial)
             yield f"const V w{index} = " + (f"a{index};" if m == 1 else f"a{index} * T({m});")
     for degree, d in partials(l_max, nu_max):
@@ -91,7 +93,7 @@ def value_lines(l_max: int, nu_max: int) -> Iterator[str]:
     yield from _load_lines(l_max, nu_max)
     for b, (nu, degrees) in enumerate(tables.features(l_max, nu_max)):
         if nu == 1:
-            terms = ["a0"]
+            terms = ["A[0]"]
         elif nu == 2:
             terms = [f"w{a} * a{a}" for a in _indices(degrees[0])]
         elif nu == 3:

@@ -1,0 +1,341 @@
+// The C interface: checks, errors as codes, and the choice of instruction set.
+#include <pthread.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+#include "engine.h"
+
+using namespace cace_fast;
+
+struct cf_model {
+  Model model;
+};
+
+struct cf_state {
+  const Model* model;
+  std::unique_ptr<Engine> engine;
+  std::string error;
+  int64_t bad_atom = -1;
+  int next_forward = -1, next_backward = -1, n_threads = 1;  // -1: not now
+};
+
+namespace cace_fast {
+namespace {
+
+bool forked_after_threads = false, threads_ran = false;
+
+void after_fork_in_child() { forked_after_threads = threads_ran; }
+
+}  // namespace
+
+int team_size(int wanted) {
+  static const int registered = pthread_atfork(nullptr, nullptr, after_fork_in_child);
+  (void)registered;
+  if (forked_after_threads || wanted < 1) return 1;
+  threads_ran |= wanted > 1;
+  return wanted;
+}
+
+namespace {
+
+typedef Engine* (*Maker)(const Model&, int);
+
+struct Isa {
+  const char* name;
+  Maker make;
+  bool (*runs)();
+};
+
+const Isa kIsas[] = {  // the best one first
+#ifdef CF_HAS_AVX512
+    {"avx512", make_engine_avx512,
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("fma");
+     }},
+#endif
+#ifdef CF_HAS_AVX2
+    {"avx2", make_engine_avx2,
+     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
+#endif
+    {"base", make_engine_base, [] { return true; }},
+};
+
+void say(char* error, const std::string& text) {
+  if (error) std::snprintf(error, CF_ERROR_LENGTH, "%s", text.c_str());
+}
+
+const Isa* choose_isa(std::string& error) {
+  const char* wanted = std::getenv("CACE_FAST_ISA");
+  std::string names;
+  for (const Isa& isa : kIsas) {
+    if (!isa.runs()) continue;
+    if (!wanted || !*wanted || !std::strcmp(wanted, isa.name)) return &isa;
+    names += std::string(names.empty() ? "" : ", ") + isa.name;
+  }
+  error = "CACE_FAST_ISA: expected one of " + names + " on this machine, got '" + wanted + "'";
+  return nullptr;
+}
+
+struct Choice {
+  std::string error;
+  const Isa* isa;
+  Choice() : isa(choose_isa(error)) {}
+};
+
+const Choice& chosen() {
+  static const Choice choice;
+  return choice;
+}
+
+// Runs f and turns what it throws into a code and a text.
+template <class F>
+int guarded(std::string& text, int64_t* bad_atom, const F& f) {
+  try {
+    return f();
+  } catch (const NotFinite& e) {
+    text = std::string(e.what()) + ", atom " + std::to_string(e.atom);
+    if (bad_atom) *bad_atom = e.atom;
+    return CF_NOT_FINITE;
+  } catch (const Unsupported& e) {
+    text = std::string("not in this engine: ") + e.what();
+    return CF_UNSUPPORTED;
+  } catch (const std::bad_alloc&) {
+    text = "out of memory";
+    return CF_MEMORY;
+  } catch (const std::exception& e) {
+    text = e.what();
+    return CF_INVALID;
+  }
+}
+
+template <class F>
+int phase(cf_state* state, const F& f) {
+  state->error.clear();
+  state->bad_atom = -1;
+  const int code = guarded(state->error, &state->bad_atom, f);
+  if (code != CF_OK) state->next_forward = state->next_backward = -1;
+  return code;
+}
+
+[[noreturn]] void invalid(const std::string& text) { throw JsonError(text); }
+
+int out_of_order(cf_state* state) {
+  state->error = "phases: expected begin, forward 0.., backward ..0, finish";
+  return CF_ORDER;
+}
+
+void check_frame(const Model& m, const cf_frame& f) {
+  if (f.n_owned < 0 || f.n_all < f.n_owned) invalid("n_all: expected at least n_owned");
+  if (f.n_systems < 1) invalid("n_systems: expected at least 1");
+  if (!f.list || (f.n_all && (!f.species || !f.positions))) invalid("frame: a pointer is NULL");
+  if (f.list->n_pairs > INT32_MAX) invalid("list: expected fewer than 2^31 pairs");
+  if (f.list->shift && !f.shift_vectors) invalid("shift_vectors: NULL, but pairs have shifts");
+  for (int i = 0; i < f.n_all; ++i)
+    if (f.species[i] < 0 || f.species[i] >= m.n_z)
+      invalid("species: expected 0 to " + std::to_string(m.n_z - 1) + ", got " +
+              std::to_string(f.species[i]) + " for atom " + std::to_string(i));
+  for (size_t h = 0; h < m.heads.size(); ++h)
+    if (m.heads[h].n_extra && (!f.extras || !f.extras[h]))
+      invalid("extras: read-out " + std::to_string(h) + " takes " +
+              std::to_string(m.heads[h].n_extra) + " further inputs, got none");
+}
+
+void begin(cf_state* state, const cf_frame* frame) {
+  check_frame(*state->model, *frame);
+  state->engine->threads(team_size(state->n_threads));
+  state->engine->begin(*frame);
+  state->next_forward = 0;
+  state->next_backward = -1;
+}
+
+}  // namespace
+}  // namespace cace_fast
+
+extern "C" {
+
+int cf_abi_version(void) { return CF_ABI_VERSION; }
+
+const char* cf_isa(char error[CF_ERROR_LENGTH]) {
+  const Choice& choice = chosen();
+  if (!choice.isa) say(error, choice.error);
+  return choice.isa ? choice.isa->name : nullptr;
+}
+
+int cf_model_create(const char* spec_json, int32_t n_tensors, const char* const* names,
+                    const double* const* data, const int64_t* sizes, int32_t n_heads,
+                    const cf_head* heads, cf_model** model, char error[CF_ERROR_LENGTH]) {
+  std::string text;
+  const int code = guarded(text, nullptr, [&] {
+    std::map<std::string, Numbers> tensors;
+    for (int i = 0; i < n_tensors; ++i) tensors[names[i]] = Numbers(data[i], data[i] + sizes[i]);
+    *model = new cf_model{make_model(spec_json, tensors, {heads, heads + n_heads})};
+    return int(CF_OK);
+  });
+  if (code != CF_OK) say(error, text);
+  return code;
+}
+
+void cf_model_free(cf_model* model) { delete model; }
+
+int64_t cf_model_query(const cf_model* model, const char* name) {
+  const Model& m = model->model;
+  const bool unrolled = m.l_max >= 2 && m.l_max <= 4 && (m.nu_max == 2 || m.nu_max == 3);
+  const std::map<std::string, int64_t> known = {
+      {"n_elements", m.n_z},     {"n_radial", m.r},     {"n_monomials", m.n_a},
+      {"n_invariants", m.n_inv}, {"n_channels", m.c},   {"n_stages", m.stages},
+      {"n_features", m.n_features() * m.stages},        {"n_charges", m.n_charges},
+      {"n_heads", int64_t(m.heads.size())},             {"unrolled", unrolled},
+      {"grouped", m.grouped()}};
+  const auto found = known.find(name);
+  return found == known.end() ? -1 : found->second;
+}
+
+double cf_model_cutoff(const cf_model* model) { return model->model.cutoff; }
+
+int32_t cf_model_extras(const cf_model* model, int32_t head) {
+  const auto& heads = model->model.heads;
+  return head < 0 || size_t(head) >= heads.size() ? -1 : heads[head].n_extra;
+}
+
+void cf_model_message_sizes(const cf_model* model, int32_t t, int32_t* w, int32_t* a) {
+  const Model& m = model->model;
+  *w = *a = 0;
+  if (t < 0 || t >= int(m.steps.size())) return;
+  if (m.steps[t].bchi) *w = m.steps[t].net.n_out();
+  if (m.steps[t].ar) *a = m.r * m.n_a * m.c;
+}
+
+int cf_state_create(const cf_model* model, int32_t precision, cf_state** state,
+                    char error[CF_ERROR_LENGTH]) {
+  std::string text;
+  const int code = guarded(text, nullptr, [&] {
+    if (precision != 32 && precision != 64)
+      invalid("precision: expected 32 or 64, got " + std::to_string(precision));
+    if (!chosen().isa) invalid(chosen().error);
+    if (model->model.stages > 1) throw Unsupported("message passing");
+    if (!model->model.grouped()) throw Unsupported("more than 8 elements");
+    auto made = std::make_unique<cf_state>();
+    made->model = &model->model;
+    made->engine.reset(chosen().isa->make(model->model, precision));
+    *state = made.release();
+    return int(CF_OK);
+  });
+  if (code != CF_OK) say(error, text);
+  return code;
+}
+
+void cf_state_free(cf_state* state) { delete state; }
+void cf_state_threads(cf_state* state, int32_t n) { state->n_threads = n < 1 ? 1 : n; }
+const char* cf_state_error(const cf_state* state) { return state->error.c_str(); }
+int64_t cf_state_bad_atom(const cf_state* state) { return state->bad_atom; }
+int64_t cf_state_bytes(const cf_state* state) { return state->engine->bytes(); }
+
+double cf_state_seconds(const cf_state* state, const char* part) {
+  for (int k = 0; k < kParts; ++k)
+    if (!std::strcmp(part, part_name(k))) return state->engine->seconds(k);
+  return -1.0;
+}
+
+int cf_evaluate(cf_state* state, const cf_frame* frame, const cf_result* result) {
+  return phase(state, [&] {
+    const Model& m = *state->model;
+    if (m.n_charges) invalid("cf_evaluate: this model has charges; evaluate it in phases");
+    if (m.heads.empty()) invalid("cf_evaluate: this model has no read-out");
+    begin(state, frame);
+    const bool derivatives = result->forces || result->virials;
+    for (int t = 0; t < m.stages; ++t)
+      state->engine->forward(t, derivatives && t == m.stages - 1, nullptr);
+    for (int t = m.stages - 2; derivatives && t >= 0; --t) state->engine->backward(t);
+    state->engine->finish(*result);
+    state->next_forward = -1;
+    return int(CF_OK);
+  });
+}
+
+int cf_features(cf_state* state, const cf_frame* frame, double* features) {
+  return phase(state, [&] {
+    begin(state, frame);
+    for (int t = 0; t < state->model->stages; ++t) state->engine->forward(t, false, features);
+    state->next_forward = -1;
+    return int(CF_OK);
+  });
+}
+
+int cf_begin(cf_state* state, const cf_frame* frame) {
+  return phase(state, [&] {
+    begin(state, frame);
+    return int(CF_OK);
+  });
+}
+
+int cf_forward(cf_state* state, int32_t t) {
+  if (t < 0 || t != state->next_forward) return out_of_order(state);
+  return phase(state, [&] {
+    state->engine->forward(t, false, nullptr);
+    const bool last = t == state->model->stages - 1;
+    state->next_forward = last ? -1 : t + 1;
+    state->next_backward = last ? t : -1;
+    return int(CF_OK);
+  });
+}
+
+int cf_get_messages(const cf_state* state, int32_t t, double* w, double* a) {
+  if (t < 0 || t != state->next_forward - 1) return CF_ORDER;
+  state->engine->get_messages(t, w, a);
+  return CF_OK;
+}
+
+int cf_set_messages(cf_state* state, int32_t t, const double* w, const double* a) {
+  if (t < 0 || t != state->next_forward - 1) return out_of_order(state);
+  state->engine->set_messages(t, w, a);
+  return CF_OK;
+}
+
+int cf_charges(const cf_state* state, double* q) {
+  if (state->next_backward != state->model->stages - 1) return CF_ORDER;
+  state->engine->charges(q);
+  return CF_OK;
+}
+
+int cf_set_charge_gradient(cf_state* state, const double* de_dq) {
+  if (state->next_backward != state->model->stages - 1) return out_of_order(state);
+  state->engine->set_charge_gradient(de_dq);
+  return CF_OK;
+}
+
+int cf_backward(cf_state* state, int32_t t) {
+  if (t < 0 || t != state->next_backward) return out_of_order(state);
+  return phase(state, [&] {
+    if (state->model->heads.empty()) invalid("cf_backward: this model has no read-out");
+    state->engine->backward(t);
+    state->next_backward = t - 1;
+    return int(CF_OK);
+  });
+}
+
+int cf_get_gradients(const cf_state* state, int32_t t, double* dw, double* da) {
+  if (t < 0 || t != state->next_backward) return CF_ORDER;
+  state->engine->get_gradients(t, dw, da);
+  return CF_OK;
+}
+
+int cf_add_gradients(cf_state* state, int32_t t, const double* dw, const double* da) {
+  if (t < 0 || t != state->next_backward) return out_of_order(state);
+  state->engine->add_gradients(t, dw, da);
+  return CF_OK;
+}
+
+int cf_finish(cf_state* state, const cf_result* result) {
+  return phase(state, [&] {
+    state->engine->finish(*result);
+    return int(CF_OK);
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,168 @@
+// Everything that one thread needs for one block of atoms, and the first two stages of a block:
+// which neighbours are within the cutoff, and the radial functions there.
+//
+// Slots: slot k of a group holds, in each lane, the k-th neighbour of that lane's atom; lanes with
+// fewer neighbours have padding there, whose cutoff function is zero.
+
+// An atom as the search for its neighbours reads it: one load for each candidate.
+struct alignas(32) Site {
+  double x, y, z;
+  int64_t species;
+};
+
+// What is kept of a slot's geometry.
+enum { kUx, kUy, kUz, kInverse, kR, kFc, kSlope, kGeometry };
+constexpr double kLengthShift = 1e-9;  // u = d/(r + 1e-9), as in the trained models
+constexpr int kChunk = 16;             // slots whose monomials stay in the first cache together
+
+template <class T>
+struct Work {
+  typedef Vec<T> V;
+  static constexpr int W = Simd<T>::width;
+
+  int n_slots = 0, group[Model::kMaxGroups + 1];  // first slot of each group
+  Buffer<T> lane_d;                               // [lane][candidate][3]
+  Buffer<int> lane_pair, pair;                    // [lane][candidate]; [slot][lane], -1: padding
+  Buffer<V> geometry, g, dg;                      // [slot][kGeometry], [slot][n_b] twice
+  Buffer<V> rho, rho_mixed, grad_rho;             // [group or x][n_b][n_A]
+  Buffer<V> a, grad_a, b, grad_b;                 // [R][C][n_A], [R][C][n_B]
+  Buffer<V> rows, grad_rows, values, slopes, gradients, scratch;
+  Buffer<V> y, grad_y, left, grad_g, factor, grad_factor;  // of a chunk of slots
+  Buffer<T> staging;
+  double seconds[kParts] = {};
+  int64_t bad_atom = INT64_MAX;
+  bool unsorted = false;
+
+  int64_t bytes() const {
+    return int64_t(lane_d.bytes() + lane_pair.bytes() + pair.bytes() + geometry.bytes() +
+                   g.bytes() + dg.bytes() + rho.bytes() + rho_mixed.bytes() + grad_rho.bytes() +
+                   a.bytes() + grad_a.bytes() + b.bytes() + grad_b.bytes() + rows.bytes() +
+                   grad_rows.bytes() + values.bytes() + slopes.bytes() + gradients.bytes() +
+                   scratch.bytes() + y.bytes() + grad_y.bytes() + left.bytes() + grad_g.bytes() +
+                   factor.bytes() + grad_factor.bytes() + staging.bytes());
+  }
+};
+
+// Adds the time of a scope to a part of the work, where the library is compiled for that.
+class Section {
+#ifdef CF_PROFILE
+ public:
+  Section(double* seconds, Part part) : to_(seconds + part), start_(omp_get_wtime()) {}
+  ~Section() { *to_ += omp_get_wtime() - start_; }
+
+ private:
+  double* to_;
+  double start_;
+#else
+ public:
+  Section(double*, Part) {}
+#endif
+};
+
+// Receivers first .. first+n_lanes-1 in lanes 0 .. n_lanes-1.
+struct Block {
+  int64_t number, first;
+  int n_lanes;
+};
+
+// Lockstep slots of the block's pairs within the cutoff.
+template <class T>
+void find_slots(Work<T>& work, const Block& block, const cf_list& list, const Site* sites,
+                const double* shifts, double cutoff, int n_groups) {
+  constexpr int W = Work<T>::W;
+  Section timer(work.seconds, kPairs);
+  int64_t capacity = 1;
+  for (int lane = 0; lane < block.n_lanes; ++lane) {
+    const int64_t* range = list.first + block.first + lane;
+    capacity = range[1] - range[0] > capacity ? range[1] - range[0] : capacity;
+  }
+  T* lane_d = work.lane_d.roomy(size_t(W) * capacity * 3 + 4);
+  int* lane_pair = work.lane_pair.roomy(size_t(W) * capacity + 1);
+  int count[W][Model::kMaxGroups] = {};
+  const double limit = cutoff * cutoff;
+  const int64_t base = list.first[block.first];
+  for (int lane = 0; lane < block.n_lanes; ++lane) {
+    const Site center = sites[block.first + lane];
+    T* d_to = lane_d + size_t(lane) * capacity * 3;
+    int* pair_to = lane_pair + size_t(lane) * capacity;
+    int64_t kept = 0, last_species = 0;
+    for (int64_t e = list.first[block.first + lane]; e < list.first[block.first + lane + 1]; ++e) {
+      const Site& site = sites[list.sender[e]];
+      const double* shift = shifts + (list.shift ? 3 * int64_t(list.shift[e]) : 0);
+      const double dx = center.x - site.x + shift[0], dy = center.y - site.y + shift[1],
+                   dz = center.z - site.z + shift[2];
+      const int inside = dx * dx + dy * dy + dz * dz < limit;
+      d_to[3 * kept] = T(dx);
+      d_to[3 * kept + 1] = T(dy);
+      d_to[3 * kept + 2] = T(dz);
+      pair_to[kept] = int(e - base);
+      kept += inside;
+      if (n_groups > 1) {
+        work.unsorted |= site.species < last_species;
+        last_species = site.species;
+        count[lane][site.species] += inside;
+      } else {
+        count[lane][0] += inside;
+      }
+    }
+  }
+  int total = 0;
+  for (int s = 0; s < n_groups; ++s) {
+    int most = 0;
+    for (int lane = 0; lane < block.n_lanes; ++lane)
+      most = count[lane][s] > most ? count[lane][s] : most;
+    work.group[s] = total;
+    total += most;
+  }
+  work.group[n_groups] = work.n_slots = total;
+  // d goes where u will stand
+  T* geometry = reinterpret_cast<T*>(work.geometry.roomy(size_t(total) * kGeometry + 1));
+  int* pair = work.pair.roomy(size_t(total) * W + 1);
+  for (int lane = 0; lane < W; ++lane) {
+    const T* d_from = lane_d + size_t(lane) * capacity * 3;
+    const int* pair_from = lane_pair + size_t(lane) * capacity;
+    for (int s = 0; s < n_groups; ++s) {
+      const int n = lane < block.n_lanes ? count[lane][s] : 0;
+      int slot = work.group[s];
+      for (int k = 0; k < n; ++k, ++slot, d_from += 3, ++pair_from) {
+        T* to = geometry + size_t(slot) * kGeometry * W + lane;
+        to[0] = d_from[0];
+        to[W] = d_from[1];
+        to[2 * W] = d_from[2];
+        pair[size_t(slot) * W + lane] = *pair_from;
+      }
+      for (; slot < work.group[s + 1]; ++slot) {
+        T* to = geometry + size_t(slot) * kGeometry * W + lane;
+        to[0] = T(2.0 * cutoff);  // beyond the cutoff: contributes exactly zero
+        to[W] = to[2 * W] = T(0);
+        pair[size_t(slot) * W + lane] = -1;
+      }
+    }
+  }
+}
+
+// Unit vectors, cutoff function, g_n and dg_n/dr of every slot.
+template <class T>
+void radial_of_slots(Work<T>& work, const Radial<T>& radial) {
+  typedef Vec<T> V;
+  Section timer(work.seconds, kRadial);
+  const int n_b = radial.n_b;
+  V* g = work.g.roomy(size_t(work.n_slots) * n_b + 1);
+  V* dg = work.dg.roomy(size_t(work.n_slots) * n_b + 1);
+  for (int slot = 0; slot < work.n_slots; ++slot) {
+    V* geo = work.geometry.data() + size_t(slot) * kGeometry;
+    const V x = geo[kUx], y = geo[kUy], z = geo[kUz];
+    const V r = root<T>(x * x + y * y + z * z);
+    const V inverse = T(1) / (r + T(kLengthShift));
+    geo[kUx] = x * inverse;
+    geo[kUy] = y * inverse;
+    geo[kUz] = z * inverse;
+    geo[kInverse] = inverse;
+    geo[kR] = r;
+    V f, df;
+    radial.cutoff(r, f, df);
+    geo[kFc] = f;
+    geo[kSlope] = df;
+    radial(r, f, df, g + size_t(slot) * n_b, dg + size_t(slot) * n_b);
+  }
+}

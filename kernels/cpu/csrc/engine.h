@@ -1,0 +1,60 @@
+// What the C interface asks of an engine; one implementation for each instruction set and precision.
+#pragma once
+#include <cstdint>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#include "cace_fast.h"
+#include "model.h"
+
+namespace cace_fast {
+
+class OutOfMemory : public std::bad_alloc {};
+
+// A number that is not finite, and the atom that it belongs to.
+class NotFinite : public std::runtime_error {
+ public:
+  NotFinite(const std::string& text, int64_t atom) : std::runtime_error(text), atom(atom) {}
+  const int64_t atom;
+};
+
+// Parts of the work that are timed when CF_PROFILE is defined.
+enum Part { kPairs, kRadial, kSums, kMix, kContract, kReadout, kEdges, kMessages, kForces, kParts };
+inline const char* part_name(int part) {
+  static const char* const names[kParts] = {"pairs",    "radial",   "sums",  "mix",   "contract",
+                                            "readout", "edges", "messages", "forces"};
+  return names[part];
+}
+
+class Engine {
+ public:
+  virtual ~Engine() = default;
+  virtual void threads(int n) = 0;
+  virtual void begin(const cf_frame& frame) = 0;
+  // With `backward_too`, the last generation's backward runs on each block while it is in cache.
+  virtual void forward(int t, bool backward_too, double* features) = 0;
+  virtual void backward(int t) = 0;
+  virtual void finish(const cf_result& result) = 0;
+  virtual void charges(double* q) const = 0;
+  virtual void set_charge_gradient(const double* de_dq) = 0;
+  virtual void get_messages(int t, double* w, double* a) const = 0;
+  virtual void set_messages(int t, const double* w, const double* a) = 0;
+  virtual void get_gradients(int t, double* dw, double* da) const = 0;
+  virtual void add_gradients(int t, const double* dw, const double* da) = 0;
+  virtual int64_t bytes() const = 0;
+  virtual double seconds(int part) const = 0;
+};
+
+// n_threads to really use: 1 in a child forked after a parallel region, where OpenMP would hang.
+int team_size(int wanted);
+
+Engine* make_engine_base(const Model& model, int precision);
+#ifdef CF_HAS_AVX2
+Engine* make_engine_avx2(const Model& model, int precision);
+#endif
+#ifdef CF_HAS_AVX512
+Engine* make_engine_avx512(const Model& model, int precision);
+#endif
+
+}  // namespace cace_fast

@@ -1,0 +1,7 @@
+#define CF_ISA isa_avx2
+#define CF_VECTOR_BYTES 32
+#include "core.inc"
+
+namespace cace_fast {
+Engine* make_engine_avx2(const Model& model, int precision) { return isa_avx2::make(model, precision); }
+}  // namespace cace_fast

@@ -1,0 +1,176 @@
+#include "json.h"
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+
+namespace cace_fast {
+
+class JsonReader {
+ public:
+  explicit JsonReader(const std::string& text) : text_(text) {}
+
+  Json document() {
+    Json value = read(0);
+    skip_space();
+    if (at_ != text_.size()) fail("text after the end");
+    return value;
+  }
+
+ private:
+  static constexpr int kMaxDepth = 64;  // specifications nest less than ten deep
+
+  [[noreturn]] void fail(const char* what) const {
+    throw JsonError(std::string("JSON: ") + what + " at byte " + std::to_string(at_));
+  }
+
+  void skip_space() {
+    while (at_ < text_.size() && std::strchr(" \t\r\n", text_[at_])) ++at_;
+  }
+
+  char peek() {
+    skip_space();
+    if (at_ >= text_.size()) fail("text ends early");
+    return text_[at_];
+  }
+
+  bool take(char c) {
+    if (peek() != c) return false;
+    ++at_;
+    return true;
+  }
+
+  void expect(char c) {
+    if (!take(c)) fail("unexpected character");
+  }
+
+  bool word(const char* w) {
+    const size_t n = std::strlen(w);
+    if (text_.compare(at_, n, w) != 0) return false;
+    at_ += n;
+    return true;
+  }
+
+  std::string read_string() {
+    expect('"');
+    std::string out;
+    while (true) {
+      if (at_ >= text_.size()) fail("string ends early");
+      const char c = text_[at_++];
+      if (c == '"') return out;
+      if (c != '\\') {
+        out += c;
+        continue;
+      }
+      if (at_ >= text_.size()) fail("string ends early");
+      read_escape(out);
+    }
+  }
+
+  void read_escape(std::string& out) {
+    static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
+    const char c = text_[at_++];
+    if (c == 'u') {  // names that the engine compares are ASCII; others only have to be skipped
+      if (at_ + 4 > text_.size()) fail("escape ends early");
+      const long code = std::strtol(text_.substr(at_, 4).c_str(), nullptr, 16);
+      out += code < 128 ? static_cast<char>(code) : '?';
+      at_ += 4;
+      return;
+    }
+    const char* found = std::strchr(from, c);
+    if (!found || !c) fail("unknown escape");
+    out += to[found - from];
+  }
+
+  Json read(int depth) {
+    if (depth > kMaxDepth) fail("nested too deeply");
+    Json value;
+    const char c = peek();
+    if (c == '{') {
+      read_object(value, depth);
+    } else if (c == '[') {
+      read_array(value, depth);
+    } else if (c == '"') {
+      value.kind_ = Json::string;
+      value.string_ = read_string();
+    } else if (word("true") || word("false")) {
+      value.kind_ = Json::boolean;
+      value.number_ = text_[at_ - 2] == 'u' ? 1.0 : 0.0;  // tr-u-e, fal-s-e
+    } else if (!word("null")) {
+      read_number(value);
+    }
+    return value;
+  }
+
+  void read_number(Json& value) {
+    const char* start = text_.c_str() + at_;
+    char* end = nullptr;
+    value.kind_ = Json::number;
+    value.number_ = std::strtod(start, &end);
+    if (end == start || !std::isfinite(value.number_)) fail("not a number");
+    at_ += static_cast<size_t>(end - start);
+  }
+
+  void read_array(Json& value, int depth) {
+    value.kind_ = Json::array;
+    expect('[');
+    if (take(']')) return;
+    do value.items_.push_back(read(depth + 1));
+    while (take(','));
+    expect(']');
+  }
+
+  void read_object(Json& value, int depth) {
+    value.kind_ = Json::object;
+    expect('{');
+    if (take('}')) return;
+    do {
+      peek();
+      std::string key = read_string();
+      expect(':');
+      value.members_[key] = read(depth + 1);
+    } while (take(','));
+    expect('}');
+  }
+
+  const std::string& text_;
+  size_t at_ = 0;
+};
+
+Json Json::parse(const std::string& text) { return JsonReader(text).document(); }
+
+bool Json::truth() const {
+  if (kind_ != boolean) throw JsonError("specification: expected true or false");
+  return number_ != 0.0;
+}
+
+double Json::real() const {
+  if (kind_ != number) throw JsonError("specification: expected a number");
+  return number_;
+}
+
+int Json::integer() const {
+  const double value = real();
+  if (value != std::floor(value) || std::fabs(value) > 1e9)
+    throw JsonError("specification: expected an integer");
+  return static_cast<int>(value);
+}
+
+const std::string& Json::text() const {
+  if (kind_ != string) throw JsonError("specification: expected text");
+  return string_;
+}
+
+const std::vector<Json>& Json::items() const {
+  if (kind_ != array) throw JsonError("specification: expected a list");
+  return items_;
+}
+
+const Json& Json::at(const char* key) const {
+  const auto found = members_.find(key);
+  if (found == members_.end())
+    throw JsonError(std::string("specification: missing field '") + key + "'");
+  return found->second;
+}
+
+}  // namespace cace_fast

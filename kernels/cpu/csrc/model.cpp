@@ -1,0 +1,157 @@
+#include "model.h"
+
+namespace cace_fast {
+namespace {
+
+using Tensors = std::map<std::string, Numbers>;
+
+Numbers tensor(const Tensors& tensors, const std::string& name, size_t size) {
+  const auto found = tensors.find(name);
+  if (found == tensors.end()) throw JsonError("tensor '" + name + "': missing");
+  if (found->second.size() != size)
+    throw JsonError("tensor '" + name + "': expected " + std::to_string(size) + " numbers, got " +
+                    std::to_string(found->second.size()));
+  return found->second;
+}
+
+std::vector<Numbers> by_degree(const Tensors& tensors, const std::string& prefix, int l_max,
+                               size_t size) {
+  std::vector<Numbers> found;
+  for (int l = 0; l <= l_max; ++l)
+    found.push_back(tensor(tensors, prefix + "." + std::to_string(l), size));
+  return found;
+}
+
+template <class Kind>
+Kind choose(const std::string& name, const char* what, const std::map<std::string, Kind>& known) {
+  const auto found = known.find(name);
+  if (found == known.end()) throw Unsupported(std::string(what) + " '" + name + "'");
+  return found->second;
+}
+
+void read_radial(Model& m, const Json& rep, const Tensors& tensors) {
+  const Json &radial = rep.at("radial"), &cut = rep.at("cutoff_function");
+  m.n_b = radial.at("n_rbf").integer();
+  m.radial_prefactor = radial.at("prefactor").real();
+  m.radial_kind = choose<RadialKind>(radial.at("kind").text(), "radial basis",
+                                     {{"bessel", RadialKind::bessel},
+                                      {"gaussian", RadialKind::gaussian},
+                                      {"exponential", RadialKind::exponential}});
+  if (m.radial_kind == RadialKind::bessel) {
+    m.radial_a = tensor(tensors, "radial.frequencies", m.n_b);
+  } else if (m.radial_kind == RadialKind::gaussian) {
+    m.radial_a = tensor(tensors, "radial.offsets", m.n_b);
+    m.radial_b = tensor(tensors, "radial.widths", m.n_b);
+  } else {
+    m.radial_a = tensor(tensors, "radial.ranges", m.n_b);
+  }
+  m.cutoff_kind = choose<CutoffKind>(cut.at("kind").text(), "cutoff function",
+                                     {{"polynomial", CutoffKind::polynomial},
+                                      {"cosine", CutoffKind::cosine},
+                                      {"mollifier", CutoffKind::mollifier},
+                                      {"switch", CutoffKind::switched}});
+  m.cutoff_radius = cut.at("cutoff").real();
+  m.p = cut.at("p").real();
+  m.eps = cut.at("eps").real();
+  m.switch_on = cut.at("switch_on").real();
+}
+
+Step read_step(const Model& m, const Json& spec, int t, const Tensors& tensors) {
+  Step step;
+  const std::string prefix = "messages." + std::to_string(t);
+  const size_t mixed = size_t(m.r) * m.c;
+  step.memory = spec.at("memory").truth();
+  step.ar = spec.at("ar").truth();
+  step.bchi = !spec.at("bchi").is_null();
+  if (step.memory) step.memory_weight = by_degree(tensors, prefix + ".memory", m.l_max, mixed);
+  if (step.ar) {
+    step.ar_prefactor = by_degree(tensors, prefix + ".ar.prefactor", m.l_max, mixed);
+    step.ar_inverse_range = by_degree(tensors, prefix + ".ar.inverse_range", m.l_max, mixed);
+  }
+  if (step.bchi) {
+    const Json& bchi = spec.at("bchi");
+    step.shared_l = bchi.at("shared_l").truth();
+    step.shared_channels = bchi.at("shared_channels").truth();
+    step.net = make_net(bchi.at("mlp"), false, prefix + ".bchi", tensors);
+    const int n_w = (step.shared_l ? 1 : m.l_max + 1) * (step.shared_channels ? 1 : m.c);
+    if (step.net.n_in != m.n_features() || step.net.n_out() != n_w)
+      throw JsonError("specification: Bchi network of another size");
+  }
+  return step;
+}
+
+Head read_head(const Model& m, const Json& spec, const cf_head& info, const Tensors& tensors) {
+  const auto& subs = spec.at("submodels").items();
+  if (info.submodel < 0 || size_t(info.submodel) >= subs.size())
+    throw JsonError("heads: no sub-model " + std::to_string(info.submodel));
+  const auto& modules = subs[info.submodel].at("modules").items();
+  if (info.module < 0 || size_t(info.module) >= modules.size() ||
+      modules[info.module].at("type").text() != "Readout")
+    throw JsonError("heads: module " + std::to_string(info.module) + " is not a read-out");
+  const Json& module = modules[info.module];
+  Head head;
+  head.info = info;
+  head.net = make_net(module.at("mlp"), module.at("linear").truth(),
+                      "outputs." + std::to_string(info.submodel) + "." +
+                          std::to_string(info.module),
+                      tensors);
+  head.n_extra = head.net.n_in - m.n_features() * m.stages;
+  if (head.n_extra < 0 || info.extra_before < 0 || info.extra_before > head.n_extra ||
+      info.energy_column >= head.net.n_out() || info.energy_column < -1)
+    throw JsonError("heads: sizes of read-out " + std::to_string(info.module) + " do not fit");
+  return head;
+}
+
+}  // namespace
+
+int n_monomials(int l_max) { return (l_max + 1) * (l_max + 2) * (l_max + 3) / 6; }
+
+int n_invariants(int l_max, int nu_max) {
+  int n = 1;
+  if (nu_max >= 2) n += l_max;
+  for (int l1 = 1; nu_max >= 3 && l1 <= l_max; ++l1)
+    for (int l2 = l1; l1 + l2 <= l_max; ++l2) ++n;
+  for (int l1 = 1; nu_max >= 4 && l1 <= l_max; ++l1)
+    for (int l2 = l1 + 1; l2 <= l_max; ++l2)
+      for (int d = 1; l2 + d <= l_max; ++d) ++n;
+  return n;
+}
+
+Model make_model(const std::string& spec_json, const Tensors& tensors,
+                 const std::vector<cf_head>& heads) {
+  const Json document = Json::parse(spec_json);
+  const Json& spec = document.at("model");
+  const Json& rep = spec.at("representation");
+  Model m;
+  m.n_z = int(rep.at("elements").items().size());
+  m.k = rep.at("n_embedding").integer();
+  m.c = m.k * m.k;
+  m.r = rep.at("n_radial").integer();
+  m.l_max = rep.at("l_max").integer();
+  m.nu_max = rep.at("nu_max").integer();
+  if (m.l_max < 0 || m.l_max > 6 || m.nu_max < 1 || m.nu_max > 4 || m.k < 1 || m.r < 1)
+    throw JsonError("specification: l_max, nu_max, n_embedding or n_radial out of range");
+  m.n_a = n_monomials(m.l_max);
+  m.n_inv = n_invariants(m.l_max, m.nu_max);
+  m.cutoff = rep.at("cutoff").real();
+  m.mp_norm = rep.at("mp_norm_factor").real();
+  read_radial(m, rep, tensors);
+  const size_t embedding = size_t(m.n_z) * m.k;
+  m.h_s = tensor(tensors, "embedding.sender", embedding);
+  m.h_r = rep.at("shared_embedding").truth() ? m.h_s
+                                             : tensor(tensors, "embedding.receiver", embedding);
+  m.mixing = by_degree(tensors, "mixing", m.l_max, size_t(m.n_b) * m.r * m.c);
+  const auto& steps = rep.at("steps").items();
+  m.stages = int(steps.size()) + 1;
+  for (size_t t = 0; t < steps.size(); ++t)
+    m.steps.push_back(read_step(m, steps[t], int(t), tensors));
+  for (const cf_head& info : heads) {
+    m.heads.push_back(read_head(m, spec, info, tensors));
+    if (!info.charges) continue;
+    m.heads.back().first_charge = m.n_charges;
+    m.n_charges += m.heads.back().net.n_out();
+  }
+  return m;
+}
+
+}  // namespace cace_fast

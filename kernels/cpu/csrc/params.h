@@ -1,0 +1,108 @@
+// The weights of a model in the working precision, packed for the kernels.
+
+// Radial mixing between rho [X][n_b][n_A] and A [R][C][n_A], X being the K embedding channels of
+// the sender (a) or, with a weight for each channel (a, b), all C.
+template <class T>
+struct Mixing {
+  int n_x = 0;
+  Buffer<Packed<T>> forward, backward;  // [l][x]: rows (q, b) or q; and transposed
+  Buffer<int> target;                   // [x][row] offset of A[q][c]
+  Buffer<int> receiver;                 // [x][row] b
+  Buffer<int> source;                   // [n] offset of rho[x][n]
+  int n_rows = 0;
+
+  void prepare(const Model& m, bool by_channel) {
+    n_x = by_channel ? m.c : m.k;
+    const int per_x = by_channel ? 1 : m.k;
+    n_rows = m.r * per_x;
+    target.need(size_t(n_x) * n_rows);
+    receiver.need(size_t(n_x) * n_rows);
+    source.need(m.n_b);
+    for (int n = 0; n < m.n_b; ++n) source[n] = n * m.n_a;
+    const auto channel = [&](int x, int row) {
+      return by_channel ? x : x * m.k + row % per_x;
+    };
+    for (int x = 0; x < n_x; ++x)
+      for (int row = 0; row < n_rows; ++row) {
+        const int c = channel(x, row);
+        target[x * n_rows + row] = (row / per_x * m.c + c) * m.n_a;
+        receiver[x * n_rows + row] = c % m.k;
+      }
+    const size_t count = size_t(m.l_max + 1) * n_x;
+    new_packed(forward, count);
+    new_packed(backward, count);
+    for (int l = 0; l <= m.l_max; ++l)
+      for (int x = 0; x < n_x; ++x) {
+        const auto weight = [&](int row, int n) {
+          const int q = row / per_x;
+          return m.mixing[l][(size_t(n) * m.r + q) * m.c + channel(x, row)];
+        };
+        const int most = kTile / degree_columns(l);
+        forward[l * n_x + x].fill(n_rows, m.n_b, most, weight);
+        backward[l * n_x + x].fill(m.n_b, n_rows, most,
+                                   [&](int n, int row) { return weight(row, n); });
+      }
+  }
+  ~Mixing() {
+    delete_packed(forward, count_);
+    delete_packed(backward, count_);
+  }
+
+ private:
+  size_t count_ = 0;
+  void new_packed(Buffer<Packed<T>>& list, size_t count) {
+    count_ = count;
+    list.need(count);
+    for (size_t i = 0; i < count; ++i) new (&list[i]) Packed<T>();
+  }
+  static void delete_packed(Buffer<Packed<T>>& list, size_t count) {
+    for (size_t i = 0; i < count; ++i) list[i].~Packed<T>();
+  }
+};
+
+// The first layers of all networks that take the features of one generation, as one matrix: rows
+// of the read-outs first, then those of this generation's Bchi network.
+template <class T>
+struct Stack {
+  int n_readout = 0, n_message = 0;
+  Packed<T> forward, backward;
+
+  int rows() const { return n_readout + n_message; }
+
+  void prepare(const Model& m, int t) {
+    for (const Head& head : m.heads) n_readout += head.net.n_root_rows();
+    const bool message = t < m.stages - 1 && m.steps[t].bchi;
+    n_message = message ? m.steps[t].net.n_root_rows() : 0;
+    const int n_f = m.n_features();
+    Buffer<double> dense;
+    double* to = dense.need(size_t(rows()) * n_f + 1);
+    for (const Head& head : m.heads)
+      for (const Affine& root : head.net.roots)
+        for (int i = 0; i < root.out; ++i)
+          for (int f = 0; f < n_f; ++f)
+            *to++ = root.w[size_t(i) * root.in + head.info.extra_before +
+                           size_t(feature(m, f)) * m.stages + t];
+    if (message)
+      for (const Affine& root : m.steps[t].net.roots)
+        for (int i = 0; i < root.out; ++i)
+          for (int f = 0; f < n_f; ++f) *to++ = root.w[size_t(i) * root.in + feature(m, f)];
+    const auto at = [&](int row, int f) { return dense[size_t(row) * n_f + f]; };
+    forward.fill(rows(), n_f, kTile, at);
+    backward.fill(n_f, rows(), kTile, [&](int f, int row) { return at(row, f); });
+  }
+
+  // Position (q, b, c) in files of feature f = (q, c, b) here.
+  static int feature(const Model& m, int f) {
+    const int b = f % m.n_inv, c = f / m.n_inv % m.c, q = f / m.n_inv / m.c;
+    return (q * m.n_inv + b) * m.c + c;
+  }
+};
+
+// Consecutive offsets 0, 1, 2, ... for products with one column.
+struct Counting {
+  Buffer<int> offsets;
+  void prepare(int n) {
+    offsets.need(n);
+    for (int i = 0; i < n; ++i) offsets[i] = i;
+  }
+};
