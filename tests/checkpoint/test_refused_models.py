@@ -88,6 +88,9 @@ UNSUPPORTED = {
     "other monomials": (
         with_part("angular_basis", u.make("cace.modules.angular.AngularComponent_GPU")),
         "AngularComponent_GPU"),
+    "other representation": (
+        lambda model: setattr(model, "representation", u.make(u.REPRESENTATION + "2")),
+        r"Cace2\): is not the representation that cace-fast provides"),
     "other embedding": (
         with_part("node_embedding_sender", u.make("cace.modules.type.Other")), "type.Other"),
     "other radial basis": (
