@@ -218,8 +218,6 @@ int cf_state_create(const cf_model* model, int32_t precision, cf_state** state,
     if (precision != 32 && precision != 64)
       invalid("precision: expected 32 or 64, got " + std::to_string(precision));
     if (!chosen().isa) invalid(chosen().error);
-    if (model->model.stages > 1) throw Unsupported("message passing");
-    if (!model->model.grouped()) throw Unsupported("more than 8 elements");
     auto made = std::make_unique<cf_state>();
     made->model = &model->model;
     made->engine.reset(chosen().isa->make(model->model, precision));

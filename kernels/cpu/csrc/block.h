@@ -28,7 +28,7 @@ struct Work {
   Buffer<V> a, grad_a, b, grad_b;                 // [R][C][n_A], [R][C][n_B]
   Buffer<V> rows, grad_rows, values, slopes, gradients, scratch;
   Buffer<V> y, grad_y, left, grad_g, factor, grad_factor;  // of a chunk of slots
-  Buffer<T> staging;
+  Buffer<V> ar, more_dr;  // sums of one atom; dE/dr of each slot by Ar
   double seconds[kParts] = {};
   int64_t bad_atom = INT64_MAX;
   bool unsorted = false;
@@ -39,7 +39,7 @@ struct Work {
                    a.bytes() + grad_a.bytes() + b.bytes() + grad_b.bytes() + rows.bytes() +
                    grad_rows.bytes() + values.bytes() + slopes.bytes() + gradients.bytes() +
                    scratch.bytes() + y.bytes() + grad_y.bytes() + left.bytes() + grad_g.bytes() +
-                   factor.bytes() + grad_factor.bytes() + staging.bytes());
+                   factor.bytes() + grad_factor.bytes() + ar.bytes() + more_dr.bytes());
   }
 };
 

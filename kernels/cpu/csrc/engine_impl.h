@@ -13,23 +13,36 @@ class EngineOf final : public Engine {
  public:
   explicit EngineOf(const Model& model)
       : m_(model), radial_(model), contraction_(model), stacks_(new Stack<T>[model.stages]),
+        steps_(new StepData<T>[model.stages]), kept_a_(new Buffer<V>[model.stages]),
         tapes_(new Tape<T>[model.heads.size() + 1]) {
     h_s_.need(model.h_s.size());
     h_r_.need(model.h_r.size());
     for (size_t i = 0; i < model.h_s.size(); ++i) h_s_[i] = T(model.h_s[i]);
     for (size_t i = 0; i < model.h_r.size(); ++i) h_r_[i] = T(model.h_r[i]);
+    n_groups_ = model.grouped() ? model.n_z : 1;
     by_embedding_.prepare(model, false);
-    for (int t = 0; t < model.stages; ++t) stacks_[t].prepare(model, t);
+    int widest = model.n_features();
+    for (int t = 0; t < model.stages; ++t) {
+      stacks_[t].prepare(model, t);
+      widest = stacks_[t].rows() > widest ? stacks_[t].rows() : widest;
+    }
+    counting_.prepare(widest + 1);
+    for (int t = 0; t < model.stages - 1; ++t) {
+      steps_[t].prepare(model, model.steps[t]);
+      const bool by_channel = model.steps[t].bchi && !model.steps[t].shared_channels;
+      if (by_channel && !by_channel_.n_x) by_channel_.prepare(model, true);
+      largest_tape_ = larger(largest_tape_, model.steps[t].bchi ? steps_[t].tape.size() : 0);
+    }
     for (size_t h = 0; h < model.heads.size(); ++h) {
       tapes_[h].prepare(model.heads[h].net);
-      largest_tape_ = tapes_[h].size() > largest_tape_ ? tapes_[h].size() : largest_tape_;
+      largest_tape_ = larger(largest_tape_, tapes_[h].size());
     }
-    counting_.prepare(model.n_features() + stacks_[0].rows() + 1);
-    n_groups_ = model.grouped() ? model.n_z : 1;
     threads(1);
   }
   ~EngineOf() override {
     delete[] stacks_;
+    delete[] steps_;
+    delete[] kept_a_;
     delete[] tapes_;
     delete[] works_;
   }
@@ -41,50 +54,36 @@ class EngineOf final : public Engine {
     n_works_ = n;
   }
 
-  void begin(const cf_frame& frame) override {
-    frame_ = frame;
-    list_ = *frame.list;
-    frame_.list = &list_;
-    const size_t n = frame.n_owned, n_all = frame.n_all;
-    n_blocks_ = (int64_t(n) + W - 1) / W;
-    Site* sites = sites_.roomy(n_all + 1);
-    for (size_t i = 0; i < n_all; ++i) {
-      const double* r = frame.positions + 3 * i;
-      if (!(::fabs(r[0]) < HUGE_VAL && ::fabs(r[1]) < HUGE_VAL && ::fabs(r[2]) < HUGE_VAL))
-        throw NotFinite("positions: not finite", int64_t(i));
-      sites[i] = {r[0], r[1], r[2], frame.species[i]};
-    }
-    pair_gradient_.roomy(3 * size_t(list_.n_pairs) + 1);
-    own_.roomy(12 * n + 1);
-    energies_.roomy(n + 1);
-    charges_.roomy(n * m_.n_charges + 1);
-    charge_gradient_.zeros(n * m_.n_charges + 1);
-    rows_.roomy(size_t(n_blocks_) * stacks_[0].n_readout + 1);
-    grad_rows_.roomy(size_t(n_blocks_) * stacks_[0].n_readout + 1);
-    count_systems();
-  }
+  void begin(const cf_frame& frame) override;
 
   void forward(int t, bool backward_too, double* features) override {
+    const bool last = t == m_.stages - 1;
     over_blocks([&](Work<T>& work, const Block& block) {
-      make_moments(work, block, t);
-      invariants(work, block, t, features);
-      if (t < m_.stages - 1) return;
-      if (m_.heads.empty()) return;
+      find_neighbors(work, block, t);
+      V* a = moments_of(work, block, !backward_too, t);
+      make_moments(work, block, t, a);
+      invariants(work, block, t, a, features);
+      if (!last) make_message(work, block, t, a);
+      if (!last || m_.heads.empty()) return;
       read_out(work, block, backward_too);
-      if (backward_too) backward_block(work, block, t);
+      if (backward_too) backward_block(work, block, t, a);
     });
+    if (backward_too && t > 0) gather_at_senders(t);
   }
 
   void backward(int t) override {
     over_blocks([&](Work<T>& work, const Block& block) {
-      make_moments(work, block, t);
-      const int n = stacks_[t].n_readout;
-      const V* from = rows_.data() + size_t(block.number) * n;
-      V* rows = work.rows.need(n + 1);
-      for (int i = 0; i < n; ++i) rows[i] = from[i];
-      read_out(work, block, true);
-      backward_block(work, block, t);
+      find_neighbors(work, block, t);
+      V* a = moments_of(work, block, true, t);
+      if (m_.stages == 1) make_moments(work, block, t, a);
+      if (t == m_.stages - 1) {
+        const int n = stacks_[t].n_readout;
+        ::memcpy(work.rows.need(n + 1), rows_.data() + size_t(block.number) * n, n * sizeof(V));
+        read_out(work, block, true);
+      }
+      backward_block(work, block, t, a);
     });
+    if (t > 0) gather_at_senders(t);
   }
 
   void finish(const cf_result& result) override;
@@ -96,18 +95,12 @@ class EngineOf final : public Engine {
     ::memcpy(charge_gradient_.data(), de_dq,
              sizeof(double) * size_t(frame_.n_owned) * m_.n_charges);
   }
-  void get_messages(int, double*, double*) const override {}
-  void set_messages(int, const double*, const double*) override {}
-  void get_gradients(int, double*, double*) const override {}
-  void add_gradients(int, const double*, const double*) override {}
+  void get_messages(int t, double* w, double* a) const override;
+  void set_messages(int t, const double* w, const double* a) override;
+  void get_gradients(int t, double* dw, double* da) const override;
+  void add_gradients(int t, const double* dw, const double* da) override;
 
-  int64_t bytes() const override {
-    int64_t sum = int64_t(pair_gradient_.bytes() + own_.bytes() + energies_.bytes() +
-                          charges_.bytes() + charge_gradient_.bytes() + rows_.bytes() +
-                          grad_rows_.bytes() + sites_.bytes());
-    for (int i = 0; i < n_works_; ++i) sum += works_[i].bytes();
-    return sum;
-  }
+  int64_t bytes() const override;
   double seconds(int part) const override {
     double sum = part == kForces ? forces_seconds_ : 0.0;
     for (int i = 0; i < n_works_; ++i) sum += works_[i].seconds[part];
@@ -141,19 +134,46 @@ class EngineOf final : public Engine {
       throw NotFinite("energy or charge: not finite (atoms on top of each other?)", bad);
   }
 
-  void make_moments(Work<T>& work, const Block& block, int t);
-  void invariants(Work<T>& work, const Block& block, int t, double* features);
+  void find_neighbors(Work<T>& work, const Block& block, int t);
+  void make_moments(Work<T>& work, const Block& block, int t, V* a);
+  void invariants(Work<T>& work, const Block& block, int t, const V* a, double* features);
+  void make_message(Work<T>& work, const Block& block, int t, const V* a);
   void read_out(Work<T>& work, const Block& block, bool backward_too);
-  void backward_block(Work<T>& work, const Block& block, int t);
-  void start_rows(Work<T>& work, const Block& block, V* rows) const;
+  void message_rows_gradient(Work<T>& work, const Block& block, int t);
+  void moments_gradient(Work<T>& work, const Block& block, int t, const V* a, V* grad_a);
+  void pass_to_previous(Work<T>& work, const Block& block, int t, V* grad_a);
+  void backward_block(Work<T>& work, const Block& block, int t, const V* a);
+  void gather_at_senders(int t);
+  void start_rows(const Block& block, V* rows) const;
   void count_systems();
 
-  // h_r [K] of the lanes' atoms; zero in lanes without an atom.
-  void receivers(const Block& block, V* h) const {
+  static int larger(int a, int b) { return a > b ? a : b; }
+  bool grouped(int t) const { return t == 0 && m_.grouped(); }
+  size_t a_size() const { return size_t(m_.r) * m_.c * m_.n_a; }
+
+  // Where A of a block stands: with message steps all are kept, unless the backward follows at once.
+  V* moments_of(Work<T>& work, const Block& block, bool keep, int t) {
+    if (m_.stages == 1 || (t == m_.stages - 1 && !keep)) return work.a.need(a_size());
+    return kept_a_[t].data() + block.number * a_size();
+  }
+
+  // What a slot's pairs are multiplied with in the sums of generation t.
+  Factors<T> factors(const Block& block, int t) {
+    if (t == 0) return {h_s_.data(), 1, m_.k, true, nullptr};
+    const StepData<T>& s = steps_[t - 1];
+    return {s.factors.data(), s.n_l, s.n_x, false,
+            pair_factor_.data() + list_.first[block.first] * s.n_l * s.n_x};
+  }
+  const Mixing<T>& mixing(int t) const {
+    return t > 0 && !m_.steps[t - 1].shared_channels ? by_channel_ : by_embedding_;
+  }
+
+  // h_r [K] of the lanes' atoms times a factor; zero in lanes without an atom.
+  void receivers(const Block& block, double factor, V* h) const {
     for (int b = 0; b < m_.k; ++b) h[b] = V{};
     for (int lane = 0; lane < block.n_lanes; ++lane)
       for (int b = 0; b < m_.k; ++b)
-        h[b][lane] = h_r_[size_t(frame_.species[block.first + lane]) * m_.k + b];
+        h[b][lane] = T(factor) * h_r_[size_t(frame_.species[block.first + lane]) * m_.k + b];
   }
 
   T* block_gradients(const Block& block) {
@@ -163,8 +183,10 @@ class EngineOf final : public Engine {
   const Model& m_;
   const Radial<T> radial_;
   const Contraction<T> contraction_;
-  Mixing<T> by_embedding_;
+  Mixing<T> by_embedding_, by_channel_;
   Stack<T>* const stacks_;
+  StepData<T>* const steps_;  // [stages - 1]
+  Buffer<V>* const kept_a_;   // [stages] -> [block][R][C][n_A]
   Tape<T>* const tapes_;
   int largest_tape_ = 1, n_groups_ = 1;
   Counting counting_;
@@ -178,6 +200,10 @@ class EngineOf final : public Engine {
   Buffer<double> own_, energies_, charges_, charge_gradient_;  // own: gradient, d (x) gradient
   Buffer<double> system_size_;
   Buffer<V> rows_, grad_rows_;  // [block][rows] of the read-outs
+  Buffer<V> kept_grad_;         // [block][R][C][n_A] dE/dA of the generation after, for memory
+  // With message steps, of every pair: dE/d(factors), r (-1 beyond the cutoff), dE/dr by Ar.
+  Buffer<T> pair_factor_, distance_, pair_dr_;
+  Buffer<int32_t> receiver_;
   Work<T>* works_ = nullptr;
   int n_works_ = 0;
   double forces_seconds_ = 0.0;

@@ -6,10 +6,10 @@
 
 #include <omp.h>
 
-#include "isa.h"
-#include "threads.h"
+#include "cace_fast.h"
+#include "engine.h"
 
-namespace cace {
+namespace cace_fast {
 namespace {
 
 constexpr double PI = 3.14159265358979323846;
@@ -24,9 +24,13 @@ struct Kernels {
 };
 
 Kernels kernels() {
-#ifndef CF_ONLY_BASE
-  if (isa() == Isa::avx512) return {avx512::ewald_accumulate, avx512::ewald_gather};
-  if (isa() == Isa::avx2) return {avx2::ewald_accumulate, avx2::ewald_gather};
+  const char* name = cf_isa(nullptr);
+  (void)name;
+#ifdef CF_HAS_AVX512
+  if (std::strcmp(name, "avx512") == 0) return {avx512::ewald_accumulate, avx512::ewald_gather};
+#endif
+#ifdef CF_HAS_AVX2
+  if (std::strcmp(name, "avx2") == 0) return {avx2::ewald_accumulate, avx2::ewald_gather};
 #endif
   return {base::ewald_accumulate, base::ewald_gather};
 }
@@ -171,7 +175,7 @@ void ewald_structure_factors(EwaldWork& work, int64_t n, int n_q, const double* 
                              double* structure) {
   const KVectors& k = work.k;
   const int64_t stride = phase_length(k), n_rows = k.rows.size();
-  const int threads = usable_threads(work.n_threads);
+  const int threads = team_size(work.n_threads);
   const auto accumulate = kernels().accumulate;
   grow(work.phases, stride * EWALD_BLOCK);
   double* phases = work.phases.data();
@@ -195,7 +199,7 @@ void ewald_potentials(EwaldWork& work, int64_t n, int n_q, const double* q, cons
   for (int64_t c = 0; c < 2 * n_q; ++c)
     for (int64_t i = 0; i < k.size; ++i)
       work.weighted[c * k.size + i] = 4.0 * k.factor[i] * structure[c * k.size + i];
-  const int threads = usable_threads(work.n_threads);
+  const int threads = team_size(work.n_threads);
   if (static_cast<int>(work.own.size()) < threads) work.own.resize(threads);
 #pragma omp parallel num_threads(threads) if (n * k.size > PARALLEL_FROM)
   {
@@ -247,7 +251,7 @@ void open_sum(const EwaldSpec& spec, int n_threads, int64_t n, int n_q, const do
               double weight, double* potential, double* forces, double* virial) {
   const double inside = 1.0 / (spec.sigma * std::sqrt(2.0)), gauss = 2.0 / std::sqrt(PI) * inside;
   std::vector<double> strain(virial == nullptr ? 0 : 9 * n);
-#pragma omp parallel for schedule(static) num_threads(usable_threads(n_threads)) if (n > 200)
+#pragma omp parallel for schedule(static) num_threads(team_size(n_threads)) if (n > 200)
   for (int64_t i = 0; i < n; ++i) {
     double* phi = potential + i * n_q;
     double force[3] = {0.0, 0.0, 0.0}, own[9] = {0.0};
@@ -361,4 +365,4 @@ EwaldStatus ewald_evaluate(const EwaldSpec& spec, EwaldWork& work, int64_t n, in
   return EWALD_OK;
 }
 
-}  // namespace cace
+}  // namespace cace_fast

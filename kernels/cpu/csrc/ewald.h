@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-namespace cace {
+namespace cace_fast {
 
 struct EwaldSpec {
   double dl = 2.0;      // A: the sum runs over |k| < 2 pi / dl
@@ -97,12 +97,14 @@ void ewald_accumulate(const EwaldRows&, int64_t row, double* structure);
 void ewald_gather(const EwaldRows&, int64_t atom, const double* weighted, double* potential,
                   double* gradient);
 }
-#ifndef CF_ONLY_BASE
+#ifdef CF_HAS_AVX2
 namespace avx2 {
 void ewald_accumulate(const EwaldRows&, int64_t row, double* structure);
 void ewald_gather(const EwaldRows&, int64_t atom, const double* weighted, double* potential,
                   double* gradient);
 }
+#endif
+#ifdef CF_HAS_AVX512
 namespace avx512 {
 void ewald_accumulate(const EwaldRows&, int64_t row, double* structure);
 void ewald_gather(const EwaldRows&, int64_t atom, const double* weighted, double* potential,
@@ -113,4 +115,4 @@ void ewald_gather(const EwaldRows&, int64_t atom, const double* weighted, double
 constexpr int EWALD_PAD = 8;       // doubles in the widest vector
 constexpr int EWALD_BLOCK = 128;   // atoms whose phases are held together
 
-}  // namespace cace
+}  // namespace cace_fast

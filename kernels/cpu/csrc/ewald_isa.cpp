@@ -11,7 +11,7 @@
 #define CF_LANES 2
 #endif
 
-namespace cace {
+namespace cace_fast {
 namespace CF_ISA {
 namespace {
 
@@ -144,4 +144,4 @@ void ewald_gather(const EwaldRows& in, int64_t atom, const double* weighted, dou
 }
 
 }  // namespace CF_ISA
-}  // namespace cace
+}  // namespace cace_fast

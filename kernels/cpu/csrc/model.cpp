@@ -131,6 +131,7 @@ Model make_model(const std::string& spec_json, const Tensors& tensors,
   m.nu_max = rep.at("nu_max").integer();
   if (m.l_max < 0 || m.l_max > 6 || m.nu_max < 1 || m.nu_max > 4 || m.k < 1 || m.r < 1)
     throw JsonError("specification: l_max, nu_max, n_embedding or n_radial out of range");
+  if (m.k > kMaxEmbedding) throw Unsupported("n_embedding above 16");
   m.n_a = n_monomials(m.l_max);
   m.n_inv = n_invariants(m.l_max, m.nu_max);
   m.cutoff = rep.at("cutoff").real();

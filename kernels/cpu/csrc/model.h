@@ -90,6 +90,8 @@ Model make_model(const std::string& spec_json, const std::map<std::string, Numbe
 Net make_net(const Json& mlp, bool linear, const std::string& prefix,
              const std::map<std::string, Numbers>& tensors);
 
+constexpr int kMaxEmbedding = 16;  // kernels keep so many vectors on the stack
+
 int n_monomials(int l_max);
 int n_invariants(int l_max, int nu_max);
 

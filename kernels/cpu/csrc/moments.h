@@ -111,8 +111,8 @@ void finish_slots(Work<T>& work, const Model& m, int first, int n, const Vec<T>*
 
 // Backward of grouped_sums, from grad_rho [group][n_b][n_A] to the pairs.
 template <class T>
-void grouped_gradient(Work<T>& work, const Model& m, int n_groups, T* pair_gradient, bool add,
-                      PairSums<T>& sums) {
+void grouped_gradient(Work<T>& work, const Model& m, int n_groups, const Vec<T>* more_dr,
+                      T* pair_gradient, bool add, PairSums<T>& sums) {
   typedef Vec<T> V;
   Section timer(work.seconds, kEdges);
   const int n_b = m.n_b, n_a = m.n_a;
@@ -127,8 +127,16 @@ void grouped_gradient(Work<T>& work, const Model& m, int n_groups, T* pair_gradi
       monomials_of_slots(work, first, n, m.l_max, y);
       product<false, V>({grad_rho, 1, n_a}, {y, 1, n_a}, {grad_g, 1, n_b}, n_b, n, n_a);
       product<false, V>({grad_rho, n_a, 1}, {g, 1, n_b}, {grad_y, 1, n_a}, n_a, n, n_b);
-      finish_slots<T>(work, m, first, n, nullptr, pair_gradient, add, sums);
+      finish_slots<T>(work, m, first, n, more_dr, pair_gradient, add, sums);
     }
+}
+
+// Where no sum of products is: dE/dr alone.
+template <class T>
+void distance_gradient(Work<T>& work, const Vec<T>* dr, T* pair_gradient, PairSums<T>& sums) {
+  const Vec<T> du[3] = {};
+  for (int slot = 0; slot < work.n_slots; ++slot)
+    finish_slot(work, slot, du, dr[slot], pair_gradient, true, sums);
 }
 
 // rho_a = sum_s h_s[s, a] rho_s, and back.

@@ -5,9 +5,9 @@
 #include <limits>
 #include <numeric>
 
-#include "threads.h"
+#include "engine.h"
 
-namespace cace {
+namespace cace_fast {
 namespace {
 
 using Shift = std::array<int32_t, 4>;  // system, S
@@ -136,7 +136,7 @@ PairsStatus build_pairs(Pairs& pairs, int64_t n_receivers, int64_t n_all, const 
   pairs.sender.resize(n_pairs);
   pairs.shift.resize(n_pairs);
   pairs.sent.resize(n_pairs);
-#pragma omp parallel for schedule(static) num_threads(usable_threads(n_threads)) if (n_pairs > 10000)
+#pragma omp parallel for schedule(static) num_threads(team_size(n_threads)) if (n_pairs > 10000)
   for (int64_t i = 0; i < n_receivers; ++i) {
     std::sort(keys.begin() + pairs.first[i], keys.begin() + pairs.first[i + 1]);
     for (int64_t e = pairs.first[i]; e < pairs.first[i + 1]; ++e) {
@@ -149,4 +149,4 @@ PairsStatus build_pairs(Pairs& pairs, int64_t n_receivers, int64_t n_all, const 
   return PAIRS_OK;
 }
 
-}  // namespace cace
+}  // namespace cace_fast

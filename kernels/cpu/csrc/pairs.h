@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-namespace cace {
+namespace cace_fast {
 
 struct Pairs {
   int64_t n_receivers = 0, n_all = 0;
@@ -29,4 +29,4 @@ PairsStatus build_pairs(Pairs& pairs, int64_t n_receivers, int64_t n_all, const 
                         const int32_t* system, int64_t n_pairs, const int64_t* receivers,
                         const int64_t* senders, const int64_t* shifts, int n_threads, int64_t& bad);
 
-}  // namespace cace
+}  // namespace cace_fast

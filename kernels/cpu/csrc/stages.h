@@ -1,24 +1,107 @@
-// The stages of a block that follow the radial functions.
+// Forward stages of a block, and what begins a step.
 
 template <class T>
-void EngineOf<T>::make_moments(Work<T>& work, const Block& block, int) {
+void EngineOf<T>::begin(const cf_frame& frame) {
+  frame_ = frame;
+  list_ = *frame.list;
+  frame_.list = &list_;
+  const size_t n = frame.n_owned, n_all = frame.n_all, n_pairs = list_.n_pairs;
+  n_blocks_ = (int64_t(n) + W - 1) / W;
+  Site* sites = sites_.roomy(n_all + 1);
+  for (size_t i = 0; i < n_all; ++i) {
+    const double* r = frame.positions + 3 * i;
+    if (!(::fabs(r[0]) < HUGE_VAL && ::fabs(r[1]) < HUGE_VAL && ::fabs(r[2]) < HUGE_VAL))
+      throw NotFinite("positions: not finite", int64_t(i));
+    sites[i] = {r[0], r[1], r[2], frame.species[i]};
+  }
+  pair_gradient_.roomy(3 * n_pairs + 1);
+  own_.roomy(12 * n + 1);
+  energies_.roomy(n + 1);
+  charges_.roomy(n * m_.n_charges + 1);
+  charge_gradient_.zeros(n * m_.n_charges + 1);
+  rows_.roomy(size_t(n_blocks_) * stacks_[0].n_readout + 1);
+  count_systems();
+  if (m_.stages == 1) return;
+  grad_rows_.roomy(size_t(n_blocks_) * stacks_[0].n_readout + 1);
+  distance_.roomy(n_pairs + 1);
+  for (int t = 0; t < m_.stages; ++t) kept_a_[t].roomy(size_t(n_blocks_) * a_size() + 1);
+  for (int t = 0; t < m_.stages - 1; ++t) {
+    steps_[t].begin(n_all, size_t(n_blocks_) + 1);
+    pair_factor_.roomy(n_pairs * steps_[t].n_l * steps_[t].n_x + 1);
+    if (m_.steps[t].memory) kept_grad_.roomy(size_t(n_blocks_) * a_size() + 1);
+    if (m_.steps[t].ar) pair_dr_.roomy(n_pairs + 1);
+  }
+  int32_t* receiver = receiver_.roomy(n_pairs + 1);
+  for (size_t i = 0; i < n; ++i)
+    for (int64_t e = list_.first[i]; e < list_.first[i + 1]; ++e) receiver[e] = int32_t(i);
+}
+
+template <class T>
+void EngineOf<T>::count_systems() {
+  double* size = system_size_.roomy(size_t(frame_.n_systems) + 1);
+  for (int s = 0; s < frame_.n_systems; ++s) size[s] = frame_.system_size ? frame_.system_size[s] : 0;
+  if (frame_.system_size) return;
+  for (int i = 0; i < frame_.n_owned; ++i) size[frame_.system ? frame_.system[i] : 0] += 1;
+}
+
+template <class T>
+void EngineOf<T>::find_neighbors(Work<T>& work, const Block& block, int t) {
   static const double no_shift[3] = {0.0, 0.0, 0.0};
   const bool shifted = list_.shift && frame_.shift_vectors;
   find_slots(work, block, list_, sites_.data(), shifted ? frame_.shift_vectors : no_shift,
-             m_.cutoff, n_groups_);
+             m_.cutoff, grouped(t) ? n_groups_ : 1);
   radial_of_slots(work, radial_);
-  grouped_sums(work, m_, n_groups_);
-  Section timer(work.seconds, kMix);
-  V* rho = work.rho_mixed.need(size_t(m_.k) * m_.n_b * m_.n_a);
-  mix_groups<T>(m_, h_s_.data(), work.rho.data(), rho);
-  V* h_r = work.scratch.need(m_.k);
-  receivers(block, h_r);
-  mix<T, false>(m_, by_embedding_, h_r, rho, work.a.need(size_t(m_.r) * m_.c * m_.n_a));
+  if (m_.stages == 1) return;
+  const int64_t base = list_.first[block.first], end = list_.first[block.first + block.n_lanes];
+  for (int64_t e = base; e < end; ++e) distance_[e] = T(-1);
+  for (int slot = 0; slot < work.n_slots; ++slot)
+    for (int lane = 0; lane < W; ++lane) {
+      const int pair = work.pair[size_t(slot) * W + lane];
+      if (pair >= 0) distance_[base + pair] = work.geometry[size_t(slot) * kGeometry + kR][lane];
+    }
+}
+
+// A of generation t: moments, or messages.
+template <class T>
+void EngineOf<T>::make_moments(Work<T>& work, const Block& block, int t, V* a) {
+  const size_t size = size_t(m_.n_b) * m_.n_a;
+  const Step* step = t > 0 ? &m_.steps[t - 1] : nullptr;
+  V h_r[kMaxEmbedding];
+  receivers(block, step ? m_.mp_norm : 1.0, h_r);
+  if (step && !step->bchi) {
+    for (size_t i = 0; i < a_size(); ++i) a[i] = V{};
+  } else {
+    if (grouped(t)) {
+      grouped_sums(work, m_, n_groups_);
+    } else {
+      weighted_sums(work, m_, factors(block, t), list_, list_.first[block.first], frame_.species);
+    }
+    Section timer(work.seconds, kMix);
+    const V* rho = work.rho.data();
+    if (grouped(t)) {
+      V* mixed = work.rho_mixed.need(m_.k * size);
+      mix_groups<T>(m_, h_s_.data(), rho, mixed);
+      rho = mixed;
+    }
+    mix<T, false>(m_, mixing(t), h_r, rho, a);
+  }
+  if (!step) return;
+  const StepData<T>& s = steps_[t - 1];
+  if (step->memory) {
+    const V* before = kept_a_[t - 1].data() + block.number * a_size();
+    for (int q = 0; q < m_.r * m_.c; ++q)
+      for (int l = 0; l <= m_.l_max; ++l) {
+        const T w = s.memory[size_t(l) * m_.r * m_.c + q];
+        for (int i = degree_offset(l); i < degree_offset(l + 1); ++i)
+          a[q * m_.n_a + i] += w * before[q * m_.n_a + i];
+      }
+  }
+  if (step->ar) ar_sums(work, m_, s, block, list_, a);
 }
 
 // What the first layers of the read-outs start from: biases, and further inputs of the atoms.
 template <class T>
-void EngineOf<T>::start_rows(Work<T>&, const Block& block, V* rows) const {
+void EngineOf<T>::start_rows(const Block& block, V* rows) const {
   int row = 0;
   for (size_t h = 0; h < m_.heads.size(); ++h) {
     const Head& head = m_.heads[h];
@@ -26,8 +109,7 @@ void EngineOf<T>::start_rows(Work<T>&, const Block& block, V* rows) const {
       for (int i = 0; i < root.out; ++i, ++row) {
         rows[row] = spread<T>(T(root.b[i]));
         for (int x = 0; x < head.n_extra; ++x) {
-          const int before = head.info.extra_before;
-          const int column = x < before ? x : root.in - head.n_extra + x;
+          const int column = x < head.info.extra_before ? x : root.in - head.n_extra + x;
           const T w = T(root.w[size_t(i) * root.in + column]);
           for (int lane = 0; lane < block.n_lanes; ++lane)
             rows[row][lane] += w * T(frame_.extras[h][(block.first + lane) * head.n_extra + x]);
@@ -38,14 +120,14 @@ void EngineOf<T>::start_rows(Work<T>&, const Block& block, V* rows) const {
 
 // B of A, and its part in the first layers of all networks.
 template <class T>
-void EngineOf<T>::invariants(Work<T>& work, const Block& block, int t, double* features) {
-  const int n_lanes_of_features = m_.r * m_.c;
+void EngineOf<T>::invariants(Work<T>& work, const Block& block, int t, const V* a,
+                             double* features) {
   V* b = work.b.need(size_t(m_.n_features()));
   {
     Section timer(work.seconds, kContract);
-    V* scratch = work.scratch.need(contraction_.scratch() + m_.k);
-    for (int i = 0; i < n_lanes_of_features; ++i)
-      contraction_.values(work.a.data() + size_t(i) * m_.n_a, b + size_t(i) * m_.n_inv, scratch);
+    V* scratch = work.scratch.need(contraction_.scratch() + 1);
+    for (int i = 0; i < m_.r * m_.c; ++i)
+      contraction_.values(a + size_t(i) * m_.n_a, b + size_t(i) * m_.n_inv, scratch);
   }
   if (features) {
     for (int f = 0; f < m_.n_features(); ++f)
@@ -56,16 +138,43 @@ void EngineOf<T>::invariants(Work<T>& work, const Block& block, int t, double* f
   Section timer(work.seconds, kReadout);
   const Stack<T>& stack = stacks_[t];
   if (!stack.rows()) return;
-  V* rows = work.rows.need(stack.rows() + 1);
+  V* rows = work.rows.need(stack.rows());
   V* kept = rows_.data() + size_t(block.number) * stack.n_readout;
   if (t == 0) {
-    start_rows(work, block, rows);
+    start_rows(block, rows);
   } else {
     for (int i = 0; i < stack.n_readout; ++i) rows[i] = kept[i];
   }
+  int row = stack.n_readout;
+  if (stack.n_message)
+    for (const Affine& root : m_.steps[t].net.roots)
+      for (int i = 0; i < root.out; ++i) rows[row++] = spread<T>(T(root.b[i]));
   weighted_rows<T, 1>(stack.forward, counting_.offsets.data(), b,
-                      [&](int row, const V* sum) { rows[row] += sum[0]; });
+                      [&](int i, const V* sum) { rows[i] += sum[0]; });
   for (int i = 0; i < stack.n_readout; ++i) kept[i] = rows[i];
+}
+
+// What senders export after generation t.
+template <class T>
+void EngineOf<T>::make_message(Work<T>& work, const Block& block, int t, const V* a) {
+  StepData<T>& s = steps_[t];
+  if (s.step->bchi) {
+    Section timer(work.seconds, kReadout);
+    V* values = work.values.need(largest_tape_);
+    V* kept = s.rows.data() + size_t(block.number) * s.tape.n_roots();
+    for (int i = 0; i < s.tape.n_roots(); ++i)
+      kept[i] = values[i] = work.rows[stacks_[t].n_readout + i];
+    s.tape.forward(values, work.slopes.need(largest_tape_));
+    for (int lane = 0; lane < block.n_lanes; ++lane) {
+      const size_t atom = block.first + lane;
+      for (int i = 0; i < s.n_w; ++i) s.w[atom * s.n_w + i] = values[s.tape.output() + i][lane];
+      s.make_factors(m_, h_s_.data() + size_t(frame_.species[atom]) * m_.k, atom);
+    }
+  }
+  if (s.step->ar)
+    for (int lane = 0; lane < block.n_lanes; ++lane)
+      lane_to_atom<T>(a, lane, m_.r * m_.c, m_.n_a, s.n_q,
+                      s.a.data() + size_t(block.first + lane) * s.n_a * s.n_q);
 }
 
 // Energies and charges from the rows; with `backward_too` also dE/drows.
@@ -75,7 +184,7 @@ void EngineOf<T>::read_out(Work<T>& work, const Block& block, bool backward_too)
   V* values = work.values.need(largest_tape_);
   V* slopes = work.slopes.need(largest_tape_);
   V* gradients = work.gradients.need(largest_tape_);
-  V* grad_rows = work.grad_rows.need(stacks_[m_.stages - 1].rows() + 1);
+  V* grad_rows = work.grad_rows.need(counting_.n());
   double energy[W] = {}, bad[W] = {};
   for (size_t h = 0, row = 0; h < m_.heads.size(); row += tapes_[h].n_roots(), ++h) {
     const Tape<T>& tape = tapes_[h];
@@ -86,6 +195,7 @@ void EngineOf<T>::read_out(Work<T>& work, const Block& block, bool backward_too)
     for (int i = 0; i < tape.size(); ++i) gradients[i] = V{};
     for (int lane = 0; lane < block.n_lanes; ++lane) {
       const int64_t atom = block.first + lane;
+      const double size = info.average ? system_size_[frame_.system ? frame_.system[atom] : 0] : 1;
       for (int k = 0; k < tape.n_out(); ++k) {
         const double y = values[tape.output() + k][lane];
         double slope = 0.0;
@@ -96,7 +206,6 @@ void EngineOf<T>::read_out(Work<T>& work, const Block& block, bool backward_too)
           slope += charge_gradient_[at];
         }
         if (k == info.energy_column) {
-          const double size = info.average ? system_size_[frame_.system ? frame_.system[atom] : 0] : 1;
           energy[lane] += info.energy_weight / size * y;
           slope += info.energy_weight / size;
         }
@@ -111,92 +220,4 @@ void EngineOf<T>::read_out(Work<T>& work, const Block& block, bool backward_too)
     energies_[block.first + lane] = energy[lane];
     if (bad[lane] != 0.0 && block.first + lane < work.bad_atom) work.bad_atom = block.first + lane;
   }
-}
-
-// From dE/drows to the pairs of the block.
-template <class T>
-void EngineOf<T>::backward_block(Work<T>& work, const Block& block, int t) {
-  V* grad_b = work.grad_b.need(m_.n_features());
-  {
-    Section timer(work.seconds, kReadout);
-    weighted_rows<T, 1>(stacks_[t].backward, counting_.offsets.data(), work.grad_rows.data(),
-                        [&](int f, const V* sum) { grad_b[f] = sum[0]; });
-  }
-  V* grad_a = work.grad_a.need(size_t(m_.r) * m_.c * m_.n_a);
-  {
-    Section timer(work.seconds, kContract);
-    V* scratch = work.scratch.need(contraction_.scratch() + m_.k);
-    V* h_r = scratch + contraction_.scratch();
-    receivers(block, h_r);
-    V g[kMaxInvariants];
-    for (int i = 0; i < m_.r * m_.c; ++i) {
-      const V h = h_r[i % m_.k];  // channel (a, b): what leaves A towards rho is times h_r[b]
-      for (int k = 0; k < m_.n_inv; ++k) g[k] = h * grad_b[size_t(i) * m_.n_inv + k];
-      contraction_.gradient(work.a.data() + size_t(i) * m_.n_a, g, grad_a + size_t(i) * m_.n_a,
-                            scratch);
-    }
-  }
-  {
-    Section timer(work.seconds, kMix);
-    const size_t size = size_t(m_.n_b) * m_.n_a;
-    V* grad_mixed = work.rho_mixed.need(m_.k * size);
-    unmix<T>(m_, by_embedding_, grad_a, grad_mixed);
-    unmix_groups<T>(m_, h_s_.data(), grad_mixed, work.grad_rho.need(n_groups_ * size));
-  }
-  PairSums<T> sums = {};
-  T* gradients = block_gradients(block);
-  const int64_t* first = list_.first + block.first;
-  ::memset(gradients, 0, sizeof(T) * 3 * size_t(first[block.n_lanes] - first[0]));
-  grouped_gradient(work, m_, n_groups_, gradients, false, sums);
-  for (int lane = 0; lane < block.n_lanes; ++lane) {
-    double* own = own_.data() + 12 * (block.first + lane);
-    for (int k = 0; k < 3; ++k) own[k] = sums.gradient[k][lane];
-    for (int k = 0; k < 9; ++k) own[3 + k] = sums.virial[k][lane];
-  }
-}
-
-template <class T>
-void EngineOf<T>::count_systems() {
-  double* size = system_size_.roomy(size_t(frame_.n_systems) + 1);
-  for (int s = 0; s < frame_.n_systems; ++s) size[s] = frame_.system_size ? frame_.system_size[s] : 0;
-  if (frame_.system_size) return;
-  for (int i = 0; i < frame_.n_owned; ++i) size[frame_.system ? frame_.system[i] : 0] += 1;
-}
-
-// Forces: what an atom's own pairs give, less what the pairs it sends give, in the order of the
-// list; virials: atoms in order.  No atomics, so the same bits for any number of threads.
-template <class T>
-void EngineOf<T>::finish(const cf_result& result) {
-  const int n_all = frame_.n_all, n = frame_.n_owned;
-#ifdef CF_PROFILE
-  const double start = omp_get_wtime();
-#endif
-  int64_t bad = INT64_MAX;
-  if (result.forces) {
-#pragma omp parallel for schedule(static) num_threads(n_works_) if (n_works_ > 1) reduction(min : bad)
-    for (int i = 0; i < n_all; ++i) {
-      T sum[3] = {};
-      for (int64_t e = list_.sent_first[i]; e < list_.sent_first[i + 1]; ++e) {
-        const T* g = pair_gradient_.data() + 3 * int64_t(list_.sent[e]);
-        for (int k = 0; k < 3; ++k) sum[k] += g[k];
-      }
-      for (int k = 0; k < 3; ++k) {
-        const double f = double(sum[k]) - (i < n ? own_[12 * int64_t(i) + k] : 0.0);
-        result.forces[3 * int64_t(i) + k] = f;
-        if (!(::fabs(f) < HUGE_VAL)) bad = i < bad ? i : bad;
-      }
-    }
-  }
-  if (result.energies) ::memcpy(result.energies, energies_.data(), sizeof(double) * size_t(n));
-  if (result.virials) {
-    for (int i = 0; i < 9 * frame_.n_systems; ++i) result.virials[i] = 0.0;
-    for (int i = 0; i < n; ++i) {
-      double* to = result.virials + 9 * (frame_.system ? frame_.system[i] : 0);
-      for (int k = 0; k < 9; ++k) to[k] -= own_[12 * int64_t(i) + 3 + k];
-    }
-  }
-#ifdef CF_PROFILE
-  forces_seconds_ += omp_get_wtime() - start;
-#endif
-  if (bad != INT64_MAX) throw NotFinite("forces: not finite", bad);
 }

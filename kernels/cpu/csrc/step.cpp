@@ -13,9 +13,9 @@
 
 #include "ewald.h"
 #include "pairs.h"
-#include "threads.h"
+#include "engine.h"
 
-using namespace cace;
+using namespace cace_fast;
 
 struct cf_pairs {
   Pairs pairs;
@@ -140,7 +140,7 @@ double cf_pairs_closest(const cf_pairs* pairs, const double* positions, const do
   const double* r = positions;
   double best = std::numeric_limits<double>::infinity();
   int64_t best_i = -1, best_j = -1;
-  const int threads = usable_threads(n_threads);
+  const int threads = team_size(n_threads);
 #pragma omp parallel num_threads(threads) if (p.n_receivers > 2000)
   {
     double own = std::numeric_limits<double>::infinity();
@@ -308,7 +308,7 @@ int long_range_system(cf_step::Term& term, EwaldWork& work, const cf_structures&
 
 // All terms; `out` holds the sums so far.
 int long_range(cf_step& step, const cf_structures& in, const cf_step_result& out) {
-  const int threads = usable_threads(step.n_threads);
+  const int threads = team_size(step.n_threads);
   const bool across = threads > 1 && in.n_systems >= 2 * threads;
   for (cf_step::Term& term : step.terms) {
     const size_t size = static_cast<size_t>(in.n_atoms) * term.count;
@@ -406,7 +406,7 @@ int cf_step_create(const cf_model* model, cf_state* state, int32_t n_terms,
 void cf_step_free(cf_step* step) { delete step; }
 
 void cf_step_threads(cf_step* step, int32_t n_threads) {
-  step->n_threads = usable_threads(n_threads);
+  step->n_threads = team_size(n_threads);
   cf_state_threads(step->state, step->n_threads);
 }
 

@@ -1,0 +1,218 @@
+// Backward stages of a block, what senders gather, and forces.
+
+// dE/drows of generation t into work.grad_rows: those of the read-outs were made at the last
+// generation, those of the Bchi network come from dE/dw.
+template <class T>
+void EngineOf<T>::message_rows_gradient(Work<T>& work, const Block& block, int t) {
+  Section timer(work.seconds, kReadout);
+  const Stack<T>& stack = stacks_[t];
+  V* grad_rows = work.grad_rows.need(counting_.n());
+  if (m_.stages == 1) return;
+  V* kept = grad_rows_.data() + size_t(block.number) * stack.n_readout;
+  if (t == m_.stages - 1) {
+    for (int i = 0; i < stack.n_readout; ++i) kept[i] = grad_rows[i];
+    return;
+  }
+  for (int i = 0; i < stack.n_readout; ++i) grad_rows[i] = kept[i];
+  if (!stack.n_message) return;
+  const StepData<T>& s = steps_[t];
+  const Tape<T>& tape = s.tape;
+  V* values = work.values.need(largest_tape_);
+  V* slopes = work.slopes.need(largest_tape_);
+  V* gradients = work.gradients.need(largest_tape_);
+  for (int i = 0; i < tape.n_roots(); ++i)
+    values[i] = s.rows[size_t(block.number) * tape.n_roots() + i];
+  tape.forward(values, slopes);
+  for (int i = 0; i < tape.size(); ++i) gradients[i] = V{};
+  for (int lane = 0; lane < block.n_lanes; ++lane)
+    for (int i = 0; i < s.n_w; ++i)
+      gradients[tape.output() + i][lane] = s.grad_w[size_t(block.first + lane) * s.n_w + i];
+  tape.backward(slopes, gradients);
+  for (int i = 0; i < tape.n_roots(); ++i) grad_rows[stack.n_readout + i] = gradients[i];
+}
+
+// grad_a = dE/dA_t: through B, and for earlier generations through memory and Ar of the next step.
+template <class T>
+void EngineOf<T>::moments_gradient(Work<T>& work, const Block& block, int t, const V* a,
+                                   V* grad_a) {
+  V* grad_b = work.grad_b.need(m_.n_features());
+  {
+    Section timer(work.seconds, kReadout);
+    weighted_rows<T, 1>(stacks_[t].backward, counting_.offsets.data(), work.grad_rows.data(),
+                        [&](int f, const V* sum) { grad_b[f] = sum[0]; });
+  }
+  Section timer(work.seconds, kContract);
+  V* scratch = work.scratch.need(contraction_.scratch() + 1);
+  V h_r[kMaxEmbedding], g[kMaxInvariants];
+  receivers(block, 1.0, h_r);
+  const bool later = t < m_.stages - 1;
+  const V* memory = later && m_.steps[t].memory ? kept_grad_.data() + block.number * a_size() : nullptr;
+  for (int q = 0; q < m_.r * m_.c; ++q) {
+    const V* from = grad_b + size_t(q) * m_.n_inv;
+    V* to = grad_a + size_t(q) * m_.n_a;
+    if (m_.stages == 1) {  // nothing else enters: scale the few dE/dB by h_r instead of all dE/dA
+      for (int k = 0; k < m_.n_inv; ++k) g[k] = from[k] * h_r[q % m_.k];
+      from = g;
+    }
+    contraction_.gradient(a + size_t(q) * m_.n_a, from, to, scratch);
+    if (!memory) continue;
+    for (int l = 0; l <= m_.l_max; ++l) {
+      const T w = steps_[t].memory[size_t(l) * m_.r * m_.c + q];
+      for (int i = degree_offset(l); i < degree_offset(l + 1); ++i)
+        to[i] += w * memory[size_t(q) * m_.n_a + i];
+    }
+  }
+  if (later && m_.steps[t].ar)
+    for (int lane = 0; lane < block.n_lanes; ++lane)
+      add_atom_to_lane<T>(steps_[t].grad_a.data() +
+                              size_t(block.first + lane) * m_.n_a * steps_[t].n_q,
+                          lane, m_.r * m_.c, m_.n_a, steps_[t].n_q, grad_a);
+}
+
+// Keeps what memory and Ar of the step before need of grad_a, and scales it for the way to rho.
+template <class T>
+void EngineOf<T>::pass_to_previous(Work<T>& work, const Block& block, int t, V* grad_a) {
+  if (m_.stages == 1) return;
+  Section timer(work.seconds, kMessages);
+  if (t > 0 && m_.steps[t - 1].memory)
+    ::memcpy(kept_grad_.data() + block.number * a_size(), grad_a, a_size() * sizeof(V));
+  if (t > 0 && m_.steps[t - 1].ar) {
+    StepData<T>& s = steps_[t - 1];
+    for (int lane = 0; lane < block.n_lanes; ++lane) {
+      T* to = s.grad_sum.data() + size_t(block.first + lane) * s.n_a * s.n_q;
+      lane_to_atom<T>(grad_a, lane, m_.r * m_.c, m_.n_a, s.n_q, to);
+      for (int l = 0; l <= m_.l_max; ++l)
+        for (int k = degree_offset(l); k < degree_offset(l + 1); ++k)
+          for (int q = 0; q < s.n_q; ++q) to[k * s.n_q + q] *= s.prefactor[l * s.n_q + q] * T(m_.mp_norm);
+    }
+  }
+  V h_r[kMaxEmbedding];
+  receivers(block, t > 0 ? m_.mp_norm : 1.0, h_r);
+  for (int q = 0; q < m_.r * m_.c; ++q)
+    for (int i = 0; i < m_.n_a; ++i) grad_a[q * m_.n_a + i] *= h_r[q % m_.k];
+}
+
+// From dE/drows to the pairs of the block.
+template <class T>
+void EngineOf<T>::backward_block(Work<T>& work, const Block& block, int t, const V* a) {
+  message_rows_gradient(work, block, t);
+  V* grad_a = work.grad_a.need(a_size());
+  moments_gradient(work, block, t, a, grad_a);
+  pass_to_previous(work, block, t, grad_a);
+  const int64_t base = list_.first[block.first];
+  T* pair_gradient = pair_gradient_.data() + 3 * base;
+  const bool first = t == m_.stages - 1;
+  if (first)
+    ::memset(pair_gradient, 0,
+             sizeof(T) * 3 * size_t(list_.first[block.first + block.n_lanes] - base));
+  const V* more_dr = nullptr;
+  if (!first && m_.steps[t].ar) {
+    V* dr = work.more_dr.roomy(work.n_slots + 1);
+    for (int slot = 0; slot < work.n_slots; ++slot)
+      for (int lane = 0; lane < W; ++lane) {
+        const int pair = work.pair[size_t(slot) * W + lane];
+        dr[slot][lane] = pair < 0 ? T(0) : pair_dr_[base + pair];
+      }
+    more_dr = dr;
+  }
+  PairSums<T> sums = {};
+  const size_t size = size_t(m_.n_b) * m_.n_a;
+  if (grouped(t)) {
+    {
+      Section timer(work.seconds, kMix);
+      V* mixed = work.rho_mixed.need(m_.k * size);
+      unmix<T>(m_, mixing(t), grad_a, mixed);
+      unmix_groups<T>(m_, h_s_.data(), mixed, work.grad_rho.need(n_groups_ * size));
+    }
+    grouped_gradient(work, m_, n_groups_, more_dr, pair_gradient, !first, sums);
+  } else if (t == 0 || m_.steps[t - 1].bchi) {
+    const Factors<T> f = factors(block, t);
+    {
+      Section timer(work.seconds, kMix);
+      unmix<T>(m_, mixing(t), grad_a, work.grad_rho.need(f.n_x * size));
+    }
+    weighted_gradient(work, m_, f, list_, base, frame_.species, more_dr, pair_gradient, sums);
+  } else if (more_dr) {
+    distance_gradient(work, more_dr, pair_gradient, sums);
+  }
+  for (int lane = 0; lane < block.n_lanes; ++lane) {
+    double* own = own_.data() + 12 * (block.first + lane);
+    for (int k = 0; k < 12; ++k) {
+      const double sum = k < 3 ? sums.gradient[k][lane] : sums.virial[k - 3][lane];
+      own[k] = first ? sum : own[k] + sum;
+    }
+  }
+}
+
+// dE/dw and dE/dA of senders, from what the receivers of generation t got of them.
+template <class T>
+void EngineOf<T>::gather_at_senders(int t) {
+  StepData<T>& s = steps_[t - 1];
+  if (!s.step->bchi && !s.step->ar) return;
+  const int n_all = frame_.n_all, size = s.n_l * s.n_x;
+  bool failed = false;
+#pragma omp parallel for schedule(dynamic, 16) num_threads(n_works_) if (n_works_ > 1)
+  for (int i = 0; i < n_all; ++i) {
+    Work<T>& work = works_[omp_get_thread_num()];
+    Section timer(work.seconds, kMessages);
+    const int32_t* sent = list_.sent + list_.sent_first[i];
+    const int64_t n_sent = list_.sent_first[i + 1] - list_.sent_first[i];
+    try {
+      if (s.step->bchi) {
+        T* sum = reinterpret_cast<T*>(work.ar.need(size / W + 1));
+        for (int f = 0; f < size; ++f) sum[f] = T(0);
+        for (int64_t k = 0; k < n_sent; ++k) {
+          if (!(distance_[sent[k]] >= T(0))) continue;  // beyond the cutoff
+          const T* from = pair_factor_.data() + int64_t(sent[k]) * size;
+          for (int f = 0; f < size; ++f) sum[f] += from[f];
+        }
+        s.take_factor_gradients(m_, h_s_.data() + size_t(frame_.species[i]) * m_.k, sum, i);
+      }
+      if (s.step->ar)
+        ar_sender_gradient(work, m_, s, radial_.cutoff, i, sent, n_sent, receiver_.data(),
+                           distance_.data(), pair_dr_.data());
+    } catch (const std::bad_alloc&) {
+#pragma omp atomic write
+      failed = true;
+    }
+  }
+  if (failed) throw OutOfMemory();
+}
+
+// Forces: what the pairs an atom sends give, less what its own give, in the order of the list;
+// virials: atoms in order.  No atomics, so the same bits for any number of threads.
+template <class T>
+void EngineOf<T>::finish(const cf_result& result) {
+  const int n_all = frame_.n_all, n = frame_.n_owned;
+#ifdef CF_PROFILE
+  const double start = omp_get_wtime();
+#endif
+  int64_t bad = INT64_MAX;
+  if (result.forces) {
+#pragma omp parallel for schedule(static) num_threads(n_works_) if (n_works_ > 1) reduction(min : bad)
+    for (int i = 0; i < n_all; ++i) {
+      T sum[3] = {};
+      for (int64_t e = list_.sent_first[i]; e < list_.sent_first[i + 1]; ++e) {
+        const T* g = pair_gradient_.data() + 3 * int64_t(list_.sent[e]);
+        for (int k = 0; k < 3; ++k) sum[k] += g[k];
+      }
+      for (int k = 0; k < 3; ++k) {
+        const double f = double(sum[k]) - (i < n ? own_[12 * int64_t(i) + k] : 0.0);
+        result.forces[3 * int64_t(i) + k] = f;
+        if (!(::fabs(f) < HUGE_VAL)) bad = i < bad ? i : bad;
+      }
+    }
+  }
+  if (result.energies) ::memcpy(result.energies, energies_.data(), sizeof(double) * size_t(n));
+  if (result.virials) {
+    for (int i = 0; i < 9 * frame_.n_systems; ++i) result.virials[i] = 0.0;
+    for (int i = 0; i < n; ++i) {
+      double* to = result.virials + 9 * (frame_.system ? frame_.system[i] : 0);
+      for (int k = 0; k < 9; ++k) to[k] -= own_[12 * int64_t(i) + 3 + k];
+    }
+  }
+#ifdef CF_PROFILE
+  forces_seconds_ += omp_get_wtime() - start;
+#endif
+  if (bad != INT64_MAX) throw NotFinite("forces: not finite", bad);
+}
