@@ -15,6 +15,10 @@ LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS = 400, 60, 8
 # Deviations from the last, each with its reason.
 MAY_HAVE_MORE_PARAMETERS = {
     ("cace_fast/interfaces/ase.py", "__init__"): "upstream's keywords in upstream's order",
+    ("cace_fast/cli/bench.py", "bench"): "a parameter is an option of the command",
+    ("cace_fast/cli/evaluate.py", "evaluate"): "a parameter is an option of the command",
+    ("cace_fast/cli/md.py", "md"): "a parameter is an option of the command",
+    ("cace_fast/cli/relax.py", "relax"): "a parameter is an option of the command",
     ("cace_fast/potential.py", "__init__"): "a model's two parts and the options of `load`",
     ("reference/messages.py", "messages"): "a step needs both bases, the edges and the weights",
 }

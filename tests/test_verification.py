@@ -71,7 +71,7 @@ class Wrong(Potential):
 def wrong(spoil, dtype="float64", **options) -> Wrong:
     spec = tiny_spec(**options)
     kind = type("Wrong", (Wrong,), {"spoil": staticmethod(spoil)})
-    return kind(spec, tiny_weights(spec), device="cpu", dtype=dtype)
+    return kind(spec, tiny_weights(spec), device="cpu", dtype=dtype, backend="reference")
 
 
 def scaled(name, factor):
@@ -219,6 +219,8 @@ def test_nan_is_never_ok():
     assert not Check("x", math.nan, 1.0, "eV").ok
     report = verify(wrong(scaled("forces", math.nan)), steps=2)
     assert {FD, "forces = float64 reference", "sum of forces / sqrt(n)", NVE} <= failing(report)
+    values = {row["check"]: row["value"] for row in report.to_dict()["checks"]}
+    assert values[FD] is None  # NaN is no JSON
 
 
 def test_features_are_compared():

@@ -33,7 +33,15 @@ from .trial import completed, trial_structure
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["Check", "Report", "Verifiable", "quick_check", "trial_structure", "verify"]
+__all__ = [
+    "Check",
+    "Report",
+    "Verifiable",
+    "completed",
+    "quick_check",
+    "trial_structure",
+    "verify",
+]
 
 QUICK_ATOMS = 12
 

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cace_fast.graph import ModelOutput
-from cace_fast.spec import Ewald, ModelSpec
 
 from .limits import DIFFERENCES, Limits, largest, limits_for
 from .oracle import (
@@ -51,7 +50,7 @@ class Subject:
         """Return the subject of a potential with a read-out."""
         oracle = Oracle(potential)
         wanted = ["forces", "virials"]
-        if has_charges(potential.spec):
+        if len(oracle.ewalds) == 1:  # only then do charges have a meaning
             wanted.append("latent_charges")
         reference = oracle.output(atoms, wanted)
         return cls(potential, oracle, atoms, reference, limits_for(potential.dtype, reference))
@@ -69,12 +68,7 @@ class Subject:
     @property
     def field(self) -> bool:
         """Whether an external field breaks the symmetries of space."""
-        return any(m.external_field is not None for m in _ewalds(self.potential.spec))
-
-
-def has_charges(spec: ModelSpec) -> bool:
-    """Tell whether latent charges have a meaning: one Ewald term."""
-    return len(_ewalds(spec)) == 1
+        return any(module.external_field is not None for module in self.oracle.ewalds)
 
 
 def compare_features(potential: Verifiable, oracle: Oracle, atoms: Atoms, limit: float) -> Check:
@@ -131,7 +125,7 @@ def compare_forces(subject: Subject, count: int = 4) -> Iterator[Check]:
 def compare_strain(subject: Subject) -> Iterator[Check]:
     """Compare virials and stress with strain differences of the reference's energy."""
     atoms, names = subject.atoms, ("virials = -dE/dstrain", "stress = dE/dstrain / V")
-    step = strain_step(atoms, subject.potential.spec)
+    step = strain_step(atoms, {module.dl for module in subject.oracle.ewalds})
     if step is None:
         for name in names:
             yield skip(name, "k vectors lie on the edge of their sphere; take another cell")
@@ -258,7 +252,3 @@ def _trimer(like: Atoms, pair: tuple[int, int], distance: float, cutoff: float) 
     if np.any(like.pbc):
         atoms.set_cell(3.1 * cutoff * np.eye(3))
     return atoms
-
-
-def _ewalds(spec: ModelSpec) -> list[Ewald]:
-    return [m for sub in spec.submodels for m in sub.modules if isinstance(m, Ewald)]

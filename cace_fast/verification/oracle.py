@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -78,6 +78,7 @@ class Oracle:
         terms = energy_terms(spec, potential.energy_key) if spec.submodels else ()
         tensors = potential.weights.to("cpu", torch.float64)
         self.spec = spec
+        self.ewalds = [term.module for term in terms if isinstance(term.module, Ewald)]
         self._isolated = dict(spec.atomic_energies)
         self._engine = ReferenceEngine(spec, tensors, terms, potential.output_index)
 
@@ -158,14 +159,14 @@ def strains() -> list[Floats]:
     return found
 
 
-def strain_step(atoms: Atoms, spec: ModelSpec) -> float | None:
+def strain_step(atoms: Atoms, resolutions: Collection[float]) -> float | None:
     """Return a step for strain differences, None if the energy jumps within the smallest.
 
-    The k vectors of an Ewald sum lie within a sphere: where one crosses it the energy jumps, and
-    differences across the jump say nothing about the derivative.
+    ``resolutions`` are the dl of the model's Ewald sums in A. Their k vectors lie within a sphere:
+    where one crosses it the energy jumps, and differences across the jump say nothing about the
+    derivative.
     """
-    lengths = {m.dl for sub in spec.submodels for m in sub.modules if isinstance(m, Ewald)}
-    if not lengths or not np.all(atoms.pbc):
+    if not resolutions or not np.all(atoms.pbc):
         return STRAIN_STEPS[0]
     for step in STRAIN_STEPS:
         cells = [atoms.cell[:]] + [
@@ -173,7 +174,7 @@ def strain_step(atoms: Atoms, spec: ModelSpec) -> float | None:
             for strain in strains()
             for offset, _ in STENCIL
         ]
-        if all(len({_k_set(cell, dl) for cell in cells}) == 1 for dl in lengths):
+        if all(len({_k_set(cell, dl) for cell in cells}) == 1 for dl in resolutions):
             return step
     return None
 

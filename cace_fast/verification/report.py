@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 
@@ -22,7 +23,7 @@ class Check:
     @property
     def ok(self) -> bool:
         """Whether the deviation is within its limit; NaN never is."""
-        return bool(self.skipped) or self.value <= self.limit
+        return bool(self.skipped) or bool(self.value <= self.limit)
 
     def __str__(self) -> str:
         """Return the row as text."""
@@ -68,12 +69,12 @@ class Report:
         return "\n".join([self.subject, head, *map(str, self.checks)])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain data for JSON."""
+        """Return the report as plain data for JSON; None stands for numbers that are not finite."""
         rows = [
             {
                 "check": check.name,
-                "value": check.value,
-                "limit": check.limit,
+                "value": float(check.value) if isfinite(check.value) else None,
+                "limit": float(check.limit) if isfinite(check.limit) else None,
                 "unit": check.unit,
                 "ok": check.ok,
                 "skipped": check.skipped,

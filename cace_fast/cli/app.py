@@ -1,0 +1,108 @@
+"""The application: its commands, and one place where every error becomes a line and a code."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from cace_fast import __version__
+from cace_fast.cli import bench, convert, doctor, evaluate, info, md, relax, verify
+from cace_fast.errors import CaceFastError, VerificationError
+
+FAILED, USAGE, INPUT, INTERNAL = 1, 2, 3, 70
+CODES = (
+    "Exit codes: 0 success, 1 a check failed or a relaxation did not converge, 2 usage, 3 input "
+    "(files, structures, models), 70 internal error, 130 interrupted."
+)
+
+
+class Group(TyperGroup):
+    """The commands, with errors as one line on stderr."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run a command line and exit with its code."""
+        options["standalone_mode"] = False  # leaves errors to us
+        try:
+            result = super().main(*args, **options)
+        except Exception as error:
+            if _debugging(args[0] if args else options.get("args")):
+                raise
+            sys.exit(_explain(error))
+        sys.exit(result if isinstance(result, int) else 0)
+
+
+def _debugging(arguments: list[str] | None) -> bool:
+    return "--debug" in (sys.argv[1:] if arguments is None else arguments)
+
+
+def _explain(error: Exception) -> int:
+    """Print one line for ``error`` and return the exit code."""
+    if hasattr(error, "format_message"):  # click's errors; typer brings click under its own name
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context is not None else "cace-fast"
+        _print_error(f"{error.format_message().rstrip('.')}. See '{path} --help'.")
+        return USAGE
+    if isinstance(error, CaceFastError | OSError):
+        _print_error(str(error))
+        return FAILED if isinstance(error, VerificationError) else INPUT
+    _print_error(
+        f"internal error: {type(error).__name__}: {error}. This is a fault of cace-fast: run again "
+        "as 'cace-fast --debug ...' and report the traceback."
+    )
+    return INTERNAL
+
+
+def _print_error(message: str) -> None:
+    print(f"cace-fast: error: {' '.join(message.split())}", file=sys.stderr)
+
+
+app = typer.Typer(
+    cls=Group,
+    name="cace-fast",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        # upstream's neighbours write --default_dtype: both spellings work
+        "token_normalize_func": lambda token: token.replace("_", "-"),
+    },
+    epilog=CODES,
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"cace-fast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Fast, safe inference for CACE interatomic potentials."""
+    del version, debug  # the first acts by itself, the second where errors are caught
+
+
+for name, command in (
+    ("info", info.info),
+    ("convert", convert.convert),
+    ("eval", evaluate.evaluate),
+    ("md", md.md),
+    ("relax", relax.relax),
+    ("verify", verify.verify),
+    ("bench", bench.bench),
+    ("doctor", doctor.doctor),
+):
+    app.command(name)(command)

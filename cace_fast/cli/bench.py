@@ -1,0 +1,189 @@
+"""`cace-fast bench`: time and memory of a model on this machine, comparable with a stored run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cace_fast.cli.common import (
+    DeviceOption,
+    ForceOption,
+    JsonOption,
+    ModelArgument,
+    fingerprint,
+    note,
+    progress,
+    read_structure,
+    refuse_existing,
+    write_whole,
+)
+from cace_fast.cli.doctor import NEEDED, installed_version, processor
+from cace_fast.cli.measure import Way, memory, spread, times
+from cace_fast.errors import InputError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from cace_fast.potential import Potential
+
+SECONDS_PER_DAY = 86400.0
+TRIAL_ATOMS, TRIAL_REPEAT = 24, 2  # a made structure has 24 x 2^3 = 192 atoms
+
+
+def bench(
+    model: ModelArgument,
+    structure: Annotated[
+        Path | None,
+        typer.Argument(help="A file that ASE reads; by default 192 atoms made from the elements."),
+    ] = None,
+    backend: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
+    default_dtype: Annotated[
+        list[str] | None,
+        typer.Option("--default-dtype", help="float32 or float64; may be given several times."),
+    ] = None,
+    device: DeviceOption = "auto",
+    repeat: Annotated[int, typer.Option(min=1, help="Copies of the structure each way.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="Timings of each way to run.")] = 7,
+    timestep: Annotated[float, typer.Option(help="fs, for ns/day.")] = 1.0,
+    output: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+    compare: Annotated[Path | None, typer.Option(help="JSON file of an earlier run.")] = None,
+    as_json: JsonOption = False,
+    force: ForceOption = False,
+) -> None:
+    """Measure time and memory of energy and forces; medians over alternating rounds."""
+    if output is not None:
+        refuse_existing(output, force)
+    earlier = None if compare is None else read_stored(compare)
+    if not timestep > 0:
+        raise InputError("--timestep", "a time above 0 fs", timestep)
+    ways = [Way(b, d, device) for b in backend or ["auto"] for d in default_dtype or ["float32"]]
+    potentials = [way.load(model) for way in ways]
+    atoms = _structure(structure, potentials[0], repeat)
+    with progress("bench", rounds, "rounds") as advance:
+        seconds = times(potentials, atoms, rounds, lambda: advance(1))
+    rows = []
+    for way, potential, values in zip(ways, potentials, seconds, strict=True):
+        rows.append(_row(potential, len(atoms), values, timestep, memory(model, way, atoms)))
+    result = {**_circumstances(model, potentials[0], atoms), "timestep_fs": timestep}
+    result |= {"rounds": rounds, "results": rows}
+    if output is not None:
+        write_whole(output, lambda file: file.write(json.dumps(result, indent=2).encode() + b"\n"))
+        note(f"wrote {output}")
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        _print(result)
+    if earlier is not None:
+        print_comparison(result, earlier)
+
+
+def read_stored(path: Path) -> dict[str, Any]:
+    """Return an earlier result; InputError if the file is none."""
+    if not path.exists():
+        raise FileNotFoundError(f"--compare: no such file: {path}")
+    try:
+        stored: dict[str, Any] = json.loads(path.read_text())
+        for row in stored["results"]:
+            row["us_per_atom"], row["backend"], row["dtype"], row["device"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError("--compare", "a file that bench --output wrote", str(path)) from error
+    return stored
+
+
+def print_comparison(result: dict[str, Any], earlier: dict[str, Any]) -> None:
+    """Print how much faster each way to run is than it was, and what else differs."""
+    for name in ("model", "structure", "machine", "threads", "versions"):
+        if result.get(name) != earlier.get(name):
+            note(f"{name} differs from the earlier run: {earlier.get(name)} -> {result.get(name)}")
+    before = {_key(row): row for row in earlier["results"]}
+    for row in result["results"]:
+        old = before.get(_key(row))
+        name = " ".join(_key(row))
+        if old is None:
+            print(f"{name}: not in the earlier run")
+            continue
+        ratio = old["us_per_atom"] / row["us_per_atom"]
+        print(
+            f"{name}: {old['us_per_atom']:.4g} -> {row['us_per_atom']:.4g} us/atom, "
+            f"{ratio:.2f} times as fast"
+        )
+
+
+def _key(row: dict[str, Any]) -> tuple[str, str, str]:
+    return row["backend"], row["dtype"], row["device"]
+
+
+def _structure(path: Path | None, potential: Potential, repeat: int) -> Atoms:
+    import numpy as np
+
+    from cace_fast.verification import completed, trial_structure
+
+    if path is None:
+        atoms = trial_structure(potential.spec, TRIAL_ATOMS)
+        return completed(atoms * (3 * (TRIAL_REPEAT * repeat,)), potential.spec)
+    atoms = read_structure(path)
+    if repeat > 1 and not np.any(atoms.pbc):
+        raise InputError("--repeat", "1 for a structure that is not periodic", repeat)
+    copies = [repeat if periodic else 1 for periodic in atoms.pbc]
+    return completed(atoms * copies, potential.spec)
+
+
+def _row(
+    potential: Potential, n_atoms: int, seconds: list[float], timestep: float, size: int
+) -> dict[str, Any]:
+    low, middle, high = spread(seconds)
+    return {
+        "backend": potential.backend,
+        "dtype": str(potential.dtype).removeprefix("torch."),
+        "device": potential.device.type,
+        "us_per_atom": 1e6 * middle / n_atoms,
+        "us_per_atom_quartiles": [1e6 * low / n_atoms, 1e6 * high / n_atoms],
+        "ns_per_day": SECONDS_PER_DAY / middle * timestep * 1e-6,
+        "bytes_per_atom": size / n_atoms,
+    }
+
+
+def _circumstances(model: str, potential: Potential, atoms: Atoms) -> dict[str, Any]:
+    import platform
+
+    import torch
+
+    from cace_fast import __version__
+    from cace_fast.neighbors import neighbor_list
+
+    arrays = (atoms.positions, atoms.cell[:], atoms.pbc)
+    edges = len(neighbor_list(*arrays, potential.cutoff).senders)
+    versions = {name: installed_version(name) for name in NEEDED}
+    return {
+        "versions": {"cace-fast": __version__, "python": platform.python_version(), **versions},
+        "machine": processor(),
+        "threads": torch.get_num_threads(),
+        "model": {"name": Path(model).name, "fingerprint": fingerprint(potential)},
+        "structure": {
+            "formula": atoms.get_chemical_formula(),
+            "atoms": len(atoms),
+            "edges_per_atom": edges / len(atoms),
+        },
+    }
+
+
+def _print(result: dict[str, Any]) -> None:
+    structure = result["structure"]
+    print(
+        f"{result['model']['name']} on {structure['formula']} ({structure['atoms']} atoms, "
+        f"{structure['edges_per_atom']:.1f} edges per atom), {result['machine']}, "
+        f"{result['threads']} threads, {result['rounds']} rounds"
+    )
+    head = ("backend", "dtype", "device", "us/atom", "quartiles", "ns/day", "kB/atom")
+    print("{:<10} {:<8} {:<7} {:>9} {:>17} {:>9} {:>9}".format(*head))
+    for row in result["results"]:
+        low, high = row["us_per_atom_quartiles"]
+        print(
+            f"{row['backend']:<10} {row['dtype']:<8} {row['device']:<7} {row['us_per_atom']:9.4g} "
+            f"{f'{low:.4g}-{high:.4g}':>17} {row['ns_per_day']:9.4g} "
+            f"{row['bytes_per_atom'] / 1e3:9.4g}"
+        )
+    print(f"ns/day at {result['timestep_fs']:g} fs; memory above that after the imports")

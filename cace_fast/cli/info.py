@@ -1,0 +1,155 @@
+"""`cace-fast info`: what is in a model file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cace_fast.cli.common import JsonOption, ModelArgument
+
+if TYPE_CHECKING:
+    from cace_fast.spec import ModelSpec, Representation
+    from cace_fast.weights import Weights
+
+
+def info(
+    model: ModelArgument,
+    as_json: JsonOption = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Also the whole specification and every tensor.")
+    ] = False,
+) -> None:
+    """Show what is in a model file: elements, cutoff, architecture, energies, licence."""
+    from cace_fast.potential import read_model
+    from cace_fast.spec import to_json
+
+    spec, weights = read_model(model)
+    summary = summarise(model, spec, weights)
+    if as_json:
+        summary["specification"] = json.loads(to_json(spec))
+        print(json.dumps(summary, indent=2))
+        return
+    _print_summary(summary)
+    if full:
+        print()
+        print(spec)
+        print()
+        for name, tensor in weights.items():
+            print(f"{name:<48} {str(tensor.dtype).removeprefix('torch.'):<8} {list(tensor.shape)}")
+
+
+def summarise(model: str, spec: ModelSpec, weights: Weights) -> dict[str, Any]:
+    """Return the facts about a model that a user looks for, as plain data."""
+    from cace_fast.structures import extra_inputs, symbol
+
+    path = Path(model)
+    rep = spec.representation
+    return {
+        "model": model,
+        "bytes": path.stat().st_size if path.is_file() else None,
+        "elements": [symbol(z) for z in sorted(rep.elements)],
+        "cutoff": rep.cutoff,
+        "architecture": _architecture(rep),
+        "features per atom": rep.n_features,
+        "parameters": sum(tensor.numel() for tensor in weights.values()),
+        "precision of the file": sorted(
+            {str(t.dtype).removeprefix("torch.") for t in weights.values()}
+        ),
+        "further inputs": list(extra_inputs(spec)),
+        "units": {"energy": spec.energy_unit, "length": spec.length_unit},
+        **_energies(spec),
+        "source": spec.provenance.source,
+        "sha256 of the source": spec.provenance.sha256,
+        "licence": spec.provenance.licence,
+        "note": spec.provenance.note,
+    }
+
+
+def _architecture(rep: Representation) -> dict[str, Any]:
+    return {
+        "radial functions": f"{rep.radial.n_rbf} {rep.radial.kind}, mixed to {rep.n_radial}",
+        "cutoff function": rep.cutoff_function.kind,
+        "l_max": rep.l_max,
+        "nu_max": rep.nu_max,
+        "embedding": f"{rep.n_embedding} ({rep.n_channels} channels"
+        + (", shared by both atoms)" if rep.shared_embedding else ")"),
+        "message passing": [
+            "+".join(
+                part
+                for part, there in (
+                    ("memory", step.memory),
+                    ("Ar", step.ar),
+                    ("Bchi", step.bchi is not None),
+                )
+                if there
+            )
+            for step in rep.steps
+        ],
+    }
+
+
+def _energies(spec: ModelSpec) -> dict[str, Any]:
+    """Return what the read-outs give: keys, the total, the long range."""
+    from cace_fast.errors import UnsupportedModelError
+    from cace_fast.spec import Ewald, energy_keys, total_energy_key, written_keys
+
+    if not spec.submodels:
+        return {"energy": None, "kind": "bare descriptor: features only"}
+    try:
+        total: str | None = total_energy_key(spec)
+    except UnsupportedModelError:
+        total = None
+    ewalds = [m for sub in spec.submodels for m in sub.modules if isinstance(m, Ewald)]
+    keys = [key for sub in spec.submodels for m in sub.modules for key in written_keys(m)]
+    names = list(spec.combination.names) if spec.combination is not None else []
+    return {
+        "kind": f"combination of {len(spec.submodels)} potentials" if names else "potential",
+        "energy": total,
+        "energies": list(energy_keys(spec)),
+        "outputs": list(dict.fromkeys(names + keys)),
+        "long range": [
+            f"{m.output_key}: Ewald sum over {m.feature_key!r}, 1/r^{m.exponent}, "
+            f"dl {m.dl:g} A, sigma {m.sigma:g} A"
+            for m in ewalds
+        ],
+    }
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in _flat(summary):
+        if value not in (None, "", [], {}):
+            table.add_row(name, _text(name, value))
+    Console(soft_wrap=False).print(table)
+
+
+def _flat(summary: dict[str, Any]) -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for name, value in summary.items():
+        if name == "architecture":
+            found += value.items()
+        elif name == "units":
+            found.append((name, f"{value['energy']}, {value['length']}"))
+        else:
+            found.append((name, value))
+    return found
+
+
+def _text(name: str, value: Any) -> str:
+    from rich.markup import escape
+
+    if isinstance(value, list):
+        return escape((" " if name == "elements" else ", ").join(map(str, value)))
+    if name == "cutoff":
+        return f"{value:g} A"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return escape(str(value))

@@ -1,0 +1,116 @@
+"""`cace-fast md`: molecular dynamics that survives being killed."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Annotated
+
+import typer
+
+from cace_fast.cli.common import (
+    BackendOption,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    ForceOption,
+    ModelArgument,
+    StructureArgument,
+    fingerprint,
+    load_model,
+    note,
+    progress,
+    read_structure,
+)
+from cace_fast.cli.simulation import Ensemble, Settings, Simulation, digest
+from cace_fast.errors import InputError
+
+
+def md(
+    model: ModelArgument,
+    structure: StructureArgument,
+    output: Annotated[str, typer.Option(help="Beginning of the names of all files written.")],
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the whole run.")],
+    ensemble: Annotated[
+        Ensemble,
+        typer.Option(help="nve: velocity Verlet; nvt: Langevin; npt: isotropic MTK barostat."),
+    ] = Ensemble.nve,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="K; also of the first momenta, if there are none.")
+    ] = 300.0,
+    pressure: Annotated[float, typer.Option(help="GPa, for npt.")] = 0.0,
+    timestep: Annotated[float, typer.Option(help="fs.")] = 1.0,
+    friction: Annotated[float, typer.Option(min=0.0, help="1/fs, for nvt.")] = 0.01,
+    traj_every: Annotated[int, typer.Option(min=1, help="Steps between frames.")] = 100,
+    log_every: Annotated[int, typer.Option(min=1, help="Steps between lines of the log.")] = 10,
+    restart_every: Annotated[
+        int, typer.Option(min=1, help="Steps between writes of the restart file.")
+    ] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of momenta and Langevin noise.")] = 0,
+    device: DeviceOption = "auto",
+    default_dtype: DtypeOption = Dtype.float32,
+    backend: BackendOption = "auto",
+    restart: Annotated[
+        bool,
+        typer.Option("--restart", help="Continue this run; begin it where nothing is there yet."),
+    ] = False,
+    force: ForceOption = False,
+) -> None:
+    """Run molecular dynamics with ASE's integrators.
+
+    Writes OUTPUT.extxyz (frames), OUTPUT.csv (energies) and OUTPUT.restart.npz. A run that is
+    killed at any moment continues with --restart and gives the same positions and momenta, bit
+    for bit, as one that was not, on the same machine with the same number of threads.
+    """
+    import torch
+
+    from cace_fast.interfaces.ase import CACECalculator
+
+    if not timestep > 0:
+        raise InputError("--timestep", "a time above 0 fs", timestep)
+    if restart and force:
+        raise InputError("--force", "either --restart or --force", "both")
+    potential = load_model(model, device, default_dtype, backend)
+    atoms = read_structure(structure)
+    dtype = str(potential.dtype).removeprefix("torch.")
+    settings = Settings(
+        ensemble=ensemble.value, temperature=temperature, pressure=pressure, timestep=timestep,
+        friction=friction, traj_every=traj_every, log_every=log_every, seed=seed,
+        model=fingerprint(potential), precision=f"{dtype} {potential.backend} {potential.device}",
+        structure=digest(atoms), threads=torch.get_num_threads(),
+    )  # fmt: skip
+    # with npt every step needs the stress: computed along with the forces
+    stress = True if ensemble == Ensemble.npt else None
+    calculator = CACECalculator(potential, compute_stress=stress)
+    simulation = Simulation(atoms, calculator, settings, output)
+    with closing(simulation.outputs):
+        if restart and simulation.restart_file.exists():
+            simulation.resume()
+            note(f"continuing {output} after step {simulation.step}")
+        else:
+            simulation.begin(force)
+        _run(simulation, steps, restart_every)
+
+
+def _run(simulation: Simulation, steps: int, restart_every: int) -> None:
+    started = simulation.step
+    with progress("md", steps, "steps") as advance:
+        advance(started)
+
+        def on_step() -> None:
+            if simulation.step % simulation.settings.log_every == 0:
+                state = simulation.state()
+                text = f"{state['temperature_K']:.0f} K, {state['total_eV']:.4f} eV"
+                advance(simulation.settings.log_every, text)
+
+        try:
+            simulation.run(steps, restart_every, on_step)
+        except KeyboardInterrupt:
+            note(f"interrupted after step {simulation.step}; --restart continues")
+            raise
+    state = simulation.state()
+    note(
+        f"step {simulation.step}: {state['temperature_K']:.1f} K, potential "
+        f"{state['potential_eV']:.6f} eV, total {state['total_eV']:.6f} eV; wrote "
+        f"{simulation.outputs.paths['trajectory']}, {simulation.outputs.paths['log']}, "
+        f"{simulation.restart_file}"
+    )

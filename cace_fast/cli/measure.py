@@ -1,0 +1,146 @@
+"""Time and memory of potentials, for `cace-fast bench`."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median, quantiles
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from cace_fast.potential import Potential
+
+SHORTEST = 0.05  # s of one timing: a faster call is repeated within it
+CHILD = "from cace_fast.cli.measure import child; child()"
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to run a model."""
+
+    backend: str
+    dtype: str
+    device: str
+
+    def load(self, model: str) -> Potential:
+        """Return the potential of a file, run this way."""
+        from cace_fast.potential import load
+
+        return load(model, device=self.device, dtype=self.dtype, backend=self.backend)
+
+
+def times(
+    potentials: list[Potential], atoms: Atoms, repeats: int, on_round: Callable[[], None]
+) -> list[list[float]]:
+    """Return the seconds of energy and forces for each potential, ``repeats`` of them.
+
+    Rounds alternate between the potentials, so that a machine that slows down or is shared slows
+    all of them. The neighbour list is kept, as in dynamics between two searches.
+    """
+    calls = [_call(potential, atoms) for potential in potentials]
+    loops = []
+    for call in calls:
+        call()  # the first call prepares what later ones reuse
+        loops.append(max(1, math.ceil(SHORTEST / _seconds(call, 1))))
+    found: list[list[float]] = [[] for _ in calls]
+    for _ in range(repeats):
+        for row, call, loop in zip(found, calls, loops, strict=True):
+            row.append(_seconds(call, loop))
+        on_round()
+    return found
+
+
+def spread(seconds: list[float]) -> tuple[float, float, float]:
+    """Return first quartile, median and third quartile."""
+    if len(seconds) == 1:
+        return seconds[0], seconds[0], seconds[0]
+    low, _, high = quantiles(seconds, n=4, method="inclusive")
+    return low, median(seconds), high
+
+
+def memory(model: str, way: Way, atoms: Atoms) -> int:
+    """Return the bytes that a process of its own needs at most above those after its imports.
+
+    On a GPU the device memory that torch allocates.
+    """
+    from ase.io import write
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "structure.extxyz"
+        write(path, atoms, format="extxyz")
+        task = {"model": model, "structure": str(path), **vars(way)}
+        done = subprocess.run(
+            [sys.executable, "-c", CHILD], input=json.dumps(task), text=True, capture_output=True
+        )
+    if done.returncode:
+        raise RuntimeError(f"measuring memory failed: {done.stderr.strip()}")
+    return int(done.stdout)
+
+
+def child() -> None:
+    """Evaluate what stdin says, and print the bytes needed."""
+    task = json.load(sys.stdin)
+    import torch
+
+    from cace_fast.cli.common import read_structure
+
+    atoms = read_structure(Path(task["structure"]))
+    way = Way(task["backend"], task["dtype"], task["device"])
+    before = peak_memory()
+    potential = way.load(task["model"])
+    call = _call(potential, atoms)
+    call()
+    call()
+    if potential.device.type == "cuda":
+        print(torch.cuda.max_memory_allocated(potential.device))
+    else:
+        print(peak_memory() - before)
+
+
+def peak_memory() -> int:
+    """Return the largest resident size of this process so far in bytes.
+
+    Not from getrusage on Linux: there a child begins with the peak of its parent.
+    """
+    try:
+        with open("/proc/self/status") as file:
+            lines = [line.split() for line in file if line.startswith("VmHWM:")]
+        return int(lines[0][1]) * 1024
+    except (OSError, IndexError):
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+            1 if sys.platform == "darwin" else 1024
+        )
+
+
+def _call(potential: Potential, atoms: Atoms) -> Callable[[], None]:
+    import torch
+
+    from cace_fast.engine import VerletList
+
+    edges = VerletList(potential.cutoff, 1.0)
+    cuda = potential.device.type == "cuda"
+
+    def call() -> None:
+        potential.evaluate([atoms], ("energy", "forces"), edges=edges)
+        if cuda:
+            torch.cuda.synchronize(potential.device)
+
+    return call
+
+
+def _seconds(call: Callable[[], None], loops: int) -> float:
+    start = time.perf_counter()
+    for _ in range(loops):
+        call()
+    return (time.perf_counter() - start) / loops

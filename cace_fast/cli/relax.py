@@ -1,0 +1,116 @@
+"""`cace-fast relax`: the nearest minimum of the energy."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cace_fast.cli.common import (
+    BackendOption,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    ForceOption,
+    ModelArgument,
+    StructureArgument,
+    frames_to_bytes,
+    load_model,
+    note,
+    progress,
+    read_structure,
+    refuse_existing,
+    with_results,
+    write_whole,
+)
+from cace_fast.errors import InputError, PropertyNotImplementedError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+
+class Optimizer(StrEnum):
+    """Optimizers of ASE."""
+
+    fire = "fire"
+    bfgs = "bfgs"
+    lbfgs = "lbfgs"
+
+
+def relax(
+    model: ModelArgument,
+    structure: StructureArgument,
+    output: Annotated[Path, typer.Option(help="The extended xyz file to write.")],
+    optimizer: Annotated[Optimizer, typer.Option(help="fire, bfgs or lbfgs.")] = Optimizer.fire,
+    fmax: Annotated[float, typer.Option(help="Largest force allowed, eV/A.")] = 0.01,
+    steps: Annotated[int, typer.Option(min=1, help="Most steps.")] = 1000,
+    cell: Annotated[bool, typer.Option("--cell", help="Relax the cell too.")] = False,
+    device: DeviceOption = "auto",
+    default_dtype: DtypeOption = Dtype.float64,
+    backend: BackendOption = "auto",
+    force: ForceOption = False,
+) -> None:
+    """Relax a structure, and its cell on request.
+
+    Float64 is the default here: forces near a minimum are small differences of large numbers.
+    The last structure is written even if it has not converged; the exit code is then 1.
+    """
+    from cace_fast.interfaces.ase import CACECalculator
+
+    if not fmax > 0:
+        raise InputError("--fmax", "a force above 0 eV/A", fmax)
+    refuse_existing(output, force)
+    potential = load_model(model, device, default_dtype, backend)
+    atoms = read_structure(structure)
+    atoms.calc = CACECalculator(potential, compute_stress=True if cell else None)
+    with progress("relax", steps, "steps") as advance:
+        converged, done = minimise(atoms, optimizer, (fmax, steps), cell, advance)
+    write_whole(output, lambda file: file.write(frames_to_bytes([with_results(atoms)])))
+    largest = float((atoms.get_forces() ** 2).sum(1).max() ** 0.5)
+    note(
+        f"{'converged' if converged else 'NOT converged'} after {done} steps: energy "
+        f"{atoms.get_potential_energy():.6f} eV, largest force {largest:.2g} eV/A; wrote {output}"
+    )
+    if not converged:
+        raise typer.Exit(1)
+
+
+def minimise(
+    atoms: Atoms, optimizer: Optimizer, limits: tuple[float, int], cell: bool, advance: Any
+) -> tuple[bool, int]:
+    """Relax ``atoms`` in place; return whether it converged and the number of steps.
+
+    Parameters
+    ----------
+    atoms
+        With a calculator.
+    optimizer
+        Which one.
+    limits
+        Largest force in eV/A, most steps.
+    cell
+        Whether the cell relaxes too.
+    advance
+        Called with the number of steps and a text after each step.
+    """
+    import numpy as np
+    from ase.filters import FrechetCellFilter
+    from ase.optimize import BFGS, FIRE, LBFGS
+
+    if cell and not np.all(atoms.pbc):
+        raise PropertyNotImplementedError(
+            "--cell: needs a structure that is periodic in three directions, this one has pbc "
+            f"{np.asarray(atoms.pbc).tolist()}. Leave --cell out, or give it a periodic cell."
+        )
+    kind = {Optimizer.fire: FIRE, Optimizer.bfgs: BFGS, Optimizer.lbfgs: LBFGS}[optimizer]
+    fmax, steps = limits
+    target = FrechetCellFilter(atoms) if cell else atoms
+    run = kind(target, logfile=None)
+    converged = False
+    for number, found in enumerate(run.irun(fmax=fmax, steps=steps)):
+        converged = bool(found)
+        if number:
+            advance(1, f"{atoms.get_potential_energy():.4f} eV")
+    return converged, int(run.nsteps)

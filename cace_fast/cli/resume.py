@@ -1,0 +1,106 @@
+"""Outputs of interrupted runs: how much of them is whole, and whether they are the run's own."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Protocol
+
+from cace_fast.cli.common import REMEDY
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+CLOSE = 1e-6  # A; extended xyz has eight decimals
+
+
+class Expected(Protocol):
+    """What a run writes: :class:`cace_fast.cli.evaluate.Writer`."""
+
+    prefix: str
+
+    @property
+    def mark(self) -> str:
+        """Text that the comment line of every frame holds: model and precision."""
+
+    def keys(self, atoms: Atoms) -> set[str]:
+        """Return the keys with the prefix in the frame of a structure."""
+
+
+def resume(output: Path, frames: Iterator[Atoms], writer: Expected) -> tuple[int, int]:
+    """Return how many frames of ``output`` an interrupted run finished, and where they end.
+
+    Parameters
+    ----------
+    output
+        An extended xyz file.
+    frames
+        The structures to predict for; it is advanced past those that are done.
+    writer
+        What the run would write.
+
+    Raises
+    ------
+    FileExistsError
+        If the file is not the output of a run with the same structures, model and options.
+    """
+    done, end = 0, 0
+    with output.open("rb") as file:
+        while (text := next_frame(file)) is not None:
+            _check(output, text, next(frames, None), writer, done)
+            done, end = done + 1, file.tell()
+        file.seek(end)
+        tail = file.read(1 << 16)
+    lines = tail.split(b"\n")
+    # a last frame that was cut short: as far as it goes it has to be the run's own
+    foreign = bool(tail) and not lines[0].isdigit()
+    foreign |= len(lines) > 2 and writer.mark.encode() not in lines[1]
+    if foreign:
+        raise FileExistsError(_not_own(output, "does not come from this command", done))
+    return done, end
+
+
+def count_frames(path: Path) -> int | None:
+    """Return the number of frames of an xyz file; None for other formats, slow to count."""
+    if path.suffix not in (".xyz", ".extxyz"):
+        return None
+    count = 0
+    with path.open("rb") as file:
+        while next_frame(file) is not None:
+            count += 1
+    return count
+
+
+def next_frame(file: IO[bytes]) -> str | None:
+    """Return the text of the next whole frame; None at the end and where a frame is cut short."""
+    head = file.readline()
+    if not head.endswith(b"\n") or not head.strip().isdigit():
+        return None
+    lines = [head] + [file.readline() for _ in range(1 + int(head))]
+    if not lines[-1].endswith(b"\n"):
+        return None
+    return b"".join(lines).decode(errors="replace")
+
+
+def _check(output: Path, text: str, expected: Atoms | None, writer: Expected, number: int) -> None:
+    """Raise FileExistsError unless a frame is what the run would have written."""
+    import numpy as np
+    from ase.io.extxyz import read_extxyz
+
+    if expected is None:
+        raise FileExistsError(_not_own(output, "has more frames than the input", number))
+    if writer.mark not in text.split("\n", 2)[1]:
+        raise FileExistsError(_not_own(output, "is of another model or other options", number))
+    (found,) = read_extxyz(io.StringIO(text), index=slice(None))
+    keys = {key for key in (*found.info, *found.arrays) if key.startswith(writer.prefix)}
+    if other := keys ^ writer.keys(expected):
+        what = f"was written with other options ({', '.join(sorted(other))})"
+        raise FileExistsError(_not_own(output, what, number))
+    same = len(found) == len(expected) and np.array_equal(found.numbers, expected.numbers)
+    if not (same and np.allclose(found.positions, expected.positions, rtol=0.0, atol=CLOSE)):
+        raise FileExistsError(_not_own(output, "holds another structure than the input", number))
+
+
+def _not_own(output: Path, what: str, number: int) -> str:
+    return f"--output: {output} exists already and {what} (frame {number}). {REMEDY}"

@@ -1,0 +1,42 @@
+"""`cace-fast doctor`."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from support.command import succeed
+from support.tiny_models import tiny_potential
+
+import cace_fast
+
+
+def test_what_is_here(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    found = json.loads(succeed("doctor", "--json").stdout)
+    assert found["versions"]["cace-fast"] == cace_fast.__version__
+    assert found["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
+    assert "MISSING" not in found["versions"].values()
+    assert found["machine"]["threads of torch"] == torch.get_num_threads()
+    assert found["devices"]["cpu"] == "available"
+    assert found["backends"]["reference"].startswith("available")
+    assert found["environment"]["OMP_NUM_THREADS"] == "3"
+    assert "model" not in found
+
+
+def test_backends_that_cannot_run_say_why_and_what_to_do(monkeypatch):
+    from cace_fast.kernels import backend
+
+    states = (backend.BackendState("cpu", "no compiler was there", "Install one."),)
+    monkeypatch.setattr(backend, "states", lambda: states)
+    found = json.loads(succeed("doctor", "--json").stdout)
+    assert found["backends"]["cpu"] == "no: no compiler was there. Install one."
+    assert found["backends"]["auto"] == "means reference"
+
+
+def test_what_a_model_would_use(tmp_path):
+    tiny_potential(steps=("M",)).save(tmp_path / "m.safetensors")
+    text = succeed("doctor", tmp_path / "m.safetensors", "--default-dtype", "float64").stdout
+    assert "cutoff 4 A, backend 'reference' on " in text
+    assert "message passing steps  1" in text
+    assert "float64" in text

@@ -1,0 +1,359 @@
+"""`cace-fast md`: right physics, and runs that are killed and continued bit for bit."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import signal
+import time
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import units
+from ase.io import read
+from ase.md.verlet import VelocityVerlet
+from support.command import cace_fast, start, succeed
+from support.tiny_models import tiny_potential, tiny_spec, tiny_structure
+
+from cace_fast.cli.restart import Restart
+from cace_fast.cli.simulation import Settings, Simulation
+from cace_fast.interfaces.ase import CACECalculator
+from cace_fast.potential import load
+
+ENSEMBLES = ("nve", "nvt", "npt")
+OPTIONS = {"ewald_channels": 1, "steps": ("M",)}
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    tiny_potential(**OPTIONS).save(tmp_path / "m.safetensors")
+    tiny_structure(tiny_spec(**OPTIONS), 2).write(tmp_path / "in.xyz")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def arguments(ensemble="nve", output="run", **options):
+    options = {"log-every": 1, "traj-every": 4, "restart-every": 5, "steps": 12} | options
+    base = ["md", "m.safetensors", "in.xyz", "--ensemble", ensemble, "--output", output]
+    return base + [word for name, value in options.items() for word in (f"--{name}", value)]
+
+
+def log(output="run"):
+    with open(f"{output}.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_equal_runs(one, other):
+    """Both runs left the same bytes and the same state."""
+    for ending in ("extxyz", "csv"):
+        first, second = (Path(f"{name}.{ending}").read_bytes() for name in (one, other))
+        assert first == second, ending
+    first, second = (Restart.load(Path(f"{name}.restart.npz")) for name in (one, other))
+    assert first.arrays.keys() == second.arrays.keys()
+    for name, array in first.arrays.items():
+        assert np.array_equal(array, second.arrays[name]), name
+    assert (first.step, first.random) == (second.step, second.random)
+
+
+@pytest.mark.parametrize("ensemble", ENSEMBLES)
+def test_outputs(files, ensemble):
+    succeed(*arguments(ensemble))
+    rows, frames = log(), read("run.extxyz", ":")
+    assert [int(row["step"]) for row in rows] == list(range(13))
+    assert [atoms.info["step"] for atoms in frames] == [0, 4, 8, 12]
+    potential = load("m.safetensors", device="cpu")
+    for atoms in frames:
+        row = rows[atoms.info["step"]]
+        found = potential.compute(atoms, ("energy", "forces"))
+        assert float(row["potential_eV"]) == pytest.approx(found["energy"], abs=1e-5)
+        assert atoms.get_potential_energy() == float(row["potential_eV"])
+        assert np.allclose(atoms.get_forces(), found["forces"], atol=1e-5)
+        kinetic = (atoms.get_momenta() ** 2 / atoms.get_masses()[:, None]).sum() / 2
+        assert float(row["kinetic_eV"]) == pytest.approx(kinetic, abs=1e-5)
+        assert float(row["volume_A3"]) == pytest.approx(atoms.get_volume(), rel=1e-6)
+    volumes = {row["volume_A3"] for row in rows}
+    assert (len(volumes) > 1) == (ensemble == "npt")
+
+
+def test_nve_is_velocity_verlet_of_the_model(files):
+    succeed(*arguments("nve", timestep=0.5, **{"default-dtype": "float64"}))
+    first, *_, last = read("run.extxyz", ":")
+    rows = log()
+    totals = np.array([float(row["total_eV"]) for row in rows])
+    kinetic = np.array([float(row["kinetic_eV"]) for row in rows])
+    assert np.ptp(totals) < 0.01 * np.ptp(kinetic)
+    atoms = first.copy()
+    atoms.calc = CACECalculator("m.safetensors", default_dtype="float64")
+    VelocityVerlet(atoms, 0.5 * units.fs).run(12)
+    assert np.allclose(atoms.positions, last.positions, atol=1e-6)
+
+
+def test_first_momenta(files):
+    """Drawn from the temperature with the seed, the centre of mass at rest; else those given."""
+    tiny_structure(tiny_spec(**OPTIONS), 6).write("in.xyz")
+    for output, options in (("a", {}), ("b", {}), ("c", {"seed": 1}), ("d", {"temperature": 1200})):
+        succeed(*arguments(output=output, steps=1, **{"traj-every": 1}, **options))
+    a, b, c, d = (read(f"{name}.extxyz", "0").get_momenta() for name in "abcd")
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+    assert np.allclose(2 * a, d, atol=1e-7)
+    assert np.allclose(a.sum(0), 0.0, atol=1e-5)
+    assert float(log("a")[0]["temperature_K"]) == pytest.approx(300.0, rel=0.1)
+    atoms = read("a.extxyz", "0")
+    atoms.set_momenta(3 * a)
+    atoms.write("in.xyz")
+    succeed(*arguments(output="e", steps=1, temperature=5))
+    assert np.allclose(read("e.extxyz", "0").get_momenta(), 3 * a, atol=1e-7)
+
+
+def test_thermostat_and_barostat_get_their_settings(files):
+    """With strong friction the temperature goes to the bath's; pressure sets the volume's way."""
+    hot = arguments("nvt", "hot", steps=100, temperature=900, friction=0.2, **{"log-every": 20})
+    succeed(*hot)
+    cold = arguments("nvt", "cold", steps=100, temperature=10, friction=0.2, **{"log-every": 20})
+    succeed(*cold)
+    assert float(log("hot")[-1]["temperature_K"]) > 3 * float(log("cold")[-1]["temperature_K"])
+    succeed(*arguments("npt", "pressed", steps=40, pressure=20))
+    succeed(*arguments("npt", "pulled", steps=40, pressure=-20))
+    volumes = [float(log(name)[-1]["volume_A3"]) for name in ("pressed", "pulled")]
+    assert volumes[0] < float(log("pressed")[0]["volume_A3"]) < volumes[1]
+
+
+class Killed(BaseException):
+    """Ends a run without any of the clean-up that a command does."""
+
+
+def simulation(ensemble, output, seed=0):
+    potential = load("m.safetensors", device="cpu")
+    calculator = CACECalculator(potential, compute_stress=True if ensemble == "npt" else None)
+    settings = Settings(ensemble, 300.0, 0.1, 1.0, 0.02, 4, 1, seed, "m", "p", "s", 1)
+    return Simulation(read("in.xyz"), calculator, settings, output)
+
+
+def kill_after(step, run):
+    def on_step():
+        if run.step == step:
+            raise Killed
+
+    return on_step
+
+
+@pytest.mark.parametrize("ensemble", ENSEMBLES)
+def test_runs_killed_after_any_step_continue_bit_for_bit(files, ensemble):
+    whole = simulation(ensemble, "whole")
+    with closing(whole.outputs):
+        whole.begin(force=False)
+        whole.run(12, 5, lambda: None)
+    for step in (1, 4, 5, 6, 10, 11):
+        run = simulation(ensemble, "cut")
+        with closing(run.outputs):
+            run.begin(force=True)
+            with pytest.raises(Killed):
+                run.run(12, 5, kill_after(step, run))
+        # what a kill in the middle of a write leaves behind
+        with open("cut.extxyz", "ab") as file:
+            file.write(b"8\nLattice=")
+        with open("cut.csv", "ab") as file:
+            file.write(b"7,7.0,")
+        Path("cut.restart.npz.part").write_bytes(b"half a restart file")
+        again = simulation(ensemble, "cut", seed=0)
+        with closing(again.outputs):
+            again.resume()
+            assert again.step == 5 * (step // 5)
+            again.run(12, 5, lambda: None)
+        assert_equal_runs("whole", "cut")
+    assert not Path("cut.restart.npz.part").exists()
+
+
+@pytest.mark.parametrize("moment", ["before the restart file", "after it", "after the outputs"])
+def test_runs_killed_while_they_begin_continue(files, monkeypatch, moment):
+    succeed(*arguments(output="whole"))
+    places = {
+        "before the restart file": "cace_fast.cli.simulation.Simulation._save",
+        "after it": "cace_fast.cli.simulation.Outputs.open",
+        "after the outputs": "cace_fast.cli.simulation.Simulation.run",
+    }
+
+    def die(*_):
+        raise Killed
+
+    monkeypatch.setattr(places[moment], die)
+    with pytest.raises(Killed):
+        cace_fast(*arguments(), catch_exceptions=False)
+    monkeypatch.undo()
+    monkeypatch.chdir(files)
+    succeed(*arguments(), "--restart")
+    assert_equal_runs("whole", "run")
+
+
+@pytest.mark.parametrize(("ensemble", "lines"), [("nve", 12), ("nvt", 26), ("npt", 45)])
+def test_a_process_killed_by_sigkill_continues_bit_for_bit(files, ensemble, lines):
+    """The real thing: SIGKILL, another process, and a third that nobody killed."""
+    words = [*arguments(ensemble, steps=60, **{"restart-every": 7}), "--restart"]
+    process = start(*words)
+    deadline = time.monotonic() + 120
+    while not Path("run.csv").exists() or Path("run.csv").read_bytes().count(b"\n") < lines:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    killed = Restart.load(Path("run.restart.npz")).step
+    assert 0 < killed < 60
+    continued = start(*words)
+    _, text = continued.communicate()
+    assert continued.returncode == 0, text
+    assert f"continuing run after step {killed}" in text
+    whole = start(*arguments(ensemble, "whole", steps=60, **{"restart-every": 7}))
+    _, text = whole.communicate()
+    assert whole.returncode == 0, text
+    assert_equal_runs("whole", "run")
+
+
+def test_longer_runs_continue_shorter_ones(files):
+    succeed(*arguments("nvt", "whole", steps=12))
+    succeed(*arguments("nvt", steps=7), "--restart")
+    result = succeed(*arguments("nvt", steps=12), "--restart")
+    assert "continuing run after step 7" in result.stderr
+    assert_equal_runs("whole", "run")
+    again = succeed(*arguments("nvt", steps=12), "--restart")
+    assert "step 12" in again.stderr
+    assert_equal_runs("whole", "run")
+
+
+def test_neighbours_are_searched_anew_at_every_restart_write(files, monkeypatch):
+    calls = []
+    honest = CACECalculator.reset_neighbors
+    monkeypatch.setattr(
+        CACECalculator, "reset_neighbors", lambda self: (calls.append(1), honest(self))
+    )
+    succeed(*arguments(steps=12))
+    assert len(calls) == 4  # at the beginning, after 5, 10 and 12 steps
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"temperature": 301}, "temperature: expected 300.0 as in the run"),
+        ({"timestep": 0.5}, "timestep: expected 1.0"),
+        ({"seed": 4}, "seed: expected 0"),
+        ({"traj-every": 2}, "traj_every: expected 4"),
+        ({"default-dtype": "float64"}, "precision: expected float32 reference"),
+        ({"ensemble": "npt"}, "ensemble: expected nve"),
+    ],
+)
+def test_other_settings_are_refused(files, options, name):
+    succeed(*arguments(steps=6))
+    before = Path("run.extxyz").read_bytes()
+    result = cace_fast(*arguments(options.pop("ensemble", "nve"), steps=12, **options), "--restart")
+    assert result.exit_code == 3
+    assert f"--restart: {name}" in result.stderr
+    assert Path("run.extxyz").read_bytes() == before
+
+
+def test_another_model_or_structure_is_refused(files):
+    succeed(*arguments(steps=6))
+    shutil.copy("m.safetensors", "kept")
+    tiny_potential(seed=2, **OPTIONS).save("m.safetensors")
+    assert "--restart: model: expected" in cace_fast(*arguments(), "--restart").stderr
+    shutil.copy("kept", "m.safetensors")
+    atoms = read("in.xyz")
+    atoms.info["name"] = "another"
+    atoms.write("in.xyz")
+    assert "--restart: structure: expected" in cace_fast(*arguments(), "--restart").stderr
+
+
+def test_nothing_is_overwritten_without_force(files):
+    succeed(*arguments(steps=6))
+    before = {p: p.read_bytes() for p in files.iterdir()}
+    result = cace_fast(*arguments(steps=6))
+    assert result.exit_code == 3
+    assert "run.restart.npz exists already. Pass --restart to continue its run." in result.stderr
+    Path("run.restart.npz").unlink()
+    lost = cace_fast(*arguments(steps=6), "--restart")
+    assert "run.extxyz exists already" in lost.stderr
+    after = {p: p.read_bytes() for p in files.iterdir()}
+    assert after == {p: b for p, b in before.items() if p.name != "run.restart.npz"}
+    succeed(*arguments(steps=6, seed=3), "--force")
+    assert Path("run.csv").read_bytes() != before[files / "run.csv"]
+
+
+def damaged(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def of_other_kind(path):
+    np.savez(path, head=np.frombuffer(json.dumps({"version": 99}).encode(), dtype=np.uint8))
+
+
+def with_objects(path):
+    """An array of Python objects would be a pickle: code that runs when it is read."""
+    np.savez(path, head=np.array([object()], dtype=object))
+
+
+@pytest.mark.parametrize("spoil", [damaged, of_other_kind, with_objects])
+def test_damaged_restart_files(files, spoil):
+    succeed(*arguments(steps=6))
+    spoil(Path("run.restart.npz"))
+    result = cace_fast(*arguments(), "--restart")
+    assert result.exit_code == 3
+    assert "--restart: expected a restart file of cace-fast md" in result.stderr
+
+
+def test_outputs_that_are_too_short(files):
+    succeed(*arguments(steps=6))
+    Path("run.csv").write_bytes(b"")
+    result = cace_fast(*arguments(), "--restart")
+    assert result.exit_code == 3
+    assert "got 0 bytes in run.csv" in result.stderr
+
+
+def test_states_of_another_ase_are_refused(files):
+    """An attribute that the integrator has and the file lacks would be lost without a word."""
+    succeed(*arguments("npt", steps=6))
+    saved = Restart.load(Path("run.restart.npz"))
+    del saved.arrays["_thermostat._p_eta"]
+    saved.save(Path("run.restart.npz"))
+    result = cace_fast(*arguments("npt"), "--restart")
+    assert result.exit_code == 3
+    assert "got one without _thermostat._p_eta" in result.stderr
+
+
+def test_wrong_arguments(files):
+    assert "--timestep: expected a time above 0" in cace_fast(*arguments(timestep=0)).stderr
+    both = cace_fast(*arguments(), "--restart", "--force")
+    assert "--force: expected either --restart or --force" in both.stderr
+    atoms = read("in.xyz")
+    atoms.pbc = False
+    atoms.write("in.xyz")
+    result = cace_fast(*arguments("npt"))
+    assert result.exit_code == 3
+    assert "--ensemble npt: needs a structure that is periodic in three" in result.stderr
+    assert not Path("run.csv").exists()
+
+
+def test_interrupts_say_how_to_continue(files, monkeypatch):
+    def interrupt(self, steps, restart_every, on_step):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Simulation, "run", interrupt)
+    result = cace_fast(*arguments())
+    assert result.exit_code == 130
+    assert "interrupted after step 0; --restart continues" in result.stderr
+
+
+def test_further_inputs_and_results_of_the_file(files):
+    """Inputs of the model go along, and an old energy does not stand in the way."""
+    options = {"inputs": ("charge_states",)}
+    tiny_potential(**options).save("m.safetensors")
+    atoms = tiny_structure(tiny_spec(**options), 2)
+    atoms.info["free_energy"] = 1.0
+    atoms.write("in.xyz")
+    succeed(*arguments(steps=4))
+    last = read("run.extxyz", "-1")
+    expected = load("m.safetensors", device="cpu").compute(last)["energy"]
+    assert last.get_potential_energy() == pytest.approx(expected, abs=1e-5)
