@@ -30,7 +30,8 @@ class AtomicGraph:
     senders, receivers
         [n_edges] int64, ascending in the receiver: the neighbour and the centre of each edge.
     shifts
-        [n_edges, 3] float64, integer cell shift S: d = r_receiver - r_sender + S h.
+        [n_edges, 3] float64 (int64 where the edges are candidates only), cell shift S:
+        d = r_receiver - r_sender + S h.
     inputs
         Further per-atom features [n, ...] that a read-out takes, such as ``charge_states``.
     """
@@ -57,7 +58,8 @@ class AtomicGraph:
 
     def vectors(self) -> Tensor:
         """Return the edge vectors d [n_edges, 3] in A, from sender to receiver."""
-        shift = torch.einsum("ek,ekx->ex", self.shifts, self.cell[self.batch[self.receivers]])
+        cells = self.cell[self.batch[self.receivers]]
+        shift = torch.einsum("ek,ekx->ex", self.shifts.to(cells.dtype), cells)
         return self.positions[self.receivers] - self.positions[self.senders] + shift
 
     def strained(self, strain: Tensor) -> AtomicGraph:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import checkpoint, structures, weights
-from .engine import choose_backend, find_device, find_dtype, make_engine
+from .engine import CpuEngine, find_device, find_dtype, make_engine
 from .errors import CaceFastError, CheckpointError, InputError, PropertyNotImplementedError
 from .forward import Forward
 from .graph import AtomicGraph, join
@@ -82,13 +82,13 @@ class Potential:
             )
         self.spec, self.weights = spec, weights
         self.device, self.dtype = find_device(device), find_dtype(dtype)
-        self.backend = choose_backend(backend)
         self.energy_key, self.output_index = energy_key, output_index
         self.long_range_tolerance, self.k_set = long_range_tolerance, k_set
         terms = energy_terms(spec, energy_key) if spec.submodels else ()
         self._engine = make_engine(
-            spec, weights, terms, device=self.device, dtype=self.dtype, output_index=output_index
-        )
+            spec, weights, terms, backend=backend, device=self.device, dtype=self.dtype,
+            output_index=output_index,
+        )  # fmt: skip
         self._forward = Forward(spec, self._engine.weights)
         self._atomic_energies = dict(spec.atomic_energies)
 
@@ -101,6 +101,17 @@ class Potential:
             f"Potential({elements}{more}, cutoff {rep.cutoff:g} A, backend {self.backend!r} on "
             f"{str(self.device)!r}, {str(self.dtype).removeprefix('torch.')})"
         )
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that evaluates the model."""
+        return self._engine.backend
+
+    @property
+    def backend_note(self) -> str:
+        """Which code of the backend runs; why a faster one could not be chosen, if so."""
+        note = f" ({self._engine.note})" if self._engine.note else ""
+        return self._engine.description + note
 
     @property
     def cutoff(self) -> float:
@@ -173,14 +184,19 @@ class Potential:
         pending: list[AtomicGraph] = []
         names = {key: key for key in extra_inputs(self.spec)} | dict(inputs or {})
         rep = self.spec.representation
+        single = isinstance(self._engine, CpuEngine) and len(frames) == 1
         for number, atoms in enumerate(frames):
             try:
-                graph = graph_of(atoms, rep, inputs=names, edges=edges, min_dist=min_dist)
+                graph = graph_of(
+                    atoms, rep, inputs=names, edges=edges, min_dist=min_dist, candidates=single
+                )
             except InputError as error:
                 if len(frames) > 1:
                     error.args = (f"structure {number}: {error}",)
                 raise
             pending.append(graph)
+            if single:
+                return self._evaluate_batch(frames, pending, properties, min_dist)
             if sum(len(g.senders) for g in pending) > BATCH_EDGES:
                 results += self._evaluate_batch(
                     frames[len(results) : number + 1], pending, properties
@@ -247,10 +263,18 @@ class Potential:
             )
 
     def _evaluate_batch(
-        self, frames: Sequence[Atoms], graphs: Sequence[AtomicGraph], properties: Sequence[str]
+        self,
+        frames: Sequence[Atoms],
+        graphs: Sequence[AtomicGraph],
+        properties: Sequence[str],
+        min_dist: float | None = None,
     ) -> list[Result]:
         graph = join(graphs).to(self.device)
-        output = self._engine.evaluate(graph, needed(properties))
+        wanted = needed(properties)
+        if isinstance(self._engine, CpuEngine):
+            output = self._engine.evaluate(graph, wanted, min_dist=min_dist)
+        else:
+            output = self._engine.evaluate(graph, wanted)
         bad = torch.nonzero(~torch.isfinite(output.energy)).flatten().tolist()
         if bad:
             raise CaceFastError(f"energy: not finite for structures {bad} of this batch")

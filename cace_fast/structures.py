@@ -56,6 +56,7 @@ def graph_of(
     inputs: Sequence[str] | dict[str, str] = (),
     edges: EdgeSource | None = None,
     min_dist: float | None = None,
+    candidates: bool = False,
 ) -> AtomicGraph:
     """Return the graph of one structure.
 
@@ -72,6 +73,9 @@ def graph_of(
         Where candidate pairs come from; a new search by default.
     min_dist
         Shortest distance allowed between two atoms in A; None allows any.
+    candidates
+        Leave the pairs beyond the cutoff in, their shifts int64, and distances unchecked: for
+        engines that do this themselves.
 
     Raises
     ------
@@ -94,10 +98,10 @@ def graph_of(
         batch=torch.zeros(len(positions), dtype=torch.int64),
         senders=torch.from_numpy(found.senders),
         receivers=torch.from_numpy(found.receivers),
-        shifts=torch.from_numpy(found.shifts.astype(np.float64)),
+        shifts=torch.from_numpy(found.shifts if candidates else found.shifts.astype(np.float64)),
         inputs={name: _input(atoms, name, key) for name, key in _pairs(inputs)},
     )
-    return trim(graph, spec.cutoff, min_dist)
+    return graph if candidates else trim(graph, spec.cutoff, min_dist)
 
 
 def trim(graph: AtomicGraph, cutoff: float, min_dist: float | None = None) -> AtomicGraph:
@@ -105,16 +109,22 @@ def trim(graph: AtomicGraph, cutoff: float, min_dist: float | None = None) -> At
     lengths = torch.linalg.vector_norm(graph.vectors(), dim=1)
     if min_dist is not None and len(lengths) and float(lengths.min()) < min_dist:
         k = int(lengths.argmin())
-        i, j = sorted((int(graph.senders[k]), int(graph.receivers[k])))
-        who = f"atoms {i} and {j}" if i != j else f"atom {i} and its own image"
-        raise InputError(
-            "positions",
-            f"atoms at least {min_dist:g} A apart",
-            f"{who} at {float(lengths[k]):.6f} A",
-            "Mend the structure, or pass min_dist=None to allow this.",
-        )
+        pair = (int(graph.senders[k]), int(graph.receivers[k]))
+        raise too_close(pair, float(lengths[k]), min_dist)
     near = lengths < cutoff
     return graph if bool(near.all()) else graph.select(near)
+
+
+def too_close(pair: tuple[int, int], distance: float, min_dist: float) -> InputError:
+    """Return the error of two atoms, or of an atom and its image, at ``distance`` in A."""
+    i, j = sorted(pair)
+    who = f"atoms {i} and {j}" if i != j else f"atom {i} and its own image"
+    return InputError(
+        "positions",
+        f"atoms at least {min_dist:g} A apart",
+        f"{who} at {distance:.6f} A",
+        "Mend the structure, or pass min_dist=None to allow this.",
+    )
 
 
 def species_of(numbers: NDArray[Any], spec: Representation) -> NDArray[np.int64]:

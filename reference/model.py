@@ -55,20 +55,33 @@ def readout_of(
 
 def readout_input(module: Readout, feats: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
     """Return the flattened inputs x [n, n_in] of one read-out, in the order that it lists."""
+    columns = input_columns(module, module.features, {**inputs, "node_feats": feats})
+    x = torch.cat(columns, 1) if len(columns) > 1 else columns[0]
+    check_width(module, x.shape[1])
+    return x
+
+
+def input_columns(
+    module: Readout, names: Sequence[str], inputs: Mapping[str, Tensor]
+) -> list[Tensor]:
+    """Return the inputs called ``names``, each as [n, width] in the dtype of the features."""
     columns = []
-    for key in module.features:
-        if key != "node_feats" and key not in inputs:
+    for key in names:
+        if key not in inputs:
             raise InputError(
                 key, "a per-atom input that this model's read-out takes", "nothing",
                 f"Set atoms.arrays[{key!r}] or atoms.info[{key!r}].",
             )  # fmt: skip
-        value = feats if key == "node_feats" else inputs[key].to(feats)
+        value = inputs[key].to(inputs.get("node_feats", inputs[key]))
         columns.append(value.flatten(1) if value.dim() > 1 else value[:, None])
-    x = torch.cat(columns, 1) if len(columns) > 1 else columns[0]
-    if x.shape[1] != module.mlp.widths[0]:
+    return columns
+
+
+def check_width(module: Readout, n_in: int) -> None:
+    """Raise InputError unless a read-out takes ``n_in`` numbers per atom."""
+    if n_in != module.mlp.widths[0]:
         expected = f"{module.mlp.widths[0]} numbers per atom in {', '.join(module.features)}"
-        raise InputError("inputs", expected, x.shape[1])
-    return x
+        raise InputError("inputs", expected, n_in)
 
 
 def energies(
@@ -94,13 +107,18 @@ def energies(
 
 
 def _column(y: Tensor, output_index: int | None) -> Tensor:
-    if output_index is None and y.shape[1] != 1:
-        expected = f"0 to {y.shape[1] - 1}: this model has several energies"
+    return y[:, energy_column(y.shape[1], output_index)]
+
+
+def energy_column(n_out: int, output_index: int | None) -> int:
+    """Return which of ``n_out`` outputs of a read-out is the energy."""
+    if output_index is None and n_out != 1:
+        expected = f"0 to {n_out - 1}: this model has several energies"
         raise InputError("output_index", expected, output_index)
-    column = 0 if y.shape[1] == 1 or output_index is None else output_index
-    if not -y.shape[1] <= column < y.shape[1]:
-        raise InputError("output_index", f"less than {y.shape[1]}", output_index)
-    return y[:, column]
+    column = 0 if n_out == 1 or output_index is None else output_index
+    if not -n_out <= column < n_out:
+        raise InputError("output_index", f"less than {n_out}", output_index)
+    return column % n_out
 
 
 def _divisor(module: Readout, graph: AtomicGraph) -> Tensor | float:
@@ -169,13 +187,7 @@ def ewald_of(module: Ewald, q: Tensor, graph: AtomicGraph) -> EwaldResult:
     ):
         pbc = graph.pbc[number]
         if bool(pbc.any()) and not bool(pbc.all()):
-            raise InputError(
-                "pbc",
-                "all or no directions periodic for a model with an Ewald sum",
-                pbc.tolist(),
-                "Make the slab or wire periodic in all directions, with enough vacuum, or use a "
-                "short-range model.",
-            )
+            raise partly_periodic(pbc.tolist())
         one = ewald(charges, positions, graph.cell[number], module, periodic=bool(pbc.all()))
         first = sum(counts[:number])
         extra = _extras(
@@ -183,6 +195,17 @@ def ewald_of(module: Ewald, q: Tensor, graph: AtomicGraph) -> EwaldResult:
         )
         parts.append(EwaldResult(one.energies + extra, one.potential))
     return EwaldResult(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def partly_periodic(pbc: list[bool]) -> InputError:
+    """Return the error of an Ewald model on a slab or a wire."""
+    return InputError(
+        "pbc",
+        "all or no directions periodic for a model with an Ewald sum",
+        pbc,
+        "Make the slab or wire periodic in all directions, with enough vacuum, or use a "
+        "short-range model.",
+    )
 
 
 def _extras(

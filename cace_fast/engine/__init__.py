@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
-from torch import Tensor
 
-from cace_fast.errors import BackendUnavailableError, InputError
-from cace_fast.graph import AtomicGraph, ModelOutput
+from cace_fast.errors import BackendUnavailableError, InputError, UnsupportedModelError
 from cace_fast.kernels import backend as kernels
 from cace_fast.spec import EnergyTerm, ModelSpec
 from cace_fast.weights import Weights
 
+from .cpu import CpuEngine
 from .precision import find_device, find_dtype
 from .reference import ReferenceEngine, physical_charges
 from .skin import VerletList
 
 __all__ = [
     "BACKENDS",
-    "Engine",
+    "CpuEngine",
     "ReferenceEngine",
     "VerletList",
     "choose_backend",
@@ -33,21 +31,8 @@ __all__ = [
 BACKENDS = ("reference", "cpu", "triton")
 
 
-class Engine(Protocol):
-    """What every backend offers; the meaning is that of :class:`ReferenceEngine`."""
-
-    def evaluate(self, graph: AtomicGraph, wanted: Sequence[str] = ()) -> ModelOutput:
-        """Return energies and what else is wanted."""
-
-    def features(self, graph: AtomicGraph) -> Tensor:
-        """Return the invariants."""
-
-    def hessian(self, graph: AtomicGraph) -> Tensor:
-        """Return second derivatives of the energy."""
-
-
-def choose_backend(name: str) -> str:
-    """Return the backend that ``name`` means here; ``auto`` is the best available one.
+def choose_backend(name: str, device: torch.device | str = "cpu") -> str:
+    """Return the backend that ``name`` means on a device; ``auto`` is the best available one.
 
     Raises
     ------
@@ -56,16 +41,24 @@ def choose_backend(name: str) -> str:
     BackendUnavailableError
         If it was asked for by name and cannot run here.
     """
+    return _candidates(name, torch.device(device))[0]
+
+
+def _candidates(name: str, device: torch.device) -> list[str]:
+    """Return the backends to try, the best one first."""
     states = kernels.states()
-    usable = [state.name for state in states if state.available] + ["reference"]
+    here = [s.name for s in states if s.available and device.type in s.devices]
+    usable = [*here, "reference"]
     if name == "auto":
-        return usable[0]
+        return usable
     if name not in BACKENDS:
         raise InputError("backend", f"one of auto, {', '.join(BACKENDS)}", repr(name))
     if name not in usable:
         state = next(s for s in states if s.name == name)
-        raise BackendUnavailableError(name, state.reason, usable, state.remedy)
-    return name
+        reason = state.reason or f"it does not serve the device {str(device)!r}"
+        remedy = state.remedy or f"Use device={state.devices[0]!r}."
+        raise BackendUnavailableError(name, reason, usable, remedy)
+    return [name]
 
 
 def make_engine(
@@ -73,9 +66,32 @@ def make_engine(
     weights: Weights,
     terms: Sequence[EnergyTerm],
     *,
+    backend: str,
     device: torch.device,
     dtype: torch.dtype,
     output_index: int | None = None,
 ) -> ReferenceEngine:
-    """Return the engine of the reference backend with the weights on ``device`` in ``dtype``."""
-    return ReferenceEngine(spec, weights.to(device, dtype), terms, output_index)
+    """Return an engine for a model, with the weights on ``device`` in ``dtype``.
+
+    Raises
+    ------
+    InputError, BackendUnavailableError
+        See :func:`choose_backend`.
+    UnsupportedModelError
+        If the backend was asked for by name and does not have a part of the model. ``auto`` takes
+        the next one, whose ``note`` says why.
+    """
+    tensors = weights.to(device, dtype)
+    note = ""
+    for name in _candidates(backend, device):
+        if name == "reference":
+            break
+        try:
+            return CpuEngine(spec, tensors, terms, output_index)
+        except UnsupportedModelError as error:
+            if backend != "auto":
+                raise UnsupportedModelError(f"backend {name!r}: {error}") from None
+            note = f"{name}: {error}"
+    engine = ReferenceEngine(spec, tensors, terms, output_index)
+    engine.note = note
+    return engine

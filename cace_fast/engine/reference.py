@@ -18,6 +18,8 @@ from cace_fast.spec import EnergyTerm, Ewald, ModelSpec
 class ReferenceEngine:
     """Evaluates a model on a graph.
 
+    ``backend`` is the name of the engine, ``note`` why ``auto`` did not choose a faster one.
+
     Parameters
     ----------
     spec, weights
@@ -29,6 +31,9 @@ class ReferenceEngine:
         Which energy of a read-out that gives several.
     """
 
+    backend = "reference"
+    note = ""
+
     def __init__(
         self,
         spec: ModelSpec,
@@ -38,6 +43,11 @@ class ReferenceEngine:
     ) -> None:
         self.spec, self.weights, self.terms = spec, weights, tuple(terms)
         self.output_index = output_index
+
+    @property
+    def description(self) -> str:
+        """Which code runs."""
+        return "plain torch"
 
     def features(self, graph: AtomicGraph) -> Tensor:
         """Return the invariants [n, n_radial, n_B, C, T] in the working dtype."""

@@ -2,7 +2,8 @@
 
 ``pip install`` calls :func:`build`; ``python -m cace_fast.kernels.cpu.build`` does it again in
 place, recompiling what changed. Files called ``*_isa.cpp`` are compiled once for each instruction
-set of the kind of processor, and the library chooses among them when it is loaded.
+set of the kind of processor, ``isa_avx2.cpp`` for that set alone; the library chooses among them
+when it is loaded.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ FLAGS = (
     "-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno",
     "-fno-trapping-math", "-ffp-contract=fast", "-Wall", "-Wextra",
 )  # fmt: skip
+LINK = ("-shared", "-fopenmp", *(("-Wl,--no-undefined",) if sys.platform == "linux" else ()))
 ISA_FLAGS: dict[str, tuple[str, ...]] = {
     "base": (),
     "avx2": ("-mavx2", "-mfma"),
@@ -93,7 +95,7 @@ def build(
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target) as folder:
         part = Path(folder) / LIBRARY
-        _run([*command, "-shared", "-fopenmp", "-o", str(part), *(str(made) for _, made in units)])
+        _run([*command, *LINK, "-o", str(part), *(str(made) for _, made in units)])
         os.replace(part, target / LIBRARY)  # a process that has the old one mapped keeps it
     return target / LIBRARY
 
@@ -106,16 +108,25 @@ def _units(
     The object's name holds a hash of command, source and headers, so that whatever exists is right.
     """
     machine = platform.machine()
-    only_base = () if len(isas(machine)) > 1 else ("-DCF_ONLY_BASE",)
+    known = tuple(f"-DCF_HAS_{isa.upper()}" for isa in isas(machine))
     for source in sorted(sources.glob("*.cpp")):
-        own = source.stem.endswith("_isa")
-        for isa in isas(machine) if own else ("base",):
-            named = (f"-DCF_ISA={isa}", *ISA_FLAGS[isa]) if own else ()
-            line = [*command, *FLAGS, *only_base, *named, f"-I{sources}", f"-I{generated}"]
+        for isa in _isas_of(source.stem, isas(machine)):
+            named = (f"-DCF_ISA={isa}",) if source.stem.endswith("_isa") else ()
+            named = (*named, *ISA_FLAGS[isa])
+            line = [*command, *FLAGS, *known, *named]
             text = " ".join(line).encode() + source.read_bytes() + common
             digest = hashlib.sha256(text).hexdigest()[:16]
             made = objects / f"{source.stem}-{isa}-{digest}.o"
-            yield [*line, "-c", str(source), "-o", str(made)], made
+            folders = (f"-I{sources}", f"-I{generated}")
+            yield [*line, *folders, "-c", str(source), "-o", str(made)], made
+
+
+def _isas_of(stem: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the instruction sets that a source is compiled for."""
+    if stem.endswith("_isa"):
+        return known
+    own = stem.removeprefix("isa_")
+    return (own,) if own in known else () if own in ISA_FLAGS else ("base",)
 
 
 def _run(line: list[str]) -> None:

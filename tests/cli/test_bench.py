@@ -54,6 +54,7 @@ def test_structures_are_made_where_none_is_given(files, no_child):
 
 def test_stored_runs_are_compared(files, no_child):
     base = ("bench", files / "m.safetensors", files / "in.xyz", "--rounds", "1")
+    base = (*base, "--backend", "reference")
     store = files / "run.json"
     succeed(*base, "--output", store)
     result = cace_fast(*base, "--output", store)

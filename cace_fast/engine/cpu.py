@@ -1,0 +1,210 @@
+"""The engine of ``backend="cpu"``: one call of the compiled library for each evaluation."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cace_fast.errors import CaceFastError, InputError
+from cace_fast.graph import AtomicGraph, ModelOutput
+from cace_fast.kernels.cpu import library
+from cace_fast.reference import model
+from cace_fast.spec import EnergyTerm, Ewald, FixedCharge, ModelSpec, to_json
+from cace_fast.structures import too_close
+
+from .plan import Plan, plan_of
+from .reference import ReferenceEngine
+
+
+class _Held(NamedTuple):
+    """The pair list that the library holds, and what it was made for.
+
+    The tensors are kept alive, so that equal addresses mean equal lists.
+    """
+
+    senders: Tensor
+    receivers: Tensor
+    shifts: Tensor
+    species: NDArray[np.int32]
+    first_atom: NDArray[np.int32]
+
+
+class CpuEngine(ReferenceEngine):
+    """Evaluates a model with the compiled kernels.
+
+    Energies, forces, virials, charges and features come from the library; second derivatives and
+    Born charges from the reference, whose class this inherits. It takes candidate pairs and drops
+    those beyond the cutoff itself. Calls from several threads wait for each other.
+
+    Parameters
+    ----------
+    spec, weights, terms, output_index
+        As for :class:`ReferenceEngine`; the tensors are copied.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the library does not have a part of the model.
+    """
+
+    backend = "cpu"
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: Mapping[str, Tensor],
+        terms: Sequence[EnergyTerm],
+        output_index: int | None = None,
+    ) -> None:
+        super().__init__(spec, weights, terms, output_index)
+        self._dtype = weights["embedding.sender"].dtype
+        self._plan: Plan = plan_of(spec, self.terms, output_index)
+        arrays = {name: t.detach().to("cpu", torch.float64).numpy() for name, t in weights.items()}
+        self._evaluator = library.Evaluator(
+            to_json(spec),
+            arrays,
+            self._plan.heads,
+            self._plan.terms,
+            64 if self._dtype == torch.float64 else 32,
+        )
+        self._lock = threading.Lock()
+        self._held: _Held | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.spec, self.weights, self.terms, self.output_index)
+
+    @property
+    def description(self) -> str:
+        """Which code runs: instruction set, and the path of the contraction."""
+        path = "unrolled" if self._evaluator.query("unrolled") == 1 else "general"
+        return f"{library.isa()}, {path} contraction"
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory held by the library for this model's evaluation."""
+        return self._evaluator.n_bytes
+
+    def evaluate(
+        self, graph: AtomicGraph, wanted: Collection[str] = (), *, min_dist: float | None = None
+    ) -> ModelOutput:
+        """Return energies and what else is ``wanted``; see :meth:`ReferenceEngine.evaluate`.
+
+        The graph may hold candidate pairs beyond the cutoff. ``min_dist`` is the shortest distance
+        allowed between two atoms in A.
+        """
+        self._plan.check()
+        names = [name for name in ("forces", "virials") if name in wanted]
+        needs_charges = "latent_charges" in wanted or "born_charges" in wanted
+        term = self.charge_term if needs_charges else None
+        structures = self._structures(graph, min_dist)
+        with self._lock:
+            pairs = self._new_pairs(graph, structures)
+            try:
+                found = self._evaluator.run(
+                    structures, pairs, [*names, "charges"], torch.get_num_threads()
+                )
+            except CaceFastError as error:
+                self._held = None
+                raise _explained(error, graph, min_dist) from None
+        born = None
+        if "born_charges" in wanted:
+            born = super().evaluate(graph, ("born_charges",)).born_charges
+        short = torch.from_numpy(found.energies_sr)
+        energies = short + torch.from_numpy(found.energies_lr)
+        return ModelOutput(
+            energy=model.by_system(energies, graph),
+            energies=energies,
+            energies_sr=short,
+            forces=None if found.forces is None else torch.from_numpy(found.forces),
+            virials=None if found.virials is None else torch.from_numpy(found.virials),
+            latent_charges=None if term is None else self._latent(term, found.charges, graph),
+            born_charges=born,
+        )
+
+    def features(self, graph: AtomicGraph) -> Tensor:
+        """Return the invariants [n, n_radial, n_B, C, T] in the working dtype."""
+        structures = self._structures(graph, None, with_extras=False)
+        with self._lock:
+            pairs = self._new_pairs(graph, structures)
+            try:
+                found = self._evaluator.features(structures, pairs, torch.get_num_threads())
+            except CaceFastError as error:
+                self._held = None
+                raise _explained(error, graph, None) from None
+        return torch.from_numpy(found).to(self._dtype)
+
+    def _structures(
+        self, graph: AtomicGraph, min_dist: float | None, *, with_extras: bool = True
+    ) -> library.Structures:
+        pbc = graph.pbc.numpy()
+        if self._plan.terms:
+            partly = np.flatnonzero(pbc.any(axis=1) & ~pbc.all(axis=1))
+            if len(partly):
+                raise model.partly_periodic(pbc[partly[0]].tolist())
+        for fixed in self._plan.fixed:
+            model.fixed_charges(fixed, self.spec.representation, graph.species)
+        batch = graph.batch.numpy()
+        plan = self._plan
+        extras = plan.all_extras(graph) if with_extras else plan.no_extras(graph.n_atoms)
+        return library.Structures(
+            species=graph.species.numpy().astype(np.int32),
+            positions=np.ascontiguousarray(graph.positions.detach().numpy(), dtype=np.float64),
+            first_atom=np.searchsorted(batch, np.arange(graph.n_systems + 1)).astype(np.int32),
+            cells=np.ascontiguousarray(graph.cell.detach().numpy(), dtype=np.float64),
+            periodic=np.asarray(pbc.all(axis=1), dtype=np.int32),
+            extras=extras,
+            min_dist=0.0 if min_dist is None else float(min_dist),
+        )
+
+    def _new_pairs(
+        self, graph: AtomicGraph, structures: library.Structures
+    ) -> tuple[library.Ints, library.Ints, library.Ints] | None:
+        """Return the pairs for the library, or None where it holds them already."""
+        edges = (graph.senders, graph.receivers, graph.shifts)
+        held = self._held
+        if (
+            held is not None
+            and all(_same_memory(a, b) for a, b in zip(edges, held[:3], strict=True))
+            and np.array_equal(held.species, structures.species)
+            and np.array_equal(held.first_atom, structures.first_atom)
+        ):
+            return None
+        self._held = _Held(*edges, structures.species, structures.first_atom)
+        senders, receivers, shifts = (np.ascontiguousarray(t.numpy()) for t in edges)
+        return senders, receivers, shifts.astype(np.int64, copy=False)
+
+    def _latent(
+        self, term: EnergyTerm, charges: library.Floats | None, graph: AtomicGraph
+    ) -> Tensor:
+        """Return the latent charges [n, n_q] that an Ewald term belongs to."""
+        assert charges is not None
+        assert isinstance(term.module, Ewald)
+        producer = self.spec.submodels[term.submodel].producer(term.module.feature_key)
+        if isinstance(producer, FixedCharge):
+            fixed = model.fixed_charges(producer, self.spec.representation, graph.species)
+            return fixed.to(self._dtype)
+        (native,) = self._plan.terms
+        columns = slice(native.first_charge, native.first_charge + native.n_charges)
+        return torch.from_numpy(charges[:, columns]).to(self._dtype)
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.dtype == b.dtype
+
+
+def _explained(error: CaceFastError, graph: AtomicGraph, min_dist: float | None) -> CaceFastError:
+    """Return the error in terms of the structure that a user gave."""
+    if isinstance(error, library.TooCloseError):
+        assert min_dist is not None
+        return too_close(error.atoms, error.distance, min_dist)
+    if isinstance(error, library.NotFiniteError) and error.atom >= 0:
+        if bool(torch.isfinite(graph.positions[error.atom]).all()):
+            return CaceFastError(f"energy: not finite at atom {error.atom} ({error})")
+        return InputError("positions", "finite numbers", f"NaN or infinity for atoms {error.atom}")
+    return error
