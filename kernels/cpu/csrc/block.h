@@ -43,14 +43,19 @@ struct Work {
   }
 };
 
-// Adds the time of a scope to a part of the work, where the library is compiled for that.
+// Adds the processor time of a scope to a part of the work, where the library is compiled for that.
 class Section {
 #ifdef CF_PROFILE
  public:
-  Section(double* seconds, Part part) : to_(seconds + part), start_(omp_get_wtime()) {}
-  ~Section() { *to_ += omp_get_wtime() - start_; }
+  Section(double* seconds, Part part) : to_(seconds + part), start_(now()) {}
+  ~Section() { *to_ += now() - start_; }
 
  private:
+  static double now() {
+    timespec t;
+    ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
+  }
   double* to_;
   double start_;
 #else

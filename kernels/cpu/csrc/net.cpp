@@ -118,7 +118,7 @@ int residual(NetBuilder& b, const std::vector<int>& widths, bool batch_norm, int
     }
     x = b.normed(b.activate(x), layer(k));
     if (batch_norm) x = b.sum(x, skip);
-    x = b.normed(b.affine(x, b.load(layer(k + 1), out, out)), layer(k + 1));
+    x = b.normed(b.activate(b.affine(x, b.load(layer(k + 1), out, out))), layer(k + 1));
     x = b.sum(x, skip);
   }
   x = b.affine(x, b.load(layer(n_layers - 1), widths[n_layers], widths[n_layers - 1]));

@@ -184,9 +184,7 @@ void EngineOf<T>::gather_at_senders(int t) {
 template <class T>
 void EngineOf<T>::finish(const cf_result& result) {
   const int n_all = frame_.n_all, n = frame_.n_owned;
-#ifdef CF_PROFILE
-  const double start = omp_get_wtime();
-#endif
+  Section timer(&forces_seconds_, Part(0));
   int64_t bad = INT64_MAX;
   if (result.forces) {
 #pragma omp parallel for schedule(static) num_threads(n_works_) if (n_works_ > 1) reduction(min : bad)
@@ -211,8 +209,5 @@ void EngineOf<T>::finish(const cf_result& result) {
       for (int k = 0; k < 9; ++k) to[k] -= own_[12 * int64_t(i) + 3 + k];
     }
   }
-#ifdef CF_PROFILE
-  forces_seconds_ += omp_get_wtime() - start;
-#endif
   if (bad != INT64_MAX) throw NotFinite("forces: not finite", bad);
 }
