@@ -154,6 +154,33 @@ void begin(cf_state* state, const cf_frame* frame) {
   state->next_backward = -1;
 }
 
+template <class F>
+int operation(cf_state* state, const cf_frame* frame, const F& f) {
+  return phase(state, [&] {
+    if (frame) {
+      begin(state, frame);
+      if (frame->n_all != frame->n_owned) invalid("frame: operations take owned atoms only");
+    } else {
+      state->engine->threads(team_size(state->n_threads));
+    }
+    state->next_forward = state->next_backward = -1;
+    f(*state->engine);
+    return int(CF_OK);
+  });
+}
+
+void check_step(const cf_state* state, int step) {
+  if (step < 0 || step >= int(state->model->steps.size()))
+    invalid("step: this model has " + std::to_string(state->model->steps.size()) + ", got " +
+            std::to_string(step));
+}
+
+void check_head(const cf_state* state, int head) {
+  if (head < 0 || head >= int(state->model->heads.size()))
+    invalid("head: this model has " + std::to_string(state->model->heads.size()) + ", got " +
+            std::to_string(head));
+}
+
 }  // namespace
 }  // namespace cace_fast
 
@@ -333,6 +360,59 @@ int cf_finish(cf_state* state, const cf_result* result) {
   return phase(state, [&] {
     state->engine->finish(*result);
     return int(CF_OK);
+  });
+}
+
+// Single operations: each runs by itself and leaves no step open.
+
+int cf_op_moments(cf_state* state, const cf_frame* frame, double* a) {
+  return operation(state, frame, [&](Engine& e) { e.op_moments(a); });
+}
+
+int cf_op_moments_gradient(cf_state* state, const cf_frame* frame, const double* grad_out,
+                           double* grad_vectors) {
+  return operation(state, frame, [&](Engine& e) { e.op_moments_gradient(grad_out, grad_vectors); });
+}
+
+int cf_op_contraction(cf_state* state, int64_t n, const double* a, double* b) {
+  return operation(state, nullptr, [&](Engine& e) { e.op_contraction(n, a, b); });
+}
+
+int cf_op_contraction_gradient(cf_state* state, int64_t n, const double* a, const double* grad_out,
+                               double* grad_a) {
+  return operation(state, nullptr,
+                   [&](Engine& e) { e.op_contraction_gradient(n, a, grad_out, grad_a); });
+}
+
+int cf_op_messages(cf_state* state, const cf_frame* frame, int32_t step, const double* a,
+                   const double* b, double* out) {
+  return operation(state, frame, [&](Engine& e) {
+    check_step(state, step);
+    e.op_messages(step, a, b, out);
+  });
+}
+
+int cf_op_messages_gradient(cf_state* state, const cf_frame* frame, int32_t step, const double* a,
+                            const double* b, const double* grad_out, double* grad_a,
+                            double* grad_b, double* grad_vectors) {
+  return operation(state, frame, [&](Engine& e) {
+    check_step(state, step);
+    e.op_messages_gradient(step, a, b, grad_out, grad_a, grad_b, grad_vectors);
+  });
+}
+
+int cf_op_readout(cf_state* state, int32_t head, int64_t n, const double* x, double* y) {
+  return operation(state, nullptr, [&](Engine& e) {
+    check_head(state, head);
+    e.op_readout(head, n, x, y);
+  });
+}
+
+int cf_op_readout_gradient(cf_state* state, int32_t head, int64_t n, const double* x,
+                           const double* grad_out, double* grad_x) {
+  return operation(state, nullptr, [&](Engine& e) {
+    check_head(state, head);
+    e.op_readout_gradient(head, n, x, grad_out, grad_x);
   });
 }
 

@@ -164,6 +164,32 @@ CF_API int cf_get_gradients(const cf_state *state, int32_t t, double *dw, double
 CF_API int cf_add_gradients(cf_state *state, int32_t t, const double *dw, const double *da);
 CF_API int cf_finish(cf_state *state, const cf_result *result);
 
+/* --- single operations, for tests and for the operators of the Python package ---------------- */
+
+/* Shapes and meaning are those of cace_fast.reference; numbers are double outside and of the
+ * state's precision inside.  A frame gives pairs and species; to give vectors d instead of
+ * positions, set all positions to zero, shift to 0, 1, 2, ... and shift_vectors to d.  All atoms
+ * are owned.  Gradients are of sum(grad_out * out). */
+
+/* A [n][R][n_A][C]; grad_vectors [n_pairs][3] in the order of the list, zero beyond the cutoff. */
+CF_API int cf_op_moments(cf_state *state, const cf_frame *frame, double *a);
+CF_API int cf_op_moments_gradient(cf_state *state, const cf_frame *frame, const double *grad_out,
+                                  double *grad_vectors);
+/* B [n][R][n_B][C] of A. */
+CF_API int cf_op_contraction(cf_state *state, int64_t n, const double *a, double *b);
+CF_API int cf_op_contraction_gradient(cf_state *state, int64_t n, const double *a,
+                                      const double *grad_out, double *grad_a);
+/* A of the next generation, of A and B; step from 0. */
+CF_API int cf_op_messages(cf_state *state, const cf_frame *frame, int32_t step, const double *a,
+                          const double *b, double *out);
+CF_API int cf_op_messages_gradient(cf_state *state, const cf_frame *frame, int32_t step,
+                                   const double *a, const double *b, const double *grad_out,
+                                   double *grad_a, double *grad_b, double *grad_vectors);
+/* y [n][n_out] of x [n][n_in] (features, then further inputs as the read-out lists them). */
+CF_API int cf_op_readout(cf_state *state, int32_t head, int64_t n, const double *x, double *y);
+CF_API int cf_op_readout_gradient(cf_state *state, int32_t head, int64_t n, const double *x,
+                                  const double *grad_out, double *grad_x);
+
 #ifdef __cplusplus
 }
 #endif

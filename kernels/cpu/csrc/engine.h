@@ -42,6 +42,19 @@ class Engine {
   virtual void set_messages(int t, const double* w, const double* a) = 0;
   virtual void get_gradients(int t, double* dw, double* da) const = 0;
   virtual void add_gradients(int t, const double* dw, const double* da) = 0;
+  // Single operations; those with pairs come after begin().
+  virtual void op_moments(double* a) = 0;
+  virtual void op_moments_gradient(const double* grad_out, double* grad_vectors) = 0;
+  virtual void op_contraction(int64_t n, const double* a, double* b) = 0;
+  virtual void op_contraction_gradient(int64_t n, const double* a, const double* grad_out,
+                                       double* grad_a) = 0;
+  virtual void op_messages(int step, const double* a, const double* b, double* out) = 0;
+  virtual void op_messages_gradient(int step, const double* a, const double* b,
+                                    const double* grad_out, double* grad_a, double* grad_b,
+                                    double* grad_vectors) = 0;
+  virtual void op_readout(int head, int64_t n, const double* x, double* y) = 0;
+  virtual void op_readout_gradient(int head, int64_t n, const double* x, const double* grad_out,
+                                   double* grad_x) = 0;
   virtual int64_t bytes() const = 0;
   virtual double seconds(int part) const = 0;
 };

@@ -100,6 +100,18 @@ class EngineOf final : public Engine {
   void get_gradients(int t, double* dw, double* da) const override;
   void add_gradients(int t, const double* dw, const double* da) override;
 
+  void op_moments(double* a) override;
+  void op_moments_gradient(const double* grad_out, double* grad_vectors) override;
+  void op_contraction(int64_t n, const double* a, double* b) override;
+  void op_contraction_gradient(int64_t n, const double* a, const double* grad_out,
+                               double* grad_a) override;
+  void op_messages(int step, const double* a, const double* b, double* out) override;
+  void op_messages_gradient(int step, const double* a, const double* b, const double* grad_out,
+                            double* grad_a, double* grad_b, double* grad_vectors) override;
+  void op_readout(int head, int64_t n, const double* x, double* y) override;
+  void op_readout_gradient(int head, int64_t n, const double* x, const double* grad_out,
+                           double* grad_x) override;
+
   int64_t bytes() const override;
   double seconds(int part) const override {
     double sum = part == kForces ? forces_seconds_ : 0.0;
@@ -111,11 +123,16 @@ class EngineOf final : public Engine {
   // f(work, block) for every block, in parallel; what a block computes depends on it alone.
   template <class F>
   void over_blocks(const F& f) {
+    over_blocks_of(frame_.n_owned, f);
+  }
+  template <class F>
+  void over_blocks_of(int64_t n, const F& f) {
+    const int64_t n_blocks = (n + W - 1) / W;
     bool failed = false;
     for (int i = 0; i < n_works_; ++i) works_[i].bad_atom = INT64_MAX, works_[i].unsorted = false;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(n_works_) if (n_works_ > 1)
-    for (int64_t k = 0; k < n_blocks_; ++k) {
-      const int64_t first = k * W, rest = frame_.n_owned - first;
+    for (int64_t k = 0; k < n_blocks; ++k) {
+      const int64_t first = k * W, rest = n - first;
       try {
         f(works_[omp_get_thread_num()], Block{k, first, int(rest < W ? rest : W)});
       } catch (const std::bad_alloc&) {  // must not leave the parallel region
@@ -137,11 +154,18 @@ class EngineOf final : public Engine {
   void find_neighbors(Work<T>& work, const Block& block, int t);
   void make_moments(Work<T>& work, const Block& block, int t, V* a);
   void invariants(Work<T>& work, const Block& block, int t, const V* a, double* features);
+  void first_layers(Work<T>& work, const Block& block, int t);
   void make_message(Work<T>& work, const Block& block, int t, const V* a);
   void read_out(Work<T>& work, const Block& block, bool backward_too);
   void message_rows_gradient(Work<T>& work, const Block& block, int t);
+  void add_later_gradients(const Block& block, int t, V* grad_a) const;
   void moments_gradient(Work<T>& work, const Block& block, int t, const V* a, V* grad_a);
   void pass_to_previous(Work<T>& work, const Block& block, int t, V* grad_a);
+  void pairs_gradient(Work<T>& work, const Block& block, int t, const V* grad_a, bool first,
+                      PairSums<T>& sums);
+  const V* distance_gradients(Work<T>& work, const Block& block, int t);
+  void take_op_inputs(int step, const double* a, const double* b);
+  void copy_pair_gradients(double* to) const;
   void backward_block(Work<T>& work, const Block& block, int t, const V* a);
   void gather_at_senders(int t);
   void start_rows(const Block& block, V* rows) const;

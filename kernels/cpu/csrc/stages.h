@@ -135,6 +135,12 @@ void EngineOf<T>::invariants(Work<T>& work, const Block& block, int t, const V* 
         features[(size_t(block.first + lane) * m_.n_features() + Stack<T>::feature(m_, f)) *
                      m_.stages + t] = b[f][lane];
   }
+  first_layers(work, block, t);
+}
+
+// The part of the invariants work.b of generation t in the first layers of all networks.
+template <class T>
+void EngineOf<T>::first_layers(Work<T>& work, const Block& block, int t) {
   Section timer(work.seconds, kReadout);
   const Stack<T>& stack = stacks_[t];
   if (!stack.rows()) return;
@@ -149,7 +155,7 @@ void EngineOf<T>::invariants(Work<T>& work, const Block& block, int t, const V* 
   if (stack.n_message)
     for (const Affine& root : m_.steps[t].net.roots)
       for (int i = 0; i < root.out; ++i) rows[row++] = spread<T>(T(root.b[i]));
-  weighted_rows<T, 1>(stack.forward, counting_.offsets.data(), b,
+  weighted_rows<T, 1>(stack.forward, counting_.offsets.data(), work.b.data(),
                       [&](int i, const V* sum) { rows[i] += sum[0]; });
   for (int i = 0; i < stack.n_readout; ++i) kept[i] = rows[i];
 }

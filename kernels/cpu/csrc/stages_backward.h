@@ -45,34 +45,38 @@ void EngineOf<T>::moments_gradient(Work<T>& work, const Block& block, int t, con
   V* scratch = work.scratch.need(contraction_.scratch() + 1);
   V h_r[kMaxEmbedding], g[kMaxInvariants];
   receivers(block, 1.0, h_r);
-  const bool later = t < m_.stages - 1;
-  const V* memory = later && m_.steps[t].memory ? kept_grad_.data() + block.number * a_size() : nullptr;
   for (int q = 0; q < m_.r * m_.c; ++q) {
     const V* from = grad_b + size_t(q) * m_.n_inv;
-    V* to = grad_a + size_t(q) * m_.n_a;
     if (m_.stages == 1) {  // nothing else enters: scale the few dE/dB by h_r instead of all dE/dA
       for (int k = 0; k < m_.n_inv; ++k) g[k] = from[k] * h_r[q % m_.k];
       from = g;
     }
-    contraction_.gradient(a + size_t(q) * m_.n_a, from, to, scratch);
-    if (!memory) continue;
-    for (int l = 0; l <= m_.l_max; ++l) {
-      const T w = steps_[t].memory[size_t(l) * m_.r * m_.c + q];
-      for (int i = degree_offset(l); i < degree_offset(l + 1); ++i)
-        to[i] += w * memory[size_t(q) * m_.n_a + i];
-    }
+    contraction_.gradient(a + size_t(q) * m_.n_a, from, grad_a + size_t(q) * m_.n_a, scratch);
   }
-  if (later && m_.steps[t].ar)
-    for (int lane = 0; lane < block.n_lanes; ++lane)
-      add_atom_to_lane<T>(steps_[t].grad_a.data() +
-                              size_t(block.first + lane) * m_.n_a * steps_[t].n_q,
-                          lane, m_.r * m_.c, m_.n_a, steps_[t].n_q, grad_a);
+  if (t < m_.stages - 1) add_later_gradients(block, t, grad_a);
+}
+
+// What memory and Ar of the step after generation t add to dE/dA_t.
+template <class T>
+void EngineOf<T>::add_later_gradients(const Block& block, int t, V* grad_a) const {
+  const StepData<T>& s = steps_[t];
+  const int rc = m_.r * m_.c;
+  if (s.step->memory) {
+    const V* from = kept_grad_.data() + block.number * a_size();
+    for (int q = 0; q < rc; ++q)
+      for (int l = 0; l <= m_.l_max; ++l)
+        for (int i = degree_offset(l); i < degree_offset(l + 1); ++i)
+          grad_a[q * m_.n_a + i] += s.memory[size_t(l) * rc + q] * from[q * m_.n_a + i];
+  }
+  if (!s.step->ar) return;
+  for (int lane = 0; lane < block.n_lanes; ++lane)
+    add_atom_to_lane<T>(s.grad_a.data() + size_t(block.first + lane) * m_.n_a * s.n_q, lane, rc,
+                        m_.n_a, s.n_q, grad_a);
 }
 
 // Keeps what memory and Ar of the step before need of grad_a, and scales it for the way to rho.
 template <class T>
 void EngineOf<T>::pass_to_previous(Work<T>& work, const Block& block, int t, V* grad_a) {
-  if (m_.stages == 1) return;
   Section timer(work.seconds, kMessages);
   if (t > 0 && m_.steps[t - 1].memory)
     ::memcpy(kept_grad_.data() + block.number * a_size(), grad_a, a_size() * sizeof(V));
@@ -92,30 +96,29 @@ void EngineOf<T>::pass_to_previous(Work<T>& work, const Block& block, int t, V* 
     for (int i = 0; i < m_.n_a; ++i) grad_a[q * m_.n_a + i] *= h_r[q % m_.k];
 }
 
-// From dE/drows to the pairs of the block.
+// dE/dr of the block's slots through Ar of the step after generation t; null without.
 template <class T>
-void EngineOf<T>::backward_block(Work<T>& work, const Block& block, int t, const V* a) {
-  message_rows_gradient(work, block, t);
-  V* grad_a = work.grad_a.need(a_size());
-  moments_gradient(work, block, t, a, grad_a);
-  pass_to_previous(work, block, t, grad_a);
+const Vec<T>* EngineOf<T>::distance_gradients(Work<T>& work, const Block& block, int t) {
+  if (t >= m_.stages - 1 || !m_.steps[t].ar) return nullptr;
   const int64_t base = list_.first[block.first];
-  T* pair_gradient = pair_gradient_.data() + 3 * base;
-  const bool first = t == m_.stages - 1;
+  V* dr = work.more_dr.roomy(work.n_slots + 1);
+  for (int slot = 0; slot < work.n_slots; ++slot)
+    for (int lane = 0; lane < W; ++lane) {
+      const int pair = work.pair[size_t(slot) * W + lane];
+      dr[slot][lane] = pair < 0 ? T(0) : pair_dr_[base + pair];
+    }
+  return dr;
+}
+
+// From dE/dA, scaled for the way to rho, to dE/dd of the block's pairs.
+template <class T>
+void EngineOf<T>::pairs_gradient(Work<T>& work, const Block& block, int t, const V* grad_a,
+                                 bool first, PairSums<T>& sums) {
+  const int64_t base = list_.first[block.first];
+  T* to = pair_gradient_.data() + 3 * base;
   if (first)
-    ::memset(pair_gradient, 0,
-             sizeof(T) * 3 * size_t(list_.first[block.first + block.n_lanes] - base));
-  const V* more_dr = nullptr;
-  if (!first && m_.steps[t].ar) {
-    V* dr = work.more_dr.roomy(work.n_slots + 1);
-    for (int slot = 0; slot < work.n_slots; ++slot)
-      for (int lane = 0; lane < W; ++lane) {
-        const int pair = work.pair[size_t(slot) * W + lane];
-        dr[slot][lane] = pair < 0 ? T(0) : pair_dr_[base + pair];
-      }
-    more_dr = dr;
-  }
-  PairSums<T> sums = {};
+    ::memset(to, 0, sizeof(T) * 3 * size_t(list_.first[block.first + block.n_lanes] - base));
+  const V* more_dr = distance_gradients(work, block, t);
   const size_t size = size_t(m_.n_b) * m_.n_a;
   if (grouped(t)) {
     {
@@ -124,17 +127,29 @@ void EngineOf<T>::backward_block(Work<T>& work, const Block& block, int t, const
       unmix<T>(m_, mixing(t), grad_a, mixed);
       unmix_groups<T>(m_, h_s_.data(), mixed, work.grad_rho.need(n_groups_ * size));
     }
-    grouped_gradient(work, m_, n_groups_, more_dr, pair_gradient, !first, sums);
+    grouped_gradient(work, m_, n_groups_, more_dr, to, !first, sums);
   } else if (t == 0 || m_.steps[t - 1].bchi) {
     const Factors<T> f = factors(block, t);
     {
       Section timer(work.seconds, kMix);
       unmix<T>(m_, mixing(t), grad_a, work.grad_rho.need(f.n_x * size));
     }
-    weighted_gradient(work, m_, f, list_, base, frame_.species, more_dr, pair_gradient, sums);
+    weighted_gradient(work, m_, f, list_, base, frame_.species, more_dr, to, sums);
   } else if (more_dr) {
-    distance_gradient(work, more_dr, pair_gradient, sums);
+    distance_gradient(work, more_dr, to, sums);
   }
+}
+
+// From dE/drows to the pairs of the block.
+template <class T>
+void EngineOf<T>::backward_block(Work<T>& work, const Block& block, int t, const V* a) {
+  message_rows_gradient(work, block, t);
+  V* grad_a = work.grad_a.need(a_size());
+  moments_gradient(work, block, t, a, grad_a);
+  if (m_.stages > 1) pass_to_previous(work, block, t, grad_a);
+  const bool first = t == m_.stages - 1;
+  PairSums<T> sums = {};
+  pairs_gradient(work, block, t, grad_a, first, sums);
   for (int lane = 0; lane < block.n_lanes; ++lane) {
     double* own = own_.data() + 12 * (block.first + lane);
     for (int k = 0; k < 12; ++k) {
