@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cace_fast.errors import CaceFastError, InputError
 from cace_fast.graph import AtomicGraph, ModelOutput
-from cace_fast.kernels.cpu import library
+from cace_fast.kernels.cpu import evaluator, library
 from cace_fast.reference import model
 from cace_fast.spec import EnergyTerm, Ewald, FixedCharge, ModelSpec, to_json
 from cace_fast.structures import too_close
@@ -66,7 +66,7 @@ class CpuEngine(ReferenceEngine):
         self._dtype = weights["embedding.sender"].dtype
         self._plan: Plan = plan_of(spec, self.terms, output_index)
         arrays = {name: t.detach().to("cpu", torch.float64).numpy() for name, t in weights.items()}
-        self._evaluator = library.Evaluator(
+        self._evaluator = evaluator.Evaluator(
             to_json(spec),
             arrays,
             self._plan.heads,
@@ -141,7 +141,7 @@ class CpuEngine(ReferenceEngine):
 
     def _structures(
         self, graph: AtomicGraph, min_dist: float | None, *, with_extras: bool = True
-    ) -> library.Structures:
+    ) -> evaluator.Structures:
         pbc = graph.pbc.numpy()
         if self._plan.terms:
             partly = np.flatnonzero(pbc.any(axis=1) & ~pbc.all(axis=1))
@@ -152,7 +152,7 @@ class CpuEngine(ReferenceEngine):
         batch = graph.batch.numpy()
         plan = self._plan
         extras = plan.all_extras(graph) if with_extras else plan.no_extras(graph.n_atoms)
-        return library.Structures(
+        return evaluator.Structures(
             species=graph.species.numpy().astype(np.int32),
             positions=np.ascontiguousarray(graph.positions.detach().numpy(), dtype=np.float64),
             first_atom=np.searchsorted(batch, np.arange(graph.n_systems + 1)).astype(np.int32),
@@ -163,7 +163,7 @@ class CpuEngine(ReferenceEngine):
         )
 
     def _new_pairs(
-        self, graph: AtomicGraph, structures: library.Structures
+        self, graph: AtomicGraph, structures: evaluator.Structures
     ) -> tuple[library.Ints, library.Ints, library.Ints] | None:
         """Return the pairs for the library, or None where it holds them already."""
         edges = (graph.senders, graph.receivers, graph.shifts)

@@ -1,0 +1,214 @@
+"""A model in the compiled library, and the buffers of its evaluation."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Mapping, Sequence
+from ctypes import byref, c_char_p, c_double, c_int32, c_int64, c_void_p
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cace_fast.kernels.cpu import library
+
+
+class Structures(NamedTuple):
+    """Structures evaluated together; arrays in C order.
+
+    ``species`` [n] int32, ``positions`` [n, 3] float64, ``first_atom`` [n_systems + 1] int32,
+    ``cells`` [n_systems, 3, 3] float64, ``periodic`` [n_systems] int32, ``extras`` one float64
+    array [n, n_extra] or None for each head, ``min_dist`` in A (0: any).
+    """
+
+    species: NDArray[np.int32]
+    positions: library.Floats
+    first_atom: NDArray[np.int32]
+    cells: library.Floats
+    periodic: NDArray[np.int32]
+    extras: Sequence[library.Floats | None] = ()
+    min_dist: float = 0.0
+
+
+class StepResult(NamedTuple):
+    """What :meth:`Evaluator.run` returns, float64; None where it was not asked for."""
+
+    energies_sr: library.Floats
+    energies_lr: library.Floats
+    forces: library.Floats | None
+    virials: library.Floats | None
+    charges: library.Floats | None
+
+
+class Evaluator:
+    """A model in the library, and the buffers of its evaluation.
+
+    Parameters
+    ----------
+    spec_json
+        The specification as JSON text.
+    tensors
+        Its tensors, float64 arrays in C order.
+    heads, terms
+        Read-outs to evaluate and Ewald terms of the energy.
+    precision
+        32 or 64.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the library does not have a part of the model.
+    """
+
+    def __init__(
+        self,
+        spec_json: str,
+        tensors: Mapping[str, library.Floats],
+        heads: Sequence[library.Head],
+        terms: Sequence[library.LongRange],
+        precision: int,
+    ) -> None:
+        self._lib = library.library()
+        self._lock = threading.Lock()
+        self._model, self._state, self._step = c_void_p(), c_void_p(), c_void_p()
+        self._text = ctypes.create_string_buffer(library.ERROR_LENGTH)
+        names = (c_char_p * len(tensors))(*(name.encode() for name in tensors))
+        arrays = [np.ascontiguousarray(t, dtype=np.float64) for t in tensors.values()]
+        data = (c_void_p * len(arrays))(*(a.ctypes.data for a in arrays))
+        sizes = (c_int64 * len(arrays))(*(a.size for a in arrays))
+        self._n_heads = len(heads)
+        self._check(
+            self._lib.cf_model_create(
+                spec_json.encode(), len(arrays), names, data, sizes, len(heads),
+                (library.Head * len(heads))(*heads), byref(self._model), self._text,
+            )
+        )  # fmt: skip
+        self._check(
+            self._lib.cf_state_create(self._model, precision, byref(self._state), self._text)
+        )
+        self._check(
+            self._lib.cf_step_create(
+                self._model, self._state, len(terms), (library.LongRange * len(terms))(*terms),
+                byref(self._step), self._text,
+            )
+        )  # fmt: skip
+        self.n_charges = self.query("n_charges")
+
+    def query(self, name: str) -> int:
+        """Return a number that describes the model; see ``cf_model_query``."""
+        return int(self._lib.cf_model_query(self._model, name.encode()))
+
+    def n_extras(self, head: int) -> int:
+        """Return how many extra inputs a head takes beside the features."""
+        return int(self._lib.cf_model_extras(self._model, head))
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory held by the buffers of the engine."""
+        return int(self._lib.cf_state_bytes(self._state))
+
+    def run(
+        self,
+        structures: Structures,
+        pairs: tuple[library.Ints, library.Ints, library.Ints] | None,
+        wanted: Sequence[str],
+        n_threads: int,
+    ) -> StepResult:
+        """Evaluate structures.
+
+        Parameters
+        ----------
+        structures
+            Atoms and cells.
+        pairs
+            A new list: senders, receivers [n_pairs] and shifts [n_pairs, 3], int64; None to use
+            that of the last call.
+        wanted
+            Any of ``forces``, ``virials``, ``charges``.
+        n_threads
+            How many threads to use.
+
+        Raises
+        ------
+        library.TooCloseError, library.NotFiniteError, InputError
+            For structures that make no sense.
+        """
+        n, n_systems = len(structures.species), len(structures.cells)
+        result = StepResult(
+            np.empty(n),
+            np.empty(n),
+            np.empty((n, 3)) if "forces" in wanted else None,
+            np.empty((n_systems, 3, 3)) if "virials" in wanted else None,
+            np.empty((n, self.n_charges)) if "charges" in wanted else None,
+        )
+        out = library.StepResultC(*(None if a is None else a.ctypes.data for a in result))
+        with self._lock:
+            given, _kept = self._given(structures)
+            self._prepare(given, pairs, n_threads)
+            self._finish(self._lib.cf_step_run(self._step, byref(given), byref(out)))
+        return result
+
+    def features(
+        self,
+        structures: Structures,
+        pairs: tuple[library.Ints, library.Ints, library.Ints] | None,
+        n_threads: int,
+    ) -> library.Floats:
+        """Return the invariants [n, n_radial, n_B, C, T]; arguments as in :meth:`run`."""
+        names = ("n_radial", "n_invariants", "n_channels", "n_stages")
+        found = np.empty((len(structures.species), *(self.query(name) for name in names)))
+        with self._lock:
+            given, _kept = self._given(structures)
+            self._prepare(given, pairs, n_threads)
+            self._finish(self._lib.cf_step_features(self._step, byref(given), found.ctypes.data))
+        return found
+
+    def _given(self, s: Structures) -> tuple[library.StructuresC, Any]:
+        """Return the C structure, and what has to live as long as it."""
+        extras = None
+        if any(e is not None for e in s.extras):
+            pointers = (None if e is None else e.ctypes.data for e in s.extras)
+            extras = (c_void_p * self._n_heads)(*pointers)
+        given = library.StructuresC(
+            len(s.species), len(s.cells), s.species.ctypes.data, s.positions.ctypes.data,
+            s.first_atom.ctypes.data, s.cells.ctypes.data, s.periodic.ctypes.data,
+            None if extras is None else ctypes.addressof(extras), s.min_dist,
+        )  # fmt: skip
+        return given, extras
+
+    def _prepare(
+        self,
+        given: library.StructuresC,
+        pairs: tuple[library.Ints, library.Ints, library.Ints] | None,
+        n_threads: int,
+    ) -> None:
+        self._lib.cf_step_threads(self._step, n_threads)
+        if pairs is not None:
+            senders, receivers, shifts = pairs
+            self._finish(
+                self._lib.cf_step_pairs(
+                    self._step, byref(given), len(senders), receivers.ctypes.data,
+                    senders.ctypes.data, shifts.ctypes.data,
+                )
+            )  # fmt: skip
+
+    def _finish(self, code: int) -> None:
+        if code == library.TOO_CLOSE:
+            atoms, distance = (c_int32 * 2)(), c_double()
+            self._lib.cf_step_closest(self._step, atoms, byref(distance))
+            raise library.TooCloseError((atoms[0], atoms[1]), distance.value)
+        text = self._lib.cf_step_error(self._step).decode() if code else ""
+        if code == library.NOT_FINITE:
+            raise library.NotFiniteError(int(self._lib.cf_state_bad_atom(self._state)), text)
+        library.raise_for(code, text)
+
+    def _check(self, code: int) -> None:
+        library.raise_for(code, self._text.value.decode())
+
+    def __del__(self) -> None:
+        """Free what the library holds."""
+        for name in ("step", "state", "model"):
+            handle = getattr(self, f"_{name}", None)
+            if handle:
+                getattr(self._lib, f"cf_{name}_free")(handle)
