@@ -119,8 +119,9 @@ def hook(atoms):
 
 
 def wall(atoms):
-    """An energy of atoms beyond the box, which does not know that the box repeats."""
-    return (0.01 * float((atoms.get_scaled_positions(wrap=False) // 1.0).sum()),)
+    """An energy and forces of atoms beyond the box, which do not know that the box repeats."""
+    images = atoms.get_scaled_positions(wrap=False) // 1.0
+    return 0.01 * float(images.sum()), 0.01 * images
 
 
 BROKEN = {
@@ -147,12 +148,28 @@ BROKEN = {
         {"sum of forces / sqrt(n)", "translation: energy", "rotation: energy", "rotation: forces"},
     ),
     "hook": (added(hook, "energy"), {"permutation: energy"}),
-    "wall": (added(wall, "energy"), {"lattice shifts of atoms: energy"}),
+    "wall": (
+        added(wall, "energy", "forces"),
+        {
+            "lattice shifts of atoms: energy",
+            "lattice shifts of atoms: forces",
+            "translation: forces",
+        },
+    ),
+    "axis": (
+        added(lambda a: (np.diag([0.1, 0.0, 0.0]),), "virials"),
+        {"rotation: virials", "virials = float64 reference", STRAIN},
+    ),
     "charges": (
         scaled("latent_charges", -1.0),
         {"latent charges = float64 reference"},
     ),
 }
+
+
+LEAKS = {f"batch = single: {name}" for name in ("energy", "forces", "virials")}
+JUMPS = {"cutoff: jump of the energy", "cutoff: jump of forces"}
+FEATURES = {"features = float64 reference"}
 
 
 @pytest.mark.parametrize(("spoil", "expected"), BROKEN.values(), ids=BROKEN)
@@ -192,9 +209,15 @@ def test_batches_that_leak_are_seen():
                 result["energy"] = result["energy"] + 1e-6
                 if "forces" in result:
                     result["forces"] = np.roll(result["forces"], 1, axis=0)
+                    result["virials"] = results[0]["virials"]
 
-    found = failing(verify(wrong(spoil), steps=5))
-    assert found == {"batch = single: energy", "batch = single: forces"}
+    assert failing(verify(wrong(spoil), steps=5)) == LEAKS
+
+
+def test_every_check_is_seen_to_fail():
+    """A check that nothing here makes fail would prove nothing."""
+    seen = set.union(LEAKS, JUMPS, FEATURES, *(expected for _, expected in BROKEN.values()))
+    assert set(rows(verify(tiny_potential(ewald_channels=1), steps=1))) == seen
 
 
 def test_a_step_at_the_cutoff_is_seen():
@@ -212,7 +235,7 @@ def test_a_step_at_the_cutoff_is_seen():
                 result["forces"] = result["forces"] - 0.01 * (unit * near[:, :, None]).sum(1)
 
     found = failing(verify(wrong(spoil), steps=5))
-    assert {"cutoff: jump of the energy", "cutoff: jump of forces"} <= found
+    assert found >= JUMPS
 
 
 def test_nan_is_never_ok():
@@ -230,7 +253,7 @@ def test_features_are_compared():
 
     spec = tiny_spec()
     potential = OtherFeatures(spec, tiny_weights(spec), device="cpu", dtype="float64")
-    assert failing(verify(potential, steps=2)) == {"features = float64 reference"}
+    assert failing(verify(potential, steps=2)) == FEATURES
 
 
 def descriptor(kind=Potential) -> Potential:

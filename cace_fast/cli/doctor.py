@@ -113,10 +113,12 @@ def _backends() -> dict[str, str]:
 
     backends = {"reference": "available (plain torch, any device)"}
     for state in states():
+        detail = f" ({state.detail})" if state.detail else ""
         backends[state.name] = (
-            "available" if state.available else f"no: {state.reason}. {state.remedy}"
+            f"available{detail}" if state.available else f"no: {state.reason}. {state.remedy}"
         )
-    backends["auto"] = f"means {choose_backend('auto')}"
+    for device in ("cpu", "cuda"):
+        backends[f"auto on {device}"] = choose_backend("auto", device)
     return backends
 
 
@@ -124,7 +126,7 @@ def _model(potential: Potential) -> dict[str, Any]:
     rep = potential.spec.representation
     return {
         "would run as": repr(potential),
-        "backend": potential.backend,
+        "backend": f"{potential.backend}: {potential.backend_note}",
         "device": str(potential.device),
         "dtype": str(potential.dtype).removeprefix("torch."),
         "features per atom": rep.n_features,

@@ -80,6 +80,7 @@ def test_a_hint_names_the_command():
     [
         (("info", "nothing.pth"), "nothing.pth: no such file, and no shipped potential"),
         (("info", "structure.xyz"), "structure.xyz: "),
+        (("info", "two\nlines"), "two lines: no such file"),
         (("verify", "model.safetensors", "nothing.xyz"), "STRUCTURE: no such file: nothing.xyz"),
         (("verify", "model.safetensors", "copper.xyz"), "expected elements among H, O, got Cu"),
         (

@@ -31,12 +31,13 @@ def test_backends_that_cannot_run_say_why_and_what_to_do(monkeypatch):
     monkeypatch.setattr(backend, "states", lambda: states)
     found = json.loads(succeed("doctor", "--json").stdout)
     assert found["backends"]["cpu"] == "no: no compiler was there. Install one."
-    assert found["backends"]["auto"] == "means reference"
+    assert found["backends"]["auto on cpu"] == "reference"
 
 
 def test_what_a_model_would_use(tmp_path):
     tiny_potential(steps=("M",)).save(tmp_path / "m.safetensors")
-    text = succeed("doctor", tmp_path / "m.safetensors", "--default-dtype", "float64").stdout
+    options = ("--default-dtype", "float64", "--backend", "reference")
+    text = succeed("doctor", tmp_path / "m.safetensors", *options).stdout
     assert "cutoff 4 A, backend 'reference' on " in text
     assert "message passing steps  1" in text
     assert "float64" in text
