@@ -13,6 +13,7 @@ struct alignas(32) Site {
 // What is kept of a slot's geometry.
 enum { kUx, kUy, kUz, kInverse, kR, kFc, kSlope, kGeometry };
 constexpr double kLengthShift = 1e-9;  // u = d/(r + 1e-9), as in the trained models
+constexpr int kRow = 4;                  // numbers of a pair's gradient: x, y, z, and one unused
 constexpr int kChunk = 16;             // slots whose monomials stay in the first cache together
 
 template <class T>
@@ -27,18 +28,19 @@ struct Work {
   Buffer<V> rho, rho_mixed, grad_rho;             // [group or x][n_b][n_A]
   Buffer<V> a, grad_a, b, grad_b;                 // [R][C][n_A], [R][C][n_B]
   Buffer<V> rows, grad_rows, values, slopes, gradients, scratch;
-  Buffer<V> y, grad_y, left, grad_g, factor, grad_factor;  // of a chunk of slots
+  Buffer<V> y, grad_y, outer, grad_g, factor, grad_factor;  // of a chunk of slots
   Buffer<V> ar, more_dr;  // sums of one atom; dE/dr of each slot by Ar
   double seconds[kParts] = {};
   int64_t bad_atom = INT64_MAX;
   bool unsorted = false;
+  alignas(64) T nowhere[kRow] = {};
 
   int64_t bytes() const {
     return int64_t(lane_d.bytes() + lane_pair.bytes() + pair.bytes() + geometry.bytes() +
                    g.bytes() + dg.bytes() + rho.bytes() + rho_mixed.bytes() + grad_rho.bytes() +
                    a.bytes() + grad_a.bytes() + b.bytes() + grad_b.bytes() + rows.bytes() +
                    grad_rows.bytes() + values.bytes() + slopes.bytes() + gradients.bytes() +
-                   scratch.bytes() + y.bytes() + grad_y.bytes() + left.bytes() + grad_g.bytes() +
+                   scratch.bytes() + y.bytes() + grad_y.bytes() + outer.bytes() + grad_g.bytes() +
                    factor.bytes() + grad_factor.bytes() + ar.bytes() + more_dr.bytes());
   }
 };
@@ -86,31 +88,33 @@ void find_slots(Work<T>& work, const Block& block, const cf_list& list, const Si
   int count[W][Model::kMaxGroups] = {};
   const double limit = cutoff * cutoff;
   const int64_t base = list.first[block.first];
+  bool unsorted = false;
   for (int lane = 0; lane < block.n_lanes; ++lane) {
     const Site center = sites[block.first + lane];
+    const int64_t end = list.first[block.first + lane + 1];
     T* d_to = lane_d + size_t(lane) * capacity * 3;
     int* pair_to = lane_pair + size_t(lane) * capacity;
-    int64_t kept = 0, last_species = 0;
-    for (int64_t e = list.first[block.first + lane]; e < list.first[block.first + lane + 1]; ++e) {
+    int64_t last_species = 0;
+    for (int64_t e = list.first[block.first + lane]; e < end; ++e) {
       const Site& site = sites[list.sender[e]];
       const double* shift = shifts + (list.shift ? 3 * int64_t(list.shift[e]) : 0);
       const double dx = center.x - site.x + shift[0], dy = center.y - site.y + shift[1],
                    dz = center.z - site.z + shift[2];
       const int inside = dx * dx + dy * dy + dz * dz < limit;
-      d_to[3 * kept] = T(dx);
-      d_to[3 * kept + 1] = T(dy);
-      d_to[3 * kept + 2] = T(dz);
-      pair_to[kept] = int(e - base);
-      kept += inside;
-      if (n_groups > 1) {
-        work.unsorted |= site.species < last_species;
-        last_species = site.species;
-        count[lane][site.species] += inside;
-      } else {
-        count[lane][0] += inside;
-      }
+      // written always, kept or overwritten by the next: no branch to guess wrong
+      d_to[0] = T(dx);
+      d_to[1] = T(dy);
+      d_to[2] = T(dz);
+      *pair_to = int(e - base);
+      d_to += 3 * inside;
+      pair_to += inside;
+      const int64_t species = n_groups > 1 ? site.species : 0;
+      count[lane][species] += inside;
+      unsorted |= species < last_species;
+      last_species = species;
     }
   }
+  work.unsorted |= unsorted;
   int total = 0;
   for (int s = 0; s < n_groups; ++s) {
     int most = 0;

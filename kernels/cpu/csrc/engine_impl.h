@@ -21,6 +21,8 @@ class EngineOf final : public Engine {
     for (size_t i = 0; i < model.h_r.size(); ++i) h_r_[i] = T(model.h_r[i]);
     n_groups_ = model.grouped() ? model.n_z : 1;
     by_embedding_.prepare(model, false);
+    degrees_together_.prepare(model, false);
+    degrees_apart_.prepare(model, true);
     int widest = model.n_features();
     for (int t = 0; t < model.stages; ++t) {
       stacks_[t].prepare(model, t);
@@ -188,6 +190,9 @@ class EngineOf final : public Engine {
     return {s.factors.data(), s.n_l, s.n_x, false,
             pair_factor_.data() + list_.first[block.first] * s.n_l * s.n_x};
   }
+  const RhoLayout& layout(int t) const {
+    return t > 0 && steps_[t - 1].n_l > 1 ? degrees_apart_ : degrees_together_;
+  }
   const Mixing<T>& mixing(int t) const {
     return t > 0 && !m_.steps[t - 1].shared_channels ? by_channel_ : by_embedding_;
   }
@@ -200,14 +205,11 @@ class EngineOf final : public Engine {
         h[b][lane] = T(factor) * h_r_[size_t(frame_.species[block.first + lane]) * m_.k + b];
   }
 
-  T* block_gradients(const Block& block) {
-    return pair_gradient_.data() + 3 * list_.first[block.first];
-  }
-
   const Model& m_;
   const Radial<T> radial_;
   const Contraction<T> contraction_;
   Mixing<T> by_embedding_, by_channel_;
+  RhoLayout degrees_together_, degrees_apart_;
   Stack<T>* const stacks_;
   StepData<T>* const steps_;  // [stages - 1]
   Buffer<V>* const kept_a_;   // [stages] -> [block][R][C][n_A]
@@ -220,7 +222,7 @@ class EngineOf final : public Engine {
   cf_list list_{};
   int64_t n_blocks_ = 0;
   Buffer<Site> sites_;
-  Buffer<T> pair_gradient_;                                   // [n_pairs][3] dE/dd
+  Buffer<T> pair_gradient_;                                   // [n_pairs][kRow] dE/dd
   Buffer<double> own_, energies_, charges_, charge_gradient_;  // own: gradient, d (x) gradient
   Buffer<double> system_size_;
   Buffer<V> rows_, grad_rows_;  // [block][rows] of the read-outs

@@ -75,18 +75,22 @@ inline void finish_slot(Work<T>& work, int slot, const Vec<T>* du, Vec<T> dr, T*
   const V along = geo[kUx] * du[0] + geo[kUy] * du[1] + geo[kUz] * du[2];
   const V radial = (dr - along * inverse) * ratio;
   const V length = geo[kR] + T(kLengthShift);
-  alignas(64) T out[3][W];
+  alignas(64) T out[3][W], rows[W][kRow];
   for (int k = 0; k < 3; ++k) {
     const V gradient = du[k] * inverse + radial * geo[kUx + k];
     sums.gradient[k] += gradient;
     for (int l = 0; l < 3; ++l) sums.virial[3 * l + k] += geo[kUx + l] * length * gradient;
     *reinterpret_cast<V*>(out[k]) = gradient;
   }
+  for (int lane = 0; lane < W; ++lane) {
+    for (int k = 0; k < 3; ++k) rows[lane][k] = out[k][lane];
+    rows[lane][3] = T(0);
+  }
   const int* pair = work.pair.data() + size_t(slot) * W;
   for (int lane = 0; lane < W; ++lane) {
-    if (pair[lane] < 0) continue;
-    T* to = pair_gradient + 3 * ptrdiff_t(pair[lane]);
-    for (int k = 0; k < 3; ++k) to[k] = add ? to[k] + out[k][lane] : out[k][lane];
+    // padding writes to a row that nobody reads: no branch to guess wrong
+    T* to = pair[lane] < 0 ? work.nowhere : pair_gradient + kRow * ptrdiff_t(pair[lane]);
+    for (int k = 0; k < kRow; ++k) to[k] = add ? to[k] + rows[lane][k] : rows[lane][k];
   }
 }
 
@@ -161,54 +165,54 @@ void unmix_groups(const Model& m, const T* h_s, const Vec<T>* grad_a, Vec<T>* gr
     }
 }
 
-// A[q][c][m] (+)= h_r[b] sum_n rho[x][n][m] W_l[n][q][c].
-template <class T, bool kAdd, int L, int kMax>
-void mix_degrees(const Model& m, const Mixing<T>& mixing, const Vec<T>* h_r, const Vec<T>* rho,
-                 Vec<T>* a) {
+// A[q][c][m] = h_r[b] sum_n rho[x][n][m] W_l[n][q][c].
+template <class T, int L, int kMax>
+void mix_degrees(const Mixing<T>& mixing, const RhoLayout& layout, const Vec<T>* h_r,
+                 const Vec<T>* rho, Vec<T>* a) {
   typedef Vec<T> V;
-  constexpr int NJ = degree_columns(L);
-  const int x_size = m.n_b * m.n_a;
+  constexpr int NJ = degree_columns(L), first = degree_offset(L);
   for (int x = 0; x < mixing.n_x; ++x) {
     const int* target = mixing.target.data() + x * mixing.n_rows;
     const int* receiver = mixing.receiver.data() + x * mixing.n_rows;
-    for (int j = degree_offset(L); j < degree_offset(L + 1); j += NJ)
-      weighted_rows<T, NJ>(mixing.forward[L * mixing.n_x + x], mixing.source.data(),
-                           rho + x * x_size + j, [&](int row, const V* sum) {
-                             V* to = a + target[row] + j;
+    for (int j = 0; j < degree_size(L); j += NJ)
+      weighted_rows<T, NJ>(mixing.forward[L * mixing.n_x + x], &layout.source[L * layout.n_b],
+                           rho + layout.of(L, x, mixing.n_x) + j, [&](int row, const V* sum) {
+                             V* to = a + target[row] + first + j;
                              const V h = h_r[receiver[row]];
-                             for (int k = 0; k < NJ; ++k)
-                               to[k] = kAdd ? to[k] + h * sum[k] : h * sum[k];
+                             for (int k = 0; k < NJ; ++k) to[k] = h * sum[k];
                            });
   }
-  if constexpr (L < kMax) mix_degrees<T, kAdd, L + 1, kMax>(m, mixing, h_r, rho, a);
+  if constexpr (L < kMax) mix_degrees<T, L + 1, kMax>(mixing, layout, h_r, rho, a);
 }
-template <class T, bool kAdd>
-void mix(const Model& m, const Mixing<T>& mixing, const Vec<T>* h_r, const Vec<T>* rho, Vec<T>* a) {
-  with_degree(m.l_max, [&](auto l_max) {
-    mix_degrees<T, kAdd, 0, decltype(l_max)::value>(m, mixing, h_r, rho, a);
+template <class T>
+void mix(int l_max, const Mixing<T>& mixing, const RhoLayout& layout, const Vec<T>* h_r,
+         const Vec<T>* rho, Vec<T>* a) {
+  with_degree(l_max, [&](auto degree) {
+    mix_degrees<T, 0, decltype(degree)::value>(mixing, layout, h_r, rho, a);
   });
 }
 
 // grad_rho[x][n][m] = sum over (q, b) of W_l[n][q][c] grad_a[q][c][m], grad_a times h_r already.
 template <class T, int L, int kMax>
-void unmix_degrees(const Model& m, const Mixing<T>& mixing, const Vec<T>* grad_a,
+void unmix_degrees(const Mixing<T>& mixing, const RhoLayout& layout, const Vec<T>* grad_a,
                    Vec<T>* grad_rho) {
   typedef Vec<T> V;
-  constexpr int NJ = degree_columns(L);
-  const int x_size = m.n_b * m.n_a;
+  constexpr int NJ = degree_columns(L), first = degree_offset(L);
+  const int* source = &layout.source[L * layout.n_b];
   for (int x = 0; x < mixing.n_x; ++x)
-    for (int j = degree_offset(L); j < degree_offset(L + 1); j += NJ)
+    for (int j = 0; j < degree_size(L); j += NJ)
       weighted_rows<T, NJ>(mixing.backward[L * mixing.n_x + x],
-                           mixing.target.data() + x * mixing.n_rows, grad_a + j,
+                           mixing.target.data() + x * mixing.n_rows, grad_a + first + j,
                            [&](int n, const V* sum) {
-                             V* to = grad_rho + x * x_size + n * m.n_a + j;
+                             V* to = grad_rho + layout.of(L, x, mixing.n_x) + source[n] + j;
                              for (int k = 0; k < NJ; ++k) to[k] = sum[k];
                            });
-  if constexpr (L < kMax) unmix_degrees<T, L + 1, kMax>(m, mixing, grad_a, grad_rho);
+  if constexpr (L < kMax) unmix_degrees<T, L + 1, kMax>(mixing, layout, grad_a, grad_rho);
 }
 template <class T>
-void unmix(const Model& m, const Mixing<T>& mixing, const Vec<T>* grad_a, Vec<T>* grad_rho) {
-  with_degree(m.l_max, [&](auto l_max) {
-    unmix_degrees<T, 0, decltype(l_max)::value>(m, mixing, grad_a, grad_rho);
+void unmix(int l_max, const Mixing<T>& mixing, const RhoLayout& layout, const Vec<T>* grad_a,
+           Vec<T>* grad_rho) {
+  with_degree(l_max, [&](auto degree) {
+    unmix_degrees<T, 0, decltype(degree)::value>(mixing, layout, grad_a, grad_rho);
   });
 }

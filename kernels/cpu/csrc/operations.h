@@ -24,7 +24,8 @@ inline void store_lanes(const Model& m, const Vec<T>* from, int n_middle, const 
 
 template <class T>
 void EngineOf<T>::copy_pair_gradients(double* to) const {
-  for (int64_t i = 0; i < 3 * list_.n_pairs; ++i) to[i] = pair_gradient_[i];
+  for (int64_t e = 0; e < list_.n_pairs; ++e)
+    for (int k = 0; k < 3; ++k) to[3 * e + k] = pair_gradient_[kRow * e + k];
 }
 
 template <class T>
@@ -141,7 +142,7 @@ void EngineOf<T>::op_messages_gradient(int step, const double* a, const double* 
     find_neighbors(work, block, step + 1);
     PairSums<T> sums = {};
     if (const V* dr = distance_gradients(work, block, step))
-      distance_gradient(work, dr, pair_gradient_.data() + 3 * list_.first[block.first], sums);
+      distance_gradient(work, dr, pair_gradient_.data() + kRow * list_.first[block.first], sums);
   });
   copy_pair_gradients(grad_vectors);
 }

@@ -1,6 +1,29 @@
 // The weights of a model in the working precision, packed for the kernels.
 
-// Radial mixing between rho [X][n_b][n_A] and A [R][C][n_A], X being the K embedding channels of
+// Where rho[x][n][m] stands.  Sums whose factors depend on the degree keep each degree together,
+// [l][x][n_b][monomials of l]; others are [x][n_b][n_A].
+struct RhoLayout {
+  Buffer<int> source;  // [l][n] offset of the first monomial of l from rho of its x
+  bool by_degree = false;
+  int n_b = 0, n_a = 0;
+
+  void prepare(const Model& m, bool degrees_apart) {
+    by_degree = degrees_apart;
+    n_b = m.n_b;
+    n_a = m.n_a;
+    source.need(size_t(m.l_max + 1) * n_b);
+    for (int l = 0; l <= m.l_max; ++l)
+      for (int n = 0; n < n_b; ++n)
+        source[l * n_b + n] = by_degree ? n * degree_size(l) : n * n_a + degree_offset(l);
+  }
+  // Offset of rho_x for degree l.
+  ptrdiff_t of(int l, int x, int n_x) const {
+    return by_degree ? ptrdiff_t(n_b) * (n_x * degree_offset(l) + x * degree_size(l))
+                     : ptrdiff_t(x) * n_b * n_a;
+  }
+};
+
+// Radial mixing between rho (X of them) and A [R][C][n_A], X being the K embedding channels of
 // the sender (a) or, with a weight for each channel (a, b), all C.
 template <class T>
 struct Mixing {
@@ -8,7 +31,6 @@ struct Mixing {
   Buffer<Packed<T>> forward, backward;  // [l][x]: rows (q, b) or q; and transposed
   Buffer<int> target;                   // [x][row] offset of A[q][c]
   Buffer<int> receiver;                 // [x][row] b
-  Buffer<int> source;                   // [n] offset of rho[x][n]
   int n_rows = 0;
 
   void prepare(const Model& m, bool by_channel) {
@@ -17,8 +39,6 @@ struct Mixing {
     n_rows = m.r * per_x;
     target.need(size_t(n_x) * n_rows);
     receiver.need(size_t(n_x) * n_rows);
-    source.need(m.n_b);
-    for (int n = 0; n < m.n_b; ++n) source[n] = n * m.n_a;
     const auto channel = [&](int x, int row) {
       return by_channel ? x : x * m.k + row % per_x;
     };

@@ -14,7 +14,7 @@ void EngineOf<T>::begin(const cf_frame& frame) {
       throw NotFinite("positions: not finite", int64_t(i));
     sites[i] = {r[0], r[1], r[2], frame.species[i]};
   }
-  pair_gradient_.roomy(3 * n_pairs + 1);
+  pair_gradient_.roomy(kRow * n_pairs + 1);
   own_.roomy(12 * n + 1);
   energies_.roomy(n + 1);
   charges_.roomy(n * m_.n_charges + 1);
@@ -83,7 +83,7 @@ void EngineOf<T>::make_moments(Work<T>& work, const Block& block, int t, V* a) {
       mix_groups<T>(m_, h_s_.data(), rho, mixed);
       rho = mixed;
     }
-    mix<T, false>(m_, mixing(t), h_r, rho, a);
+    mix<T>(m_.l_max, mixing(t), layout(t), h_r, rho, a);
   }
   if (!step) return;
   const StepData<T>& s = steps_[t - 1];

@@ -115,16 +115,16 @@ template <class T>
 void EngineOf<T>::pairs_gradient(Work<T>& work, const Block& block, int t, const V* grad_a,
                                  bool first, PairSums<T>& sums) {
   const int64_t base = list_.first[block.first];
-  T* to = pair_gradient_.data() + 3 * base;
+  T* to = pair_gradient_.data() + kRow * base;
   if (first)
-    ::memset(to, 0, sizeof(T) * 3 * size_t(list_.first[block.first + block.n_lanes] - base));
+    ::memset(to, 0, sizeof(T) * kRow * size_t(list_.first[block.first + block.n_lanes] - base));
   const V* more_dr = distance_gradients(work, block, t);
   const size_t size = size_t(m_.n_b) * m_.n_a;
   if (grouped(t)) {
     {
       Section timer(work.seconds, kMix);
       V* mixed = work.rho_mixed.need(m_.k * size);
-      unmix<T>(m_, mixing(t), grad_a, mixed);
+      unmix<T>(m_.l_max, mixing(t), layout(t), grad_a, mixed);
       unmix_groups<T>(m_, h_s_.data(), mixed, work.grad_rho.need(n_groups_ * size));
     }
     grouped_gradient(work, m_, n_groups_, more_dr, to, !first, sums);
@@ -132,7 +132,7 @@ void EngineOf<T>::pairs_gradient(Work<T>& work, const Block& block, int t, const
     const Factors<T> f = factors(block, t);
     {
       Section timer(work.seconds, kMix);
-      unmix<T>(m_, mixing(t), grad_a, work.grad_rho.need(f.n_x * size));
+      unmix<T>(m_.l_max, mixing(t), layout(t), grad_a, work.grad_rho.need(f.n_x * size));
     }
     weighted_gradient(work, m_, f, list_, base, frame_.species, more_dr, to, sums);
   } else if (more_dr) {
@@ -204,10 +204,10 @@ void EngineOf<T>::finish(const cf_result& result) {
   if (result.forces) {
 #pragma omp parallel for schedule(static) num_threads(n_works_) if (n_works_ > 1) reduction(min : bad)
     for (int i = 0; i < n_all; ++i) {
-      T sum[3] = {};
+      T sum[kRow] = {};
       for (int64_t e = list_.sent_first[i]; e < list_.sent_first[i + 1]; ++e) {
-        const T* g = pair_gradient_.data() + 3 * int64_t(list_.sent[e]);
-        for (int k = 0; k < 3; ++k) sum[k] += g[k];
+        const T* g = pair_gradient_.data() + kRow * int64_t(list_.sent[e]);
+        for (int k = 0; k < kRow; ++k) sum[k] += g[k];
       }
       for (int k = 0; k < 3; ++k) {
         const double f = double(sum[k]) - (i < n ? own_[12 * int64_t(i) + k] : 0.0);

@@ -63,76 +63,91 @@ inline Range monomials_of(int n_l, int l, int n_a) {
   return n_l == 1 ? Range{0, n_a} : Range{degree_offset(l), degree_size(l)};
 }
 
+constexpr int kWeightedChunk = 8;  // slots whose products g_n Y_m stay in the first caches
+
+// z[slot][n][m] = g_n Y_m of a range of monomials.
+template <class T>
+inline void outer_products(const Vec<T>* g, const Vec<T>* y, const Model& m, Range range, int n,
+                           Vec<T>* z) {
+  for (int s = 0; s < n; ++s, g += m.n_b, y += m.n_a)
+    for (int k = 0; k < m.n_b; ++k)
+      for (int i = 0; i < range.n; ++i) *z++ = g[k] * y[range.first + i];
+}
+
+// rho: for each group of degrees l [x][n_b][monomials of l], see RhoLayout.
 template <class T>
 void weighted_sums(Work<T>& work, const Model& m, const Factors<T>& factors, const cf_list& list,
                    int64_t base, const int32_t* species) {
   typedef Vec<T> V;
   Section timer(work.seconds, kSums);
-  const int n_b = m.n_b, n_a = m.n_a, x_size = n_b * n_a;
-  V* rho = work.rho.zeros(size_t(factors.n_x) * x_size);
+  const int n_a = m.n_a, n_x = factors.n_x, size = factors.size();
+  V* rho = work.rho.zeros(size_t(n_x) * m.n_b * n_a);
   V* y = work.y.need(size_t(kChunk) * n_a);
-  V* left = work.left.need(size_t(kChunk) * n_b);
-  const V* factor = work.factor.need(size_t(kChunk) * factors.size());
-  for (int first = 0; first < work.n_slots; first += kChunk) {
-    const int rest = work.n_slots - first, n = rest < kChunk ? rest : kChunk;
-    const V* g = work.g.data() + size_t(first) * n_b;
+  V* z = work.outer.need(size_t(2) * kWeightedChunk * m.n_b * n_a);
+  const V* factor = work.factor.need(size_t(kWeightedChunk) * size);
+  for (int first = 0; first < work.n_slots; first += kWeightedChunk) {
+    const int rest = work.n_slots - first, n = rest < kWeightedChunk ? rest : kWeightedChunk;
     monomials_of_slots(work, first, n, m.l_max, y);
     factors_of_slots(work, factors, list, base, species, first, n);
     for (int l = 0; l < factors.n_l; ++l) {
       const Range range = monomials_of(factors.n_l, l, n_a);
-      for (int x = 0; x < factors.n_x; ++x) {
-        for (int s = 0; s < n; ++s)
-          for (int k = 0; k < n_b; ++k)
-            left[s * n_b + k] = g[s * n_b + k] * factor[s * factors.size() + l * factors.n_x + x];
-        product<true, V>({left, n_b, 1}, {y + range.first, n_a, 1},
-                         {rho + x * x_size + range.first, n_a, 1}, n_b, range.n, n);
-      }
+      const int n_z = m.n_b * range.n;
+      outer_products<T>(work.g.data() + size_t(first) * m.n_b, y, m, range, n, z);
+      product<true, V>({factor + l * n_x, size, 1}, {z, n_z, 1},
+                       {rho + size_t(n_x) * m.n_b * range.first, n_z, 1}, n_x, n_z, n);
     }
   }
 }
 
-// Backward of weighted_sums, from grad_rho [x][n_b][n_A].
+// grad_g[n] += sum_m h[n][m] y[m], grad_y[m] = sum_n h[n][m] g[n]
+template <class T>
+inline void split_gradient(const Vec<T>* h, const Vec<T>* g, const Vec<T>* y, int n_b, int n_m,
+                           Vec<T>* grad_g, Vec<T>* grad_y) {
+  for (int i = 0; i < n_m; ++i) grad_y[i] = h[i] * g[0];
+  for (int k = 1; k < n_b; ++k)
+    for (int i = 0; i < n_m; ++i) grad_y[i] += h[k * n_m + i] * g[k];
+  for (int k = 0; k < n_b; ++k) {
+    Vec<T> sum = grad_g[k];
+    for (int i = 0; i < n_m; ++i) sum += h[k * n_m + i] * y[i];
+    grad_g[k] = sum;
+  }
+}
+
+// Backward of weighted_sums, from grad_rho of the same layout.  With H = sum_x f_x dE/drho_x, what
+// is left for g and Y is small.
 template <class T>
 void weighted_gradient(Work<T>& work, const Model& m, const Factors<T>& factors,
                        const cf_list& list, int64_t base, const int32_t* species,
                        const Vec<T>* more_dr, T* pair_gradient, PairSums<T>& sums) {
   typedef Vec<T> V;
   Section timer(work.seconds, kEdges);
-  const int n_b = m.n_b, n_a = m.n_a, x_size = n_b * n_a, size = factors.size();
+  const int n_b = m.n_b, n_a = m.n_a, n_x = factors.n_x, size = factors.size();
   V* y = work.y.need(size_t(kChunk) * n_a);
-  V* left = work.left.need(size_t(2) * kChunk * n_b);
-  V* along = left + kChunk * n_b;
   V* grad_y = work.grad_y.need(size_t(kChunk) * n_a);
   V* grad_g = work.grad_g.need(size_t(kChunk) * n_b);
-  const V* factor = work.factor.need(size_t(kChunk) * size);
-  V* grad_factor = work.grad_factor.need(size_t(kChunk) * size);
-  for (int first = 0; first < work.n_slots; first += kChunk) {
-    const int rest = work.n_slots - first, n = rest < kChunk ? rest : kChunk;
+  V* z = work.outer.need(size_t(2) * kWeightedChunk * n_b * n_a);
+  V* h = z + kWeightedChunk * n_b * n_a;
+  const V* factor = work.factor.need(size_t(kWeightedChunk) * size);
+  V* grad_factor = work.grad_factor.need(size_t(kWeightedChunk) * size);
+  for (int first = 0; first < work.n_slots; first += kWeightedChunk) {
+    const int rest = work.n_slots - first, n = rest < kWeightedChunk ? rest : kWeightedChunk;
     const V* g = work.g.data() + size_t(first) * n_b;
     monomials_of_slots(work, first, n, m.l_max, y);
     factors_of_slots(work, factors, list, base, species, first, n);
     for (int i = 0; i < n * n_b; ++i) grad_g[i] = V{};
-    for (int i = 0; i < n * n_a; ++i) grad_y[i] = V{};
     for (int l = 0; l < factors.n_l; ++l) {
       const Range range = monomials_of(factors.n_l, l, n_a);
-      for (int x = 0; x < factors.n_x; ++x) {
-        const V* grad_rho = work.grad_rho.data() + x * x_size + range.first;
-        product<false, V>({grad_rho, 1, n_a}, {y + range.first, 1, n_a}, {along, 1, n_b}, n_b, n,
-                          range.n);
-        for (int s = 0; s < n; ++s) {
-          const V f = factor[s * size + l * factors.n_x + x];
-          V sum = {};
-          for (int k = 0; k < n_b; ++k) {
-            const int i = s * n_b + k;
-            sum += g[i] * along[i];
-            grad_g[i] += f * along[i];
-            left[i] = f * g[i];
-          }
-          grad_factor[s * size + l * factors.n_x + x] = sum;
-        }
-        product<true, V>({grad_rho, n_a, 1}, {left, 1, n_b}, {grad_y + range.first, 1, n_a},
-                         range.n, n, n_b);
+      const int n_z = n_b * range.n;
+      const V* grad_rho = work.grad_rho.data() + size_t(n_x) * n_b * range.first;
+      if (factors.gradients) {
+        outer_products<T>(g, y, m, range, n, z);
+        product<false, V>({grad_rho, 1, n_z}, {z, 1, n_z}, {grad_factor + l * n_x, 1, size}, n_x, n,
+                          n_z);
       }
+      product<false, V>({grad_rho, n_z, 1}, {factor + l * n_x, 1, size}, {h, 1, n_z}, n_z, n, n_x);
+      for (int s = 0; s < n; ++s)
+        split_gradient<T>(h + s * n_z, g + s * n_b, y + s * n_a + range.first, n_b, range.n,
+                          grad_g + s * n_b, grad_y + s * n_a + range.first);
     }
     if (factors.gradients) factor_gradients_to_pairs(work, factors, first, n);
     finish_slots<T>(work, m, first, n, more_dr, pair_gradient, true, sums);
