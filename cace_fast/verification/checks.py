@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 FIELD = "the model has an external field"
-DISPLACEMENT, FAR = 1e-4, 0.02  # A, of each coordinate
+DISPLACEMENT, FAR = 5e-5, 0.02  # A, of each coordinate
 CUTOFF_STEP = 1e-5  # of the cutoff: how far on either side of it energies and forces are compared
 CUTOFF_JUMP = 1e-3  # eV/A, or relative to forces above 1 eV/A
 MOST_PAIRS = 12

@@ -140,7 +140,7 @@ def directions(forces: Floats, count: int, seed: int = 11) -> Floats:
     n = len(forces)
     found = [rng.standard_normal((n, 3)) for _ in range(count)]
     if forces.any() and np.isfinite(forces).all():
-        found.append(forces / np.sqrt((forces**2).mean()))
+        found.append(forces / np.abs(forces).max())
     for atom in rng.choice(n, min(count, n), replace=False):
         single = np.zeros((n, 3))
         single[atom, rng.integers(3)] = 1.0
