@@ -97,6 +97,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cf_model_extras": (c_int32, (c_void_p, c_int32)),
     "cf_state_create": (ctypes.c_int, (c_void_p, c_int32, POINTER(c_void_p), c_char_p)),
     "cf_state_free": (None, (c_void_p,)),
+    "cf_state_error": (c_char_p, (c_void_p,)),
     "cf_state_bad_atom": (c_int64, (c_void_p,)),
     "cf_state_bytes": (c_int64, (c_void_p,)),
     "cf_step_create": (

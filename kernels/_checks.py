@@ -1,0 +1,77 @@
+"""Checks of the arguments of operators, and the choice of their backend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from cace_fast.errors import BackendUnavailableError, InputError
+from cace_fast.kernels import backend as backends
+
+FLOATS = (torch.float32, torch.float64)
+INTS = (torch.int64,)
+
+
+def require(
+    name: str, tensor: Tensor, shape: tuple[int | None, ...], dtypes: tuple[torch.dtype, ...]
+) -> None:
+    """Raise InputError unless ``tensor`` has a shape (None: any size) and one of some dtypes."""
+    fits = len(shape) == tensor.dim() and all(
+        want is None or want == got for want, got in zip(shape, tensor.shape, strict=True)
+    )
+    if not fits or tensor.dtype not in dtypes:
+        sizes = ", ".join("any" if size is None else str(size) for size in shape)
+        kinds = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        got = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+        raise InputError(name, f"a {kinds} tensor of shape [{sizes}]", got)
+
+
+def require_edges(vectors: Tensor, senders: Tensor, receivers: Tensor, species: Tensor) -> None:
+    """Raise InputError unless edges and species have the shapes of an atomic graph."""
+    require("vectors", vectors, (None, 3), FLOATS)
+    for name, tensor in (("senders", senders), ("receivers", receivers)):
+        require(name, tensor, (vectors.shape[0],), INTS)
+    require("species", species, (None,), INTS)
+
+
+def require_constant(weights: Mapping[str, Tensor], names: list[str]) -> list[Tensor]:
+    """Return the tensors called ``names``; InputError for one missing or one to be trained.
+
+    The kernels have no gradient with respect to weights, and a missing gradient would look like
+    a zero one.
+    """
+    for name in names:
+        if name not in weights:
+            raise InputError(f"weights[{name!r}]", "the tensors of the specification", "nothing")
+        if weights[name].requires_grad:
+            raise InputError(
+                f"weights[{name!r}]", "a tensor that does not require gradients", "one that does",
+                "Use cace_fast.reference for gradients with respect to weights.",
+            )  # fmt: skip
+    return [weights[name] for name in names]
+
+
+def select_backend(device: torch.device, name: str | None) -> str:
+    """Return the backend for a device: the one named, or the best available one.
+
+    Raises
+    ------
+    BackendUnavailableError
+        If there is none, or the one named cannot run there; an operator never falls back.
+    """
+    states = backends.states()
+    here = [s.name for s in states if s.available and device.type in s.devices]
+    if name is None and here:
+        return here[0]
+    if name in here:
+        return str(name)
+    known = {s.name: s for s in states}
+    if name is not None and name not in known:
+        raise InputError("backend", f"one of {', '.join(known)}", repr(name))
+    for_device = [s for s in states if device.type in s.devices]
+    state = known[name] if name is not None else (for_device or list(states))[0]
+    reason = state.reason or f"it does not serve the device {str(device)!r}"
+    remedy = state.remedy or f"Use device={state.devices[0]!r}."
+    raise BackendUnavailableError(state.name, reason, here or ["none"], remedy)

@@ -1,0 +1,112 @@
+"""B basis: symmetric contractions, as :func:`cace_fast.reference.contraction.contraction`.
+
+[n, n_radial, n_A, C] in, [n, n_radial, n_B, C] out. First derivative only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cace_fast import tables
+from cace_fast.errors import InputError
+from cace_fast.kernels import _checks
+from cace_fast.kernels.cpu.operations import Operations
+from cace_fast.kernels.moments import array, operations_of
+from cace_fast.spec import CutoffFunction, ModelSpec, RadialBasis, Representation
+from cace_fast.weights import expected_shapes
+
+
+def contraction(a: Tensor, l_max: int, nu_max: int, *, backend: str | None = None) -> Tensor:
+    """Return the invariants B of the moments ``a`` (``docs/theory.md``, equations 13 to 16).
+
+    Parameters
+    ----------
+    a
+        A [n, n_radial, n_A, C].
+    l_max, nu_max
+        Highest degree (0 to 6) and highest correlation order (1 to 4).
+    backend
+        ``"cpu"``; None for the best one of the device.
+
+    Returns
+    -------
+    Tensor
+        B [n, n_radial, n_B, C] in the order of :func:`cace_fast.tables.features`.
+
+    Raises
+    ------
+    InputError
+        For a wrong shape, dtype, degree or order.
+    BackendUnavailableError
+        If no kernels, or not the ones named, serve the device.
+    """
+    for name, value, high in (("l_max", l_max, tables.MAX_DEGREE), ("nu_max", nu_max, 4)):
+        if not (name == "nu_max") <= value <= high:
+            raise InputError(name, f"an integer up to {high}", value)
+    _checks.require("a", a, (None, None, tables.n_monomials(l_max), None), _checks.FLOATS)
+    chosen = _checks.select_backend(a.device, backend)
+    out: Tensor = _contraction(a.contiguous(), l_max, nu_max, chosen)
+    return out
+
+
+def _operations(a: Tensor, l_max: int, nu_max: int) -> Operations:
+    """Return the operations of a representation whose radial functions are the lanes of ``a``."""
+    lanes = max(1, a.shape[1] * a.shape[3])
+    rep = Representation(
+        (1,), 1, True, 1.0, RadialBasis("bessel", 1), CutoffFunction("polynomial", 1.0), lanes,
+        l_max, nu_max,
+    )  # fmt: skip
+    spec = ModelSpec(rep)
+    ones = [torch.ones(shape, dtype=torch.float64) for shape in expected_shapes(spec).values()]
+    return operations_of(ones, spec, a.dtype)
+
+
+def _lanes(x: Tensor) -> Tensor:
+    """Return [n, n_radial, m, C] as [n, n_radial C, m, 1]."""
+    return x.movedim(3, 2).flatten(1, 2).unsqueeze(-1)
+
+
+def _back(lanes: Tensor, like: Tensor) -> Tensor:
+    split = torch.unflatten(lanes[..., 0], 1, (like.shape[1], like.shape[3]))
+    return split.movedim(2, 3).contiguous()
+
+
+@torch.library.custom_op("cace_fast::contraction", mutates_args=())
+def _contraction(a: Tensor, l_max: int, nu_max: int, backend: str) -> Tensor:
+    found = _operations(a, l_max, nu_max).contraction(array(_lanes(a)))
+    return _back(torch.from_numpy(found).to(a.dtype), a)
+
+
+@_contraction.register_fake
+def _(a: Tensor, l_max: int, nu_max: int, backend: str) -> Tensor:
+    return a.new_empty(a.shape[0], a.shape[1], tables.n_features(l_max, nu_max), a.shape[3])
+
+
+@torch.library.custom_op("cace_fast::contraction_gradient", mutates_args=())
+def _contraction_gradient(
+    grad_out: Tensor, a: Tensor, l_max: int, nu_max: int, backend: str
+) -> Tensor:
+    operations = _operations(a, l_max, nu_max)
+    found = operations.contraction_gradient(array(_lanes(a)), array(_lanes(grad_out)))
+    return _back(torch.from_numpy(found).to(a.dtype), a)
+
+
+@_contraction_gradient.register_fake
+def _(grad_out: Tensor, a: Tensor, l_max: int, nu_max: int, backend: str) -> Tensor:
+    return torch.empty_like(a)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    a, *ctx.options = inputs
+    ctx.save_for_backward(a)
+
+
+def _backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
+    (a,) = ctx.saved_tensors
+    return _contraction_gradient(grad_out, a, *ctx.options), None, None, None
+
+
+_contraction.register_autograd(_backward, setup_context=_setup)

@@ -1,0 +1,139 @@
+"""One message passing step, as :func:`cace_fast.reference.messages.messages`.
+
+A and B of a generation in, A of the next one out. First derivatives with respect to A, B and the
+vectors only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cace_fast.errors import InputError
+from cace_fast.kernels import _checks
+from cace_fast.kernels.moments import array, graph_of, operations_of
+from cace_fast.spec import ModelSpec, Representation, from_json, to_json
+from cace_fast.weights import expected_shapes
+
+
+def messages(
+    a: Tensor,
+    b: Tensor,
+    vectors: Tensor,
+    senders: Tensor,
+    receivers: Tensor,
+    species: Tensor,
+    weights: Mapping[str, Tensor],
+    spec: Representation,
+    step: int = 0,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Return the moments of the next generation (``docs/theory.md``, equation 21).
+
+    Parameters
+    ----------
+    a, b
+        A [n, n_radial, n_A, C] and B [n, n_radial, n_B, C] of the generation before.
+    vectors, senders, receivers, species, weights, spec
+        As in :func:`cace_fast.kernels.moments.moments`; ``weights`` also ``messages.*``.
+    step
+        Which message passing step, from 0.
+    backend
+        ``"cpu"``; None for the best one of the device.
+
+    Returns
+    -------
+    Tensor
+        A [n, n_radial, n_A, C].
+
+    Raises
+    ------
+    InputError
+        For wrong shapes or dtypes, a step that is not there, or weights that require gradients.
+    BackendUnavailableError
+        If no kernels, or not the ones named, serve the device.
+    """
+    _checks.require_edges(vectors, senders, receivers, species)
+    if not 0 <= step < len(spec.steps):
+        raise InputError("step", f"one of the {len(spec.steps)} steps of the specification", step)
+    n, r, c = species.shape[0], spec.n_radial, spec.n_channels
+    _checks.require("a", a, (n, r, spec.n_monomials, c), (vectors.dtype,))
+    _checks.require("b", b, (n, r, spec.n_invariants, c), (vectors.dtype,))
+    chosen = _checks.select_backend(vectors.device, backend)
+    whole = ModelSpec(spec)
+    tensors = _checks.require_constant(weights, list(expected_shapes(whole)))
+    edges = (vectors.contiguous(), senders, receivers, species)
+    inputs = (a.contiguous(), b.contiguous(), *edges)
+    out: Tensor = _messages(*inputs, tensors, to_json(whole), step, chosen)
+    return out
+
+
+@torch.library.custom_op("cace_fast::messages", mutates_args=())
+def _messages(
+    a: Tensor,
+    b: Tensor,
+    vectors: Tensor,
+    senders: Tensor,
+    receivers: Tensor,
+    species: Tensor,
+    weights: list[Tensor],
+    spec: str,
+    step: int,
+    backend: str,
+) -> Tensor:
+    graph = graph_of(vectors, senders, receivers, species)
+    operations = operations_of(weights, from_json(spec), vectors.dtype)
+    found = operations.messages(graph, array(a), array(b), step)
+    return torch.from_numpy(found).to(vectors.dtype)
+
+
+@_messages.register_fake
+def _(a: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(a)
+
+
+@torch.library.custom_op("cace_fast::messages_gradient", mutates_args=())
+def _messages_gradient(
+    grad_out: Tensor,
+    a: Tensor,
+    b: Tensor,
+    vectors: Tensor,
+    senders: Tensor,
+    receivers: Tensor,
+    species: Tensor,
+    weights: list[Tensor],
+    spec: str,
+    step: int,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    graph = graph_of(vectors, senders, receivers, species)
+    operations = operations_of(weights, from_json(spec), vectors.dtype)
+    found = operations.messages_gradient(graph, array(a), array(b), step, array(grad_out))
+    grad_a, grad_b, grad_vectors = (torch.from_numpy(x).to(vectors.dtype) for x in found)
+    return grad_a, grad_b, grad_vectors
+
+
+@_messages_gradient.register_fake
+def _(
+    grad_out: Tensor, a: Tensor, b: Tensor, vectors: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(a), torch.empty_like(b), torch.empty_like(vectors)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, weights, ctx.spec, ctx.step, ctx.backend = inputs
+    ctx.n_weights = len(weights)
+    ctx.save_for_backward(*tensors, *weights)
+
+
+def _backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
+    tensors, weights = ctx.saved_tensors[:6], list(ctx.saved_tensors[6:])
+    a, b, vectors = _messages_gradient(grad_out, *tensors, weights, ctx.spec, ctx.step, ctx.backend)
+    return a, b, vectors, None, None, None, [None] * ctx.n_weights, None, None, None
+
+
+_messages.register_autograd(_backward, setup_context=_setup)

@@ -1,0 +1,130 @@
+"""Read-out: a small network on the features, as :func:`cace_fast.reference.readout.readout`.
+
+[n, n_in] in, [n, n_out] out. First derivative with respect to the features only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cace_fast.kernels import _checks
+from cace_fast.kernels.cpu.operations import Operations
+from cace_fast.kernels.moments import array, operations_of
+from cace_fast.spec import (
+    CutoffFunction,
+    ModelSpec,
+    RadialBasis,
+    Readout,
+    Representation,
+    SubModel,
+    from_json,
+    to_json,
+)
+from cace_fast.weights import expected_shapes
+
+PREFIX = "outputs.0.0"
+
+
+def readout(
+    features: Tensor,
+    weights: Mapping[str, Tensor],
+    spec: Readout,
+    prefix: str,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Return the outputs y [n, n_out] of every atom (``docs/theory.md``, equation 24).
+
+    Parameters
+    ----------
+    features
+        x [n, n_in]: flattened features, further inputs behind them.
+    weights
+        Tensors ``{prefix}.layers.*``, ``{prefix}.skips.*``, ``{prefix}.linear.*``; constants.
+    spec
+        The read-out.
+    prefix
+        Where its tensors stand, ``outputs.<sub-model>.<module>``.
+    backend
+        ``"cpu"``; None for the best one of the device.
+
+    Raises
+    ------
+    InputError
+        For wrong shapes or dtypes, or weights that require gradients.
+    BackendUnavailableError
+        If no kernels, or not the ones named, serve the device.
+    """
+    _checks.require("features", features, (None, spec.mlp.widths[0]), _checks.FLOATS)
+    chosen = _checks.select_backend(features.device, backend)
+    whole = _model(spec)
+    own = [name for name in expected_shapes(whole) if name.startswith(PREFIX)]
+    tensors = _checks.require_constant(weights, [prefix + n.removeprefix(PREFIX) for n in own])
+    out: Tensor = _readout(features.contiguous(), tensors, to_json(whole), chosen)
+    return out
+
+
+def _model(spec: Readout) -> ModelSpec:
+    """Return a model of one read-out whose features are as many as its inputs."""
+    rep = Representation(
+        (1,), 1, True, 1.0, RadialBasis("bessel", 1), CutoffFunction("polynomial", 1.0),
+        spec.mlp.widths[0], 0, 1,
+    )  # fmt: skip
+    return ModelSpec(rep, (SubModel((replace(spec, features=("node_feats",)),)),))
+
+
+def _operations(weights: list[Tensor], text: str, dtype: torch.dtype) -> tuple[Operations, int]:
+    """Return the operations and the number of outputs."""
+    spec = from_json(text)
+    module = spec.submodels[0].modules[0]
+    assert isinstance(module, Readout)
+    shapes = expected_shapes(spec)
+    others = [torch.ones(s, dtype=dtype) for n, s in shapes.items() if not n.startswith(PREFIX)]
+    return operations_of([*others, *weights], spec, dtype), module.n_out
+
+
+@torch.library.custom_op("cace_fast::readout", mutates_args=())
+def _readout(features: Tensor, weights: list[Tensor], spec: str, backend: str) -> Tensor:
+    operations, n_out = _operations(weights, spec, features.dtype)
+    return torch.from_numpy(operations.readout(array(features), n_out)).to(features.dtype)
+
+
+@_readout.register_fake
+def _(features: Tensor, weights: list[Tensor], spec: str, backend: str) -> Tensor:
+    module = from_json(spec).submodels[0].modules[0]
+    assert isinstance(module, Readout)
+    return features.new_empty(features.shape[0], module.n_out)
+
+
+@torch.library.custom_op("cace_fast::readout_gradient", mutates_args=())
+def _readout_gradient(
+    grad_out: Tensor, features: Tensor, weights: list[Tensor], spec: str, backend: str
+) -> Tensor:
+    operations, _ = _operations(weights, spec, features.dtype)
+    found = operations.readout_gradient(array(features), array(grad_out))
+    return torch.from_numpy(found).to(features.dtype)
+
+
+@_readout_gradient.register_fake
+def _(grad_out: Tensor, features: Tensor, weights: list[Tensor], spec: str, backend: str) -> Tensor:
+    return torch.empty_like(features)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    features, weights, ctx.spec, ctx.backend = inputs
+    ctx.n_weights = len(weights)
+    ctx.save_for_backward(features, *weights)
+
+
+def _backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
+    features, *weights = ctx.saved_tensors
+    found = _readout_gradient(grad_out, features, list(weights), ctx.spec, ctx.backend)
+    return found, [None] * ctx.n_weights, None, None
+
+
+_readout.register_autograd(_backward, setup_context=_setup)
