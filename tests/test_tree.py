@@ -21,6 +21,10 @@ MAY_HAVE_MORE_PARAMETERS = {
     ("cace_fast/cli/relax.py", "relax"): "a parameter is an option of the command",
     ("cace_fast/potential.py", "__init__"): "a model's two parts and the options of `load`",
     ("reference/messages.py", "messages"): "a step needs both bases, the edges and the weights",
+    ("kernels/messages.py", "messages"): "the same, and the backend",
+    ("kernels/messages.py", "_messages"): "an operator of torch takes tensors, not structures",
+    ("kernels/messages.py", "_messages_gradient"): "an operator of torch takes tensors",
+    ("kernels/ewald.py", "_ewald_gradient"): "an operator of torch takes tensors",
 }
 # Spelled in parts, so that this file does not hold what it looks for.
 MACHINE_PATHS = re.compile(
