@@ -160,7 +160,7 @@ class EngineOf final : public Engine {
   void make_message(Work<T>& work, const Block& block, int t, const V* a);
   void read_out(Work<T>& work, const Block& block, bool backward_too);
   void message_rows_gradient(Work<T>& work, const Block& block, int t);
-  void add_later_gradients(const Block& block, int t, V* grad_a) const;
+  void add_later_gradients(Work<T>& work, const Block& block, int t, V* grad_a);
   void moments_gradient(Work<T>& work, const Block& block, int t, const V* a, V* grad_a);
   void pass_to_previous(Work<T>& work, const Block& block, int t, V* grad_a);
   void pairs_gradient(Work<T>& work, const Block& block, int t, const V* grad_a, bool first,

@@ -75,22 +75,39 @@ struct StepData {
   }
 };
 
-// [R C][n_A] in lanes <-> [n_A][n_q] of one atom.
+// [R C][n_A] in lanes -> [n_A][n_q] of each atom of a block; atoms of dead lanes are not written.
 template <class T>
-inline void lane_to_atom(const Vec<T>* lanes, int lane, int rc, int n_a, int n_q, T* atom) {
+inline void lanes_to_atoms(const Vec<T>* lanes, const Block& block, const Model& m,
+                           const StepData<T>& s, Vec<T>* nowhere, T* atoms) {
   constexpr int W = Simd<T>::width;
-  const T* from = reinterpret_cast<const T*>(lanes) + lane;
-  for (int m = 0; m < n_a; ++m) {
-    for (int q = 0; q < rc; ++q) atom[m * n_q + q] = from[size_t(q * n_a + m) * W];
-    for (int q = rc; q < n_q; ++q) atom[m * n_q + q] = T(0);
+  const int rc = m.r * m.c;
+  T* rows[W];
+  for (int k = 0; k < m.n_a; ++k) {
+    for (int lane = 0; lane < W; ++lane)
+      rows[lane] = lane < block.n_lanes
+                       ? atoms + (size_t(block.first + lane) * s.n_a + k) * s.n_q
+                       : reinterpret_cast<T*>(nowhere);
+    from_lanes<T>(lanes + k, rc, rows, m.n_a);
+    for (int lane = 0; lane < W; ++lane)
+      for (int q = rc; q < s.n_q; ++q) rows[lane][q] = T(0);
   }
 }
+
+// Adds [n_A][n_q] of each atom of a block to [R C][n_A] in lanes.
 template <class T>
-inline void add_atom_to_lane(const T* atom, int lane, int rc, int n_a, int n_q, Vec<T>* lanes) {
+inline void add_atoms_to_lanes(const T* atoms, const Block& block, const Model& m,
+                               const StepData<T>& s, Vec<T>* scratch, Vec<T>* lanes) {
   constexpr int W = Simd<T>::width;
-  T* to = reinterpret_cast<T*>(lanes) + lane;
-  for (int m = 0; m < n_a; ++m)
-    for (int q = 0; q < rc; ++q) to[size_t(q * n_a + m) * W] += atom[m * n_q + q];
+  const int rc = m.r * m.c;
+  const T* rows[W];
+  for (int k = 0; k < m.n_a; ++k) {
+    for (int lane = 0; lane < W; ++lane) {  // dead lanes read the first atom: nobody reads them
+      const int alive = lane < block.n_lanes ? lane : 0;
+      rows[lane] = atoms + (size_t(alive) * s.n_a + k) * s.n_q;
+    }
+    to_lanes<T>(rows, rc, scratch);
+    for (int q = 0; q < rc; ++q) lanes[q * m.n_a + k] += scratch[q];
+  }
 }
 
 // exp(-r V_l) f for every degree, and the derivative of exp(-r V_l) f_c where asked.
@@ -124,11 +141,12 @@ void ar_sums(Work<T>& work, const Model& m, const StepData<T>& s, const Block& b
   constexpr int W = Simd<T>::width;
   Section timer(work.seconds, kMessages);
   const int n = s.n_q / W, size = s.n_a * n, n_decay = (m.l_max + 1) * n;
-  V* sum = work.ar.need(size_t(size) + n_decay);
-  V* decay = sum + size;
+  V* sums = work.ar.need(size_t(size) * W + n_decay + s.n_q);
+  V *decay = sums + size_t(size) * W, *scratch = decay + n_decay;
   const int64_t base = list.first[block.first];
   const V* prefactor = reinterpret_cast<const V*>(s.prefactor.data());
   for (int lane = 0; lane < block.n_lanes; ++lane) {
+    V* sum = sums + size_t(size) * lane;
     for (int i = 0; i < size; ++i) sum[i] = V{};
     for (int slot = 0; slot < work.n_slots; ++slot) {
       const int pair = work.pair[size_t(slot) * W + lane];
@@ -141,8 +159,8 @@ void ar_sums(Work<T>& work, const Model& m, const StepData<T>& s, const Block& b
     for (int l = 0; l <= m.l_max; ++l)
       for (int k = degree_offset(l); k < degree_offset(l + 1); ++k)
         for (int i = 0; i < n; ++i) sum[k * n + i] *= prefactor[l * n + i] * T(m.mp_norm);
-    add_atom_to_lane<T>(reinterpret_cast<const T*>(sum), lane, m.r * m.c, s.n_a, s.n_q, a);
   }
+  add_atoms_to_lanes<T>(reinterpret_cast<const T*>(sums), block, m, s, scratch, a);
 }
 
 // What a sender gets back through Ar: dE/dA of it, and dE/dr of each pair it sends.

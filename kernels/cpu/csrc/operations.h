@@ -128,7 +128,7 @@ void EngineOf<T>::op_messages_gradient(int step, const double* a, const double* 
   over_blocks([&](Work<T>& work, const Block& block) {
     V* gradient = work.grad_a.need(a_size());
     for (size_t i = 0; i < a_size(); ++i) gradient[i] = V{};
-    add_later_gradients(block, step, gradient);
+    add_later_gradients(work, block, step, gradient);
     store_lanes<T>(m_, gradient, m_.n_a, block, grad_a);
     V* kept = grad_rows_.data() + size_t(block.number) * stack.n_readout;
     for (int i = 0; i < stack.n_readout; ++i) kept[i] = V{};  // read-outs are not asked here

@@ -177,10 +177,9 @@ void EngineOf<T>::make_message(Work<T>& work, const Block& block, int t, const V
       s.make_factors(m_, h_s_.data() + size_t(frame_.species[atom]) * m_.k, atom);
     }
   }
-  if (s.step->ar)
-    for (int lane = 0; lane < block.n_lanes; ++lane)
-      lane_to_atom<T>(a, lane, m_.r * m_.c, m_.n_a, s.n_q,
-                      s.a.data() + size_t(block.first + lane) * s.n_a * s.n_q);
+  if (!s.step->ar) return;
+  Section timer(work.seconds, kMessages);
+  lanes_to_atoms<T>(a, block, m_, s, work.ar.need(s.n_q), s.a.data());
 }
 
 // Energies and charges from the rows; with `backward_too` also dE/drows.

@@ -53,12 +53,12 @@ void EngineOf<T>::moments_gradient(Work<T>& work, const Block& block, int t, con
     }
     contraction_.gradient(a + size_t(q) * m_.n_a, from, grad_a + size_t(q) * m_.n_a, scratch);
   }
-  if (t < m_.stages - 1) add_later_gradients(block, t, grad_a);
+  if (t < m_.stages - 1) add_later_gradients(work, block, t, grad_a);
 }
 
 // What memory and Ar of the step after generation t add to dE/dA_t.
 template <class T>
-void EngineOf<T>::add_later_gradients(const Block& block, int t, V* grad_a) const {
+void EngineOf<T>::add_later_gradients(Work<T>& work, const Block& block, int t, V* grad_a) {
   const StepData<T>& s = steps_[t];
   const int rc = m_.r * m_.c;
   if (s.step->memory) {
@@ -69,9 +69,8 @@ void EngineOf<T>::add_later_gradients(const Block& block, int t, V* grad_a) cons
           grad_a[q * m_.n_a + i] += s.memory[size_t(l) * rc + q] * from[q * m_.n_a + i];
   }
   if (!s.step->ar) return;
-  for (int lane = 0; lane < block.n_lanes; ++lane)
-    add_atom_to_lane<T>(s.grad_a.data() + size_t(block.first + lane) * m_.n_a * s.n_q, lane, rc,
-                        m_.n_a, s.n_q, grad_a);
+  add_atoms_to_lanes<T>(s.grad_a.data() + size_t(block.first) * s.n_a * s.n_q, block, m_, s,
+                        work.ar.need(s.n_q), grad_a);
 }
 
 // Keeps what memory and Ar of the step before need of grad_a, and scales it for the way to rho.
@@ -82,12 +81,13 @@ void EngineOf<T>::pass_to_previous(Work<T>& work, const Block& block, int t, V* 
     ::memcpy(kept_grad_.data() + block.number * a_size(), grad_a, a_size() * sizeof(V));
   if (t > 0 && m_.steps[t - 1].ar) {
     StepData<T>& s = steps_[t - 1];
+    lanes_to_atoms<T>(grad_a, block, m_, s, work.ar.need(s.n_q), s.grad_sum.data());
     for (int lane = 0; lane < block.n_lanes; ++lane) {
       T* to = s.grad_sum.data() + size_t(block.first + lane) * s.n_a * s.n_q;
-      lane_to_atom<T>(grad_a, lane, m_.r * m_.c, m_.n_a, s.n_q, to);
       for (int l = 0; l <= m_.l_max; ++l)
         for (int k = degree_offset(l); k < degree_offset(l + 1); ++k)
-          for (int q = 0; q < s.n_q; ++q) to[k * s.n_q + q] *= s.prefactor[l * s.n_q + q] * T(m_.mp_norm);
+          for (int q = 0; q < s.n_q; ++q)
+            to[k * s.n_q + q] *= s.prefactor[l * s.n_q + q] * T(m_.mp_norm);
     }
   }
   V h_r[kMaxEmbedding];

@@ -12,18 +12,6 @@ struct Factors {
   int size() const { return n_l * n_x; }
 };
 
-// out[f][lane] = rows[lane][f]
-template <class T>
-inline void to_lanes(const T* const (&rows)[Simd<T>::width], int n, T* out) {
-  constexpr int W = Simd<T>::width;
-  int f = 0;
-  for (; f + 8 <= n; f += 8)  // a block of eight stays in the first cache
-    for (int lane = 0; lane < W; ++lane)
-      for (int k = 0; k < 8; ++k) out[(f + k) * W + lane] = rows[lane][f + k];
-  for (; f < n; ++f)
-    for (int lane = 0; lane < W; ++lane) out[f * W + lane] = rows[lane][f];
-}
-
 template <class T>
 void factors_of_slots(Work<T>& work, const Factors<T>& factors, const cf_list& list, int64_t base,
                       const int32_t* species, int first, int n) {
@@ -36,7 +24,7 @@ void factors_of_slots(Work<T>& work, const Factors<T>& factors, const cf_list& l
       const int64_t sender = pair[lane] < 0 ? 0 : list.sender[base + pair[lane]];
       rows[lane] = factors.rows + size * (factors.by_species ? species[sender] : sender);
     }
-    to_lanes<T>(rows, size, reinterpret_cast<T*>(work.factor.data() + size_t(s) * size));
+    to_lanes<T>(rows, size, work.factor.data() + size_t(s) * size);
   }
 }
 
@@ -44,37 +32,52 @@ template <class T>
 inline void factor_gradients_to_pairs(Work<T>& work, const Factors<T>& factors, int first, int n) {
   constexpr int W = Work<T>::W;
   const int size = factors.size();
+  T* nowhere = reinterpret_cast<T*>(work.ar.need(size / W + 1));  // for padding
   for (int s = 0; s < n; ++s) {
     const int* pair = work.pair.data() + size_t(first + s) * W;
-    const T* from = reinterpret_cast<const T*>(work.grad_factor.data() + size_t(s) * size);
-    for (int lane = 0; lane < W; ++lane) {
-      if (pair[lane] < 0) continue;
-      T* to = factors.gradients + ptrdiff_t(pair[lane]) * size;
-      for (int f = 0; f < size; ++f) to[f] = from[f * W + lane];
-    }
+    T* rows[W];
+    for (int lane = 0; lane < W; ++lane)
+      rows[lane] = pair[lane] < 0 ? nowhere : factors.gradients + ptrdiff_t(pair[lane]) * size;
+    from_lanes<T>(work.grad_factor.data() + size_t(s) * size, size, rows);
   }
 }
 
-// Monomials that share the factors of group l: those of one degree, or all.
-struct Range {
-  int first, n;
+// A piece of the outer products g_n Y_m: monomials that share their factors, and as many n as
+// keep the products of a chunk of slots in the first cache.
+struct Piece {
+  int l, first, n_m, n0, n_n;  // group of factors; monomials first..; radial functions n0..
+
+  int size() const { return n_n * n_m; }
 };
-inline Range monomials_of(int n_l, int l, int n_a) {
-  return n_l == 1 ? Range{0, n_a} : Range{degree_offset(l), degree_size(l)};
+
+constexpr int kPieceSize = 20;
+constexpr int kForwardChunk = 16, kBackwardChunk = 8;  // slots
+
+template <class F>
+inline void over_pieces(const Model& m, int n_l, const F& f) {
+  for (int l = 0; l < n_l; ++l) {
+    const int first = n_l == 1 ? 0 : degree_offset(l), n_m = n_l == 1 ? m.n_a : degree_size(l);
+    const int at_once = n_m < kPieceSize ? kPieceSize / n_m : 1;
+    for (int n0 = 0; n0 < m.n_b; n0 += at_once)
+      f(Piece{l, first, n_m, n0, m.n_b - n0 < at_once ? m.n_b - n0 : at_once});
+  }
 }
 
-constexpr int kWeightedChunk = 8;  // slots whose products g_n Y_m stay in the first caches
-
-// z[slot][n][m] = g_n Y_m of a range of monomials.
+// z[slot][n][m] = g_n Y_m
 template <class T>
-inline void outer_products(const Vec<T>* g, const Vec<T>* y, const Model& m, Range range, int n,
-                           Vec<T>* z) {
+inline void outer_products(const Vec<T>* g, const Vec<T>* y, const Model& m, const Piece& piece,
+                           int n, Vec<T>* z) {
   for (int s = 0; s < n; ++s, g += m.n_b, y += m.n_a)
-    for (int k = 0; k < m.n_b; ++k)
-      for (int i = 0; i < range.n; ++i) *z++ = g[k] * y[range.first + i];
+    for (int k = 0; k < piece.n_n; ++k)
+      for (int i = 0; i < piece.n_m; ++i) *z++ = g[piece.n0 + k] * y[piece.first + i];
 }
 
-// rho: for each group of degrees l [x][n_b][monomials of l], see RhoLayout.
+// Where a piece stands in rho: for each group of degrees [x][n_b][monomials], see RhoLayout.
+template <class V>
+inline V* piece_of(V* rho, const Model& m, int n_x, const Piece& piece) {
+  return rho + ptrdiff_t(n_x) * m.n_b * piece.first + piece.n0 * piece.n_m;
+}
+
 template <class T>
 void weighted_sums(Work<T>& work, const Model& m, const Factors<T>& factors, const cf_list& list,
                    int64_t base, const int32_t* species) {
@@ -82,34 +85,33 @@ void weighted_sums(Work<T>& work, const Model& m, const Factors<T>& factors, con
   Section timer(work.seconds, kSums);
   const int n_a = m.n_a, n_x = factors.n_x, size = factors.size();
   V* rho = work.rho.zeros(size_t(n_x) * m.n_b * n_a);
-  V* y = work.y.need(size_t(kChunk) * n_a);
-  V* z = work.outer.need(size_t(2) * kWeightedChunk * m.n_b * n_a);
-  const V* factor = work.factor.need(size_t(kWeightedChunk) * size);
-  for (int first = 0; first < work.n_slots; first += kWeightedChunk) {
-    const int rest = work.n_slots - first, n = rest < kWeightedChunk ? rest : kWeightedChunk;
+  V* y = work.y.need(size_t(kForwardChunk) * n_a);
+  V* z = work.outer.need(size_t(kForwardChunk) * (n_a > kPieceSize ? n_a : kPieceSize));
+  const V* factor = work.factor.need(size_t(kForwardChunk) * size);
+  for (int first = 0; first < work.n_slots; first += kForwardChunk) {
+    const int rest = work.n_slots - first, n = rest < kForwardChunk ? rest : kForwardChunk;
     monomials_of_slots(work, first, n, m.l_max, y);
     factors_of_slots(work, factors, list, base, species, first, n);
-    for (int l = 0; l < factors.n_l; ++l) {
-      const Range range = monomials_of(factors.n_l, l, n_a);
-      const int n_z = m.n_b * range.n;
-      outer_products<T>(work.g.data() + size_t(first) * m.n_b, y, m, range, n, z);
-      product<true, V>({factor + l * n_x, size, 1}, {z, n_z, 1},
-                       {rho + size_t(n_x) * m.n_b * range.first, n_z, 1}, n_x, n_z, n);
-    }
+    over_pieces(m, factors.n_l, [&](const Piece& piece) {
+      outer_products<T>(work.g.data() + size_t(first) * m.n_b, y, m, piece, n, z);
+      product<true, V>({factor + piece.l * n_x, size, 1}, {z, piece.size(), 1},
+                       {piece_of(rho, m, n_x, piece), m.n_b * piece.n_m, 1}, n_x, piece.size(), n);
+    });
   }
 }
 
-// grad_g[n] += sum_m h[n][m] y[m], grad_y[m] = sum_n h[n][m] g[n]
+// grad_g[n] += sum_m h[n][m] y[m], grad_y[m] += sum_n h[n][m] g[n]
 template <class T>
-inline void split_gradient(const Vec<T>* h, const Vec<T>* g, const Vec<T>* y, int n_b, int n_m,
+inline void split_gradient(const Vec<T>* h, const Piece& piece, const Vec<T>* g, const Vec<T>* y,
                            Vec<T>* grad_g, Vec<T>* grad_y) {
-  for (int i = 0; i < n_m; ++i) grad_y[i] = h[i] * g[0];
-  for (int k = 1; k < n_b; ++k)
-    for (int i = 0; i < n_m; ++i) grad_y[i] += h[k * n_m + i] * g[k];
-  for (int k = 0; k < n_b; ++k) {
-    Vec<T> sum = grad_g[k];
-    for (int i = 0; i < n_m; ++i) sum += h[k * n_m + i] * y[i];
-    grad_g[k] = sum;
+  for (int k = 0; k < piece.n_n; ++k, h += piece.n_m) {
+    const Vec<T> radial = g[piece.n0 + k];
+    Vec<T> sum = grad_g[piece.n0 + k];
+    for (int i = 0; i < piece.n_m; ++i) {
+      sum += h[i] * y[piece.first + i];
+      grad_y[piece.first + i] += h[i] * radial;
+    }
+    grad_g[piece.n0 + k] = sum;
   }
 }
 
@@ -122,33 +124,36 @@ void weighted_gradient(Work<T>& work, const Model& m, const Factors<T>& factors,
   typedef Vec<T> V;
   Section timer(work.seconds, kEdges);
   const int n_b = m.n_b, n_a = m.n_a, n_x = factors.n_x, size = factors.size();
-  V* y = work.y.need(size_t(kChunk) * n_a);
-  V* grad_y = work.grad_y.need(size_t(kChunk) * n_a);
-  V* grad_g = work.grad_g.need(size_t(kChunk) * n_b);
-  V* z = work.outer.need(size_t(2) * kWeightedChunk * n_b * n_a);
-  V* h = z + kWeightedChunk * n_b * n_a;
-  const V* factor = work.factor.need(size_t(kWeightedChunk) * size);
-  V* grad_factor = work.grad_factor.need(size_t(kWeightedChunk) * size);
-  for (int first = 0; first < work.n_slots; first += kWeightedChunk) {
-    const int rest = work.n_slots - first, n = rest < kWeightedChunk ? rest : kWeightedChunk;
+  const size_t piece_most = n_a > kPieceSize ? n_a : kPieceSize;
+  V* y = work.y.need(size_t(kBackwardChunk) * n_a);
+  V* grad_y = work.grad_y.need(size_t(kBackwardChunk) * n_a);
+  V* grad_g = work.grad_g.need(size_t(kBackwardChunk) * n_b);
+  V* z = work.outer.need(kBackwardChunk * 2 * piece_most);
+  V* h = z + kBackwardChunk * piece_most;
+  const V* factor = work.factor.need(size_t(kBackwardChunk) * size);
+  V* grad_factor = work.grad_factor.need(size_t(kBackwardChunk) * size);
+  for (int first = 0; first < work.n_slots; first += kBackwardChunk) {
+    const int rest = work.n_slots - first, n = rest < kBackwardChunk ? rest : kBackwardChunk;
     const V* g = work.g.data() + size_t(first) * n_b;
     monomials_of_slots(work, first, n, m.l_max, y);
     factors_of_slots(work, factors, list, base, species, first, n);
     for (int i = 0; i < n * n_b; ++i) grad_g[i] = V{};
-    for (int l = 0; l < factors.n_l; ++l) {
-      const Range range = monomials_of(factors.n_l, l, n_a);
-      const int n_z = n_b * range.n;
-      const V* grad_rho = work.grad_rho.data() + size_t(n_x) * n_b * range.first;
+    for (int i = 0; i < n * n_a; ++i) grad_y[i] = V{};
+    for (int i = 0; i < n * size; ++i) grad_factor[i] = V{};
+    over_pieces(m, factors.n_l, [&](const Piece& piece) {
+      const int n_z = piece.size(), x_stride = n_b * piece.n_m;
+      const V* grad_rho = piece_of<const V>(work.grad_rho.data(), m, n_x, piece);
       if (factors.gradients) {
-        outer_products<T>(g, y, m, range, n, z);
-        product<false, V>({grad_rho, 1, n_z}, {z, 1, n_z}, {grad_factor + l * n_x, 1, size}, n_x, n,
-                          n_z);
+        outer_products<T>(g, y, m, piece, n, z);
+        product<true, V>({grad_rho, 1, x_stride}, {z, 1, n_z},
+                         {grad_factor + piece.l * n_x, 1, size}, n_x, n, n_z);
       }
-      product<false, V>({grad_rho, n_z, 1}, {factor + l * n_x, 1, size}, {h, 1, n_z}, n_z, n, n_x);
+      product<false, V>({grad_rho, x_stride, 1}, {factor + piece.l * n_x, 1, size}, {h, 1, n_z},
+                        n_z, n, n_x);
       for (int s = 0; s < n; ++s)
-        split_gradient<T>(h + s * n_z, g + s * n_b, y + s * n_a + range.first, n_b, range.n,
-                          grad_g + s * n_b, grad_y + s * n_a + range.first);
-    }
+        split_gradient<T>(h + s * n_z, piece, g + s * n_b, y + s * n_a, grad_g + s * n_b,
+                          grad_y + s * n_a);
+    });
     if (factors.gradients) factor_gradients_to_pairs(work, factors, first, n);
     finish_slots<T>(work, m, first, n, more_dr, pair_gradient, true, sums);
   }
