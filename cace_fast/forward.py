@@ -236,14 +236,14 @@ def _unit_shifts(
 ) -> Tensor:
     """Return integer shifts, from ``unit_shifts`` or from the Cartesian ``shifts``."""
     if "unit_shifts" in data:
-        return data["unit_shifts"].detach().to(cell)
+        return data["unit_shifts"].detach().round().to(cell.device, torch.int64)
     if "shifts" not in data:
         raise InputError("data['shifts']", "shifts or unit_shifts for each edge", "neither")
     full = torch.where(
         open_[:, None, None], torch.eye(3, dtype=cell.dtype, device=cell.device), cell
     )
     inverse = torch.linalg.inv(full)[batch[receivers]]
-    return torch.einsum("ex,exk->ek", data["shifts"].detach().to(cell), inverse).round()
+    return torch.einsum("ex,exk->ek", data["shifts"].detach().to(cell), inverse).round().long()
 
 
 def _per_atom(value: Tensor, batch: Tensor, n: int) -> Tensor:

@@ -30,8 +30,7 @@ class AtomicGraph:
     senders, receivers
         [n_edges] int64, ascending in the receiver: the neighbour and the centre of each edge.
     shifts
-        [n_edges, 3] float64 (int64 where the edges are candidates only), cell shift S:
-        d = r_receiver - r_sender + S h.
+        [n_edges, 3] int64, cell shift S: d = r_receiver - r_sender + S h.
     inputs
         Further per-atom features [n, ...] that a read-out takes, such as ``charge_states``.
     """
@@ -77,7 +76,7 @@ class AtomicGraph:
         return AtomicGraph(**{n: getattr(self, n).to(device) for n in names}, inputs=inputs)
 
     def select(self, edges: Tensor) -> AtomicGraph:
-        """Return the graph with only the edges that the boolean mask ``edges`` keeps."""
+        """Return the graph with only the edges that a mask keeps, or those numbered, in order."""
         return replace(
             self,
             senders=self.senders[edges],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -14,10 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import checkpoint, structures, weights
-from .engine import CpuEngine, find_device, find_dtype, make_engine
+from .engine import find_device, find_dtype, make_engine
 from .errors import CaceFastError, CheckpointError, InputError, PropertyNotImplementedError
 from .forward import Forward
 from .graph import AtomicGraph, join
+from .neighbors import neighbor_list
 from .properties import Result, check_names, check_structure, needed, results_of, to_numpy
 from .spec import ModelSpec, energy_terms
 from .structures import EdgeSource, extra_inputs, graph_of
@@ -114,6 +116,11 @@ class Potential:
         return self._engine.description + note
 
     @property
+    def sorts_pairs(self) -> bool:
+        """Whether candidate pairs may come in any order; see :meth:`evaluate`."""
+        return self._engine.sorts_pairs
+
+    @property
     def cutoff(self) -> float:
         """Cutoff of the neighbour search in A."""
         return self.spec.representation.cutoff
@@ -170,7 +177,8 @@ class Potential:
         frames, properties
             As in :meth:`compute`.
         edges
-            Called with positions, cell and pbc; see :class:`cace_fast.engine.VerletList`.
+            Called with positions, cell and pbc; see :class:`cace_fast.engine.VerletList`. Pairs
+            ascend in the receiver unless :attr:`sorts_pairs`.
         inputs
             Where to find further inputs of the model: its name -> name in ``info`` or ``arrays``.
         min_dist
@@ -184,7 +192,10 @@ class Potential:
         pending: list[AtomicGraph] = []
         names = {key: key for key in extra_inputs(self.spec)} | dict(inputs or {})
         rep = self.spec.representation
-        single = isinstance(self._engine, CpuEngine) and len(frames) == 1
+        # of one structure the engine trims the pairs; of several, the bad one is named here
+        single = len(frames) == 1
+        if single and edges is None and self.sorts_pairs:
+            edges = partial(neighbor_list, cutoff=self.cutoff, in_order=False)
         for number, atoms in enumerate(frames):
             try:
                 graph = graph_of(
@@ -271,10 +282,7 @@ class Potential:
     ) -> list[Result]:
         graph = join(graphs).to(self.device)
         wanted = needed(properties)
-        if isinstance(self._engine, CpuEngine):
-            output = self._engine.evaluate(graph, wanted, min_dist=min_dist)
-        else:
-            output = self._engine.evaluate(graph, wanted)
+        output = self._engine.evaluate(graph, wanted, min_dist=min_dist)
         bad = torch.nonzero(~torch.isfinite(output.energy)).flatten().tolist()
         if bad:
             raise CaceFastError(f"energy: not finite for structures {bad} of this batch")

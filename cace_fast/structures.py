@@ -74,8 +74,7 @@ def graph_of(
     min_dist
         Shortest distance allowed between two atoms in A; None allows any.
     candidates
-        Leave the pairs beyond the cutoff in, their shifts int64, and distances unchecked: for
-        engines that do this themselves.
+        Leave the pairs beyond the cutoff in and distances unchecked: engines do this themselves.
 
     Raises
     ------
@@ -98,7 +97,7 @@ def graph_of(
         batch=torch.zeros(len(positions), dtype=torch.int64),
         senders=torch.from_numpy(found.senders),
         receivers=torch.from_numpy(found.receivers),
-        shifts=torch.from_numpy(found.shifts if candidates else found.shifts.astype(np.float64)),
+        shifts=torch.from_numpy(found.shifts),
         inputs={name: _input(atoms, name, key) for name, key in _pairs(inputs)},
     )
     return graph if candidates else trim(graph, spec.cutoff, min_dist)

@@ -226,7 +226,7 @@ def test_bare_descriptor():
     spec, weights = golden.model()
     bare = ModelSpec(spec.representation)
     tensors = {k: v for k, v in weights.items() if not k.startswith("outputs")}
-    potential = Potential(bare, Weights(bare, tensors), dtype="float64")
+    potential = Potential(bare, Weights(bare, tensors), dtype="float64", backend="reference")
     want = golden_potential().features(golden.atoms("open"))
     np.testing.assert_array_equal(potential.features(golden.atoms("open")), want)
     with pytest.raises(PropertyNotImplementedError, match="bare descriptor"):

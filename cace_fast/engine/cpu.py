@@ -54,6 +54,7 @@ class CpuEngine(ReferenceEngine):
     """
 
     backend = "cpu"
+    sorts_pairs = True
 
     def __init__(
         self,
@@ -114,7 +115,8 @@ class CpuEngine(ReferenceEngine):
                 raise _explained(error, graph, min_dist) from None
         born = None
         if "born_charges" in wanted:
-            born = super().evaluate(graph, ("born_charges",)).born_charges
+            ordered = graph.select(torch.argsort(graph.receivers, stable=True))
+            born = super().evaluate(ordered, ("born_charges",)).born_charges
         short = torch.from_numpy(found.energies_sr)
         energies = short + torch.from_numpy(found.energies_lr)
         return ModelOutput(

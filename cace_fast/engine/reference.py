@@ -13,6 +13,7 @@ from cace_fast.graph import AtomicGraph, ModelOutput
 from cace_fast.reference import model
 from cace_fast.reference.ewald import E2_PER_INTERNAL
 from cace_fast.spec import EnergyTerm, Ewald, ModelSpec
+from cace_fast.structures import trim
 
 
 class ReferenceEngine:
@@ -33,6 +34,7 @@ class ReferenceEngine:
 
     backend = "reference"
     note = ""
+    sorts_pairs = False  # edges have to ascend in the receiver
 
     def __init__(
         self,
@@ -54,16 +56,26 @@ class ReferenceEngine:
         with torch.no_grad():
             return model.features(graph, self.weights, self.spec.representation)
 
-    def evaluate(self, graph: AtomicGraph, wanted: Collection[str] = ()) -> ModelOutput:
+    def evaluate(
+        self, graph: AtomicGraph, wanted: Collection[str] = (), *, min_dist: float | None = None
+    ) -> ModelOutput:
         """Return energies and what else is ``wanted``.
 
         Parameters
         ----------
         graph
-            The systems.
+            The systems; pairs beyond the cutoff do no harm.
         wanted
             Any of ``forces``, ``virials``, ``latent_charges``, ``born_charges``.
+        min_dist
+            Shortest distance allowed between two atoms in A; None allows any.
+
+        Raises
+        ------
+        InputError
+            If two atoms are closer than ``min_dist``.
         """
+        graph = trim(graph, self.spec.representation.cutoff, min_dist)
         derivatives = {"forces", "virials", "born_charges"} & set(wanted)
         with torch.set_grad_enabled(bool(derivatives)):
             strain = torch.zeros_like(graph.cell, requires_grad="virials" in wanted)
