@@ -24,7 +24,14 @@ class Edges(NamedTuple):
     shifts: Ints
 
 
-def neighbor_list(positions: Floats, cell: Floats, pbc: NDArray[np.bool_], cutoff: float) -> Edges:
+def neighbor_list(
+    positions: Floats,
+    cell: Floats,
+    pbc: NDArray[np.bool_],
+    cutoff: float,
+    *,
+    in_order: bool = True,
+) -> Edges:
     """Return all pairs with |r_receiver - r_sender + S h| < cutoff, except an atom with itself.
 
     Parameters
@@ -37,6 +44,9 @@ def neighbor_list(positions: Floats, cell: Floats, pbc: NDArray[np.bool_], cutof
         [3] bool.
     cutoff
         In A.
+    in_order
+        False: in the order of the search, and possibly pairs at the cutoff exactly; for those who
+        sort and trim themselves.
 
     Returns
     -------
@@ -54,9 +64,12 @@ def neighbor_list(positions: Floats, cell: Floats, pbc: NDArray[np.bool_], cutof
     if len(positions) == 0:
         return Edges(none, none, np.zeros((0, 3), dtype=np.int64))
     search = vesin.NeighborList(cutoff=float(cutoff), full_list=True, n_threads=1)
-    receivers, senders, vesin_shifts, distances = search.compute(
-        points=positions, box=_complete(cell, pbc), periodic=pbc.tolist(), quantities="ijSd"
-    )
+    system = {"points": positions, "box": _complete(cell, pbc), "periodic": pbc.tolist()}
+    if not in_order:
+        receivers, senders, vesin_shifts = search.compute(**system, quantities="ijS")
+        found = (senders.astype(np.int64), receivers.astype(np.int64))
+        return Edges(*found, np.negative(vesin_shifts, dtype=np.int64))
+    receivers, senders, vesin_shifts, distances = search.compute(**system, quantities="ijSd")
     near = distances < cutoff
     receivers, senders = receivers[near].astype(np.int64), senders[near].astype(np.int64)
     shifts = -vesin_shifts[near].astype(np.int64)

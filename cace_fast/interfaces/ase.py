@@ -128,7 +128,8 @@ class CACECalculator(Calculator):
         names = extra_inputs(spec)
         self._inputs = {n: (data_key or {}).get(n, n) for n in names}
         self._field = _field_vector(external_field, electric_field_unit, spec)
-        self._list = VerletList(self.potential.cutoff, skin)
+        sorts = isinstance(self.potential, Potential) and self.potential.sorts_pairs
+        self._list = VerletList(self.potential.cutoff, skin, in_order=not sorts)
         self._seen: dict[str, Any] = {}
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
