@@ -127,6 +127,14 @@ CF_API const char *cf_step_error(const cf_step *step);
 /* After CF_TOO_CLOSE: the two atoms and their distance. */
 CF_API void cf_step_closest(const cf_step *step, int32_t atoms[2], double *distance);
 
+/* --- the machine --------------------------------------------------------------------------- */
+
+/* What one core does at most, measured in some milliseconds: multiply-adds in registers with the
+ * instruction set in use, in operations per second (two for each), for precision 32 or 64; and
+ * copying memory, bytes read and written per second. */
+CF_API double cf_machine_peak(int32_t precision);
+CF_API double cf_machine_bandwidth(void);
+
 enum { CF_TOO_CLOSE = 100 }; /* a pair is closer than min_dist */
 
 #ifdef __cplusplus

@@ -179,6 +179,7 @@ void mix_degrees(const Mixing<T>& mixing, const RhoLayout& layout, const Vec<T>*
                            rho + layout.of(L, x, mixing.n_x) + j, [&](int row, const V* sum) {
                              V* to = a + target[row] + first + j;
                              const V h = h_r[receiver[row]];
+                             CF_UNROLL
                              for (int k = 0; k < NJ; ++k) to[k] = h * sum[k];
                            });
   }
@@ -205,6 +206,7 @@ void unmix_degrees(const Mixing<T>& mixing, const RhoLayout& layout, const Vec<T
                            mixing.target.data() + x * mixing.n_rows, grad_a + first + j,
                            [&](int n, const V* sum) {
                              V* to = grad_rho + layout.of(L, x, mixing.n_x) + source[n] + j;
+                             CF_UNROLL
                              for (int k = 0; k < NJ; ++k) to[k] = sum[k];
                            });
   if constexpr (L < kMax) unmix_degrees<T, L + 1, kMax>(mixing, layout, grad_a, grad_rho);

@@ -32,6 +32,7 @@ inline void run_weighted_tile(int ni, const T* w, const int* offsets, int n_k, c
   if (ni == NI) {
     Vec<T> sum[NI][NJ] = {};
     weighted_tile<T, NI, NJ>(w, offsets, n_k, x, sum);
+    CF_UNROLL
     for (int i = 0; i < NI; ++i) store(first + i, sum[i]);
   } else if constexpr (NI > 1) {
     run_weighted_tile<T, NI - 1, NJ>(ni, w, offsets, n_k, x, first, store);

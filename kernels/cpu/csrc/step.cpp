@@ -237,7 +237,8 @@ struct cf_step {
   };
   std::vector<Term> terms;
   cf_pairs pairs;
-  std::vector<double> shift_vectors, charges, slopes, own_q, own_energies, own_slopes;
+  // buffers of a step; they grow and are reused
+  std::vector<double> shift_vectors, charges, slopes, own_q, own_energies, own_slopes, forces, virials;
   std::vector<int32_t> system;
   char error[CF_ERROR_LENGTH] = {0};
   int32_t closest[2] = {-1, -1};
@@ -270,7 +271,7 @@ int frame_of(cf_step& step, const cf_structures& in, cf_frame& frame, cf_list& l
   frame.shift_vectors = step.shift_vectors.data();
   frame.extras = in.extras;
   frame.list = &list;
-  if (in.min_dist > 0) {
+  if (in.min_dist > 0 && !p.sender.empty()) {
     step.distance = cf_pairs_closest(&step.pairs, in.positions, step.shift_vectors.data(),
                                      step.n_threads, step.closest);
     if (step.distance < in.min_dist) return fail(step.error, CF_TOO_CLOSE, "positions: two atoms are too close");
@@ -348,7 +349,9 @@ int run_phases(cf_step& step, const cf_structures& in, const cf_frame& frame,
   if (out.charges != nullptr) std::copy(step.charges.begin(), step.charges.end(), out.charges);
 
   // the long range adds to zeros here, and cf_finish writes beside it: added up at the end
-  std::vector<double> forces, virials;
+  std::vector<double>&forces = step.forces, &virials = step.virials;
+  forces.clear();
+  virials.clear();
   cf_step_result part = out;
   if (out.forces != nullptr) {
     forces.assign(3 * static_cast<size_t>(in.n_atoms), 0.0);

@@ -8,23 +8,35 @@ constexpr int kTile = 24;
 constexpr int kTile = 12;
 #endif
 
+// Loops over a tile are unrolled before the compiler decides what lives in registers: left to
+// itself it keeps copies of all sums on the stack.
+#define CF_UNROLL _Pragma("GCC unroll 32")
+#define CF_INLINE inline __attribute__((always_inline))
+
 // C[i][j] (+)= sum_k A[k][i] B[k][j], all vectors.  Strides count vectors; *_k is from one k to the
 // next.
 template <class V, int NI, int NJ, bool kAdd>
 inline void product_tile(const V* a, ptrdiff_t a_k, ptrdiff_t a_i, const V* b, ptrdiff_t b_k,
                          ptrdiff_t b_j, int n_k, V* c, ptrdiff_t c_i, ptrdiff_t c_j) {
   V sum[NI][NJ];
+  CF_UNROLL
   for (int i = 0; i < NI; ++i)
+    CF_UNROLL
     for (int j = 0; j < NJ; ++j) sum[i][j] = kAdd ? c[i * c_i + j * c_j] : V{};
   for (int k = 0; k < n_k; ++k, a += a_k, b += b_k) {
     V row[NJ];
+    CF_UNROLL
     for (int j = 0; j < NJ; ++j) row[j] = b[j * b_j];
+    CF_UNROLL
     for (int i = 0; i < NI; ++i) {
       const V left = a[i * a_i];
+      CF_UNROLL
       for (int j = 0; j < NJ; ++j) sum[i][j] += left * row[j];
     }
   }
+  CF_UNROLL
   for (int i = 0; i < NI; ++i)
+    CF_UNROLL
     for (int j = 0; j < NJ; ++j) c[i * c_i + j * c_j] = sum[i][j];
 }
 
@@ -79,13 +91,16 @@ inline void product(Strided<const V> a, Strided<const V> b, Strided<V> c, int n_
 
 // sum[i][j] += sum_k w[k][i] x[offset_k + j]: weights are numbers, the same for every lane.
 template <class T, int NI, int NJ>
-inline void weighted_tile(const T* w, const int* offsets, int n_k, const Vec<T>* x,
+CF_INLINE void weighted_tile(const T* w, const int* offsets, int n_k, const Vec<T>* x,
                           Vec<T> (&sum)[NI][NJ]) {
   for (int k = 0; k < n_k; ++k, w += NI) {
     const Vec<T>* column = x + offsets[k];
     Vec<T> row[NJ];
+    CF_UNROLL
     for (int j = 0; j < NJ; ++j) row[j] = column[j];
+    CF_UNROLL
     for (int i = 0; i < NI; ++i)
+      CF_UNROLL
       for (int j = 0; j < NJ; ++j) sum[i][j] += w[i] * row[j];
   }
 }
