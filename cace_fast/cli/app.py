@@ -40,6 +40,9 @@ def _debugging(arguments: list[str] | None) -> bool:
 
 def _explain(error: Exception) -> int:
     """Print one line for ``error`` and return the exit code."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # the help, which rich has printed already
+        print(str(error), end="", file=sys.stderr)
+        return USAGE
     if hasattr(error, "format_message"):  # click's errors; typer brings click under its own name
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "cace-fast"
@@ -65,7 +68,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     context_settings={
         "help_option_names": ["-h", "--help"],
         # upstream's neighbours write --default_dtype: both spellings work

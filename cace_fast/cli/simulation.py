@@ -234,7 +234,8 @@ def integrator(atoms: Atoms, settings: Settings, random: np.random.Generator) ->
     Raises
     ------
     PropertyNotImplementedError
-        For constant pressure of a structure that is not periodic in all directions.
+        For constant pressure of a structure that is not periodic in all directions, or with an
+        ASE that is too old for it.
     """
     from ase import units
     from ase.md.langevin import Langevin
@@ -254,7 +255,12 @@ def integrator(atoms: Atoms, settings: Settings, random: np.random.Generator) ->
             "--ensemble npt: needs a structure that is periodic in three directions, this one has "
             f"pbc {np.asarray(atoms.pbc).tolist()}. Use nvt, or give it a periodic cell."
         )
-    from ase.md.nose_hoover_chain import IsotropicMTKNPT
+    try:
+        from ase.md.nose_hoover_chain import IsotropicMTKNPT
+    except ImportError as error:
+        raise PropertyNotImplementedError(
+            "--ensemble npt: this version of ASE lacks IsotropicMTKNPT. Update ASE, or use nvt."
+        ) from error
 
     return IsotropicMTKNPT(
         atoms, dt, temperature_K=settings.temperature, pressure_au=settings.pressure * units.GPa,

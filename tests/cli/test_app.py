@@ -65,7 +65,9 @@ def test_usage_errors(arguments, text):
     result = cace_fast(*arguments)
     assert result.exit_code == 2
     assert text in result.stderr + result.stdout
-    if arguments:
+    if not arguments:
+        assert result.stderr == ""
+    else:
         assert result.stderr.count("\n") == 1
         assert result.stderr.startswith("cace-fast: error: ")
         assert ". See 'cace-fast" in result.stderr

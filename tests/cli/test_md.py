@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -349,6 +350,13 @@ def test_wrong_arguments(files):
     assert result.exit_code == 3
     assert "--ensemble npt: needs a structure that is periodic in three" in result.stderr
     assert not Path("run.csv").exists()
+
+
+def test_an_old_ase_has_no_barostat(files, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ase.md.nose_hoover_chain", None)
+    result = cace_fast(*arguments("npt"))
+    assert result.exit_code == 3
+    assert "this version of ASE lacks IsotropicMTKNPT. Update ASE, or use nvt." in result.stderr
 
 
 def test_interrupts_say_how_to_continue(files, monkeypatch):
