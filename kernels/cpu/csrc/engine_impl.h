@@ -23,12 +23,10 @@ class EngineOf final : public Engine {
     by_embedding_.prepare(model, false);
     degrees_together_.prepare(model, false);
     degrees_apart_.prepare(model, true);
-    int widest = model.n_features();
     for (int t = 0; t < model.stages; ++t) {
       stacks_[t].prepare(model, t);
-      widest = stacks_[t].rows() > widest ? stacks_[t].rows() : widest;
+      most_rows_ = larger(most_rows_, stacks_[t].rows());
     }
-    counting_.prepare(widest + 1);
     for (int t = 0; t < model.stages - 1; ++t) {
       steps_[t].prepare(model, model.steps[t]);
       const bool by_channel = model.steps[t].bchi && !model.steps[t].shared_channels;
@@ -214,8 +212,7 @@ class EngineOf final : public Engine {
   StepData<T>* const steps_;  // [stages - 1]
   Buffer<V>* const kept_a_;   // [stages] -> [block][R][C][n_A]
   Tape<T>* const tapes_;
-  int largest_tape_ = 1, n_groups_ = 1;
-  Counting counting_;
+  int largest_tape_ = 1, most_rows_ = 1, n_groups_ = 1;
   Buffer<T> h_s_, h_r_;
 
   cf_frame frame_{};

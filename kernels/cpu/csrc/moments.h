@@ -166,9 +166,9 @@ void unmix_groups(const Model& m, const T* h_s, const Vec<T>* grad_a, Vec<T>* gr
 }
 
 // A[q][c][m] = h_r[b] sum_n rho[x][n][m] W_l[n][q][c].
-template <class T, int L, int kMax>
-void mix_degrees(const Mixing<T>& mixing, const RhoLayout& layout, const Vec<T>* h_r,
-                 const Vec<T>* rho, Vec<T>* a) {
+template <class T, int L = 0>
+void mix(int l_max, const Mixing<T>& mixing, const RhoLayout& layout, const Vec<T>* h_r,
+         const Vec<T>* rho, Vec<T>* a) {
   typedef Vec<T> V;
   constexpr int NJ = degree_columns(L), first = degree_offset(L);
   for (int x = 0; x < mixing.n_x; ++x) {
@@ -183,20 +183,14 @@ void mix_degrees(const Mixing<T>& mixing, const RhoLayout& layout, const Vec<T>*
                              for (int k = 0; k < NJ; ++k) to[k] = h * sum[k];
                            });
   }
-  if constexpr (L < kMax) mix_degrees<T, L + 1, kMax>(mixing, layout, h_r, rho, a);
-}
-template <class T>
-void mix(int l_max, const Mixing<T>& mixing, const RhoLayout& layout, const Vec<T>* h_r,
-         const Vec<T>* rho, Vec<T>* a) {
-  with_degree(l_max, [&](auto degree) {
-    mix_degrees<T, 0, decltype(degree)::value>(mixing, layout, h_r, rho, a);
-  });
+  if constexpr (L < kMaxDegree)
+    if (L < l_max) mix<T, L + 1>(l_max, mixing, layout, h_r, rho, a);
 }
 
 // grad_rho[x][n][m] = sum over (q, b) of W_l[n][q][c] grad_a[q][c][m], grad_a times h_r already.
-template <class T, int L, int kMax>
-void unmix_degrees(const Mixing<T>& mixing, const RhoLayout& layout, const Vec<T>* grad_a,
-                   Vec<T>* grad_rho) {
+template <class T, int L = 0>
+void unmix(int l_max, const Mixing<T>& mixing, const RhoLayout& layout, const Vec<T>* grad_a,
+           Vec<T>* grad_rho) {
   typedef Vec<T> V;
   constexpr int NJ = degree_columns(L), first = degree_offset(L);
   const int* source = &layout.source[L * layout.n_b];
@@ -209,12 +203,6 @@ void unmix_degrees(const Mixing<T>& mixing, const RhoLayout& layout, const Vec<T
                              CF_UNROLL
                              for (int k = 0; k < NJ; ++k) to[k] = sum[k];
                            });
-  if constexpr (L < kMax) unmix_degrees<T, L + 1, kMax>(mixing, layout, grad_a, grad_rho);
-}
-template <class T>
-void unmix(int l_max, const Mixing<T>& mixing, const RhoLayout& layout, const Vec<T>* grad_a,
-           Vec<T>* grad_rho) {
-  with_degree(l_max, [&](auto degree) {
-    unmix_degrees<T, 0, decltype(degree)::value>(mixing, layout, grad_a, grad_rho);
-  });
+  if constexpr (L < kMaxDegree)
+    if (L < l_max) unmix<T, L + 1>(l_max, mixing, layout, grad_a, grad_rho);
 }

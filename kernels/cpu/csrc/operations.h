@@ -135,9 +135,7 @@ void EngineOf<T>::op_messages_gradient(int step, const double* a, const double* 
     message_rows_gradient(work, block, step);
     V* to = work.grad_b.need(m_.n_features());
     for (int f = 0; f < m_.n_features(); ++f) to[f] = V{};
-    if (stack.n_message)
-      weighted_rows<T, 1>(stack.backward, counting_.offsets.data(), work.grad_rows.data(),
-                          [&](int f, const V* sum) { to[f] = sum[0]; });
+    if (stack.n_message) add_weighted(stack.backward, work.grad_rows.data(), to);
     store_lanes<T>(m_, to, m_.n_inv, block, grad_b);
     find_neighbors(work, block, step + 1);
     PairSums<T> sums = {};

@@ -52,6 +52,42 @@ inline void weighted_rows(const Packed<T>& p, const int* offsets, const Vec<T>* 
   }
 }
 
+// Long sums are made in parts: rounding grows with the length of a chain of additions.
+constexpr int kPart = 64;
+
+template <class T, int NI>
+inline void add_weighted_tile(int ni, const T* w, int n_k, const Vec<T>* x, Vec<T>* out) {
+  if (ni == NI) {
+    for (int first = 0; first < n_k; first += kPart) {
+      const int end = n_k - first < kPart ? n_k : first + kPart;
+      Vec<T> sum[NI];
+      CF_UNROLL
+      for (int i = 0; i < NI; ++i) sum[i] = w[i] * x[first];
+      w += NI;
+      for (int k = first + 1; k < end; ++k, w += NI) {
+        CF_UNROLL
+        for (int i = 0; i < NI; ++i) sum[i] += w[i] * x[k];
+      }
+      CF_UNROLL
+      for (int i = 0; i < NI; ++i) out[i] += sum[i];
+    }
+  } else if constexpr (NI > 1) {
+    add_weighted_tile<T, NI - 1>(ni, w, n_k, x, out);
+  }
+}
+
+// out[i] += sum_k w[i][k] x[k].  One function for all callers: it has a body for every tile size.
+template <class T>
+void add_weighted(const Packed<T>& p, const Vec<T>* x, Vec<T>* out) {
+  const T* w = p.data();
+  for (int t = 0, first = 0; t < p.tiles(); ++t) {
+    const int ni = p.size(t);
+    add_weighted_tile<T, kTile>(ni, w, p.columns(), x, out + first);
+    w += size_t(ni) * p.columns();
+    first += ni;
+  }
+}
+
 // Columns of one tile for the monomials of a degree: divides their number (l+1)(l+2)/2.
 constexpr int degree_columns(int degree) {
   return degree == 0   ? 1

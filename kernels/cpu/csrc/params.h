@@ -117,15 +117,3 @@ struct Stack {
     return (q * m.n_inv + b) * m.c + c;
   }
 };
-
-// Consecutive offsets 0, 1, 2, ... for products with one column.
-struct Counting {
-  Buffer<int> offsets;
-  int size = 0;
-  int n() const { return size; }
-  void prepare(int n) {
-    size = n;
-    offsets.need(n);
-    for (int i = 0; i < n; ++i) offsets[i] = i;
-  }
-};

@@ -155,8 +155,7 @@ void EngineOf<T>::first_layers(Work<T>& work, const Block& block, int t) {
   if (stack.n_message)
     for (const Affine& root : m_.steps[t].net.roots)
       for (int i = 0; i < root.out; ++i) rows[row++] = spread<T>(T(root.b[i]));
-  weighted_rows<T, 1>(stack.forward, counting_.offsets.data(), work.b.data(),
-                      [&](int i, const V* sum) { rows[i] += sum[0]; });
+  add_weighted(stack.forward, work.b.data(), rows);
   for (int i = 0; i < stack.n_readout; ++i) kept[i] = rows[i];
 }
 
@@ -189,7 +188,7 @@ void EngineOf<T>::read_out(Work<T>& work, const Block& block, bool backward_too)
   V* values = work.values.need(largest_tape_);
   V* slopes = work.slopes.need(largest_tape_);
   V* gradients = work.gradients.need(largest_tape_);
-  V* grad_rows = work.grad_rows.need(counting_.n());
+  V* grad_rows = work.grad_rows.need(most_rows_);
   double energy[W] = {}, bad[W] = {};
   for (size_t h = 0, row = 0; h < m_.heads.size(); row += tapes_[h].n_roots(), ++h) {
     const Tape<T>& tape = tapes_[h];

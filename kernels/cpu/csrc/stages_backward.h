@@ -6,7 +6,7 @@ template <class T>
 void EngineOf<T>::message_rows_gradient(Work<T>& work, const Block& block, int t) {
   Section timer(work.seconds, kReadout);
   const Stack<T>& stack = stacks_[t];
-  V* grad_rows = work.grad_rows.need(counting_.n());
+  V* grad_rows = work.grad_rows.need(most_rows_);
   if (m_.stages == 1) return;
   V* kept = grad_rows_.data() + size_t(block.number) * stack.n_readout;
   if (t == m_.stages - 1) {
@@ -38,8 +38,8 @@ void EngineOf<T>::moments_gradient(Work<T>& work, const Block& block, int t, con
   V* grad_b = work.grad_b.need(m_.n_features());
   {
     Section timer(work.seconds, kReadout);
-    weighted_rows<T, 1>(stacks_[t].backward, counting_.offsets.data(), work.grad_rows.data(),
-                        [&](int f, const V* sum) { grad_b[f] = sum[0]; });
+    for (int f = 0; f < m_.n_features(); ++f) grad_b[f] = V{};
+    add_weighted(stacks_[t].backward, work.grad_rows.data(), grad_b);
   }
   Section timer(work.seconds, kContract);
   V* scratch = work.scratch.need(contraction_.scratch() + 1);

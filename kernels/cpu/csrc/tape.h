@@ -67,16 +67,12 @@ class Tape {
     const size_t n_layers = net.layers.size();
     forward_ = new Packed<T>[n_layers];
     backward_ = new Packed<T>[n_layers];
-    int widest = 1;
     for (size_t k = 0; k < n_layers; ++k) {
       const Affine& a = net.layers[k];
-      widest = a.in > widest ? a.in : widest;
-      widest = a.out > widest ? a.out : widest;
       if (a.w.size() != size_t(a.in) * a.out) continue;  // an elementwise scale
       forward_[k].fill(a.out, a.in, kTile, [&](int i, int j) { return a.w[size_t(i) * a.in + j]; });
       backward_[k].fill(a.in, a.out, kTile, [&](int i, int j) { return a.w[size_t(j) * a.in + i]; });
     }
-    counting_.prepare(widest);
   }
   Tape() = default;
   Tape(const Tape&) = delete;
@@ -105,11 +101,11 @@ class Tape {
         for (int i = 0; i < n; ++i) to[i] = from[i] + other[i];
       } else {
         const Affine& layer = net_->layers[op.layer];
-        if (op.kind == Net::scale)
-          for (int i = 0; i < n; ++i) to[i] = from[i] * T(layer.w[i]) + T(layer.b[i]);
-        else
-          weighted_rows<T, 1>(forward_[op.layer], counting_.offsets.data(), from,
-                              [&](int i, const V* sum) { to[i] = sum[0] + T(layer.b[i]); });
+        for (int i = 0; i < n; ++i) {
+          to[i] = spread<T>(T(layer.b[i]));
+          if (op.kind == Net::scale) to[i] += from[i] * T(layer.w[i]);
+        }
+        if (op.kind == Net::affine) add_weighted(forward_[op.layer], from, to);
       }
     }
   }
@@ -133,8 +129,7 @@ class Tape {
       } else if (op.kind == Net::scale) {
         for (int i = 0; i < n; ++i) to[i] += of[i] * T(net_->layers[op.layer].w[i]);
       } else {
-        weighted_rows<T, 1>(backward_[op.layer], counting_.offsets.data(), of,
-                            [&](int i, const V* sum) { to[i] += sum[0]; });
+        add_weighted(backward_[op.layer], of, to);
       }
     }
   }
@@ -144,5 +139,4 @@ class Tape {
   Buffer<int> first_;
   int size_ = 0;
   Packed<T>*forward_ = nullptr, *backward_ = nullptr;
-  Counting counting_;
 };
