@@ -113,6 +113,8 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cf_step_features": (ctypes.c_int, (c_void_p, POINTER(StructuresC), c_void_p)),
     "cf_step_error": (c_char_p, (c_void_p,)),
     "cf_step_closest": (None, (c_void_p, POINTER(c_int32), POINTER(c_double))),
+    "cf_machine_peak": (c_double, (c_int32,)),
+    "cf_machine_bandwidth": (c_double, ()),
     "cf_ewald_create": (ctypes.c_int, (POINTER(EwaldSpec), POINTER(c_void_p), c_char_p)),
     "cf_ewald_free": (None, (c_void_p,)),
     "cf_ewald_threads": (None, (c_void_p, c_int32)),
@@ -157,6 +159,16 @@ def isa() -> str:
     """Return the name of the instruction set in use."""
     name: bytes = library().cf_isa(None)
     return name.decode()
+
+
+def peak(precision: int) -> float:
+    """Return the measured multiply-add peak of one core in operations/s, precision 32 or 64."""
+    return float(library().cf_machine_peak(precision))
+
+
+def bandwidth() -> float:
+    """Return the measured rate of copying memory by one core in bytes/s."""
+    return float(library().cf_machine_bandwidth())
 
 
 class TooCloseError(CaceFastError):
