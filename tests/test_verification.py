@@ -13,7 +13,14 @@ from support.tiny_models import tiny_potential, tiny_spec, tiny_structure, tiny_
 from cace_fast.errors import InputError, UnknownElementError, VerificationError
 from cace_fast.potential import Potential, load
 from cace_fast.spec import ModelSpec
-from cace_fast.verification import Check, Report, quick_check, trial_structure, verify
+from cace_fast.verification import (
+    Check,
+    Report,
+    completed,
+    quick_check,
+    trial_structure,
+    verify,
+)
 from cace_fast.weights import Weights
 
 VARIANTS = {
@@ -363,3 +370,31 @@ def test_reports_print_and_convert():
     plain = report.to_dict()
     assert plain["ok"] is False
     assert [row["check"] for row in plain["checks"] if not row["ok"]] == [STRESS]
+
+
+@pytest.mark.parametrize(
+    "given", [0.25, [0.25], [0.1 * k for k in range(8)]], ids=["number", "list of one", "each atom"]
+)
+def test_inputs_of_structures_are_kept(given):
+    """Whether they were for the structure or for each atom, so that atoms can be permuted."""
+    spec = tiny_spec(inputs=("charge_states",))
+    atoms = tiny_structure(spec)
+    del atoms.arrays["charge_states"]
+    atoms.info["charge_states"] = given
+    ready = completed(atoms, spec)
+    expected = np.broadcast_to(np.ravel(given), 8)
+    assert np.array_equal(ready.arrays["charge_states"].ravel(), expected)
+    assert "charge_states" not in ready.info
+    assert atoms.info["charge_states"] == given
+    potential = tiny_potential(inputs=("charge_states",))
+    assert potential.compute(ready)["energy"] == pytest.approx(potential.compute(atoms)["energy"])
+    assert verify(potential, atoms, steps=2).ok
+
+
+def test_cells_grow_until_the_atoms_fit(monkeypatch):
+    spec = tiny_spec()
+    before = trial_structure(spec)
+    monkeypatch.setattr("cace_fast.verification.trial.TRIES", 30)
+    after = trial_structure(spec)
+    assert len(after) == len(before)
+    assert after.get_volume() > before.get_volume()

@@ -7,10 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 from support.command import cace_fast, succeed
-from support.tiny_models import tiny_potential, tiny_structure
+from support.tiny_models import tiny_potential, tiny_spec, tiny_structure, tiny_weights
 
 from cace_fast import weights
 from cace_fast.potential import load, read_model
+from cace_fast.spec import ModelSpec, SubModel
 
 
 @pytest.fixture
@@ -91,3 +92,19 @@ def test_upstream_files(shared, tmp_path, name):
     (old, _), (new, _) = read_model(path), read_model(tmp_path / "new.safetensors")
     assert new == old
     assert new.provenance.source == "model.pth"
+
+
+def test_models_without_a_clear_total_are_converted(tmp_path):
+    """They compute on request of one of their energies; the conversion compares the first."""
+    whole = tiny_spec()
+    readout = whole.submodels[0].modules[0]
+    modules = tuple(dataclasses.replace(readout, output_key=name) for name in ("one", "two"))
+    spec = ModelSpec(whole.representation, (SubModel(modules),))
+    tensors = dict(tiny_weights(whole))
+    tensors |= {n.replace("outputs.0.0", "outputs.0.1"): t for n, t in tensors.items()}
+    weights.save(tmp_path / "two.safetensors", spec, tensors)
+    result = succeed("convert", tmp_path / "two.safetensors", tmp_path / "new.safetensors")
+    assert "equal bit for bit: tensors, features, energy" in result.stderr
+    text = succeed("info", tmp_path / "new.safetensors").stdout
+    assert "one, two" in text
+    assert "energy  " not in text.replace("energies", "")
