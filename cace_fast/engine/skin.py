@@ -10,7 +10,7 @@ from cace_fast.neighbors import Edges, Floats, check_geometry, neighbor_list
 
 
 class VerletList:
-    """Pairs within ``cutoff`` + ``skin``, searched again when an atom moved half the skin.
+    """Pairs within ``cutoff`` + ``skin``, searched again when two atoms moved that far together.
 
     A changed cell, periodicity or number of atoms also asks for a new search. What it returns
     holds every pair within ``cutoff`` and some beyond; the engine drops those.
@@ -56,4 +56,9 @@ class VerletList:
             return False
         check_geometry(positions, cell, pbc, self.cutoff)
         moved = positions - old_positions
-        return bool(np.einsum("ix,ix->i", moved, moved).max(initial=0.0) <= 0.25 * self.skin**2)
+        squares = np.einsum("ix,ix->i", moved, moved)
+        if len(squares) < 2:  # an atom and its images move together
+            return True
+        # no pair has come closer by more than the two farthest moves together
+        second, first = np.sqrt(np.partition(squares, -2)[-2:])
+        return bool(first + second <= self.skin)
