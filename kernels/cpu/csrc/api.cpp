@@ -208,6 +208,18 @@ int cf_model_create(const char* spec_json, int32_t n_tensors, const char* const*
   return code;
 }
 
+int cf_model_load(const char* path, int32_t n_heads, const cf_head* heads, cf_model** model,
+                  char error[CF_ERROR_LENGTH]) {
+  std::string text;
+  const int code = guarded(text, nullptr, [&] {
+    const ModelFile file = read_model_file(path);
+    *model = new cf_model{make_model(file.spec_json, file.tensors, {heads, heads + n_heads})};
+    return int(CF_OK);
+  });
+  if (code != CF_OK) say(error, text);
+  return code;
+}
+
 void cf_model_free(cf_model* model) { delete model; }
 
 int64_t cf_model_query(const cf_model* model, const char* name) {

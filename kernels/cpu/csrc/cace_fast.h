@@ -108,6 +108,9 @@ CF_API const char *cf_isa(char error[CF_ERROR_LENGTH]);
 CF_API int cf_model_create(const char *spec_json, int32_t n_tensors, const char *const *names,
                            const double *const *data, const int64_t *sizes, int32_t n_heads,
                            const cf_head *heads, cf_model **model, char error[CF_ERROR_LENGTH]);
+/* The same from a file of cace_fast.Potential.save or "cace-fast convert" (.safetensors). */
+CF_API int cf_model_load(const char *path, int32_t n_heads, const cf_head *heads, cf_model **model,
+                         char error[CF_ERROR_LENGTH]);
 CF_API void cf_model_free(cf_model *model);
 
 /* Integers that describe a model; -1 for an unknown name.

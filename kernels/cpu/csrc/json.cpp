@@ -166,6 +166,11 @@ const std::vector<Json>& Json::items() const {
   return items_;
 }
 
+const std::map<std::string, Json>& Json::members() const {
+  if (kind_ != object) throw JsonError("specification: expected an object");
+  return members_;
+}
+
 const Json& Json::at(const char* key) const {
   const auto found = members_.find(key);
   if (found == members_.end())

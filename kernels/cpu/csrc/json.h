@@ -27,6 +27,7 @@ class Json {
   const std::string& text() const;
   const std::vector<Json>& items() const;
   const Json& at(const char* key) const;
+  const std::map<std::string, Json>& members() const;
 
  private:
   friend class JsonReader;

@@ -86,6 +86,13 @@ struct Model {
 Model make_model(const std::string& spec_json, const std::map<std::string, Numbers>& tensors,
                  const std::vector<cf_head>& heads);
 
+// What a native model file holds; throws JsonError for a file that is not one.
+struct ModelFile {
+  std::string spec_json;
+  std::map<std::string, Numbers> tensors;
+};
+ModelFile read_model_file(const std::string& path);
+
 // Build the code of a network whose tensors are called "<prefix>.layers.*" and so on.
 Net make_net(const Json& mlp, bool linear, const std::string& prefix,
              const std::map<std::string, Numbers>& tensors);

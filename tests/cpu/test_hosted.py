@@ -1,0 +1,85 @@
+"""The engine driven in phases by a host: domains with ghosts equal the whole box."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from support.paths import REPOSITORY
+from support.tiny_models import tiny_spec, tiny_structure, tiny_weights
+
+from cace_fast import Potential
+from cace_fast.kernels.cpu.build import HERE, LIBRARY, compiler
+
+LIMIT = 1e-11
+MODELS = {
+    "short range": {},
+    "messages": {"steps": ("M+Ar+Bchi",), "l_max": 3},
+    "two steps": {"steps": ("Bchi", "M+Ar")},
+    "charges": {"ewald_channels": 2},
+    "everything": {"steps": ("M+Ar+Bchi",), "ewald_channels": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    """The example, compiled against the header and the library."""
+    if sys.platform != "linux":
+        pytest.skip("how a program finds a library beside it differs from system to system")
+    folder = tmp_path_factory.mktemp("hosted")
+    library = HERE / LIBRARY
+    out = folder / "two_domains"
+    source = REPOSITORY / "examples" / "two_domains.cpp"
+    line = [*compiler(), "-std=c++17", "-O1", str(source), f"-I{HERE / 'csrc'}", str(library)]
+    subprocess.run([*line, f"-Wl,-rpath,{HERE}", "-o", str(out)], check=True)
+    return out
+
+
+def run(program, folder, spec, weights, atoms, n_domains):
+    """Return energy and forces that the program prints."""
+    potential = Potential(spec, weights, dtype="float64", backend="reference")
+    potential.save(folder / "model.safetensors")
+    row = {z: k for k, z in enumerate(spec.representation.elements)}
+    lines = [" ".join(repr(float(x)) for x in atoms.cell.array.ravel()), str(len(atoms))]
+    for z, r in zip(atoms.numbers, atoms.positions, strict=True):
+        lines.append(f"{row[int(z)]} " + " ".join(repr(float(x)) for x in r))
+    (folder / "box.txt").write_text("\n".join(lines))
+    charges = ["0", "1", "1.7", "1.0"] if len(spec.submodels[0].modules) > 2 else []
+    command = [program, folder / "model.safetensors", folder / "box.txt", str(n_domains), "0", "0"]
+    done = subprocess.run([*command, *charges], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    numbers = [[float(x) for x in line.split()] for line in done.stdout.splitlines()]
+    return numbers[0][0], np.array(numbers[1:]), potential.compute(atoms, ("energy", "forces"))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_domains_equal_the_whole(program, tmp_path, name):
+    spec = tiny_spec(**MODELS[name])
+    weights = tiny_weights(spec)
+    atoms = tiny_structure(spec, 3, spacing=2.2)
+    for n_domains in (1, 2, 3):
+        energy, forces, expected = run(program, tmp_path, spec, weights, atoms, n_domains)
+        assert energy == pytest.approx(expected["energy"], rel=LIMIT)
+        scale = np.abs(expected["forces"]).max()
+        np.testing.assert_allclose(forces, expected["forces"], rtol=0, atol=LIMIT * scale)
+
+
+def test_a_file_that_is_no_model_is_refused(program, tmp_path):
+    (tmp_path / "bad").write_bytes(b"\xff" * 20)
+    done = subprocess.run([program, tmp_path / "bad", "x", "1", "0", "0"], capture_output=True)
+    assert done.returncode == 1
+    assert b"not safetensors" in done.stderr
+
+
+def test_headers_are_c(tmp_path):
+    """Hosts in C, or in languages that read C, include them."""
+    command = shutil.which("gcc") or shutil.which("clang") or shutil.which("cc")
+    if command is None:
+        pytest.skip("no C compiler")
+    source = tmp_path / "use.c"
+    source.write_text('#include "cace_fast.h"\n#include "cace_fast_step.h"\n')
+    flags = ["-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror", "-fsyntax-only"]
+    subprocess.run([command, *flags, f"-I{HERE / 'csrc'}", str(source)], check=True)
