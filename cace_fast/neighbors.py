@@ -67,7 +67,7 @@ def neighbor_list(
     system = {"points": positions, "box": _complete(cell, pbc), "periodic": pbc.tolist()}
     if not in_order:
         receivers, senders, vesin_shifts = search.compute(**system, quantities="ijS")
-        found = (senders.astype(np.int64), receivers.astype(np.int64))
+        found = (senders.view(np.int64), receivers.view(np.int64))  # vesin's are uint64: no copy
         return Edges(*found, np.negative(vesin_shifts, dtype=np.int64))
     receivers, senders, vesin_shifts, distances = search.compute(**system, quantities="ijSd")
     near = distances < cutoff
