@@ -24,6 +24,11 @@ struct cf_state {
 };
 
 namespace cace_fast {
+
+OutOfMemory::~OutOfMemory() = default;
+NotFinite::~NotFinite() = default;
+Engine::~Engine() = default;
+
 namespace {
 
 bool forked_after_threads = false, threads_ran = false;

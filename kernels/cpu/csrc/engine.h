@@ -10,12 +10,19 @@
 
 namespace cace_fast {
 
-class OutOfMemory : public std::bad_alloc {};
+// Classes that files of one instruction set see have their destructors in api.cpp: what such a file
+// emits for all to share, the linker could choose for code that runs on any processor.
+
+class OutOfMemory : public std::bad_alloc {
+ public:
+  ~OutOfMemory() override;
+};
 
 // A number that is not finite, and the atom that it belongs to.
 class NotFinite : public std::runtime_error {
  public:
   NotFinite(const std::string& text, int64_t atom) : std::runtime_error(text), atom(atom) {}
+  ~NotFinite() override;
   const int64_t atom;
 };
 
@@ -29,7 +36,7 @@ inline const char* part_name(int part) {
 
 class Engine {
  public:
-  virtual ~Engine() = default;
+  virtual ~Engine();
   virtual void threads(int n) = 0;
   virtual void begin(const cf_frame& frame) = 0;
   // With `backward_too`, the last generation's backward runs on each block while it is in cache.

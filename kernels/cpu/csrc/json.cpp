@@ -6,6 +6,8 @@
 
 namespace cace_fast {
 
+JsonError::~JsonError() = default;
+
 class JsonReader {
  public:
   explicit JsonReader(const std::string& text) : text_(text) {}

@@ -10,6 +10,7 @@ namespace cace_fast {
 class JsonError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
+  ~JsonError() override;  // out of line: see engine.h
 };
 
 // One value of a JSON text.  Access of another kind or of a missing key throws JsonError.

@@ -63,13 +63,32 @@ inline void over_pieces(const Model& m, int n_l, const F& f) {
   }
 }
 
+// Calls f with the number of monomials as an integral constant where it is that of one degree, so
+// that the loops over them unroll; else with 0: f takes the number at run time.
+template <int L = 0, class F>
+inline void with_monomials(int n_m, const F& f) {
+  if (n_m == degree_size(L)) {
+    f(std::integral_constant<int, degree_size(L)>());
+  } else if constexpr (L < 4) {
+    with_monomials<L + 1>(n_m, f);
+  } else {
+    f(std::integral_constant<int, 0>());
+  }
+}
+
 // z[slot][n][m] = g_n Y_m
-template <class T>
+template <class T, int kN>
 inline void outer_products(const Vec<T>* g, const Vec<T>* y, const Model& m, const Piece& piece,
                            int n, Vec<T>* z) {
-  for (int s = 0; s < n; ++s, g += m.n_b, y += m.n_a)
-    for (int k = 0; k < piece.n_n; ++k)
-      for (int i = 0; i < piece.n_m; ++i) *z++ = g[piece.n0 + k] * y[piece.first + i];
+  const int n_m = kN ? kN : piece.n_m;
+  for (int s = 0; s < n; ++s, g += m.n_b, y += m.n_a) {
+    Vec<T> monomials[kN ? kN : 1];
+    for (int i = 0; i < kN; ++i) monomials[i] = y[piece.first + i];
+    for (int k = 0; k < piece.n_n; ++k, z += n_m) {
+      const Vec<T> radial = g[piece.n0 + k];
+      for (int i = 0; i < n_m; ++i) z[i] = radial * (kN ? monomials[i] : y[piece.first + i]);
+    }
+  }
 }
 
 // Where a piece stands in rho: for each group of degrees [x][n_b][monomials], see RhoLayout.
@@ -93,25 +112,36 @@ void weighted_sums(Work<T>& work, const Model& m, const Factors<T>& factors, con
     monomials_of_slots(work, first, n, m.l_max, y);
     factors_of_slots(work, factors, list, base, species, first, n);
     over_pieces(m, factors.n_l, [&](const Piece& piece) {
-      outer_products<T>(work.g.data() + size_t(first) * m.n_b, y, m, piece, n, z);
+      with_monomials(piece.n_m, [&](auto size) {
+        outer_products<T, decltype(size)::value>(work.g.data() + size_t(first) * m.n_b, y, m, piece,
+                                                 n, z);
+      });
       product<true, V>({factor + piece.l * n_x, size, 1}, {z, piece.size(), 1},
                        {piece_of(rho, m, n_x, piece), m.n_b * piece.n_m, 1}, n_x, piece.size(), n);
     });
   }
 }
 
-// grad_g[n] += sum_m h[n][m] y[m], grad_y[m] += sum_n h[n][m] g[n]
-template <class T>
-inline void split_gradient(const Vec<T>* h, const Piece& piece, const Vec<T>* g, const Vec<T>* y,
-                           Vec<T>* grad_g, Vec<T>* grad_y) {
-  for (int k = 0; k < piece.n_n; ++k, h += piece.n_m) {
-    const Vec<T> radial = g[piece.n0 + k];
-    Vec<T> sum = grad_g[piece.n0 + k];
-    for (int i = 0; i < piece.n_m; ++i) {
-      sum += h[i] * y[piece.first + i];
-      grad_y[piece.first + i] += h[i] * radial;
+// For each slot: grad_g[n] += sum_m h[n][m] y[m], grad_y[m] += sum_n h[n][m] g[n]
+template <class T, int kN>
+inline void split_gradient(const Vec<T>* h, const Piece& piece, const Model& m, int n,
+                           const Vec<T>* g, const Vec<T>* y, Vec<T>* grad_g, Vec<T>* grad_y) {
+  const int n_m = kN ? kN : piece.n_m;
+  for (int s = 0; s < n; ++s, g += m.n_b, grad_g += m.n_b, y += m.n_a, grad_y += m.n_a) {
+    const Vec<T>* monomials = y + piece.first;
+    Vec<T>* to = grad_y + piece.first;
+    Vec<T> sums[kN ? kN : 1];
+    for (int i = 0; i < kN; ++i) sums[i] = to[i];
+    for (int k = 0; k < piece.n_n; ++k, h += n_m) {
+      const Vec<T> radial = g[piece.n0 + k];
+      Vec<T> along = grad_g[piece.n0 + k];
+      for (int i = 0; i < n_m; ++i) {
+        along += h[i] * monomials[i];
+        (kN ? sums[i] : to[i]) += h[i] * radial;
+      }
+      grad_g[piece.n0 + k] = along;
     }
-    grad_g[piece.n0 + k] = sum;
+    for (int i = 0; i < kN; ++i) to[i] = sums[i];
   }
 }
 
@@ -144,15 +174,17 @@ void weighted_gradient(Work<T>& work, const Model& m, const Factors<T>& factors,
       const int n_z = piece.size(), x_stride = n_b * piece.n_m;
       const V* grad_rho = piece_of<const V>(work.grad_rho.data(), m, n_x, piece);
       if (factors.gradients) {
-        outer_products<T>(g, y, m, piece, n, z);
+        with_monomials(piece.n_m, [&](auto size) {
+          outer_products<T, decltype(size)::value>(g, y, m, piece, n, z);
+        });
         product<true, V>({grad_rho, 1, x_stride}, {z, 1, n_z},
                          {grad_factor + piece.l * n_x, 1, size}, n_x, n, n_z);
       }
       product<false, V>({grad_rho, x_stride, 1}, {factor + piece.l * n_x, 1, size}, {h, 1, n_z},
                         n_z, n, n_x);
-      for (int s = 0; s < n; ++s)
-        split_gradient<T>(h + s * n_z, piece, g + s * n_b, y + s * n_a, grad_g + s * n_b,
-                          grad_y + s * n_a);
+      with_monomials(piece.n_m, [&](auto size) {
+        split_gradient<T, decltype(size)::value>(h, piece, m, n, g, y, grad_g, grad_y);
+      });
     });
     if (factors.gradients) factor_gradients_to_pairs(work, factors, first, n);
     finish_slots<T>(work, m, first, n, more_dr, pair_gradient, true, sums);
