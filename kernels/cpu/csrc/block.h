@@ -69,8 +69,12 @@ class Section {
 // Receivers first .. first+n_lanes-1 in lanes 0 .. n_lanes-1.
 struct Block {
   int64_t number, first;
-  int n_lanes;
+  int n_lanes, segment;  // segment: a fixed run of blocks, see kSegments
 };
+
+// What senders get back is summed up in so many parts, each by one thread in the order of its
+// blocks: the same bits for any number of threads, and less memory than a row for every pair.
+constexpr int kSegments = 16;
 
 // Lockstep slots of the block's pairs within the cutoff.
 template <class T>

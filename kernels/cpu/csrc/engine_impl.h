@@ -58,7 +58,7 @@ class EngineOf final : public Engine {
 
   void forward(int t, bool backward_too, double* features) override {
     const bool last = t == m_.stages - 1;
-    over_blocks([&](Work<T>& work, const Block& block) {
+    const auto body = [&](Work<T>& work, const Block& block) {
       find_neighbors(work, block, t);
       V* a = moments_of(work, block, !backward_too, t);
       make_moments(work, block, t, a);
@@ -67,12 +67,13 @@ class EngineOf final : public Engine {
       if (!last || m_.heads.empty()) return;
       read_out(work, block, backward_too);
       if (backward_too) backward_block(work, block, t, a);
-    });
+    };
+    backward_too ? over_receivers(t, body) : over_blocks(body);
     if (backward_too && t > 0) gather_at_senders(t);
   }
 
   void backward(int t) override {
-    over_blocks([&](Work<T>& work, const Block& block) {
+    over_receivers(t, [&](Work<T>& work, const Block& block) {
       find_neighbors(work, block, t);
       V* a = moments_of(work, block, true, t);
       if (m_.stages == 1) make_moments(work, block, t, a);
@@ -123,21 +124,34 @@ class EngineOf final : public Engine {
   // f(work, block) for every block, in parallel; what a block computes depends on it alone.
   template <class F>
   void over_blocks(const F& f) {
-    over_blocks_of(frame_.n_owned, f);
+    over_blocks_of(frame_.n_owned, n_blocks_, f);
+  }
+  // The same for a backward pass of generation t, whose senders may get sums back.
+  template <class F>
+  void over_receivers(int t, const F& f) {
+    if (t == 0 || !m_.steps[t - 1].bchi) return over_blocks(f);
+    const size_t size = size_t(frame_.n_all) * steps_[t - 1].n_l * steps_[t - 1].n_x;
+    n_segments_ = n_blocks_ < kSegments ? int(n_blocks_) : kSegments;
+    T* sums = segment_sums_.roomy(n_segments_ * size + 1);
+    ::memset(sums, 0, n_segments_ * size * sizeof(T));
+    over_blocks_of(frame_.n_owned, n_segments_, f);
   }
   template <class F>
-  void over_blocks_of(int64_t n, const F& f) {
+  void over_blocks_of(int64_t n, int64_t n_segments, const F& f) {
     const int64_t n_blocks = (n + W - 1) / W;
     bool failed = false;
     for (int i = 0; i < n_works_; ++i) works_[i].bad_atom = INT64_MAX, works_[i].unsorted = false;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(n_works_) if (n_works_ > 1)
-    for (int64_t k = 0; k < n_blocks; ++k) {
-      const int64_t first = k * W, rest = n - first;
-      try {
-        f(works_[omp_get_thread_num()], Block{k, first, int(rest < W ? rest : W)});
-      } catch (const std::bad_alloc&) {  // must not leave the parallel region
+    for (int64_t s = 0; s < n_segments; ++s) {
+      const int64_t end = (s + 1) * n_blocks / n_segments;
+      for (int64_t k = s * n_blocks / n_segments; k < end; ++k) {
+        const int64_t first = k * W, rest = n - first;
+        try {
+          f(works_[omp_get_thread_num()], Block{k, first, int(rest < W ? rest : W), int(s)});
+        } catch (const std::bad_alloc&) {  // must not leave the parallel region
 #pragma omp atomic write
-        failed = true;
+          failed = true;
+        }
       }
     }
     if (failed) throw OutOfMemory();
@@ -172,6 +186,11 @@ class EngineOf final : public Engine {
   void count_systems();
 
   static int larger(int a, int b) { return a > b ? a : b; }
+  bool any_ar() const {
+    for (const Step& step : m_.steps)
+      if (step.ar) return true;
+    return false;
+  }
   bool grouped(int t) const { return t == 0 && m_.grouped(); }
   size_t a_size() const { return size_t(m_.r) * m_.c * m_.n_a; }
 
@@ -186,7 +205,7 @@ class EngineOf final : public Engine {
     if (t == 0) return {h_s_.data(), 1, m_.k, true, nullptr};
     const StepData<T>& s = steps_[t - 1];
     return {s.factors.data(), s.n_l, s.n_x, false,
-            pair_factor_.data() + list_.first[block.first] * s.n_l * s.n_x};
+            segment_sums_.data() + size_t(block.segment) * frame_.n_all * s.n_l * s.n_x};
   }
   const RhoLayout& layout(int t) const {
     return t > 0 && steps_[t - 1].n_l > 1 ? degrees_apart_ : degrees_together_;
@@ -224,8 +243,10 @@ class EngineOf final : public Engine {
   Buffer<double> system_size_;
   Buffer<V> rows_, grad_rows_;  // [block][rows] of the read-outs
   Buffer<V> kept_grad_;         // [block][R][C][n_A] dE/dA of the generation after, for memory
-  // With message steps, of every pair: dE/d(factors), r (-1 beyond the cutoff), dE/dr by Ar.
-  Buffer<T> pair_factor_, distance_, pair_dr_;
+  Buffer<T> segment_sums_;  // [segment][n_all][n_l n_x] dE/d(factors)
+  int n_segments_ = 0;
+  // With Ar, of every pair: r (-1 beyond the cutoff), dE/dr by Ar.
+  Buffer<T> distance_, pair_dr_;
   Buffer<int32_t> receiver_;
   Work<T>* works_ = nullptr;
   int n_works_ = 0;

@@ -56,7 +56,7 @@ void EngineOf<T>::op_moments_gradient(const double* grad_out, double* grad_vecto
 
 template <class T>
 void EngineOf<T>::op_contraction(int64_t n, const double* a, double* b) {
-  over_blocks_of(n, [&](Work<T>& work, const Block& block) {
+  over_blocks_of(n, (n + W - 1) / W, [&](Work<T>& work, const Block& block) {
     V* from = work.a.need(a_size());
     V* to = work.b.need(m_.n_features());
     V* scratch = work.scratch.need(contraction_.scratch() + 1);
@@ -70,7 +70,7 @@ void EngineOf<T>::op_contraction(int64_t n, const double* a, double* b) {
 template <class T>
 void EngineOf<T>::op_contraction_gradient(int64_t n, const double* a, const double* grad_out,
                                           double* grad_a) {
-  over_blocks_of(n, [&](Work<T>& work, const Block& block) {
+  over_blocks_of(n, (n + W - 1) / W, [&](Work<T>& work, const Block& block) {
     V* from = work.a.need(a_size());
     V* gradient = work.grad_b.need(m_.n_features());
     V* to = work.grad_a.need(a_size());
@@ -112,7 +112,7 @@ void EngineOf<T>::op_messages_gradient(int step, const double* a, const double* 
                                        const double* grad_out, double* grad_a, double* grad_b,
                                        double* grad_vectors) {
   take_op_inputs(step, a, b);
-  over_blocks([&](Work<T>& work, const Block& block) {
+  over_receivers(step + 1, [&](Work<T>& work, const Block& block) {
     find_neighbors(work, block, step + 1);
     V* gradient = work.grad_a.need(a_size());
     load_lanes<T>(m_, grad_out, m_.n_a, block, gradient);
@@ -166,7 +166,7 @@ template <class T>
 void EngineOf<T>::op_readout(int h, int64_t n, const double* x, double* y) {
   const Net& net = m_.heads[h].net;
   const Tape<T>& tape = tapes_[h];
-  over_blocks_of(n, [&](Work<T>& work, const Block& block) {
+  over_blocks_of(n, (n + W - 1) / W, [&](Work<T>& work, const Block& block) {
     V* values = work.values.need(largest_tape_);
     root_values<T>(net, x, block, values);
     tape.forward(values, work.slopes.need(largest_tape_));
@@ -181,7 +181,7 @@ void EngineOf<T>::op_readout_gradient(int h, int64_t n, const double* x, const d
                                       double* grad_x) {
   const Net& net = m_.heads[h].net;
   const Tape<T>& tape = tapes_[h];
-  over_blocks_of(n, [&](Work<T>& work, const Block& block) {
+  over_blocks_of(n, (n + W - 1) / W, [&](Work<T>& work, const Block& block) {
     V* values = work.values.need(largest_tape_);
     V* slopes = work.slopes.need(largest_tape_);
     V* gradients = work.gradients.need(largest_tape_);

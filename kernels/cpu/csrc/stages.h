@@ -23,14 +23,14 @@ void EngineOf<T>::begin(const cf_frame& frame) {
   count_systems();
   if (m_.stages == 1) return;
   grad_rows_.roomy(size_t(n_blocks_) * stacks_[0].n_readout + 1);
-  distance_.roomy(n_pairs + 1);
   for (int t = 0; t < m_.stages; ++t) kept_a_[t].roomy(size_t(n_blocks_) * a_size() + 1);
   for (int t = 0; t < m_.stages - 1; ++t) {
     steps_[t].begin(n_all, size_t(n_blocks_) + 1);
-    pair_factor_.roomy(n_pairs * steps_[t].n_l * steps_[t].n_x + 1);
     if (m_.steps[t].memory) kept_grad_.roomy(size_t(n_blocks_) * a_size() + 1);
-    if (m_.steps[t].ar) pair_dr_.roomy(n_pairs + 1);
   }
+  if (!any_ar()) return;
+  distance_.roomy(n_pairs + 1);
+  pair_dr_.roomy(n_pairs + 1);
   int32_t* receiver = receiver_.roomy(n_pairs + 1);
   for (size_t i = 0; i < n; ++i)
     for (int64_t e = list_.first[i]; e < list_.first[i + 1]; ++e) receiver[e] = int32_t(i);
@@ -51,7 +51,7 @@ void EngineOf<T>::find_neighbors(Work<T>& work, const Block& block, int t) {
   find_slots(work, block, list_, sites_.data(), shifted ? frame_.shift_vectors : no_shift,
              m_.cutoff, grouped(t) ? n_groups_ : 1);
   radial_of_slots(work, radial_);
-  if (m_.stages == 1) return;
+  if (!any_ar()) return;
   const int64_t base = list_.first[block.first], end = list_.first[block.first + block.n_lanes];
   for (int64_t e = base; e < end; ++e) distance_[e] = T(-1);
   for (int slot = 0; slot < work.n_slots; ++slot)

@@ -176,9 +176,8 @@ void EngineOf<T>::gather_at_senders(int t) {
       if (s.step->bchi) {
         T* sum = reinterpret_cast<T*>(work.ar.need(size / W + 1));
         for (int f = 0; f < size; ++f) sum[f] = T(0);
-        for (int64_t k = 0; k < n_sent; ++k) {
-          if (!(distance_[sent[k]] >= T(0))) continue;  // beyond the cutoff
-          const T* from = pair_factor_.data() + int64_t(sent[k]) * size;
+        for (int k = 0; k < n_segments_; ++k) {
+          const T* from = segment_sums_.data() + (size_t(k) * n_all + i) * size;
           for (int f = 0; f < size; ++f) sum[f] += from[f];
         }
         s.take_factor_gradients(m_, h_s_.data() + size_t(frame_.species[i]) * m_.k, sum, i);

@@ -7,7 +7,7 @@ struct Factors {
   const T* rows;    // [sender or species][n_l * n_x]
   int n_l, n_x;     // n_l is 1 where all degrees share their factors
   bool by_species;  // rows belong to elements, not to atoms
-  T* gradients;     // [pair][n_l * n_x] of this block, or null
+  T* gradients;     // [sender][n_l * n_x] sums of this block's segment, or null
 
   int size() const { return n_l * n_x; }
 };
@@ -28,17 +28,23 @@ void factors_of_slots(Work<T>& work, const Factors<T>& factors, const cf_list& l
   }
 }
 
+// Adds the factors' gradients of a chunk of slots to the sums of their senders.
 template <class T>
-inline void factor_gradients_to_pairs(Work<T>& work, const Factors<T>& factors, int first, int n) {
+inline void factor_gradients_to_senders(Work<T>& work, const Factors<T>& factors,
+                                        const cf_list& list, int64_t base, int first, int n) {
   constexpr int W = Work<T>::W;
   const int size = factors.size();
-  T* nowhere = reinterpret_cast<T*>(work.ar.need(size / W + 1));  // for padding
+  T* own = reinterpret_cast<T*>(work.ar.need(size));  // [lane][size]
+  T* rows[W];
+  for (int lane = 0; lane < W; ++lane) rows[lane] = own + lane * size;
   for (int s = 0; s < n; ++s) {
-    const int* pair = work.pair.data() + size_t(first + s) * W;
-    T* rows[W];
-    for (int lane = 0; lane < W; ++lane)
-      rows[lane] = pair[lane] < 0 ? nowhere : factors.gradients + ptrdiff_t(pair[lane]) * size;
     from_lanes<T>(work.grad_factor.data() + size_t(s) * size, size, rows);
+    const int* pair = work.pair.data() + size_t(first + s) * W;
+    for (int lane = 0; lane < W; ++lane) {  // in order: two lanes may have the same sender
+      if (pair[lane] < 0) continue;
+      T* to = factors.gradients + size_t(list.sender[base + pair[lane]]) * size;
+      for (int f = 0; f < size; ++f) to[f] += rows[lane][f];
+    }
   }
 }
 
@@ -186,7 +192,7 @@ void weighted_gradient(Work<T>& work, const Model& m, const Factors<T>& factors,
         split_gradient<T, decltype(size)::value>(h, piece, m, n, g, y, grad_g, grad_y);
       });
     });
-    if (factors.gradients) factor_gradients_to_pairs(work, factors, first, n);
+    if (factors.gradients) factor_gradients_to_senders(work, factors, list, base, first, n);
     finish_slots<T>(work, m, first, n, more_dr, pair_gradient, true, sums);
   }
 }
