@@ -1,9 +1,6 @@
-// The C interface: checks, errors as codes, and the choice of instruction set.
-#include <pthread.h>
-
+// The C interface: checks, and errors as codes.
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
 
@@ -24,78 +21,10 @@ struct cf_state {
 };
 
 namespace cace_fast {
-
-OutOfMemory::~OutOfMemory() = default;
-NotFinite::~NotFinite() = default;
-Engine::~Engine() = default;
-
 namespace {
-
-bool forked_after_threads = false, threads_ran = false;
-
-void after_fork_in_child() { forked_after_threads = threads_ran; }
-
-}  // namespace
-
-int team_size(int wanted) {
-  static const int registered = pthread_atfork(nullptr, nullptr, after_fork_in_child);
-  (void)registered;
-  if (forked_after_threads || wanted < 1) return 1;
-  threads_ran |= wanted > 1;
-  return wanted;
-}
-
-namespace {
-
-typedef Engine* (*Maker)(const Model&, int);
-
-struct Isa {
-  const char* name;
-  Maker make;
-  bool (*runs)();
-};
-
-const Isa kIsas[] = {  // the best one first
-#ifdef CF_HAS_AVX512
-    {"avx512", make_engine_avx512,
-     [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("fma");
-     }},
-#endif
-#ifdef CF_HAS_AVX2
-    {"avx2", make_engine_avx2,
-     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
-#endif
-    {"base", make_engine_base, [] { return true; }},
-};
 
 void say(char* error, const std::string& text) {
   if (error) std::snprintf(error, CF_ERROR_LENGTH, "%s", text.c_str());
-}
-
-const Isa* choose_isa(std::string& error) {
-  const char* wanted = std::getenv("CACE_FAST_ISA");
-  std::string names;
-  for (const Isa& isa : kIsas) {
-    if (!isa.runs()) continue;
-    if (!wanted || !*wanted || !std::strcmp(wanted, isa.name)) return &isa;
-    names += std::string(names.empty() ? "" : ", ") + isa.name;
-  }
-  error = "CACE_FAST_ISA: expected one of " + names + " on this machine, got '" + wanted + "'";
-  return nullptr;
-}
-
-struct Choice {
-  std::string error;
-  const Isa* isa;
-  Choice() : isa(choose_isa(error)) {}
-};
-
-const Choice& chosen() {
-  static const Choice choice;
-  return choice;
 }
 
 // Runs f and turns what it throws into a code and a text.
@@ -194,9 +123,10 @@ extern "C" {
 int cf_abi_version(void) { return CF_ABI_VERSION; }
 
 const char* cf_isa(char error[CF_ERROR_LENGTH]) {
-  const Choice& choice = chosen();
-  if (!choice.isa) say(error, choice.error);
-  return choice.isa ? choice.isa->name : nullptr;
+  std::string text;
+  const char* name = isa_name(text);
+  if (!name) say(error, text);
+  return name;
 }
 
 int cf_model_create(const char* spec_json, int32_t n_tensors, const char* const* names,
@@ -261,10 +191,9 @@ int cf_state_create(const cf_model* model, int32_t precision, cf_state** state,
   const int code = guarded(text, nullptr, [&] {
     if (precision != 32 && precision != 64)
       invalid("precision: expected 32 or 64, got " + std::to_string(precision));
-    if (!chosen().isa) invalid(chosen().error);
     auto made = std::make_unique<cf_state>();
     made->model = &model->model;
-    made->engine.reset(chosen().isa->make(model->model, precision));
+    made->engine.reset(make_engine(model->model, precision));
     *state = made.release();
     return int(CF_OK);
   });

@@ -53,8 +53,10 @@ class Contraction {
       const Feature& f = features_[i];
       V sum = {};
       if (f.nu == 1) sum = a[0];
-      if (f.nu == 2) for (int v = begin(f.l1); v < begin(f.l1 + 1); ++v) sum += w[v] * a[v];
-      if (f.nu == 3) for (int s = 0; s < degree_size(f.l1); ++s) sum += w[begin(f.l1) + s] * u[f.u1 + s];
+      if (f.nu == 2)
+        for (int v = begin(f.l1); v < begin(f.l1 + 1); ++v) sum += w[v] * a[v];
+      if (f.nu == 3)
+        for (int s = 0; s < degree_size(f.l1); ++s) sum += w[begin(f.l1) + s] * u[f.u1 + s];
       if (f.nu == 4)
         for (int s = 0; s < degree_size(f.d); ++s)
           sum += T(count_[begin(f.d) + s]) * u[f.u1 + s] * u[f.u2 + s];
@@ -93,8 +95,8 @@ class Contraction {
 
   static constexpr int begin(int degree) { return degree_offset(degree); }
   static int product_of(int m, int n) {
-    return MonomialTable::index(kMonomials.x[m] + kMonomials.x[n], kMonomials.y[m] + kMonomials.y[n],
-                                kMonomials.z[m] + kMonomials.z[n]);
+    const MonomialTable& t = kMonomials;
+    return MonomialTable::index(t.x[m] + t.x[n], t.y[m] + t.y[n], t.z[m] + t.z[n]);
   }
 
   void feature_gradient(const Feature& f, V g, const V* w, const V* u, V* d, V* e, V* du) const {

@@ -1,4 +1,4 @@
-// What the C interface asks of an engine; one implementation for each instruction set and precision.
+// What the C interface asks of an engine, made for each instruction set and precision.
 #pragma once
 #include <cstdint>
 #include <new>
@@ -10,8 +10,8 @@
 
 namespace cace_fast {
 
-// Classes that files of one instruction set see have their destructors in api.cpp: what such a file
-// emits for all to share, the linker could choose for code that runs on any processor.
+// Classes that files of one instruction set see have their destructors in dispatch.cpp: what such a
+// file emits for all to share, the linker could choose for code that runs on any processor.
 
 class OutOfMemory : public std::bad_alloc {
  public:
@@ -68,6 +68,11 @@ class Engine {
 
 // n_threads to really use: 1 in a child forked after a parallel region, where OpenMP would hang.
 int team_size(int wanted);
+
+// The instruction set in use; null with a text when the user's choice cannot be met.
+const char* isa_name(std::string& error);
+// The engine for it; throws JsonError with that text.
+Engine* make_engine(const Model& model, int precision);
 
 Engine* make_engine_base(const Model& model, int precision);
 #ifdef CF_HAS_AVX2

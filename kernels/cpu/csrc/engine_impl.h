@@ -194,7 +194,7 @@ class EngineOf final : public Engine {
   bool grouped(int t) const { return t == 0 && m_.grouped(); }
   size_t a_size() const { return size_t(m_.r) * m_.c * m_.n_a; }
 
-  // Where A of a block stands: with message steps all are kept, unless the backward follows at once.
+  // Where A of a block stands: with message steps all are kept, unless backward follows at once.
   V* moments_of(Work<T>& work, const Block& block, bool keep, int t) {
     if (m_.stages == 1 || (t == m_.stages - 1 && !keep)) return work.a.need(a_size());
     return kept_a_[t].data() + block.number * a_size();

@@ -1,4 +1,4 @@
-// Message passing (docs/theory.md section 6): what senders export, and the sums over what they send.
+// Message passing (docs/theory.md section 6): what senders export, and the sums over it.
 
 // One step in the working precision: its weights, and its arrays of all atoms.
 template <class T>
@@ -112,7 +112,8 @@ inline void add_atoms_to_lanes(const T* atoms, const Block& block, const Model& 
 
 // exp(-r V_l) f for every degree, and the derivative of exp(-r V_l) f_c where asked.
 template <class T>
-inline void ar_decay(const StepData<T>& s, int l_max, T r, T f, T df, Vec<T>* decay, Vec<T>* slope) {
+inline void ar_decay(const StepData<T>& s, int l_max, T r, T f, T df, Vec<T>* decay,
+                     Vec<T>* slope) {
   typedef Vec<T> V;
   const int n = (l_max + 1) * s.n_q / Simd<T>::width;
   const V* v = reinterpret_cast<const V*>(s.inverse_range.data());

@@ -65,7 +65,8 @@ class NetBuilder {
   int apply(Net::Kind kind, int from, int other, Affine layer) {
     const int size = kind == Net::affine ? layer.out : net.sizes[from];
     const bool has = kind == Net::affine || kind == Net::scale;
-    net.ops.push_back({kind, int(net.sizes.size()), from, other, has ? int(net.layers.size()) : -1});
+    const int to = int(net.sizes.size()), at = has ? int(net.layers.size()) : -1;
+    net.ops.push_back({kind, to, from, other, at});
     if (has) net.layers.push_back(std::move(layer));
     net.sizes.push_back(size);
     return int(net.sizes.size()) - 1;

@@ -1,4 +1,4 @@
-// Weights packed for weighted_tile: rows in tiles, a tile's rows next to each other for each column.
+// Weights packed in tiles of rows: the rows of a tile next to each other for each column.
 
 template <class T>
 class Packed {

@@ -75,7 +75,8 @@ struct Radial {
   Buffer<T> a, b;  // frequencies; offsets and 1/widths; 1/ranges
   Cutoff<T> cutoff;
 
-  explicit Radial(const Model& m) : kind(m.radial_kind), n_b(m.n_b), prefactor(T(m.radial_prefactor)), cutoff(m) {
+  explicit Radial(const Model& m)
+      : kind(m.radial_kind), n_b(m.n_b), prefactor(T(m.radial_prefactor)), cutoff(m) {
     a.need(n_b);
     b.need(n_b);
     for (int n = 0; n < n_b; ++n) {

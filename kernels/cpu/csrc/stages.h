@@ -39,7 +39,8 @@ void EngineOf<T>::begin(const cf_frame& frame) {
 template <class T>
 void EngineOf<T>::count_systems() {
   double* size = system_size_.roomy(size_t(frame_.n_systems) + 1);
-  for (int s = 0; s < frame_.n_systems; ++s) size[s] = frame_.system_size ? frame_.system_size[s] : 0;
+  for (int s = 0; s < frame_.n_systems; ++s)
+    size[s] = frame_.system_size ? frame_.system_size[s] : 0;
   if (frame_.system_size) return;
   for (int i = 0; i < frame_.n_owned; ++i) size[frame_.system ? frame_.system[i] : 0] += 1;
 }

@@ -201,7 +201,8 @@ void EngineOf<T>::finish(const cf_result& result) {
   Section timer(&forces_seconds_, Part(0));
   int64_t bad = INT64_MAX;
   if (result.forces) {
-#pragma omp parallel for schedule(static) num_threads(n_works_) if (n_works_ > 1) reduction(min : bad)
+#pragma omp parallel for schedule(static) num_threads(n_works_) if (n_works_ > 1) \
+    reduction(min : bad)
     for (int i = 0; i < n_all; ++i) {
       T sum[kRow] = {};
       for (int64_t e = list_.sent_first[i]; e < list_.sent_first[i + 1]; ++e) {

@@ -62,10 +62,10 @@ EwaldSpec spec_of(const cf_ewald_spec& s) {
 }
 
 int check(const cf_ewald_spec& s, char* error) {
-  if (!(s.dl > 0 && s.sigma > 0)) return fail(error, CF_INVALID, "ewald: dl and sigma must be above zero");
-  if (s.exponent != 1 && s.exponent != 6) return fail(error, CF_INVALID, "ewald: exponent must be 1 or 6");
+  if (!(s.dl > 0 && s.sigma > 0)) return fail(error, CF_INVALID, "ewald: dl and sigma above zero");
+  if (s.exponent != 1 && s.exponent != 6) return fail(error, CF_INVALID, "ewald: exponent 1 or 6");
   if (s.field_direction < 0 || s.field_direction > 2)
-    return fail(error, CF_INVALID, "ewald: field_direction must be 0, 1 or 2");
+    return fail(error, CF_INVALID, "ewald: field_direction 0, 1 or 2");
   return CF_OK;
 }
 
@@ -73,10 +73,10 @@ int ewald_code(EwaldStatus status, char* error) {
   switch (status) {
     case EWALD_OK: return CF_OK;
     case EWALD_SINGULAR_CELL:
-      return fail(error, CF_INVALID, "cell: three independent lattice vectors are needed for a periodic Ewald sum");
+      return fail(error, CF_INVALID, "cell: three independent lattice vectors for a periodic Ewald sum");
     case EWALD_OPEN_EXPONENT:
-      return fail(error, CF_INVALID, "pbc: an Ewald sum of exponent 6 needs a periodic system");
-    default: return fail(error, CF_INVALID, "cell: too many k vectors for a direct sum");
+      return fail(error, CF_INVALID, "pbc: a periodic system for an Ewald sum of exponent 6");
+    default: return fail(error, CF_INVALID, "cell: one with fewer k vectors, which a direct sum can hold");
   }
 }
 

@@ -71,7 +71,8 @@ class Tape {
       const Affine& a = net.layers[k];
       if (a.w.size() != size_t(a.in) * a.out) continue;  // an elementwise scale
       forward_[k].fill(a.out, a.in, kTile, [&](int i, int j) { return a.w[size_t(i) * a.in + j]; });
-      backward_[k].fill(a.in, a.out, kTile, [&](int i, int j) { return a.w[size_t(j) * a.in + i]; });
+      backward_[k].fill(a.in, a.out, kTile,
+                        [&](int i, int j) { return a.w[size_t(j) * a.in + i]; });
     }
   }
   Tape() = default;

@@ -37,9 +37,10 @@ inline Vec<T> load(const T* from) {
   return v;
 }
 
-// out[f][lane] = rows[lane][f] for f < n.
+// out[f * stride][lane] = rows[lane][f] for f < n.
 template <class T>
-inline void to_lanes(const T* const (&rows)[Simd<T>::width], int n, Vec<T>* out, ptrdiff_t stride = 1) {
+inline void to_lanes(const T* const (&rows)[Simd<T>::width], int n, Vec<T>* out,
+                     ptrdiff_t stride = 1) {
   constexpr int W = Simd<T>::width;
   int f = 0;
   for (; f + W <= n; f += W) {
@@ -52,9 +53,10 @@ inline void to_lanes(const T* const (&rows)[Simd<T>::width], int n, Vec<T>* out,
     for (int lane = 0; lane < W; ++lane) out[f * stride][lane] = rows[lane][f];
 }
 
-// rows[lane][f] = in[f][lane] for f < n.
+// rows[lane][f] = in[f * stride][lane] for f < n.
 template <class T>
-inline void from_lanes(const Vec<T>* in, int n, T* const (&rows)[Simd<T>::width], ptrdiff_t stride = 1) {
+inline void from_lanes(const Vec<T>* in, int n, T* const (&rows)[Simd<T>::width],
+                       ptrdiff_t stride = 1) {
   constexpr int W = Simd<T>::width;
   int f = 0;
   for (; f + W <= n; f += W) {

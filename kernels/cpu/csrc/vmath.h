@@ -5,10 +5,11 @@ template <class T>
 struct Reduce;
 template <>
 struct Reduce<float> {
-  // Adding this pushes the fraction out of the mantissa: rounds, and leaves the integer in the bits.
+  // Adding this pushes the fraction out: rounds, and leaves the integer in the low bits.
   static constexpr float magic = 12582912.0f;  // 1.5 * 2^23
   // pi/2 and ln 2 in parts with few bits, so that k times a part is exact.
-  static constexpr float half_pi[3] = {1.5703125f, 4.837512969970703125e-4f, 7.54978995489188216e-8f};
+  static constexpr float half_pi[3] = {1.5703125f, 4.837512969970703125e-4f,
+                                       7.54978995489188216e-8f};
   static constexpr float ln2[2] = {0.693359375f, -2.12194440054690583e-4f};
   static constexpr float exp_low = -87.0f, exp_high = 88.0f;
   static constexpr int sin_terms = 4, cos_terms = 4, exp_terms = 7, exponent_shift = 23, bias = 127;
@@ -20,10 +21,11 @@ struct Reduce<double> {
                                         5.39030285815811905290e-15};
   static constexpr double ln2[2] = {6.93145751953125e-1, 1.42860682030941723212e-6};
   static constexpr double exp_low = -708.0, exp_high = 709.0;
-  static constexpr int sin_terms = 7, cos_terms = 8, exp_terms = 13, exponent_shift = 52, bias = 1023;
+  static constexpr int sin_terms = 7, cos_terms = 8, exp_terms = 13, exponent_shift = 52;
+  static constexpr int bias = 1023;
 };
 
-// 1/n! with alternating sign is not needed: signs are written out in the loops below.
+// 1/n!
 constexpr double kInverseFactorial[] = {
     1.0, 1.0, 1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120, 1.0 / 720, 1.0 / 5040, 1.0 / 40320,
     1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800.0,
@@ -46,7 +48,8 @@ inline void sincos(Vec<T> x, Vec<T>& s, Vec<T>& c) {
   const I odd = (quadrant & 1) != 0;
   constexpr int sign_bit = int(sizeof(T)) * 8 - 1;
   const I one = I{} + 1;
-  const I flip_s = ((quadrant >> 1) & one) << sign_bit, flip_c = (((quadrant + 1) >> 1) & one) << sign_bit;
+  const I flip_s = ((quadrant >> 1) & one) << sign_bit;
+  const I flip_c = (((quadrant + 1) >> 1) & one) << sign_bit;
   s = (Vec<T>)((I)(odd ? pc : ps) ^ flip_s);
   c = (Vec<T>)((I)(odd ? ps : pc) ^ flip_c);
 }

@@ -1,0 +1,94 @@
+// Which instruction set runs, and with how many threads.
+#include <pthread.h>
+
+#include <cstdlib>
+#include <cstring>
+
+#include "engine.h"
+
+namespace cace_fast {
+
+OutOfMemory::~OutOfMemory() = default;
+NotFinite::~NotFinite() = default;
+Engine::~Engine() = default;
+
+namespace {
+
+bool forked_after_threads = false, threads_ran = false;
+
+void after_fork_in_child() { forked_after_threads = threads_ran; }
+
+}  // namespace
+
+int team_size(int wanted) {
+  static const int registered = pthread_atfork(nullptr, nullptr, after_fork_in_child);
+  (void)registered;
+  if (forked_after_threads || wanted < 1) return 1;
+  threads_ran |= wanted > 1;
+  return wanted;
+}
+
+namespace {
+
+typedef Engine* (*Maker)(const Model&, int);
+
+struct Isa {
+  const char* name;
+  Maker make;
+  bool (*runs)();
+};
+
+const Isa kIsas[] = {  // the best one first
+#ifdef CF_HAS_AVX512
+    {"avx512", make_engine_avx512,
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("fma");
+     }},
+#endif
+#ifdef CF_HAS_AVX2
+    {"avx2", make_engine_avx2,
+     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
+#endif
+    {"base", make_engine_base, [] { return true; }},
+};
+
+const Isa* choose_isa(std::string& error) {
+  const char* wanted = std::getenv("CACE_FAST_ISA");
+  std::string names;
+  for (const Isa& isa : kIsas) {
+    if (!isa.runs()) continue;
+    if (!wanted || !*wanted || !std::strcmp(wanted, isa.name)) return &isa;
+    names += std::string(names.empty() ? "" : ", ") + isa.name;
+  }
+  error = "CACE_FAST_ISA: expected one of " + names + " on this machine, got '" + wanted + "'";
+  return nullptr;
+}
+
+struct Choice {
+  std::string error;
+  const Isa* isa;
+  Choice() : isa(choose_isa(error)) {}
+};
+
+const Choice& chosen() {
+  static const Choice choice;
+  return choice;
+}
+
+}  // namespace
+
+const char* isa_name(std::string& error) {
+  const Choice& choice = chosen();
+  if (!choice.isa) error = choice.error;
+  return choice.isa ? choice.isa->name : nullptr;
+}
+
+Engine* make_engine(const Model& model, int precision) {
+  const Choice& choice = chosen();
+  if (!choice.isa) throw JsonError(choice.error);
+  return choice.isa->make(model, precision);
+}
+
+}  // namespace cace_fast
