@@ -82,7 +82,8 @@ def make_engine(
         the next one, whose ``note`` says why.
     """
     tensors = weights.to(device, dtype)
-    note = ""
+    missing = (s for s in kernels.states() if device.type in s.devices and not s.available)
+    note = "; ".join(f"{s.name}: {s.reason}" for s in missing) if backend == "auto" else ""
     for name in _candidates(backend, device):
         if name == "reference":
             break

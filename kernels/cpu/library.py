@@ -197,5 +197,5 @@ def raise_for(code: int, text: str) -> None:
         raise MemoryError(text)
     if code == INVALID and ": " in text:
         argument, _, expected = text.partition(": ")
-        raise InputError(argument, expected, "something else")
+        raise InputError(argument, expected, "another")
     raise CaceFastError(f"the CPU engine failed ({code}): {text}")

@@ -217,6 +217,7 @@ def test_without_the_library(monkeypatch):
     monkeypatch.setattr(library, "isa", missing)
     assert [s.available for s in backend.states()] == [False, False]
     assert choose_backend("auto") == "reference"
+    assert tiny_potential().backend_note == "plain torch (cpu: its library was not compiled)"
     with pytest.raises(
         BackendUnavailableError,
         match=r"'cpu' is not available here \(its library was not compiled\)\. "
