@@ -20,6 +20,7 @@ import ase.io
 import numpy as np
 import torch
 from ase import Atoms, units
+from ase.md.langevin import Langevin
 from ase.md.verlet import VelocityVerlet
 
 from cace_fast import CACECalculator
@@ -82,6 +83,9 @@ def measure(folder: Path, atoms: Atoms, options: argparse.Namespace, backend: st
     speed = np.sqrt(units.kB * 300.0 / atoms.get_masses())[:, None]
     atoms.set_velocities(speed * rng.normal(size=(len(atoms), 3)))
     atoms.calc = calc
+    # recorded structures are not in equilibrium, and hot atoms ask for more searches
+    bath = {"temperature_K": 300.0, "friction": 0.1 / units.fs, "rng": rng}
+    Langevin(atoms, 0.5 * units.fs, **bath).run(options.equilibrate)
     dynamics = VelocityVerlet(atoms, 0.5 * units.fs)
     dynamics.run(2)
     engine, verlet = calc.potential._engine, calc._list
@@ -107,6 +111,7 @@ def main() -> None:
     parser.add_argument("--backend", nargs="+", default=["cpu"])
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--equilibrate", type=int, default=1000, help="steps of Langevin before")
     parser.add_argument("--skin", type=float, default=1.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
