@@ -133,8 +133,11 @@ class EngineOf final : public Engine {
     const size_t size = size_t(frame_.n_all) * steps_[t - 1].n_l * steps_[t - 1].n_x;
     n_segments_ = n_blocks_ < kSegments ? int(n_blocks_) : kSegments;
     T* sums = segment_sums_.roomy(n_segments_ * size + 1);
-    ::memset(sums, 0, n_segments_ * size * sizeof(T));
-    over_blocks_of(frame_.n_owned, n_segments_, f);
+    over_blocks_of(frame_.n_owned, n_segments_, [&](Work<T>& work, const Block& block) {
+      if (block.number == block.segment * n_blocks_ / n_segments_)  // the segment's first block
+        ::memset(sums + block.segment * size, 0, size * sizeof(T));
+      f(work, block);
+    });
   }
   template <class F>
   void over_blocks_of(int64_t n, int64_t n_segments, const F& f) {
