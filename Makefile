@@ -5,6 +5,7 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
+COMPILED := setup.py $(wildcard kernels/cpu/build.py kernels/cpu/generate.py kernels/cpu/csrc/*)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test coverage lint format types floors wheel bench clean
@@ -13,7 +14,7 @@ help:  ## show this list
 	@echo "cace-fast: fast, safe inference for CACE interatomic potentials"
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(STAMP): pyproject.toml constraints.txt .ci/install
+$(STAMP): pyproject.toml constraints.txt .ci/install $(COMPILED)
 	@.ci/install "$(PYTHON)"
 
 demo: $(STAMP)  ## heat a copper crystal with the shipped potential; prints and draws the result
