@@ -154,14 +154,15 @@ void find_slots(Work<T>& work, const Block& block, const cf_list& list, const Si
   }
 }
 
-// Unit vectors, cutoff function, g_n and dg_n/dr of every slot.
+// Unit vectors, cutoff function, g_n and dg_n/dr of every slot; notes an atom with another on it.
 template <class T>
-void radial_of_slots(Work<T>& work, const Radial<T>& radial) {
+void radial_of_slots(Work<T>& work, const Block& block, const Radial<T>& radial) {
   typedef Vec<T> V;
   Section timer(work.seconds, kRadial);
   const int n_b = radial.n_b;
   V* g = work.g.roomy(size_t(work.n_slots) * n_b + 1);
   V* dg = work.dg.roomy(size_t(work.n_slots) * n_b + 1);
+  V least = spread<T>(T(1));
   for (int slot = 0; slot < work.n_slots; ++slot) {
     V* geo = work.geometry.data() + size_t(slot) * kGeometry;
     const V x = geo[kUx], y = geo[kUy], z = geo[kUz];
@@ -172,10 +173,14 @@ void radial_of_slots(Work<T>& work, const Radial<T>& radial) {
     geo[kUz] = z * inverse;
     geo[kInverse] = inverse;
     geo[kR] = r;
+    least = lesser(least, r);
     V f, df;
     radial.cutoff(r, f, df);
     geo[kFc] = f;
     geo[kSlope] = df;
     radial(r, f, df, g + size_t(slot) * n_b, dg + size_t(slot) * n_b);
   }
+  for (int lane = 0; lane < block.n_lanes; ++lane)
+    if (!(least[lane] > T(0)) && block.first + lane < work.bad_atom)
+      work.bad_atom = block.first + lane;
 }

@@ -51,7 +51,7 @@ void EngineOf<T>::find_neighbors(Work<T>& work, const Block& block, int t) {
   const bool shifted = list_.shift && frame_.shift_vectors;
   find_slots(work, block, list_, sites_.data(), shifted ? frame_.shift_vectors : no_shift,
              m_.cutoff, grouped(t) ? n_groups_ : 1);
-  radial_of_slots(work, radial_);
+  radial_of_slots(work, block, radial_);
   if (!any_ar()) return;
   const int64_t base = list_.first[block.first], end = list_.first[block.first + block.n_lanes];
   for (int64_t e = base; e < end; ++e) distance_[e] = T(-1);
