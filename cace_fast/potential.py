@@ -188,33 +188,31 @@ class Potential:
         self._require_energy()
         for atoms in frames:
             check_structure(properties, atoms)
-        results: list[Result] = []
-        pending: list[AtomicGraph] = []
         names = {key: key for key in extra_inputs(self.spec)} | dict(inputs or {})
         rep = self.spec.representation
         # of one structure the engine trims the pairs; of several, the bad one is named here
         single = len(frames) == 1
+        unchecked = min_dist if single else None
         if single and edges is None and self.sorts_pairs:
             edges = partial(neighbor_list, cutoff=self.cutoff, in_order=False)
+        results: list[Result] = []
+        pending: list[AtomicGraph] = []
+        n_edges = 0
         for number, atoms in enumerate(frames):
             try:
                 graph = graph_of(
                     atoms, rep, inputs=names, edges=edges, min_dist=min_dist, candidates=single
                 )
             except InputError as error:
-                if len(frames) > 1:
+                if not single:
                     error.args = (f"structure {number}: {error}",)
                 raise
             pending.append(graph)
-            if single:
-                return self._evaluate_batch(frames, pending, properties, min_dist)
-            if sum(len(g.senders) for g in pending) > BATCH_EDGES:
-                results += self._evaluate_batch(
-                    frames[len(results) : number + 1], pending, properties
-                )
-                pending = []
-        if pending:
-            results += self._evaluate_batch(frames[len(results) :], pending, properties)
+            n_edges += len(graph.senders)
+            if n_edges > BATCH_EDGES or number == len(frames) - 1:
+                batch = frames[len(results) : number + 1]
+                results += self._evaluate_batch(batch, pending, properties, unchecked)
+                pending, n_edges = [], 0
         return results
 
     def features(self, atoms: Atoms) -> NDArray[Any]:
@@ -286,7 +284,7 @@ class Potential:
         bad = torch.nonzero(~torch.isfinite(output.energy)).flatten().tolist()
         if bad:
             raise CaceFastError(f"energy: not finite for structures {bad} of this batch")
-        term = self._engine.charge_term if "latent_charges" in needed(properties) else None
+        term = self._engine.charge_term if "latent_charges" in wanted else None
         results = results_of(output, graph, frames, properties, term)
         for atoms, result in zip(frames, results, strict=True):
             isolated = np.array([self._atomic_energies.get(int(z), 0.0) for z in atoms.numbers])
