@@ -1,0 +1,228 @@
+"""Device code that several kernels share: look-ups, radial functions, cutoffs, monomials.
+
+float32 throughout, with sines by polynomials after an own range reduction (the library's bring a
+stack and float64 instructions); in float64, which is for the interpreter, the library's.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.constexpr_function
+def get(table, *path):
+    """Return an entry of a nested constexpr tuple; chained indexing is not constexpr in Triton."""
+    for step in path:
+        table = table[step]
+    return table
+
+
+@triton.constexpr_function
+def length(table, *path):
+    """Return the length of a (nested) constexpr tuple."""
+    for step in path:
+        table = table[step]
+    return len(table)
+
+
+@triton.jit
+def sincospi(turns):
+    """Return sin(pi x), cos(pi x) of x = ``turns``, |x| < 2^21 in float32."""
+    if turns.dtype == tl.float64:
+        angle = 3.14159265358979323846 * turns
+        return tl.sin(angle), tl.cos(angle)
+    else:
+        # adding and taking away 1.5 2^23 rounds to an integer: x - 2 k is exact and in [-1, 1]
+        even = tl.fma(turns, 0.5, 12582912.0) - 12582912.0
+        return _sincospi_reduced(tl.fma(even, -2.0, turns))
+
+
+@triton.jit
+def sincospi_product(a, r):
+    """Return sin(pi a r), cos(pi a r): in float32 the product is not rounded before reduction."""
+    if r.dtype == tl.float64:
+        return sincospi(a * r)
+    else:
+        even = tl.fma(0.5 * a, r, 12582912.0) - 12582912.0
+        return _sincospi_reduced(tl.fma(a, r, -2.0 * even))
+
+
+@triton.jit
+def _sincospi_reduced(u):
+    """Return sin and cos of pi u, |u| <= 1: Chebyshev fits of sin/(u (1-u^2)) and cos/(1-4u^2).
+
+    Dividing by the zeros makes them exact there; errors are below 3e-7.
+    """
+    w = u * u
+    s = tl.fma(w, -0.00038593770539966114, 0.006860187318272263)
+    s = tl.fma(s, w, -0.07518726334906756)
+    s = tl.fma(s, w, 0.524036151372038)
+    s = tl.fma(s, w, -2.0261194642622)
+    s = tl.fma(s, w, 3.1415926444234024)
+    c = tl.fma(w, -0.00040402037544151197, 0.006253968605349106)
+    c = tl.fma(c, w, -0.057209165765623265)
+    c = tl.fma(c, w, 0.31949395262415836)
+    c = tl.fma(c, w, -0.9348014015262159)
+    c = tl.fma(c, w, 0.9999999889445824)
+    return s * tl.fma(-w, u, u), c * tl.fma(w, -4.0, 1.0)
+
+
+@triton.jit
+def geometry(x, y, z):
+    """Return |d|, 1/|d|, 1/(|d| + 1e-9) and d/(|d| + 1e-9) (docs/theory.md, equation 10)."""
+    square = x * x + y * y + z * z
+    if x.dtype == tl.float64:
+        r = tl.sqrt(square)
+        inverse = 1.0 / r
+        shorter = 1.0 / (r + 1e-9)
+    else:
+        inverse = tl.rsqrt(square)
+        inverse = inverse * tl.fma(-0.5 * square * inverse, inverse, 1.5)  # one step of Newton's
+        r = square * inverse
+        shorter = inverse  # 1e-9 A is nothing in float32
+    return r, inverse, shorter, x * shorter, y * shorter, z * shorter
+
+
+@triton.jit
+def cutoff(r, table, NB: tl.constexpr, RADIAL: tl.constexpr):
+    """Return f_c and its first and second derivative, zero from r_c on (equations 6 to 9).
+
+    What a kernel does not use costs nothing: the compiler drops it.
+    """
+    radius = tl.load(table + 2 * NB + 1)
+    scale = tl.load(table + 2 * NB + 2)  # 1/r_c
+    extra = tl.load(table + 2 * NB + 3)
+    KIND: tl.constexpr = get(RADIAL, 1)
+    P: tl.constexpr = get(RADIAL, 2)
+    if KIND == 0:
+        x = tl.minimum(r * scale, 1.0)
+        rest = 1.0 - x
+        series = x * 0.0 + P * (P + 1.0) / 2.0
+        for k in tl.static_range(P - 1):
+            series = series * x + (P - 1.0 - k) * (P - k) / 2.0
+        f = rest * rest * rest * series
+        low = scale * (-P * (P + 1.0) * (P + 2.0) / 2.0) * rest + x * 0.0
+        high = low
+        if P >= 2:
+            for k in tl.static_range(P - 2):
+                low = low * x
+            high = low * x
+            second = ((P - 1.0) * rest - 2.0 * x) * low * scale
+        else:
+            second = -2.0 * low * scale / tl.where(rest > 0.0, rest, 1.0) * rest
+        return f, high * rest, second
+    inside = r < radius
+    x = tl.where(inside, r * scale, 0.5)
+    if KIND == 1:
+        s, c = sincospi(x)
+        f = 0.5 * (1.0 + c)
+        first = -1.5707963267948966 * s * scale
+        second = -4.934802200544679 * c * scale * scale
+    elif KIND == 2:
+        inside = (r + extra) < radius
+        x = tl.where(inside, x, 0.0)
+        q = 1.0 / (1.0 - x * x)
+        f = tl.exp(1.0 - q)
+        first = -2.0 * x * q * q * f * scale
+        second = (4.0 * x * x * q * q * q * q - 2.0 * q * q - 8.0 * x * x * q * q * q) * f
+        second = second * scale * scale
+    elif KIND == 3:
+        width = 1.0 / (radius - extra)
+        y = (r - extra) * width
+        between = (y > 0.0) & (y < 1.0)
+        y0 = tl.where(between, y, 0.5)
+        a = 1.0 / (1.0 - y0)
+        b = 1.0 / y0
+        z = a - b
+        e = tl.exp(-tl.abs(z))
+        small = e / (1.0 + e)
+        large = 1.0 / (1.0 + e)
+        f = tl.where(z > 0.0, small, large)
+        slope = (a * a + b * b) * width
+        product = small * large  # f (1 - f)
+        bend = 2.0 * (a * a * a - b * b * b) * width * width
+        flat = between & (e > 0.0)  # where e^-|z| is nothing the tails are flat
+        first = tl.where(flat, -product * slope, 0.0)
+        tilt = tl.where(z > 0.0, large - small, small - large)  # 1 - 2 f
+        second = tl.where(flat, product * (tilt * slope * slope - bend), 0.0)
+        f = tl.where(between, f, tl.where(y <= 0.0, 1.0, 0.0))
+        return f, first, second
+    else:
+        safe = tl.where(inside & (x > 0.0), x, 0.5)
+        power = tl.exp((P - 2.0) * tl.log(safe))
+        A: tl.constexpr = (P + 1.0) * (P + 2.0) / 2.0
+        B: tl.constexpr = P * (P + 2.0)
+        C: tl.constexpr = P * (P + 1.0) / 2.0
+        x = safe
+        f = 1.0 - power * x * x * (A - x * (B - C * x))
+        first = -power * x * (A * P - x * (B * (P + 1.0) - C * (P + 2.0) * x)) * scale
+        bend = A * P * (P - 1.0) - x * (B * (P + 1.0) * P - C * (P + 2.0) * (P + 1.0) * x)
+        second = -power * bend * scale * scale
+    zero = r * 0.0
+    return tl.where(inside, f, zero), tl.where(inside, first, zero), tl.where(inside, second, zero)
+
+
+@triton.jit
+def radial(
+    r, inverse, table, N0: tl.constexpr, NR: tl.constexpr, NB: tl.constexpr, RADIAL: tl.constexpr
+):
+    """Return R_n f_c, n = N0 .. N0+NR-1, with first and second derivatives: three tuples.
+
+    ``table`` is what ``launch.radial_table`` makes: a_n, b_n [NB each], scale, r_c, 1/r_c, and
+    the cutoff's eps or switch-on. Equations 3 to 5.
+    """
+    fc, dfc, ddfc = cutoff(r, table, NB, RADIAL)
+    g = tl.load(table + 2 * NB)
+    KIND: tl.constexpr = get(RADIAL, 0)
+    values = ()
+    slopes = ()
+    bends = ()
+    for n in tl.static_range(NR):
+        a = tl.load(table + N0 + n)
+        if KIND == 0:
+            s, c = sincospi_product(a, r)
+            f = s * (g * inverse)
+            w = a * 3.14159265358979323846
+            df = (c * (w * g) - f) * inverse
+            ddf = -w * w * f - 2.0 * df * inverse
+        elif KIND == 1:
+            b = tl.load(table + NB + N0 + n)
+            z = (r - a) * b
+            f = tl.exp(-0.5 * z * z)
+            df = -f * z * b
+            ddf = f * (z * z - 1.0) * b * b
+        else:
+            f = g * tl.exp(-r * a)
+            df = -f * a
+            ddf = f * a * a
+        values = values + (f * fc,)
+        slopes = slopes + (df * fc + f * dfc,)
+        bends = bends + (ddf * fc + 2.0 * df * dfc + f * ddfc,)
+    return values, slopes, bends
+
+
+@triton.jit
+def monomials(ux, uy, uz, PAR: tl.constexpr):
+    """Return all Y_m of a unit vector, each made of its parent (equation 10)."""
+    u = (ux, uy, uz)
+    out = (ux * 0.0 + 1.0,)
+    for k in tl.static_range(1, length(PAR)):
+        if get(PAR, k, 0) == 0:
+            out = out + (u[get(PAR, k, 1)],)
+        else:
+            out = out + (out[get(PAR, k, 0)] * u[get(PAR, k, 1)],)
+    return out
+
+
+@triton.jit
+def monomial_rates(y, ux, uy, uz, vx, vy, vz, PAR: tl.constexpr):
+    """Return how Y_m change along a change v of u."""
+    u = (ux, uy, uz)
+    v = (vx, vy, vz)
+    out = (ux * 0.0,)
+    for k in tl.static_range(1, length(PAR)):
+        if get(PAR, k, 0) == 0:
+            out = out + (v[get(PAR, k, 1)],)
+        else:
+            p = out[get(PAR, k, 0)] * u[get(PAR, k, 1)]
+            out = out + (p + y[get(PAR, k, 0)] * v[get(PAR, k, 1)],)
+    return out

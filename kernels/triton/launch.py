@@ -1,0 +1,228 @@
+"""Host side of the moments and of what stands around a model: edges, launches, no arithmetic.
+
+Arrays are component-major and contiguous, [component, lane]; lanes are edges, segments or atoms,
+and their number may be a capacity: what stands behind the last one is empty (docs/kernels.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import pi
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cace_fast.kernels.triton import _forces, _moments, configs, shapes
+from cace_fast.spec import Representation
+
+SPLIT = 1024  # positions are split at multiples of 1/1024 A: differences are exact up to 16384 A
+
+
+class Edges(NamedTuple):
+    """Directed edges sorted by receiver and the sender's element; index arrays are int32.
+
+    A *segment* is a run of edges with one receiver and one element of senders; only those that
+    exist are there, so elements cost nothing. Padding segments begin and end at the last edge.
+
+    Attributes
+    ----------
+    vectors
+        [3, E] d, from sender to receiver. Beyond the cutoff is allowed, 0 is not.
+    sender, receiver
+        [E] atoms.
+    seg_first
+        [S + 1] first edge of each segment.
+    seg_atom, seg_species
+        [S] its receiver and element, 0 in padding.
+    atom_first
+        [n + 1] first segment of each atom.
+    sent_first, sent_edge
+        [n + 1], [E]: the edges that each atom sends, ascending.
+    """
+
+    vectors: Tensor
+    sender: Tensor
+    receiver: Tensor
+    seg_first: Tensor
+    seg_atom: Tensor
+    seg_species: Tensor
+    atom_first: Tensor
+    sent_first: Tensor
+    sent_edge: Tensor
+
+
+def edges_of(
+    vectors: Tensor, senders: Tensor, receivers: Tensor, species: Tensor
+) -> tuple[Edges, Tensor]:
+    """Return edges given in any order [n_edges, 3], [n_edges], and the order [n_edges] they got."""
+    n = species.shape[0]
+    n_species = int(species.max()) + 1 if n else 1
+    key = receivers * n_species + species[senders]
+    order = torch.argsort(key * max(n, 1) + senders, stable=True)
+    sender, receiver, key = senders[order], receivers[order], key[order]
+    segments, count = torch.unique_consecutive(key, return_counts=True)
+    seg_atom = segments // n_species
+    by_sender = torch.argsort(sender, stable=True)
+    return Edges(
+        vectors=vectors[order].T.contiguous(),
+        sender=sender.int(),
+        receiver=receiver.int(),
+        seg_first=_offsets(count),
+        seg_atom=seg_atom.int(),
+        seg_species=(segments % n_species).int(),
+        atom_first=_offsets(torch.bincount(seg_atom, minlength=n)),
+        sent_first=_offsets(torch.bincount(sender, minlength=n)),
+        sent_edge=by_sender.int(),
+    ), order
+
+
+def _offsets(count: Tensor) -> Tensor:
+    """Return where each group of ``count`` begins, and the end of the last, int32."""
+    return torch.nn.functional.pad(count.cumsum(0), (1, 0)).int()
+
+
+def radial_table(spec: Representation, weights: Mapping[str, Tensor]) -> Tensor:
+    """Return the numbers of radial and cutoff functions as kernels read them, [2 n_b + 4].
+
+    a_n and b_n: frequency/pi and 0, offset and 1/width, or 1/range and 0; then the prefactor,
+    r_c, 1/r_c, and the mollifier's eps or where the switch begins.
+    """
+    like = weights["embedding.sender"]
+    kind, cutoff = spec.radial.kind, spec.cutoff_function
+    if kind == "bessel":
+        a, b = weights["radial.frequencies"].double() / pi, None
+    elif kind == "gaussian":
+        a, b = weights["radial.offsets"].double(), 1.0 / weights["radial.widths"].double()
+    else:
+        a, b = 1.0 / weights["radial.ranges"].double(), None
+    extra = cutoff.eps if cutoff.kind == "mollifier" else cutoff.switch_on
+    rest = [spec.radial.prefactor, cutoff.cutoff, 1.0 / cutoff.cutoff, extra]
+    tail = torch.tensor(rest, dtype=torch.float64, device=like.device)
+    return torch.cat([a, torch.zeros_like(a) if b is None else b, tail]).to(like)
+
+
+class Moments:
+    """The moments kernels of one representation.
+
+    Parameters
+    ----------
+    spec, weights
+        The representation and its tensors; their device and dtype are those of the work.
+    """
+
+    def __init__(self, spec: Representation, weights: Mapping[str, Tensor]) -> None:
+        self.table = radial_table(spec, weights)
+        self.n_b, self.n_a = spec.radial.n_rbf, spec.n_monomials
+        self.constants: dict[str, Any] = {
+            "NB": self.n_b, "RADIAL": shapes.radial_shape(spec), "PAR": shapes.parents(spec.l_max),
+        }  # fmt: skip
+        self.slopes = shapes.derivatives(spec.l_max)
+        self.chunks = shapes.radial_chunks(self.n_b, spec.l_max)
+
+    def forward(self, edges: Edges, rho: Tensor) -> None:
+        """Write rho [n_b n_A, S]."""
+        tile, grid = _tiles(rho.shape[1])
+        for first, count in self.chunks:
+            _moments.moments_forward[grid](
+                edges.vectors, edges.seg_first, self.table, rho, rho.shape[1],
+                edges.vectors.shape[1], N0=first, NR=count, **self.constants,
+                BA=tile.rows, BE=tile.lanes, num_warps=tile.warps,
+            )  # fmt: skip
+
+    def backward(self, edges: Edges, grad_rho: Tensor, grad_vectors: Tensor) -> None:
+        """Write dE/dd [3, E] of dE/drho [n_b n_A, S]."""
+        tile, grid = _tiles(grad_rho.shape[1])
+        for first, count in self.chunks:
+            _moments.moments_backward[grid](
+                edges.vectors, edges.seg_first, self.table, grad_rho, grad_vectors,
+                grad_rho.shape[1], edges.vectors.shape[1], N0=first, NR=count, **self.constants,
+                DER=self.slopes, ADD=first > 0,
+                BA=tile.rows, BE=tile.lanes, num_warps=tile.warps,
+            )  # fmt: skip
+
+    def rate(self, edges: Edges, along: Tensor, out: Tensor) -> None:
+        """Write the change of rho [n_b n_A, S] when vectors change by ``along`` [3, E]."""
+        tile, grid = _tiles(out.shape[1])
+        for first, count in self.chunks:
+            _moments.moments_rate[grid](
+                edges.vectors, along, edges.seg_first, self.table, out, out.shape[1],
+                edges.vectors.shape[1], N0=first, NR=count, **self.constants,
+                BA=tile.rows, BE=tile.lanes, num_warps=tile.warps,
+            )  # fmt: skip
+
+    def backward_rate(self, edges: Edges, along: Tensor, grad_rho: Tensor, out: Tensor) -> None:
+        """Write the change of ``backward`` [3, E] when vectors change by ``along`` [3, E]."""
+        count = int(edges.sender.shape[0])
+        segment = torch.repeat_interleave(edges.seg_first.diff())
+        _moments.moments_backward_rate[_blocks(count)](
+            edges.vectors, along, segment.int(), self.table, grad_rho, out,
+            grad_rho.shape[1], edges.vectors.shape[1], count, **self.constants, DER=self.slopes,
+            BLOCK=configs.BLOCK, num_warps=configs.BLOCK_WARPS,
+        )  # fmt: skip
+
+
+def split(values: Tensor, high: Tensor, low: Tensor) -> None:
+    """Write [n, 3] float64 as the sum of ``high`` and ``low`` [3, n] of the working precision."""
+    n = values.shape[0]
+    _forces.split_positions[_blocks(n)](
+        values, high, low, n, GRID=SPLIT, BLOCK=configs.BLOCK, num_warps=configs.BLOCK_WARPS
+    )
+
+
+def edge_vectors(
+    atoms: Sequence[Tensor], shifts: Sequence[Tensor], edges: Edges, shift: Tensor, closest: Tensor
+) -> None:
+    """Write ``edges.vectors``, and the smallest square of every block of edges.
+
+    ``atoms`` are the split positions [3, n], ``shifts`` the split vectors S h [3, n_shifts] that
+    ``shift`` [E] numbers, ``closest`` [blocks of E].
+    """
+    n_edges = edges.vectors.shape[1]
+    _forces.edge_vectors[_blocks(n_edges)](
+        *atoms, *shifts, edges.sender, edges.receiver, shift, edges.vectors, closest,
+        atoms[0].shape[1], n_edges, shifts[0].shape[1],
+        BLOCK=configs.BLOCK, num_warps=configs.BLOCK_WARPS,
+    )  # fmt: skip
+
+
+def gather_forces(
+    edges: Edges,
+    grad_vectors: Tensor,
+    forces: Tensor,
+    virials: Tensor | None = None,
+    more: Tensor | None = None,
+) -> None:
+    """Write forces [3, n] of dE/dd [3, E], added to ``more``; and virials [6, n] of atoms."""
+    n = forces.shape[1]
+    tile, grid = _tiles(n)
+    _forces.gather_forces[grid](
+        edges.vectors, grad_vectors, edges.seg_first, edges.atom_first, edges.sent_first,
+        edges.sent_edge, forces if more is None else more, forces,
+        forces if virials is None else virials, n, edges.vectors.shape[1],
+        MORE=more is not None, VIRIALS=virials is not None,
+        BA=tile.rows, BE=tile.lanes, num_warps=tile.warps,
+    )  # fmt: skip
+
+
+def system_sums(values: Tensor, first_atom: Tensor, out: Tensor) -> None:
+    """Write the sums of ``values`` [rows, n] over systems, float64 [rows, n_systems]."""
+    rows, n_systems = out.shape
+    _forces.system_sums[(n_systems, rows)](
+        values, first_atom, out, values.shape[1], n_systems,
+        BLOCK=configs.SUM_BLOCK, num_warps=configs.BLOCK_WARPS,
+    )  # fmt: skip
+
+
+def n_blocks(n: int) -> int:
+    """Return how many programs of one lane for each of ``n`` there are."""
+    return -(-n // configs.BLOCK)
+
+
+def _blocks(n: int) -> tuple[int]:
+    return (n_blocks(n),)
+
+
+def _tiles(n_rows: int) -> tuple[configs.Tile, tuple[int]]:
+    tile = configs.tile(n_rows)
+    return tile, (-(-n_rows // tile.rows),)
