@@ -55,6 +55,9 @@ CF_API int cf_ewald_create(const cf_ewald_spec *spec, cf_ewald **ewald,
                            char error[CF_ERROR_LENGTH]);
 CF_API void cf_ewald_free(cf_ewald *ewald);
 CF_API void cf_ewald_threads(cf_ewald *ewald, int32_t n_threads); /* 1 at first */
+/* From now on the integer vectors n that the cell [3][3] chooses, k = 2 pi n h^-T in whatever cell h:
+ * a smooth energy for variable cells.  NULL: those of the sphere of each cell, as at first. */
+CF_API void cf_ewald_freeze(cf_ewald *ewald, const double *cell);
 
 /* One system, all of its atoms here: energies [n][n_q] (they sum to E), slopes [n][n_q] = dE/dq of
  * that sum, forces [n][3] = -dE/dr, virial [3][3] = -dE/dstrain with the k set fixed.  Forces and
@@ -115,6 +118,19 @@ CF_API int cf_step_create(const cf_model *model, cf_state *state, int32_t n_term
                           const cf_long_range *terms, cf_step **step,
                           char error[CF_ERROR_LENGTH]);
 CF_API void cf_step_free(cf_step *step);
+/* As cf_ewald_freeze, for all terms. */
+CF_API void cf_step_freeze(cf_step *step, const double *cell);
+
+/* A sum over k of the host's own, such as a fast Fourier transform: for the periodic system and the
+ * term, potentials [n][n_q] = K q without norm and self terms; and it adds to forces [n][3] and virial
+ * [3][3], where these are not NULL, weight times those of the energy sum q K q / 2, the k set fixed.
+ * Returns CF_OK, CF_DECLINED to leave the system to the library, or another code.  It is called by
+ * the thread that calls cf_step_run.  NULL: none, as at first. */
+enum { CF_DECLINED = -1 };
+typedef int (*cf_host_sum)(void *context, int32_t term, int64_t n, int32_t n_q, const double *q,
+                           const double *r, const double *cell, double weight, double *potentials,
+                           double *forces, double *virial);
+CF_API void cf_step_host(cf_step *step, cf_host_sum sum, void *context);
 CF_API void cf_step_threads(cf_step *step, int32_t n_threads);
 /* A new pair list for these structures; positions are not looked at. */
 CF_API int cf_step_pairs(cf_step *step, const cf_structures *structures, int64_t n_pairs,

@@ -122,16 +122,25 @@ void grow(std::vector<double>& v, int64_t size) {
 
 }  // namespace
 
+void ewald_freeze(EwaldSpec& spec, const double* cell) {
+  spec.frozen = cell != nullptr;
+  if (spec.frozen) std::memcpy(spec.reference, cell, sizeof spec.reference);
+}
+
 EwaldStatus ewald_select(KVectors& k, const EwaldSpec& spec, const double* cell) {
-  if (k.exponent == spec.exponent && k.dl == spec.dl && k.sigma == spec.sigma &&
+  if (k.selected && k.spec.exponent == spec.exponent && k.spec.dl == spec.dl &&
+      k.spec.sigma == spec.sigma && k.spec.frozen == spec.frozen &&
+      std::memcmp(k.spec.reference, spec.reference, sizeof spec.reference) == 0 &&
       std::memcmp(k.cell, cell, sizeof k.cell) == 0)
     return EWALD_OK;
-  k.exponent = 0;
-  double volume;
+  k.selected = false;
+  double volume, ignored, chosen[9];
   if (!invert(cell, k.inverse, volume)) return EWALD_SINGULAR_CELL;
+  const double* of = spec.frozen ? spec.reference : cell;  // whose sphere it is
+  if (!invert(of, chosen, ignored)) return EWALD_SINGULAR_CELL;
   double points = 1.0;
   for (int a = 0; a < 3; ++a) {
-    const double* h = cell + 3 * a;
+    const double* h = of + 3 * a;
     const double most = std::sqrt(h[0] * h[0] + h[1] * h[1] + h[2] * h[2]) / spec.dl;
     points *= 2.0 * most + 1.0;
     if (!(points < static_cast<double>(MAX_POINTS))) return EWALD_TOO_MANY;
@@ -147,10 +156,9 @@ EwaldStatus ewald_select(KVectors& k, const EwaldSpec& spec, const double* cell)
       KVectors::Row row{n0, n1, 0, 0, static_cast<int32_t>(k.size)};
       for (int n2 = n0 == 0 && n1 == 0 ? 1 : -k.limits[2]; n2 <= k.limits[2]; ++n2) {
         const double n[3] = {double(n0), double(n1), double(n2)};
-        const double k2 = norm2_of(k.inverse, n);
-        if (!(k2 < top)) continue;
+        if (!(norm2_of(chosen, n) < top)) continue;
         double g, slope;
-        kernel(spec, k2, g, slope);
+        kernel(spec, norm2_of(k.inverse, n), g, slope);
         if (row.count == 0) row.first = n2;  // |k|^2 is convex along a row: no gaps
         ++row.count;
         k.factor.push_back(g / volume);
@@ -165,9 +173,8 @@ EwaldStatus ewald_select(KVectors& k, const EwaldSpec& spec, const double* cell)
       k.rows.push_back(row);
     }
   std::memcpy(k.cell, cell, sizeof k.cell);
-  k.dl = spec.dl;
-  k.sigma = spec.sigma;
-  k.exponent = spec.exponent;
+  k.spec = spec;
+  k.selected = true;
   return EWALD_OK;
 }
 
@@ -342,6 +349,13 @@ void ewald_finish(const EwaldSpec& spec, int64_t n, int n_q, const double* q, bo
   }
 }
 
+void ewald_complete(const EwaldSpec& spec, int64_t n, int n_q, const double* q, const double* r,
+                    bool periodic, double weight, double* energies, double* slopes, double* forces,
+                    double* virial) {
+  ewald_finish(spec, n, n_q, q, periodic, energies, slopes);
+  extras(spec, n, n_q, q, r, weight, energies, slopes, forces, virial);
+}
+
 EwaldStatus ewald_evaluate(const EwaldSpec& spec, EwaldWork& work, int64_t n, int n_q,
                            const double* q, const double* r, const double* cell, bool periodic,
                            double weight, double* energies, double* slopes, double* forces,
@@ -360,8 +374,7 @@ EwaldStatus ewald_evaluate(const EwaldSpec& spec, EwaldWork& work, int64_t n, in
     if (spec.exponent != 1) return EWALD_OPEN_EXPONENT;
     open_sum(spec, work.n_threads, n, n_q, q, r, weight, slopes, forces, virial);
   }
-  ewald_finish(spec, n, n_q, q, periodic, energies, slopes);
-  extras(spec, n, n_q, q, r, weight, energies, slopes, forces, virial);
+  ewald_complete(spec, n, n_q, q, r, periodic, weight, energies, slopes, forces, virial);
   return EWALD_OK;
 }
 

@@ -17,7 +17,12 @@ struct EwaldSpec {
   double field = 0.0;   // external field along direction, for exponent 1
   int field_direction = 0;
   double neutral_lambda = 0.0;
+  // frozen: the integer vectors of `reference` [3][3] whatever the cell, not those of its own sphere.
+  bool frozen = false;
+  double reference[9] = {0};
 };
+
+void ewald_freeze(EwaldSpec& spec, const double* cell);  // null: the sphere of each cell
 
 // The vectors n of the sphere, one of each pair +-n, as rows of consecutive third components. Rows
 // are padded to whole SIMD vectors; pads have factor 0.
@@ -25,8 +30,9 @@ struct KVectors {
   struct Row {
     int32_t n0, n1, first, count, offset;  // third components first, first + 1, ...
   };
-  double cell[9] = {0}, dl = 0, sigma = 0;
-  int exponent = 0;  // 0: not selected yet
+  double cell[9] = {0};
+  EwaldSpec spec;
+  bool selected = false;
   double inverse[9] = {0};
   int32_t limits[3] = {0, 0, 0};
   std::vector<Row> rows;
@@ -48,8 +54,8 @@ struct EwaldWork {
 
 enum EwaldStatus { EWALD_OK = 0, EWALD_SINGULAR_CELL = 1, EWALD_OPEN_EXPONENT = 2, EWALD_TOO_MANY = 3 };
 
-// Chooses the k vectors of a cell [3][3] (rows are lattice vectors); nothing to do when they are
-// those of the last call.
+// Chooses the k vectors of a cell [3][3] (rows are lattice vectors) and their factors; nothing to do
+// when they are those of the last call.
 EwaldStatus ewald_select(KVectors& k, const EwaldSpec& spec, const double* cell);
 
 // Adds sum_i q_i exp(i k r_i) of n atoms to `structure` [2][n_q][size]; parts of different atoms add.
@@ -68,6 +74,12 @@ void ewald_finish(const EwaldSpec& spec, int64_t n, int n_q, const double* q, bo
 // Adds weight times -dE/dstrain [3][3] of the k sum, its k set fixed.
 void ewald_virial(const KVectors& k, int n_q, const double* structure, double weight,
                   double* virial);
+
+// What is left when the potentials of all atoms are in `slopes`, and weight times the forces and
+// virial of sum q phi / 2 have been added: ewald_finish, external field, neutrality.
+void ewald_complete(const EwaldSpec& spec, int64_t n, int n_q, const double* q, const double* r,
+                    bool periodic, double weight, double* energies, double* slopes, double* forces,
+                    double* virial);
 
 // Energies and slopes of one system.
 //   energies [n][n_q]: of each atom and channel, eV; they sum to E

@@ -1,0 +1,74 @@
+// What the files behind cace_fast_step.h share.
+#pragma once
+
+#include <cstring>
+#include <exception>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "cace_fast_step.h"
+#include "ewald.h"
+#include "pairs.h"
+
+struct cf_pairs {
+  cace_fast::Pairs pairs;
+};
+
+struct cf_ewald {
+  cace_fast::EwaldSpec spec;
+  cace_fast::EwaldWork work;
+};
+
+struct cf_step {
+  cf_state* state = nullptr;
+  const cf_model* model = nullptr;
+  int n_threads = 1, n_charges = 0;
+  struct Term {
+    cace_fast::EwaldSpec spec;
+    double weight;
+    int first, count;
+    std::vector<double> fixed;
+    std::vector<cace_fast::EwaldWork> works;
+  };
+  std::vector<Term> terms;
+  cf_host_sum host = nullptr;
+  void* host_context = nullptr;
+  cf_pairs pairs;
+  // buffers of a step; they grow and are reused
+  std::vector<double> shift_vectors, charges, slopes, own_q, own_energies, own_slopes, forces, virials;
+  std::vector<int32_t> system;
+  std::vector<char> done;
+  char error[CF_ERROR_LENGTH] = {0};
+  int32_t closest[2] = {-1, -1};
+  double distance = 0.0;
+};
+
+namespace cace_fast {
+
+inline int fail(char* error, int code, const std::string& text) {
+  if (error != nullptr) {
+    std::strncpy(error, text.c_str(), CF_ERROR_LENGTH - 1);
+    error[CF_ERROR_LENGTH - 1] = 0;
+  }
+  return code;
+}
+
+// Runs `body`, turning what it throws into a code: no exception may cross the C interface.
+template <class Body>
+int guarded(char* error, Body body) {
+  try {
+    return body();
+  } catch (const std::bad_alloc&) {
+    return fail(error, CF_MEMORY, "out of memory");
+  } catch (const std::exception& e) {
+    return fail(error, CF_INVALID, e.what());
+  }
+}
+
+int ewald_check(const cf_ewald_spec& spec, char* error);
+EwaldSpec ewald_spec_of(const cf_ewald_spec& spec);
+// All long-range terms; their energies, slopes of charges, forces and virials are added.
+int long_range(cf_step& step, const cf_structures& in, const cf_step_result& out);
+
+}  // namespace cace_fast

@@ -1,0 +1,210 @@
+// Long range of the C interface: sums by themselves, and the terms of a step.
+#include <algorithm>
+#include <new>
+
+#include <omp.h>
+
+#include "engine.h"
+#include "step.h"
+
+using namespace cace_fast;
+
+namespace {
+
+int ewald_code(EwaldStatus status, char* error) {
+  switch (status) {
+    case EWALD_OK: return CF_OK;
+    case EWALD_SINGULAR_CELL:
+      return fail(error, CF_INVALID, "cell: three independent lattice vectors for a periodic Ewald sum");
+    case EWALD_OPEN_EXPONENT:
+      return fail(error, CF_INVALID, "pbc: a periodic system for an Ewald sum of exponent 6");
+    default: return fail(error, CF_INVALID, "cell: one with fewer k vectors, which a direct sum can hold");
+  }
+}
+
+
+// One term of one system: its charges, and where its own results go.
+struct Part {
+  int64_t first, n;
+  double *q, *energies, *slopes, *forces, *virial;
+};
+
+Part part_of(cf_step& step, cf_step::Term& term, const cf_structures& in, const cf_step_result& out,
+             int32_t s) {
+  const int64_t first = in.first_atom[s], start = first * term.count;
+  const Part part{first, in.first_atom[s + 1] - first, step.own_q.data() + start,
+                  step.own_energies.data() + start, step.own_slopes.data() + start,
+                  out.forces == nullptr ? nullptr : out.forces + 3 * first,
+                  out.virials == nullptr ? nullptr : out.virials + 9 * s};
+  for (int64_t i = 0; i < part.n; ++i)
+    for (int c = 0; c < term.count; ++c)
+      part.q[i * term.count + c] = term.fixed.empty()
+                                       ? step.charges[(first + i) * step.n_charges + term.first + c]
+                                       : term.fixed[in.species[first + i]];
+  return part;
+}
+
+// Energies of the atoms, and slopes back into the table of all charges.
+void add_part(cf_step& step, const cf_step::Term& term, const Part& part, const cf_step_result& out) {
+  for (int64_t i = 0; i < part.n; ++i)
+    for (int c = 0; c < term.count; ++c) {
+      const int64_t at = i * term.count + c, atom = part.first + i;
+      if (out.energies_lr != nullptr) out.energies_lr[atom] += term.weight * part.energies[at];
+      if (term.fixed.empty())
+        step.slopes[atom * step.n_charges + term.first + c] += term.weight * part.slopes[at];
+    }
+}
+
+// Offers the periodic systems to the host, one after the other; those that it did are marked done.
+int by_host(cf_step& step, int32_t number, const cf_structures& in, const cf_step_result& out) {
+  cf_step::Term& term = step.terms[number];
+  const EwaldSpec& spec = term.spec;
+  for (int32_t s = 0; s < in.n_systems; ++s) {
+    if (in.periodic[s] == 0) continue;
+    const Part part = part_of(step, term, in, out, s);
+    const int code = step.host(step.host_context, number, part.n, term.count, part.q,
+                               in.positions + 3 * part.first, in.cells + 9 * s,
+                               term.weight * spec.norm, part.slopes, part.forces, part.virial);
+    if (code == CF_DECLINED) continue;
+    if (code != CF_OK) return fail(step.error, code, "long range: the sum of the host failed");
+    ewald_complete(spec, part.n, term.count, part.q, in.positions + 3 * part.first, true, term.weight,
+                   part.energies, part.slopes, part.forces, part.virial);
+    add_part(step, term, part, out);
+    step.done[s] = 1;
+  }
+  return CF_OK;
+}
+
+// The systems that are left, by the sums of ewald.h.
+int by_library(cf_step& step, cf_step::Term& term, const cf_structures& in, const cf_step_result& out) {
+  const int threads = team_size(step.n_threads);
+  const bool across = threads > 1 && in.n_systems >= 2 * threads;
+  if (static_cast<int>(term.works.size()) < (across ? threads : 1)) term.works.resize(across ? threads : 1);
+  for (EwaldWork& work : term.works) work.n_threads = across ? 1 : threads;
+  int worst = EWALD_OK;
+  bool memory = false;
+#pragma omp parallel for schedule(dynamic) num_threads(across ? threads : 1) reduction(max : worst) if (across)
+  for (int32_t s = 0; s < in.n_systems; ++s) {
+    if (step.done[s]) continue;
+    try {
+      EwaldWork& work = term.works[across ? omp_get_thread_num() : 0];
+      const Part part = part_of(step, term, in, out, s);
+      const EwaldStatus status = ewald_evaluate(
+          term.spec, work, part.n, term.count, part.q, in.positions + 3 * part.first, in.cells + 9 * s,
+          in.periodic[s] != 0, term.weight, part.energies, part.slopes, part.forces, part.virial);
+      worst = std::max(worst, static_cast<int>(status));
+      add_part(step, term, part, out);
+    } catch (const std::bad_alloc&) {
+#pragma omp atomic write
+      memory = true;
+    }
+  }
+  if (memory) return fail(step.error, CF_MEMORY, "out of memory");
+  return ewald_code(static_cast<EwaldStatus>(worst), step.error);
+}
+
+}  // namespace
+
+namespace cace_fast {
+
+EwaldSpec ewald_spec_of(const cf_ewald_spec& s) {
+  EwaldSpec spec;
+  spec.dl = s.dl;
+  spec.sigma = s.sigma;
+  spec.exponent = s.exponent;
+  spec.remove_self = s.remove_self != 0;
+  spec.norm = s.norm;
+  spec.field = s.field;
+  spec.field_direction = s.field_direction;
+  spec.neutral_lambda = s.neutral_lambda;
+  return spec;
+}
+
+int ewald_check(const cf_ewald_spec& s, char* error) {
+  if (!(s.dl > 0 && s.sigma > 0)) return fail(error, CF_INVALID, "ewald: dl and sigma above zero");
+  if (s.exponent != 1 && s.exponent != 6) return fail(error, CF_INVALID, "ewald: exponent 1 or 6");
+  if (s.field_direction < 0 || s.field_direction > 2)
+    return fail(error, CF_INVALID, "ewald: field_direction 0, 1 or 2");
+  return CF_OK;
+}
+
+int long_range(cf_step& step, const cf_structures& in, const cf_step_result& out) {
+  for (size_t k = 0; k < step.terms.size(); ++k) {
+    cf_step::Term& term = step.terms[k];
+    const size_t size = static_cast<size_t>(in.n_atoms) * term.count;
+    for (std::vector<double>* v : {&step.own_q, &step.own_energies, &step.own_slopes})
+      if (v->size() < size) v->resize(size);
+    step.done.assign(in.n_systems, 0);
+    int code = CF_OK;
+    if (step.host != nullptr) code = by_host(step, static_cast<int32_t>(k), in, out);
+    if (code == CF_OK) code = by_library(step, term, in, out);
+    if (code != CF_OK) return code;
+  }
+  return CF_OK;
+}
+}  // namespace cace_fast
+
+extern "C" {
+
+int cf_ewald_create(const cf_ewald_spec* spec, cf_ewald** ewald, char* error) {
+  return guarded(error, [&] {
+    const int bad = ewald_check(*spec, error);
+    if (bad != CF_OK) return bad;
+    *ewald = new cf_ewald{ewald_spec_of(*spec), {}};
+    return int(CF_OK);
+  });
+}
+
+void cf_ewald_free(cf_ewald* ewald) { delete ewald; }
+
+void cf_ewald_freeze(cf_ewald* ewald, const double* cell) { ewald_freeze(ewald->spec, cell); }
+
+void cf_ewald_threads(cf_ewald* ewald, int32_t n_threads) { ewald->work.n_threads = n_threads; }
+
+int cf_ewald_evaluate(cf_ewald* ewald, int64_t n, int32_t n_q, const double* q, const double* r,
+                      const double* cell, int32_t periodic, double* energies, double* slopes,
+                      double* forces, double* virial, char* error) {
+  return guarded(error, [&] {
+    return ewald_code(ewald_evaluate(ewald->spec, ewald->work, n, n_q, q, r, cell, periodic != 0,
+                                     1.0, energies, slopes, forces, virial),
+                      error);
+  });
+}
+
+int cf_ewald_cell(cf_ewald* ewald, const double* cell, int64_t* size, char* error) {
+  return guarded(error, [&] {
+    const int code = ewald_code(ewald_select(ewald->work.k, ewald->spec, cell), error);
+    *size = ewald->work.k.size;
+    return code;
+  });
+}
+
+void cf_ewald_structure_factors(cf_ewald* ewald, int64_t n, int32_t n_q, const double* q,
+                                const double* r, double* structure) {
+  ewald_structure_factors(ewald->work, n, n_q, q, r, structure);
+}
+
+int cf_ewald_finish(cf_ewald* ewald, int64_t n, int32_t n_q, const double* q, const double* r,
+                    const double* structure, double* energies, double* slopes, double* forces,
+                    char* error) {
+  return guarded(error, [&] {
+    ewald_potentials(ewald->work, n, n_q, q, r, structure, ewald->spec.norm, slopes, forces);
+    ewald_finish(ewald->spec, n, n_q, q, true, energies, slopes);
+    return int(CF_OK);
+  });
+}
+
+void cf_ewald_virial(const cf_ewald* ewald, int32_t n_q, const double* structure, double* virial) {
+  ewald_virial(ewald->work.k, n_q, structure, ewald->spec.norm, virial);
+}
+
+void cf_step_host(cf_step* step, cf_host_sum sum, void* context) {
+  step->host = sum;
+  step->host_context = context;
+}
+
+void cf_step_freeze(cf_step* step, const double* cell) {
+  for (cf_step::Term& term : step->terms) ewald_freeze(term.spec, cell);
+}
+
+}  // extern "C"

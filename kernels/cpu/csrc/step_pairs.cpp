@@ -1,0 +1,106 @@
+// Pair lists of the C interface.
+#include <cmath>
+#include <limits>
+
+#include <omp.h>
+
+#include "engine.h"
+#include "step.h"
+
+using namespace cace_fast;
+
+namespace {
+
+int pairs_code(PairsStatus status, int64_t bad, char* error) {
+  switch (status) {
+    case PAIRS_OK: return CF_OK;
+    case PAIRS_BAD_ATOM: return fail(error, CF_INVALID, "pairs: pair " + std::to_string(bad) + " names an atom that does not exist");
+    case PAIRS_BAD_SHIFT: return fail(error, CF_INVALID, "pairs: the cell shift of pair " + std::to_string(bad) + " is out of range");
+    default: return fail(error, CF_INVALID, "pairs: more than 2^31 - 1 atoms or pairs");
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+int cf_pairs_create(cf_pairs** pairs, char* error) {
+  return guarded(error, [&] { return *pairs = new cf_pairs, CF_OK; });
+}
+
+void cf_pairs_free(cf_pairs* pairs) { delete pairs; }
+
+int cf_pairs_set(cf_pairs* pairs, int32_t n_owned, int32_t n_all, const int32_t* species,
+                 const int32_t* system, int64_t n_pairs, const int64_t* receivers,
+                 const int64_t* senders, const int64_t* shifts, int32_t n_threads, char* error) {
+  return guarded(error, [&] {
+    int64_t bad = -1;
+    const PairsStatus status = build_pairs(pairs->pairs, n_owned, n_all, species, system, n_pairs,
+                                           receivers, senders, shifts, n_threads, bad);
+    return pairs_code(status, bad, error);
+  });
+}
+
+int32_t cf_pairs_n_shifts(const cf_pairs* pairs) {
+  return static_cast<int32_t>(pairs->pairs.shift_system.size());
+}
+
+void cf_pairs_list(const cf_pairs* pairs, cf_list* list) {
+  const Pairs& p = pairs->pairs;
+  list->n_pairs = static_cast<int64_t>(p.sender.size());
+  list->first = p.first.data();
+  list->sender = p.sender.data();
+  list->shift = p.shift.data();
+  list->sent_first = p.sent_first.data();
+  list->sent = p.sent.data();
+}
+
+void cf_pairs_vectors(const cf_pairs* pairs, const double* cells, double* shift_vectors) {
+  const Pairs& p = pairs->pairs;
+  for (size_t k = 0; k < p.shift_system.size(); ++k) {
+    const double* h = cells + 9 * static_cast<size_t>(p.shift_system[k]);
+    for (int x = 0; x < 3; ++x)
+      shift_vectors[3 * k + x] =
+          p.shifts[3 * k] * h[x] + p.shifts[3 * k + 1] * h[3 + x] + p.shifts[3 * k + 2] * h[6 + x];
+  }
+}
+
+double cf_pairs_closest(const cf_pairs* pairs, const double* positions, const double* shift_vectors,
+                        int32_t n_threads, int32_t atoms[2]) {
+  const Pairs& p = pairs->pairs;
+  const double* r = positions;
+  double best = std::numeric_limits<double>::infinity();
+  int64_t best_i = -1, best_j = -1;
+  const int threads = team_size(n_threads);
+#pragma omp parallel num_threads(threads) if (p.n_receivers > 2000)
+  {
+    double own = std::numeric_limits<double>::infinity();
+    int64_t own_i = -1, own_j = -1;
+#pragma omp for schedule(static) nowait
+    for (int64_t i = 0; i < p.n_receivers; ++i)
+      for (int64_t e = p.first[i]; e < p.first[i + 1]; ++e) {
+        const int64_t j = p.sender[e];
+        if (j < i) continue;  // each pair stands twice
+        const double* s = shift_vectors + 3 * static_cast<int64_t>(p.shift[e]);
+        const double x = r[3 * i] - r[3 * j] + s[0], y = r[3 * i + 1] - r[3 * j + 1] + s[1],
+                     z = r[3 * i + 2] - r[3 * j + 2] + s[2];
+        const double d2 = x * x + y * y + z * z;
+        if (d2 < own) {
+          own = d2;
+          own_i = i;
+          own_j = j;
+        }
+      }
+#pragma omp critical(cace_fast_closest)
+    if (own < best || (own == best && own_i >= 0 && own_i < best_i)) {
+      best = own;
+      best_i = own_i;
+      best_j = own_j;
+    }
+  }
+  atoms[0] = static_cast<int32_t>(best_i);
+  atoms[1] = static_cast<int32_t>(best_j);
+  return std::sqrt(best);
+}
+
+}  // extern "C"
