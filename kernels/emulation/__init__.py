@@ -1,0 +1,41 @@
+"""Proof of the GPU kernels without a GPU: an emulator of their compiled code, and its tools.
+
+``CACE_FAST_EMULATE=sm_90`` in the environment, for tests only, lets ``backend="triton"`` take CPU
+tensors: kernels are compiled for that GPU and their PTX is executed here (docs/environment.md).
+"""
+
+from __future__ import annotations
+
+import os
+
+from cace_fast.kernels.emulation.driver import EmulatedDriver, activate, active, emulate
+from cace_fast.kernels.emulation.machine import Launch, Machine
+from cace_fast.kernels.emulation.ptx import PtxError
+
+VARIABLE = "CACE_FAST_EMULATE"
+
+
+def from_environment() -> EmulatedDriver | None:
+    """Return the emulated driver in use; start the one that ``CACE_FAST_EMULATE`` names, if any.
+
+    Raises
+    ------
+    InputError
+        The variable names an unknown architecture.
+    """
+    if active() is None and (architecture := os.environ.get(VARIABLE)):
+        activate(architecture)
+    return active()
+
+
+__all__ = [
+    "VARIABLE",
+    "EmulatedDriver",
+    "Launch",
+    "Machine",
+    "PtxError",
+    "activate",
+    "active",
+    "emulate",
+    "from_environment",
+]
