@@ -1,0 +1,150 @@
+"""Host side of the contraction: packs weights once, launches kernels, no arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cace_fast import tables
+from cace_fast.kernels.triton import _contraction
+from cace_fast.kernels.triton.generate import polynomials
+from cace_fast.kernels.triton.launch import Edges
+from cace_fast.spec import Representation
+
+LANES = 32  # atoms of a program of one warp
+MOST_MOMENTS = 105  # moments of all channels of a lane: with more of them registers spill
+
+
+def degrees(l_max: int) -> tuple[int, ...]:
+    """Return the degree of every monomial."""
+    return tuple(sum(m) for m in tables.monomials(l_max))
+
+
+def packed_mixing(spec: Representation, weights: Mapping[str, Tensor]) -> Tensor:
+    """Return W as kernels read it, [n_b, L + 1, R, C]."""
+    found = [weights[f"mixing.{degree}"] for degree in range(spec.l_max + 1)]
+    return torch.stack(found, 1).contiguous()
+
+
+def embeddings(spec: Representation, weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the embeddings of senders and receivers [n_z, K]."""
+    sender = weights["embedding.sender"].contiguous()
+    shared = spec.shared_embedding
+    return sender, sender if shared else weights["embedding.receiver"].contiguous()
+
+
+class Contraction:
+    """The contraction of one representation, alone or with the mixing that makes A.
+
+    Arrays are component-major: rho [n_b n_A, S], A [R n_A C, n], B [R n_B C, n].
+
+    Parameters
+    ----------
+    spec, weights
+        The representation and its tensors; their device and dtype are those of the work.
+    """
+
+    def __init__(self, spec: Representation, weights: Mapping[str, Tensor]) -> None:
+        self.embeddings = embeddings(spec, weights)
+        self.mixing = packed_mixing(spec, weights)
+        self.k, self.n_radial, self.n_a = spec.n_embedding, spec.n_radial, spec.n_monomials
+        self.alone = Alone(spec.l_max, spec.nu_max, spec.n_radial, spec.n_channels)
+        self.group = channels_at_once(self.k, spec.l_max)
+        self.shape: dict[str, Any] = {
+            "NB": spec.radial.n_rbf, "K": self.k, "DEG": degrees(spec.l_max),
+            "RADIAL": spec.n_radial, "BL": LANES, "num_warps": 1,
+        }  # fmt: skip
+
+    def forward(
+        self, rho: Tensor, edges: Edges, species: Tensor, b: Tensor | None, a: Tensor | None
+    ) -> None:
+        """Write B and A of rho; None for what is not wanted. ``species`` [n] is int32."""
+        n = species.shape[0]
+        unused = rho if b is None else b
+        _contraction.contraction_forward[self._grid(n)](
+            rho, edges.atom_first, edges.seg_species, species, *self.embeddings, self.mixing,
+            unused if a is None else a, unused, n, rho.shape[1],
+            INVARIANTS=self.alone.functions.invariants, NF=self.alone.n_b, G=self.group,
+            WRITE_A=a is not None, WRITE_B=b is not None, **self.shape,
+        )  # fmt: skip
+
+    def backward(
+        self,
+        rho: Tensor,
+        edges: Edges,
+        species: Tensor,
+        grad_b: Tensor | None,
+        grad_a: Tensor,
+        grad_rho: Tensor,
+        *,
+        add: bool = False,
+    ) -> None:
+        """Write dE/drho.
+
+        ``grad_a`` gets dE/dA, beside what is there already where ``add`` is true; with ``grad_b``
+        None it is taken as it is.
+        """
+        n = species.shape[0]
+        if grad_b is not None:
+            _contraction.contraction_backward[self._grid(n)](
+                rho, edges.atom_first, edges.seg_species, species, *self.embeddings, self.mixing,
+                grad_b, grad_a, n, rho.shape[1], GRADIENT=self.alone.functions.gradient,
+                NF=self.alone.n_b, G=self.group, ADD=add, **self.shape,
+            )  # fmt: skip
+        _contraction.mixing_backward[(_blocks(n) * self.n_a,)](
+            grad_a, edges.atom_first, edges.seg_species, species, *self.embeddings, self.mixing,
+            grad_rho, n, rho.shape[1], **self.shape,
+        )  # fmt: skip
+
+    def contract(self, a: Tensor, b: Tensor) -> None:
+        """Write B of A."""
+        self.alone.forward(a, b)
+
+    def contract_backward(
+        self, a: Tensor, grad_b: Tensor, grad_a: Tensor, *, add: bool = False
+    ) -> None:
+        """Write dE/dA, or add it to what is there."""
+        self.alone.backward(a, grad_b, grad_a, add=add)
+
+    def _grid(self, n: int) -> tuple[int]:
+        return (_blocks(n) * self.n_radial * self.k * self.k // self.group,)
+
+
+class Alone:
+    """The contraction of moments that are there: A [R n_A C, n], B [R n_B C, n]."""
+
+    def __init__(self, l_max: int, nu_max: int, n_radial: int, n_channels: int) -> None:
+        self.functions = polynomials(l_max, nu_max)
+        self.n_b = tables.n_features(l_max, nu_max)
+        self.lanes = n_radial * n_channels
+        self.shape: dict[str, Any] = {
+            "NL": tables.n_monomials(l_max), "NF": self.n_b, "RADIAL": n_radial,
+            "C": n_channels, "BL": LANES, "num_warps": 1,
+        }  # fmt: skip
+
+    def forward(self, a: Tensor, b: Tensor) -> None:
+        """Write B of A."""
+        n = a.shape[1]
+        _contraction.contract_forward[(_blocks(n) * self.lanes,)](
+            a, b, n, INVARIANTS=self.functions.invariants, **self.shape
+        )
+
+    def backward(self, a: Tensor, grad_b: Tensor, grad_a: Tensor, *, add: bool = False) -> None:
+        """Write dE/dA of A and dE/dB, or add it to what is there."""
+        n = a.shape[1]
+        _contraction.contract_backward[(_blocks(n) * self.lanes,)](
+            a, grad_b, grad_a, n, GRADIENT=self.functions.gradient, ADD=add, **self.shape
+        )
+
+
+def channels_at_once(k: int, l_max: int) -> int:
+    """Return how many channels of one sender's component a lane takes: rho is read once for all."""
+    most = max(1, MOST_MOMENTS // tables.n_monomials(l_max))
+    return max(g for g in range(1, k + 1) if k % g == 0 and g <= most)
+
+
+def _blocks(n: int) -> int:
+    return -(-n // LANES)
