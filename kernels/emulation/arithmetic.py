@@ -104,7 +104,7 @@ def _shift(left: bool) -> Function:
         moved = np.left_shift(x, inside) if left else np.right_shift(x, inside)
         if not left and x.dtype.kind == "i":
             return np.asarray(moved)  # the sign fills all bits
-        return np.where(count >= bits, np.zeros_like(moved), moved)
+        return np.asarray(np.where(count >= bits, np.zeros_like(moved), moved))
 
     return shift
 

@@ -84,7 +84,7 @@ class Guard:
         self.barrier()
 
     def barrier(self) -> None:
-        """What the program stored is seen by all its lanes from here on."""
+        """Let all lanes of the program see what it stored."""
         self.epoch += 1
 
     def _touched(self, addresses: Array, mask: Array, what: str) -> Iterator[tuple[Watched, Array]]:
