@@ -12,11 +12,14 @@ from cace_fast.kernels.triton._device import get, length
 
 @triton.jit
 def _mixed(rho, atom_first, seg_species, sender, mixing, atom, exists, n_seg, q, channel,
-           NB: tl.constexpr, K: tl.constexpr, DEG: tl.constexpr, RADIAL: tl.constexpr,
-           G: tl.constexpr, BL: tl.constexpr):  # fmt: skip
-    """Return sum_n W_l[n, q, c] sum_s h_s[s, a] rho_s[n, m] for G channels: index g n_A + m."""
+           NB: tl.constexpr, K: tl.constexpr, NA: tl.constexpr, DEG: tl.constexpr,
+           M0: tl.constexpr, NDEG: tl.constexpr, RADIAL: tl.constexpr, G: tl.constexpr,
+           BL: tl.constexpr):  # fmt: skip
+    """Return sum_n W_l[n, q, c] sum_s h_s[s, a] rho_s[n, m] for G channels: index g len(DEG) + m.
+
+    DEG are the degrees of the monomials M0, M0 + 1, ... that are wanted, of NA in all.
+    """
     NL: tl.constexpr = length(DEG)
-    NDEG: tl.constexpr = get(DEG, NL - 1) + 1
     stride = n_seg.to(tl.int64)
     first = tl.load(atom_first + atom, mask=exists, other=0)
     end = tl.load(atom_first + atom + 1, mask=exists, other=0)
@@ -25,7 +28,7 @@ def _mixed(rho, atom_first, seg_species, sender, mixing, atom, exists, n_seg, q,
     for _ in tl.static_range(G * NL):
         sums = sums + (tl.zeros((BL,), rho.dtype.element_ty),)
     for n in range(NB):
-        row = rho + n * NL * stride
+        row = rho + (n * NA + M0) * stride
         inner = ()
         for _ in tl.static_range(NL):
             inner = inner + (tl.zeros((BL,), rho.dtype.element_ty),)
@@ -65,16 +68,17 @@ def _place(n, GROUPS: tl.constexpr, BL: tl.constexpr):
 @triton.jit(do_not_specialize=["n", "n_seg"])
 def contraction_forward(
     rho, atom_first, seg_species, species, sender, receiver, mixing, a, b, n, n_seg,
-    INVARIANTS: tl.constexpr, NB: tl.constexpr, K: tl.constexpr, DEG: tl.constexpr,
-    NF: tl.constexpr, RADIAL: tl.constexpr, G: tl.constexpr, WRITE_A: tl.constexpr,
-    WRITE_B: tl.constexpr, BL: tl.constexpr,
+    INVARIANTS: tl.constexpr, NB: tl.constexpr, K: tl.constexpr, NA: tl.constexpr,
+    DEG: tl.constexpr, M0: tl.constexpr, NDEG: tl.constexpr, NF: tl.constexpr,
+    RADIAL: tl.constexpr, G: tl.constexpr, WRITE_A: tl.constexpr, WRITE_B: tl.constexpr,
+    BL: tl.constexpr,
 ):  # fmt: skip
-    """Write A and B of rho, or one of them."""
+    """Write A and B of rho, or one of them; B needs all monomials, A takes any run of them."""
     NL: tl.constexpr = length(DEG)
     atom, exists, group = _place(n, RADIAL * K * K // G, BL)
     q, channel = group // (K * K // G), group % (K * K // G) * G
     sums = _mixed(rho, atom_first, seg_species, sender, mixing, atom, exists, n_seg, q, channel,
-                  NB, K, DEG, RADIAL, G, BL)  # fmt: skip
+                  NB, K, NA, DEG, M0, NDEG, RADIAL, G, BL)  # fmt: skip
     stride = n.to(tl.int64)
     own = tl.load(species + atom, mask=exists, other=0) * K + channel % K
     for g in tl.static_range(G):
@@ -84,7 +88,7 @@ def contraction_forward(
             moments = moments + (sums[g * NL + m] * h,)
         if WRITE_A:
             for m in tl.static_range(NL):
-                row = (q * NL + m) * (K * K) + channel + g
+                row = (q * NA + M0 + m) * (K * K) + channel + g
                 tl.store(a + row * stride + atom, moments[m], mask=exists)
         if WRITE_B:
             found = INVARIANTS(moments)
@@ -114,16 +118,16 @@ def _add_gradient(moments, grad_b, grad_a, q, channel, stride, atom, exists,
 @triton.jit(do_not_specialize=["n", "n_seg"])
 def contraction_backward(
     rho, atom_first, seg_species, species, sender, receiver, mixing, grad_b, grad_a, n, n_seg,
-    GRADIENT: tl.constexpr, NB: tl.constexpr, K: tl.constexpr, DEG: tl.constexpr,
-    NF: tl.constexpr, RADIAL: tl.constexpr, G: tl.constexpr, ADD: tl.constexpr,
-    BL: tl.constexpr,
+    GRADIENT: tl.constexpr, NB: tl.constexpr, K: tl.constexpr, NA: tl.constexpr,
+    DEG: tl.constexpr, M0: tl.constexpr, NDEG: tl.constexpr, NF: tl.constexpr,
+    RADIAL: tl.constexpr, G: tl.constexpr, ADD: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
     """Write dE/dA of dE/dB, with A made of rho again."""
     NL: tl.constexpr = length(DEG)
     atom, exists, group = _place(n, RADIAL * K * K // G, BL)
     q, channel = group // (K * K // G), group % (K * K // G) * G
     sums = _mixed(rho, atom_first, seg_species, sender, mixing, atom, exists, n_seg, q, channel,
-                  NB, K, DEG, RADIAL, G, BL)  # fmt: skip
+                  NB, K, NA, DEG, M0, NDEG, RADIAL, G, BL)  # fmt: skip
     own = tl.load(species + atom, mask=exists, other=0) * K + channel % K
     for g in tl.static_range(G):
         h = tl.load(receiver + own + g, mask=exists, other=0.0)
@@ -172,11 +176,11 @@ def contract_backward(
 @triton.jit(do_not_specialize=["n", "n_seg"])
 def mixing_backward(
     grad_a, atom_first, seg_species, species, sender, receiver, mixing, grad_rho, n, n_seg,
-    NB: tl.constexpr, K: tl.constexpr, DEG: tl.constexpr, RADIAL: tl.constexpr, BL: tl.constexpr,
+    NB: tl.constexpr, K: tl.constexpr, DEG: tl.constexpr, NDEG: tl.constexpr,
+    RADIAL: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
     """Write dE/drho of dE/dA: one monomial for each program, one atom for each lane."""
     NL: tl.constexpr = length(DEG)
-    NDEG: tl.constexpr = get(DEG, NL - 1) + 1
     atom, exists, m = _place(n, NL, BL)
     degree = 0
     for k in tl.static_range(1, NL):

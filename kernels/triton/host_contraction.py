@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from cace_fast.spec import Representation
 
 LANES = 32  # atoms of a program of one warp
 MOST_MOMENTS = 105  # moments of all channels of a lane: with more of them registers spill
+MOST_FUSED = 56  # monomials: with more of them A is made in parts, and contracted from memory
 
 
 def degrees(l_max: int) -> tuple[int, ...]:
@@ -53,8 +55,10 @@ class Contraction:
         self.k, self.n_radial, self.n_a = spec.n_embedding, spec.n_radial, spec.n_monomials
         self.alone = Alone(spec.l_max, spec.nu_max, spec.n_radial, spec.n_channels)
         self.group = channels_at_once(self.k, spec.l_max)
+        self.degrees = degrees(spec.l_max)
+        self.parts = monomial_parts(spec.l_max)
         self.shape: dict[str, Any] = {
-            "NB": spec.radial.n_rbf, "K": self.k, "DEG": degrees(spec.l_max),
+            "NB": spec.radial.n_rbf, "K": self.k, "NDEG": spec.l_max + 1,
             "RADIAL": spec.n_radial, "BL": LANES, "num_warps": 1,
         }  # fmt: skip
 
@@ -62,14 +66,21 @@ class Contraction:
         self, rho: Tensor, edges: Edges, species: Tensor, b: Tensor | None, a: Tensor | None
     ) -> None:
         """Write B and A of rho; None for what is not wanted. ``species`` [n] is int32."""
+        whole = len(self.parts) == 1
+        if not whole and a is None:
+            a = rho.new_empty(self.n_radial * self.n_a * self.k**2, species.shape[0])
         n = species.shape[0]
-        unused = rho if b is None else b
-        _contraction.contraction_forward[self._grid(n)](
-            rho, edges.atom_first, edges.seg_species, species, *self.embeddings, self.mixing,
-            unused if a is None else a, unused, n, rho.shape[1],
-            INVARIANTS=self.alone.functions.invariants, NF=self.alone.n_b, G=self.group,
-            WRITE_A=a is not None, WRITE_B=b is not None, **self.shape,
-        )  # fmt: skip
+        for first, end in self.parts:
+            _contraction.contraction_forward[self._grid(n)](
+                rho, edges.atom_first, edges.seg_species, species, *self.embeddings, self.mixing,
+                rho if a is None else a, rho if b is None else b, n, rho.shape[1],
+                INVARIANTS=self.alone.functions.invariants, NA=self.n_a,
+                DEG=self.degrees[first:end], M0=first, NF=self.alone.n_b, G=self.group,
+                WRITE_A=a is not None, WRITE_B=whole and b is not None, **self.shape,
+            )  # fmt: skip
+        if not whole and b is not None:
+            assert a is not None
+            self.contract(a, b)
 
     def backward(
         self,
@@ -88,15 +99,20 @@ class Contraction:
         None it is taken as it is.
         """
         n = species.shape[0]
-        if grad_b is not None:
+        if grad_b is not None and len(self.parts) > 1:
+            a = torch.empty_like(grad_a)
+            self.forward(rho, edges, species, None, a)
+            self.contract_backward(a, grad_b, grad_a, add=add)
+        elif grad_b is not None:
             _contraction.contraction_backward[self._grid(n)](
                 rho, edges.atom_first, edges.seg_species, species, *self.embeddings, self.mixing,
                 grad_b, grad_a, n, rho.shape[1], GRADIENT=self.alone.functions.gradient,
-                NF=self.alone.n_b, G=self.group, ADD=add, **self.shape,
+                NA=self.n_a, DEG=self.degrees, M0=0, NF=self.alone.n_b, G=self.group, ADD=add,
+                **self.shape,
             )  # fmt: skip
         _contraction.mixing_backward[(_blocks(n) * self.n_a,)](
             grad_a, edges.atom_first, edges.seg_species, species, *self.embeddings, self.mixing,
-            grad_rho, n, rho.shape[1], **self.shape,
+            grad_rho, n, rho.shape[1], DEG=self.degrees, **self.shape,
         )  # fmt: skip
 
     def contract(self, a: Tensor, b: Tensor) -> None:
@@ -144,6 +160,14 @@ def channels_at_once(k: int, l_max: int) -> int:
     """Return how many channels of one sender's component a lane takes: rho is read once for all."""
     most = max(1, MOST_MOMENTS // tables.n_monomials(l_max))
     return max(g for g in range(1, k + 1) if k % g == 0 and g <= most)
+
+
+def monomial_parts(l_max: int) -> tuple[tuple[int, int], ...]:
+    """Return (first, end) of the monomials that one launch makes A of."""
+    n = tables.n_monomials(l_max)
+    count = -(-n // MOST_FUSED)
+    edges = [k * n // count for k in range(count + 1)]
+    return tuple(pairwise(edges))
 
 
 def _blocks(n: int) -> int:
