@@ -16,6 +16,32 @@ constexpr double kLengthShift = 1e-9;  // u = d/(r + 1e-9), as in the trained mo
 constexpr int kRow = 4;                  // numbers of a pair's gradient: x, y, z, and one unused
 constexpr int kChunk = 16;             // slots whose monomials stay in the first cache together
 
+// The pairs of one atom on their way through Ar (ar.h).
+template <class T>
+struct ArPairs {
+  typedef Vec<T> V;
+  int64_t n = 0;
+  Buffer<T> r, f, df;      // distance, cutoff function and its slope, or none
+  Buffer<V> dr;            // dE/dr, lanes not summed
+  Buffer<const V*> from;   // what the other atom of the pair has
+  Buffer<int64_t> pair;
+
+  void begin(int64_t most) {
+    n = 0;
+    for (Buffer<T>* list : {&r, &f, &df}) list->roomy(most + Simd<T>::width);
+    dr.roomy(most + 1);
+    from.roomy(most + 1);
+    pair.roomy(most + 1);
+  }
+  void add(T distance, const V* other) {
+    r[n] = distance;
+    from[n++] = other;
+  }
+  int64_t bytes() const {
+    return int64_t(r.bytes() + f.bytes() + df.bytes() + dr.bytes() + from.bytes() + pair.bytes());
+  }
+};
+
 template <class T>
 struct Work {
   typedef Vec<T> V;
@@ -29,7 +55,8 @@ struct Work {
   Buffer<V> a, grad_a, b, grad_b;                 // [R][C][n_A], [R][C][n_B]
   Buffer<V> rows, grad_rows, values, slopes, gradients, scratch;
   Buffer<V> y, grad_y, outer, grad_g, factor, grad_factor;  // of a chunk of slots
-  Buffer<V> ar, more_dr;  // sums of one atom; dE/dr of each slot by Ar
+  Buffer<V> ar, more_dr;  // sums of a block's atoms; dE/dr of each slot by Ar
+  ArPairs<T> ar_pairs;
   double seconds[kParts] = {};
   int64_t bad_atom = INT64_MAX;
   bool unsorted = false;
@@ -41,7 +68,8 @@ struct Work {
                    a.bytes() + grad_a.bytes() + b.bytes() + grad_b.bytes() + rows.bytes() +
                    grad_rows.bytes() + values.bytes() + slopes.bytes() + gradients.bytes() +
                    scratch.bytes() + y.bytes() + grad_y.bytes() + outer.bytes() + grad_g.bytes() +
-                   factor.bytes() + grad_factor.bytes() + ar.bytes() + more_dr.bytes());
+                   factor.bytes() + grad_factor.bytes() + ar.bytes() + more_dr.bytes() +
+                   ar_pairs.bytes());
   }
 };
 

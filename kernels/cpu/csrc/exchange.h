@@ -1,12 +1,15 @@
 // What a parallel host moves between owners and ghosts, in double.
 
-// A is [n_A][n_q] of an atom inside and [R][n_A][C] at the border.
+// A is [n_q / W][n_A][W] of an atom inside and [R][n_A][C] at the border.
 template <class T, class F>
-inline void each_moment(const Model& m, int n_q, const F& f) {
+inline void each_moment(const Model& m, const F& f) {
+  constexpr int W = Simd<T>::width;
   for (int q = 0; q < m.r; ++q)
     for (int k = 0; k < m.n_a; ++k)
-      for (int c = 0; c < m.c; ++c)
-        f((q * m.n_a + k) * m.c + c, k * n_q + q * m.c + c);
+      for (int c = 0; c < m.c; ++c) {
+        const int lane = q * m.c + c;
+        f((q * m.n_a + k) * m.c + c, (lane / W * m.n_a + k) * W + lane % W);
+      }
 }
 
 template <class T>
@@ -15,8 +18,8 @@ void EngineOf<T>::get_messages(int t, double* w, double* a) const {
   for (size_t i = 0; w && i < size_t(frame_.n_owned) * s.n_w; ++i) w[i] = s.w[i];
   if (!a || !s.step->ar) return;
   for (size_t i = 0; i < size_t(frame_.n_owned); ++i) {
-    const T* from = s.a.data() + i * s.n_a * s.n_q;
-    each_moment<T>(m_, s.n_q, [&](int out, int in) { a[i * a_size() + out] = from[in]; });
+    const T* from = s.a.data() + i * s.size();
+    each_moment<T>(m_, [&](int out, int in) { a[i * a_size() + out] = from[in]; });
   }
 }
 
@@ -30,9 +33,9 @@ void EngineOf<T>::set_messages(int t, const double* w, const double* a) {
       s.make_factors(m_, h_s_.data() + size_t(frame_.species[atom]) * m_.k, atom);
     }
     if (!a || !s.step->ar) continue;
-    T* to = s.a.data() + atom * s.n_a * s.n_q;
-    for (int i = 0; i < s.n_a * s.n_q; ++i) to[i] = T(0);
-    each_moment<T>(m_, s.n_q, [&](int out, int in) { to[in] = T(a[g * a_size() + out]); });
+    T* to = s.a.data() + atom * s.size();
+    for (size_t i = 0; i < s.size(); ++i) to[i] = T(0);
+    each_moment<T>(m_, [&](int out, int in) { to[in] = T(a[g * a_size() + out]); });
   }
 }
 
@@ -43,8 +46,8 @@ void EngineOf<T>::get_gradients(int t, double* dw, double* da) const {
     const size_t atom = frame_.n_owned + g;
     for (int i = 0; dw && i < s.n_w; ++i) dw[g * s.n_w + i] = s.grad_w[atom * s.n_w + i];
     if (!da || !s.step->ar) continue;
-    const T* from = s.grad_a.data() + atom * s.n_a * s.n_q;
-    each_moment<T>(m_, s.n_q, [&](int out, int in) { da[g * a_size() + out] = from[in]; });
+    const T* from = s.grad_a.data() + atom * s.size();
+    each_moment<T>(m_, [&](int out, int in) { da[g * a_size() + out] = from[in]; });
   }
 }
 
@@ -54,8 +57,8 @@ void EngineOf<T>::add_gradients(int t, const double* dw, const double* da) {
   for (size_t i = 0; dw && i < size_t(frame_.n_owned) * s.n_w; ++i) s.grad_w[i] += T(dw[i]);
   if (!da || !s.step->ar) return;
   for (size_t i = 0; i < size_t(frame_.n_owned); ++i) {
-    T* to = s.grad_a.data() + i * s.n_a * s.n_q;
-    each_moment<T>(m_, s.n_q, [&](int out, int in) { to[in] += T(da[i * a_size() + out]); });
+    T* to = s.grad_a.data() + i * s.size();
+    each_moment<T>(m_, [&](int out, int in) { to[in] += T(da[i * a_size() + out]); });
   }
 }
 

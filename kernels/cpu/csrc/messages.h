@@ -14,7 +14,8 @@ struct StepData {
 
   Buffer<V> rows;                 // [block] first layer of the Bchi network
   Buffer<T> w, factors, grad_w;   // [n_all][n_w], [n_all][n_l n_x], [n_all][n_w]
-  Buffer<T> a, grad_a, grad_sum;  // [n_all][n_A][n_q] A, dE/dA by Ar, P dE/d(ar)
+  // A, dE/dA by Ar, P dE/d(ar) of each atom: [n_q / W][n_A][W], what one decay acts on together
+  Buffer<T> a, grad_a, grad_sum;
 
   void prepare(const Model& m, const Step& s) {
     step = &s;
@@ -28,8 +29,14 @@ struct StepData {
       n_w = s.net.n_out();
     }
     spread_out(memory, s.memory_weight, rc, rc);
-    spread_out(prefactor, s.ar_prefactor, rc, n_q);
+    spread_out(prefactor, s.ar_prefactor, rc, n_q, T(m.mp_norm));  // s P
     spread_out(inverse_range, s.ar_inverse_range, rc, n_q);
+  }
+
+  // Numbers of an atom in a, grad_a, grad_sum, and where they stand.
+  size_t size() const { return size_t(n_a) * n_q; }
+  const V* atom(const Buffer<T>& of, size_t i) const {
+    return reinterpret_cast<const V*>(of.data() + i * size());
   }
 
   void begin(size_t n_all, size_t n_blocks) {
@@ -41,7 +48,7 @@ struct StepData {
     }
     if (!step->ar) return;
     for (Buffer<T>* list : {&a, &grad_a, &grad_sum}) {
-      list->roomy(n_all * n_a * n_q);
+      list->roomy(n_all * size());
     }
   }
 
@@ -68,131 +75,52 @@ struct StepData {
   }
 
  private:
-  static void spread_out(Buffer<T>& to, const std::vector<Numbers>& from, int n, int padded) {
+  static void spread_out(Buffer<T>& to, const std::vector<Numbers>& from, int n, int padded,
+                         T scale = T(1)) {
     T* out = to.zeros(from.size() * padded + 1);
     for (size_t l = 0; l < from.size(); ++l)
-      for (int i = 0; i < n; ++i) out[l * padded + i] = T(from[l][i]);
+      for (int i = 0; i < n; ++i) out[l * padded + i] = scale * T(from[l][i]);
   }
 };
 
-// [R C][n_A] in lanes -> [n_A][n_q] of each atom of a block; atoms of dead lanes are not written.
+// [R C][n_A] in lanes -> the layout of StepData of each atom of a block, times s P where `scaled`;
+// dead lanes are not written.
 template <class T>
 inline void lanes_to_atoms(const Vec<T>* lanes, const Block& block, const Model& m,
-                           const StepData<T>& s, Vec<T>* nowhere, T* atoms) {
+                           const StepData<T>& s, bool scaled, T* atoms) {
   constexpr int W = Simd<T>::width;
   const int rc = m.r * m.c;
-  T* rows[W];
-  for (int k = 0; k < m.n_a; ++k) {
-    for (int lane = 0; lane < W; ++lane)
-      rows[lane] = lane < block.n_lanes
-                       ? atoms + (size_t(block.first + lane) * s.n_a + k) * s.n_q
-                       : reinterpret_cast<T*>(nowhere);
-    from_lanes<T>(lanes + k, rc, rows, m.n_a);
-    for (int lane = 0; lane < W; ++lane)
-      for (int q = rc; q < s.n_q; ++q) rows[lane][q] = T(0);
-  }
+  for (int first = 0; first < s.n_q; first += W)
+    for (int l = 0; l <= m.l_max; ++l)
+      for (int k = degree_offset(l); k < degree_offset(l + 1); ++k) {
+        const T* p = s.prefactor.data() + size_t(l) * s.n_q + first;
+        Vec<T> r[W];
+        for (int q = 0; q < W; ++q)
+          r[q] = first + q < rc ? lanes[size_t(first + q) * m.n_a + k] * (scaled ? p[q] : T(1))
+                                : Vec<T>{};
+        transpose<T>(r);
+        T* to = atoms + size_t(block.first) * s.size() + size_t(first) * s.n_a + k * W;
+        for (int lane = 0; lane < block.n_lanes; ++lane)
+          ::memcpy(to + lane * s.size(), &r[lane], sizeof(Vec<T>));
+      }
 }
 
-// Adds [n_A][n_q] of each atom of a block to [R C][n_A] in lanes.
+// Adds what the atoms of a block hold in the layout of StepData, times s P where `scaled`, to
+// [R C][n_A] in lanes.
 template <class T>
 inline void add_atoms_to_lanes(const T* atoms, const Block& block, const Model& m,
-                               const StepData<T>& s, Vec<T>* scratch, Vec<T>* lanes) {
+                               const StepData<T>& s, bool scaled, Vec<T>* lanes) {
   constexpr int W = Simd<T>::width;
   const int rc = m.r * m.c;
-  const T* rows[W];
-  for (int k = 0; k < m.n_a; ++k) {
-    for (int lane = 0; lane < W; ++lane) {  // dead lanes read the first atom: nobody reads them
-      const int alive = lane < block.n_lanes ? lane : 0;
-      rows[lane] = atoms + (size_t(alive) * s.n_a + k) * s.n_q;
-    }
-    to_lanes<T>(rows, rc, scratch);
-    for (int q = 0; q < rc; ++q) lanes[q * m.n_a + k] += scratch[q];
-  }
-}
-
-// exp(-r V_l) f for every degree, and the derivative of exp(-r V_l) f_c where asked.
-template <class T>
-inline void ar_decay(const StepData<T>& s, int l_max, T r, T f, T df, Vec<T>* decay,
-                     Vec<T>* slope) {
-  typedef Vec<T> V;
-  const int n = (l_max + 1) * s.n_q / Simd<T>::width;
-  const V* v = reinterpret_cast<const V*>(s.inverse_range.data());
-  for (int i = 0; i < n; ++i) {
-    const V e = exponential<T>(-r * v[i]);
-    decay[i] = e * f;
-    if (slope) slope[i] = e * (df - v[i] * f);
-  }
-}
-
-// sum[m][q] += from[m][q] decay[l(m)][q]
-template <class T>
-inline void ar_add(const StepData<T>& s, int l_max, const Vec<T>* from, const Vec<T>* decay,
-                   Vec<T>* sum) {
-  const int n = s.n_q / Simd<T>::width;
-  for (int l = 0; l <= l_max; ++l, decay += n)
-    for (int m = degree_offset(l); m < degree_offset(l + 1); ++m)
-      for (int i = 0; i < n; ++i) sum[m * n + i] += from[m * n + i] * decay[i];
-}
-
-// Adds s Ar to A of the block, receiver by receiver (vectors run over R C here).
-template <class T>
-void ar_sums(Work<T>& work, const Model& m, const StepData<T>& s, const Block& block,
-             const cf_list& list, Vec<T>* a) {
-  typedef Vec<T> V;
-  constexpr int W = Simd<T>::width;
-  Section timer(work.seconds, kMessages);
-  const int n = s.n_q / W, size = s.n_a * n, n_decay = (m.l_max + 1) * n;
-  V* sums = work.ar.need(size_t(size) * W + n_decay + s.n_q);
-  V *decay = sums + size_t(size) * W, *scratch = decay + n_decay;
-  const int64_t base = list.first[block.first];
-  const V* prefactor = reinterpret_cast<const V*>(s.prefactor.data());
-  for (int lane = 0; lane < block.n_lanes; ++lane) {
-    V* sum = sums + size_t(size) * lane;
-    for (int i = 0; i < size; ++i) sum[i] = V{};
-    for (int slot = 0; slot < work.n_slots; ++slot) {
-      const int pair = work.pair[size_t(slot) * W + lane];
-      if (pair < 0) continue;
-      const V* geo = work.geometry.data() + size_t(slot) * kGeometry;
-      ar_decay<T>(s, m.l_max, geo[kR][lane], geo[kFc][lane], T(0), decay, nullptr);
-      const T* from = s.a.data() + size_t(list.sender[base + pair]) * s.n_a * s.n_q;
-      ar_add<T>(s, m.l_max, reinterpret_cast<const V*>(from), decay, sum);
-    }
+  for (int first = 0; first < s.n_q; first += W)
     for (int l = 0; l <= m.l_max; ++l)
-      for (int k = degree_offset(l); k < degree_offset(l + 1); ++k)
-        for (int i = 0; i < n; ++i) sum[k * n + i] *= prefactor[l * n + i] * T(m.mp_norm);
-  }
-  add_atoms_to_lanes<T>(reinterpret_cast<const T*>(sums), block, m, s, scratch, a);
-}
-
-// What a sender gets back through Ar: dE/dA of it, and dE/dr of each pair it sends.
-template <class T>
-void ar_sender_gradient(Work<T>& work, const Model& m, StepData<T>& s, const Cutoff<T>& cutoff,
-                        int64_t sender, const int32_t* sent, int64_t n_sent,
-                        const int32_t* receiver, const T* distance, T* pair_dr) {
-  typedef Vec<T> V;
-  const int n = s.n_q / Simd<T>::width, size = s.n_a * n, n_decay = (m.l_max + 1) * n;
-  V* sum = work.ar.need(size_t(size) + 2 * n_decay);
-  V *decay = sum + size, *slope = decay + n_decay;
-  const V* a = reinterpret_cast<const V*>(s.a.data()) + size_t(sender) * size;
-  for (int i = 0; i < size; ++i) sum[i] = V{};
-  for (int64_t k = 0; k < n_sent; ++k) {
-    const int64_t e = sent[k];
-    if (!(distance[e] >= T(0))) continue;  // beyond the cutoff
-    V f, df, dr = {};
-    cutoff(spread<T>(distance[e]), f, df);
-    ar_decay<T>(s, m.l_max, distance[e], f[0], df[0], decay, slope);
-    const V* from = reinterpret_cast<const V*>(s.grad_sum.data()) + size_t(receiver[e]) * size;
-    ar_add<T>(s, m.l_max, from, decay, sum);
-    for (int l = 0; l <= m.l_max; ++l)
-      for (int i = 0; i < n; ++i) {
-        V both = {};
-        for (int j = degree_offset(l); j < degree_offset(l + 1); ++j)
-          both += from[j * n + i] * a[j * n + i];
-        dr += both * slope[l * n + i];
+      for (int k = degree_offset(l); k < degree_offset(l + 1); ++k) {
+        const T* p = s.prefactor.data() + size_t(l) * s.n_q + first;
+        const T* from = atoms + size_t(first) * s.n_a + k * W;
+        Vec<T> r[W] = {};
+        for (int lane = 0; lane < block.n_lanes; ++lane) r[lane] = load(from + lane * s.size());
+        transpose<T>(r);
+        for (int q = 0; q < W && first + q < rc; ++q)
+          lanes[size_t(first + q) * m.n_a + k] += r[q] * (scaled ? p[q] : T(1));
       }
-    T total = T(0);
-    for (int i = 0; i < Simd<T>::width; ++i) total += dr[i];
-    pair_dr[e] = total;
-  }
-  ::memcpy(s.grad_a.data() + size_t(sender) * s.n_a * s.n_q, sum, sizeof(V) * size);
 }

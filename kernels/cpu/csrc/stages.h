@@ -179,7 +179,7 @@ void EngineOf<T>::make_message(Work<T>& work, const Block& block, int t, const V
   }
   if (!s.step->ar) return;
   Section timer(work.seconds, kMessages);
-  lanes_to_atoms<T>(a, block, m_, s, work.ar.need(s.n_q), s.a.data());
+  lanes_to_atoms<T>(a, block, m_, s, false, s.a.data());
 }
 
 // Energies and charges from the rows; with `backward_too` also dE/drows.

@@ -69,8 +69,8 @@ void EngineOf<T>::add_later_gradients(Work<T>& work, const Block& block, int t, 
           grad_a[q * m_.n_a + i] += s.memory[size_t(l) * rc + q] * from[q * m_.n_a + i];
   }
   if (!s.step->ar) return;
-  add_atoms_to_lanes<T>(s.grad_a.data() + size_t(block.first) * s.n_a * s.n_q, block, m_, s,
-                        work.ar.need(s.n_q), grad_a);
+  add_atoms_to_lanes<T>(s.grad_a.data() + size_t(block.first) * s.size(), block, m_, s, false,
+                        grad_a);
 }
 
 // Keeps what memory and Ar of the step before need of grad_a, and scales it for the way to rho.
@@ -79,17 +79,8 @@ void EngineOf<T>::pass_to_previous(Work<T>& work, const Block& block, int t, V* 
   Section timer(work.seconds, kMessages);
   if (t > 0 && m_.steps[t - 1].memory)
     ::memcpy(kept_grad_.data() + block.number * a_size(), grad_a, a_size() * sizeof(V));
-  if (t > 0 && m_.steps[t - 1].ar) {
-    StepData<T>& s = steps_[t - 1];
-    lanes_to_atoms<T>(grad_a, block, m_, s, work.ar.need(s.n_q), s.grad_sum.data());
-    for (int lane = 0; lane < block.n_lanes; ++lane) {
-      T* to = s.grad_sum.data() + size_t(block.first + lane) * s.n_a * s.n_q;
-      for (int l = 0; l <= m_.l_max; ++l)
-        for (int k = degree_offset(l); k < degree_offset(l + 1); ++k)
-          for (int q = 0; q < s.n_q; ++q)
-            to[k * s.n_q + q] *= s.prefactor[l * s.n_q + q] * T(m_.mp_norm);
-    }
-  }
+  if (t > 0 && m_.steps[t - 1].ar)
+    lanes_to_atoms<T>(grad_a, block, m_, steps_[t - 1], true, steps_[t - 1].grad_sum.data());
   V h_r[kMaxEmbedding];
   receivers(block, t > 0 ? m_.mp_norm : 1.0, h_r);
   for (int q = 0; q < m_.r * m_.c; ++q)
