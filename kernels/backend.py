@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import sys
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
 
+import torch
+
+from cace_fast.kernels import emulation
 from cace_fast.kernels.cpu import library
+
+OLDEST_GPU = (7, 5)  # compute capability; older ones lack what Triton emits
 
 
 @dataclass(frozen=True)
@@ -28,11 +38,47 @@ class BackendState:
 
 def states() -> tuple[BackendState, ...]:
     """Return the state of every kernel backend, the preferred one first."""
-    version = "this version has no such kernels"
-    return (
-        BackendState("triton", version, "Use backend='reference' with device='cuda'.", ("cuda",)),
-        _cpu(),
+    stand_in = _without_gpu()
+    return (_triton(), _cpu()) if stand_in is None else (_cpu(), stand_in)
+
+
+def _without_gpu() -> BackendState | None:
+    """Return the state of Triton where tests run its kernels on CPU tensors, else None."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return BackendState("triton", devices=("cpu",), detail="interpreted, for tests")
+    driver = emulation.from_environment()
+    if driver is None:
+        return None
+    return BackendState(
+        "triton", devices=("cpu",), detail=f"emulated sm_{driver.number}, for tests"
     )
+
+
+@cache
+def _triton() -> BackendState:
+    reason, remedy, detail = "", "", ""
+    built = torch.version.cuda or torch.version.hip
+    if sys.platform != "linux":
+        reason = "Triton's kernels run on Linux alone"
+        remedy = "Use backend='reference' with device='cuda'."
+    elif importlib.util.find_spec("triton") is None:
+        reason = "the package triton is not installed"
+        remedy = "Run 'pip install triton', in the version that your torch names."
+    elif not built:
+        reason = "this torch is built for the CPU alone"
+        remedy = "Install a torch for CUDA or ROCm: https://pytorch.org/get-started."
+    elif not torch.cuda.is_available():
+        reason = "torch finds no GPU"
+        remedy = "See that 'nvidia-smi' or 'rocm-smi' lists one and CUDA_VISIBLE_DEVICES allows it."
+    elif torch.version.cuda and torch.cuda.get_device_capability() < OLDEST_GPU:
+        found = ".".join(map(str, torch.cuda.get_device_capability()))
+        reason = f"the GPU has compute capability {found}, and 7.5 is the lowest that works"
+        remedy = "Use backend='reference' with device='cuda'."
+    else:
+        detail = f"triton {version('triton')} on {torch.cuda.get_device_name()}"
+    return BackendState("triton", reason, remedy, ("cuda",), detail)
 
 
 def _cpu() -> BackendState:

@@ -16,6 +16,7 @@ import torch
 
 from cace_fast.errors import InputError
 from cace_fast.kernels.emulation.machine import Launch, Machine
+from cace_fast.kernels.emulation.resources import Specialised
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 SHARED_LIMIT = 227 * 1024
@@ -35,6 +36,8 @@ class EmulatedDriver:
     ----------
     launches
         Every launch since the driver was made, or since the list was cleared.
+    specialised
+        Every kernel with its constants, in the order of the first launch of each.
     count_traffic
         Whether launches count the bytes that they move.
     """
@@ -44,6 +47,7 @@ class EmulatedDriver:
         self.noise = approximate_ulp
         self.count_traffic = count_traffic
         self.launches: list[Launch] = []
+        self.specialised: list[Specialised] = []
         self.utils = SimpleNamespace(
             load_binary=self._load_binary,
             get_device_properties=lambda device: {
@@ -68,6 +72,7 @@ class EmulatedDriver:
     def launcher_cls(self, source: Any, metadata: Any) -> Any:
         """Return a function that launches a compiled kernel with Triton's arguments."""
         constant = [kind == "constexpr" for kind in source.signature.values()]
+        self.specialised.append(Specialised(source.name, source, metadata.num_warps))
 
         def launch(x: int, y: int, z: int, stream: int, machine: Machine, *rest: Any) -> None:
             arguments = rest[4:]  # two of metadata and two hooks come before them
