@@ -1,0 +1,151 @@
+"""Device code of networks: one layer, forwards or backwards, for all read-outs at once.
+
+out[h] = sum_f w[f, h] x[f] for HC rows h and REP times 32 atoms of a program: every weight that is
+read serves REP atoms of each lane. Products are sums of float32 products, never TF32.
+"""
+
+import triton
+import triton.language as tl
+
+from cace_fast.kernels.triton._device import get, length
+
+
+@triton.jit
+def _sigmoid(x):
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def _mish_tanh(x):
+    """Return tanh(log(1 + e^x)) without a large exponential."""
+    u = tl.exp(-tl.abs(x))
+    positive = (1.0 + 2.0 * u) / (1.0 + 2.0 * u + 2.0 * u * u)
+    negative = (u * u + 2.0 * u) / (u * u + 2.0 * u + 2.0)
+    return tl.where(x >= 0.0, positive, negative)
+
+
+@triton.jit
+def _value(x, KIND: tl.constexpr):
+    if KIND == "silu":
+        return x * _sigmoid(x)
+    elif KIND == "relu":
+        return tl.maximum(x, 0.0)
+    elif KIND == "tanh":
+        return 2.0 * _sigmoid(2.0 * x) - 1.0
+    elif KIND == "sigmoid":
+        return _sigmoid(x)
+    elif KIND == "elu":
+        return tl.where(x > 0.0, x, tl.exp(tl.minimum(x, 0.0)) - 1.0)
+    elif KIND == "gelu":
+        return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    elif KIND == "softplus":
+        return tl.maximum(x, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(x)))
+    else:
+        tl.static_assert(KIND == "mish")
+        return x * _mish_tanh(x)
+
+
+@triton.jit
+def _slope(x, KIND: tl.constexpr):
+    if KIND == "silu":
+        s = _sigmoid(x)
+        return s * (1.0 + x * (1.0 - s))
+    elif KIND == "relu":
+        return tl.where(x > 0.0, 1.0, x * 0.0)
+    elif KIND == "tanh":
+        t = 2.0 * _sigmoid(2.0 * x) - 1.0
+        return 1.0 - t * t
+    elif KIND == "sigmoid":
+        s = _sigmoid(x)
+        return s * (1.0 - s)
+    elif KIND == "elu":
+        return tl.where(x > 0.0, 1.0, tl.exp(tl.minimum(x, 0.0)))
+    elif KIND == "gelu":
+        bell = 0.3989422804014327 * tl.exp(-0.5 * x * x)
+        return 0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * bell
+    elif KIND == "softplus":
+        return _sigmoid(x)
+    else:
+        tl.static_assert(KIND == "mish")
+        t = _mish_tanh(x)
+        return t + x * (1.0 - t * t) * _sigmoid(x)
+
+
+@triton.jit
+def _activated(x, flag, KINDS: tl.constexpr):
+    """Return x where the row's flag is 0, else activation number ``flag`` of it."""
+    out = x
+    for k in tl.static_range(length(KINDS)):
+        out = tl.where(flag == k + 1, _value(x, get(KINDS, k)), out)
+    return out
+
+
+@triton.jit
+def _activated_slope(x, flag, KINDS: tl.constexpr):
+    out = x * 0.0 + 1.0
+    for k in tl.static_range(length(KINDS)):
+        out = tl.where(flag == k + 1, _slope(x, get(KINDS, k)), out)
+    return out
+
+
+@triton.jit
+def _summed(x, row, n_parts, n_rows, stride, atom, exists):
+    """Return row ``row`` of x [n_parts, n_rows, n], its parts added up in order."""
+    place = x + row * stride + atom
+    total = tl.load(place, mask=exists, other=0.0)
+    for part in range(1, n_parts):
+        total += tl.load(place + part * n_rows * stride, mask=exists, other=0.0)
+    return total
+
+
+@triton.jit(do_not_specialize=["n", "n_in", "n_out", "n_before", "per_part", "x_parts", "z_parts"])
+def layer(
+    x, w, bias, flags, z, out, n, n_in, n_out, n_before, per_part, x_parts, z_parts,
+    LDW: tl.constexpr, KINDS: tl.constexpr, BIAS: tl.constexpr, ACTIVATE: tl.constexpr,
+    SLOPE: tl.constexpr, HC: tl.constexpr, REP: tl.constexpr, BL: tl.constexpr,
+):  # fmt: skip
+    """Write a layer's sums [parts, n_out, n]: a part of it for each run of ``per_part`` inputs.
+
+    ACTIVATE: inputs go through the activation that ``flags`` name. SLOPE: outputs are multiplied by
+    the activation's derivative at z, for a backward pass. x and z may come in parts. ``n_before``
+    parts of ``out`` stand in front of the first one written.
+    """
+    GROUPS: tl.constexpr = LDW // HC
+    program = tl.program_id(0)
+    part = tl.program_id(1)
+    atom = (program // GROUPS) * (BL * REP) + tl.arange(0, BL)
+    h = program % GROUPS * HC
+    stride = n.to(tl.int64)
+    first = part * per_part
+    sums = ()
+    for i in tl.static_range(HC):
+        total = tl.zeros((BL,), x.dtype.element_ty)
+        if BIAS:
+            total += tl.where(part == 0, tl.load(bias + h + i), 0.0)
+        for _ in tl.static_range(REP):
+            sums = sums + (total,)
+    for f in range(first, tl.minimum(first + per_part, n_in)):
+        values = ()
+        for k in tl.static_range(REP):
+            own = atom + k * BL
+            value = _summed(x, f, x_parts, n_in, stride, own, own < n)
+            if ACTIVATE:
+                value = _activated(value, tl.load(flags + f), KINDS)
+            values = values + (value,)
+        added = ()
+        for i in tl.static_range(HC):
+            weight = tl.load(w + f * LDW + h + i)
+            for k in tl.static_range(REP):
+                added = added + (sums[i * REP + k] + values[k] * weight,)
+        sums = added
+    for i in tl.static_range(HC):
+        row = (n_before + part) * n_out + h + i
+        for k in tl.static_range(REP):
+            own = atom + k * BL
+            wanted = (own < n) & (h + i < n_out)
+            value = sums[i * REP + k]
+            if SLOPE:
+                before = _summed(z, h + i, z_parts, n_out, stride, own, wanted)
+                flag = tl.load(flags + tl.minimum(h + i, n_out - 1))
+                value *= _activated_slope(before, flag, KINDS)
+            tl.store(out + row * stride + own, value, mask=wanted)
