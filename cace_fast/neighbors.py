@@ -64,7 +64,7 @@ def neighbor_list(
     if len(positions) == 0:
         return Edges(none, none, np.zeros((0, 3), dtype=np.int64))
     search = vesin.NeighborList(cutoff=float(cutoff), full_list=True, n_threads=1)
-    system = {"points": positions, "box": _complete(cell, pbc), "periodic": pbc.tolist()}
+    system = {"points": positions, "box": complete_cell(cell, pbc), "periodic": pbc.tolist()}
     if not in_order:
         receivers, senders, vesin_shifts = search.compute(**system, quantities="ijS")
         found = (senders.view(np.int64), receivers.view(np.int64))  # vesin's are uint64: no copy
@@ -90,7 +90,7 @@ def check_geometry(positions: Floats, cell: Floats, pbc: NDArray[np.bool_], cuto
         raise InputError("cell", "finite numbers", cell.tolist())
     if not pbc.any():
         return
-    periodic = _complete(cell, pbc)
+    periodic = complete_cell(cell, pbc)
     lengths = np.linalg.norm(periodic, axis=1)
     if abs(np.linalg.det(periodic)) <= 1e-9 * np.prod(lengths) or not (lengths > 0).all():
         raise InputError("cell", "independent vectors along periodic directions", cell.tolist())
@@ -101,7 +101,7 @@ def check_geometry(positions: Floats, cell: Floats, pbc: NDArray[np.bool_], cuto
         raise InputError("cell", expected, f"{images:.3g} images for {cell.tolist()}")
 
 
-def _complete(cell: Floats, pbc: NDArray[np.bool_]) -> Floats:
+def complete_cell(cell: Floats, pbc: NDArray[np.bool_]) -> Floats:
     """Return the cell with open directions replaced by unit vectors normal to the rest."""
     full = np.array(cell, dtype=np.float64)
     if pbc.all():

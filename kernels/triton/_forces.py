@@ -23,6 +23,22 @@ def split_positions(positions, high, low, n, GRID: tl.constexpr, BLOCK: tl.const
         tl.store(low + axis * n + i, (r - coarse).to(low.dtype.element_ty), mask=inside)
 
 
+@triton.jit(do_not_specialize=["n"])
+def shift_vectors(numbers, system, cells, high, low, n, GRID: tl.constexpr, BLOCK: tl.constexpr):
+    """Write S h, split as positions are: S [3, n] int32, ``cells`` [n_systems, 3, 3] float64."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < n
+    cell = cells + 9 * tl.load(system + i, mask=inside, other=0)
+    for axis in tl.static_range(3):
+        total = tl.zeros((BLOCK,), tl.float64)
+        for vector in tl.static_range(3):
+            s = tl.load(numbers + vector * n + i, mask=inside, other=0).to(tl.float64)
+            total += s * tl.load(cell + 3 * vector + axis, mask=inside, other=0.0)
+        coarse = tl.floor(total * GRID + 0.5) * (1.0 / GRID)
+        tl.store(high + axis * n + i, coarse.to(high.dtype.element_ty), mask=inside)
+        tl.store(low + axis * n + i, (total - coarse).to(low.dtype.element_ty), mask=inside)
+
+
 @triton.jit(do_not_specialize=["n", "n_edges", "n_shifts"])
 def edge_vectors(
     high, low, shift_high, shift_low, sender, receiver, shift, vectors, closest,

@@ -130,14 +130,16 @@ class Moments:
                 BA=tile.rows, BE=tile.lanes, num_warps=tile.warps,
             )  # fmt: skip
 
-    def backward(self, edges: Edges, grad_rho: Tensor, grad_vectors: Tensor) -> None:
-        """Write dE/dd [3, E] of dE/drho [n_b n_A, S]."""
+    def backward(
+        self, edges: Edges, grad_rho: Tensor, grad_vectors: Tensor, *, add: bool = False
+    ) -> None:
+        """Write dE/dd [3, E] of dE/drho [n_b n_A, S], or add it to what is there."""
         tile, grid = _tiles(grad_rho.shape[1])
         for first, count in self.chunks:
             _moments.moments_backward[grid](
                 edges.vectors, edges.seg_first, self.table, grad_rho, grad_vectors,
                 grad_rho.shape[1], edges.vectors.shape[1], N0=first, NR=count, **self.constants,
-                DER=self.slopes, ADD=first > 0,
+                DER=self.slopes, ADD=add or first > 0,
                 BA=tile.rows, BE=tile.lanes, num_warps=tile.warps,
             )  # fmt: skip
 
@@ -168,6 +170,20 @@ def split(values: Tensor, high: Tensor, low: Tensor) -> None:
     _forces.split_positions[_blocks(n)](
         values, high, low, n, GRID=SPLIT, BLOCK=configs.BLOCK, num_warps=configs.BLOCK_WARPS
     )
+
+
+def shift_vectors(
+    numbers: Tensor, system: Tensor, cells: Tensor, high: Tensor, low: Tensor
+) -> None:
+    """Write S h of ``numbers`` S [3, n_shifts] int32 as the sum of ``high`` and ``low``.
+
+    ``cells`` [n_systems, 3, 3] is float64; ``system`` [n_shifts] says which one counts.
+    """
+    n = numbers.shape[1]
+    _forces.shift_vectors[_blocks(n)](
+        numbers, system, cells, high, low, n, GRID=SPLIT,
+        BLOCK=configs.BLOCK, num_warps=configs.BLOCK_WARPS,
+    )  # fmt: skip
 
 
 def edge_vectors(
