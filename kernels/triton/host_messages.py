@@ -1,0 +1,185 @@
+"""Host side of message passing: packs weights once, launches kernels; copies are torch's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cace_fast.kernels.triton import _messages, shapes
+from cace_fast.kernels.triton.host_contraction import degrees, embeddings, packed_mixing
+from cace_fast.kernels.triton.host_readout import Network, Work, layers_of
+from cace_fast.kernels.triton.launch import Edges, radial_table
+from cace_fast.spec import Bchi, Representation
+
+LANES = 32  # of a program of one warp
+
+
+class Messages:
+    """One message passing step.
+
+    A [R n_A C, n], B [R n_B C, n] component-major; inside, copies that are atom-major, so that a
+    neighbour's numbers are read as rows.
+
+    Parameters
+    ----------
+    spec, weights
+        The representation and its tensors; their device and dtype are those of the work.
+    step
+        Which step, from 0.
+    """
+
+    def __init__(self, spec: Representation, weights: Mapping[str, Tensor], step: int) -> None:
+        like = weights["embedding.sender"]
+        self.parts = spec.steps[step]
+        self.n_b, self.c, self.k = spec.radial.n_rbf, spec.n_channels, spec.n_embedding
+        self.n_a, self.n_radial, self.n_degrees = spec.n_monomials, spec.n_radial, spec.l_max + 1
+        self.rc = self.n_radial * self.c
+        self.table = radial_table(spec, weights)
+        sender, self.receiver = embeddings(spec, weights)
+        self.sender = sender.repeat_interleave(self.k, 1).repeat(1, self.n_degrees).contiguous()
+        self.mixing = packed_mixing(spec, weights)
+        self.scale = like.new_tensor([spec.mp_norm_factor])
+        names = [
+            f"messages.{step}.{part}" for part in ("memory", "ar.prefactor", "ar.inverse_range")
+        ]
+        self.memory = self._by_degree(weights, names[0]) if self.parts.memory else self.scale
+        decay = [self._by_degree(weights, name) for name in names[1:]] if self.parts.ar else []
+        self.decay = torch.stack(decay) if decay else self.scale
+        self.network = None
+        if self.parts.bchi is not None:
+            layers = layers_of(self.parts.bchi.mlp, weights, f"messages.{step}.bchi")
+            rows = self._rows(self.parts.bchi)
+            last = layers[-1]
+            kinds = tuple(last.kinds[k] for k in rows.tolist())
+            layers[-1] = last._replace(weight=last.weight[rows], bias=last.bias[rows], kinds=kinds)
+            self.network = Network([layers], like)
+        self.sums: dict[str, Any] = {
+            "NB": self.n_b, "C": self.c, "PAR": shapes.parents(spec.l_max),
+        }  # fmt: skip
+        self.shape: dict[str, Any] = {
+            "RADIAL": shapes.radial_shape(spec), "DEG": degrees(spec.l_max),
+            "NDEG": self.n_degrees, "BL": LANES, "num_warps": 1,
+        }  # fmt: skip
+        self.slopes = shapes.derivatives(spec.l_max)
+
+    def _by_degree(self, weights: Mapping[str, Tensor], name: str) -> Tensor:
+        found = [weights[f"{name}.{degree}"].flatten() for degree in range(self.n_degrees)]
+        return torch.stack(found).contiguous()
+
+    def _rows(self, bchi: Bchi) -> Tensor:
+        """Return which output of the network belongs to every (l, c), whatever is shared."""
+        n_c = 1 if bchi.shared_channels else self.c
+        degree = torch.arange(self.n_degrees) * (0 if bchi.shared_l else n_c)
+        return (degree[:, None] + torch.arange(self.c) * (n_c > 1)).flatten()
+
+    def buffers(self, n: int, n_edges: int) -> Work:
+        """Return the buffers for ``n`` atoms and ``n_edges`` edges."""
+        like, lanes, wide = self.scale, (self.n_a, self.rc), self.n_b * self.c
+        work = {name: like.new_empty(n, *lanes) for name in ("a", "grad", "out")}
+        if self.parts.ar:
+            work["slopes"] = like.new_empty(-(-self.rc // LANES), n_edges)
+        if self.network is not None:
+            work |= self.network.buffers(n)
+            work["w"] = like.new_empty(self.n_degrees * self.c, n)
+            work["grad_b"] = like.new_empty(self.network.n_in, n)
+            for name in ("v", "h"):
+                work[name] = like.new_empty(n, self.n_degrees * self.c)
+            for name in ("sums", "grad_sums"):
+                work[name] = like.new_empty(n, self.n_a, wide)
+            work["grad_v"] = like.new_empty(n, self.n_degrees, self.n_b, self.c)
+        return work
+
+    def forward(
+        self, a: Tensor, b: Tensor, edges: Edges, species: Tensor, out: Tensor, work: Work
+    ) -> None:
+        """Write A' [R n_A C, n]; ``species`` [n] is int32."""
+        n, n_edges = species.shape[0], edges.vectors.shape[1]
+        self._rows_of_atoms(work["a"]).copy_(self._components(a))
+        if self.network is not None:
+            self.network.forward(b, work["w"], work)
+            torch.index_select(self.sender, 0, species, out=work["h"])
+            torch.mul(work["h"], work["w"].T, out=work["v"])
+            _messages.bchi_sum[self._grid(n, self.n_b * self.c)](
+                edges.vectors, edges.sender, edges.atom_first, edges.seg_first, self.table,
+                work["v"], work["sums"], n_edges, **self.sums, **self.shape,
+            )  # fmt: skip
+        _messages.messages_forward[self._grid(n, self.rc)](
+            work["a"], work.get("sums", work["a"]), edges.vectors, edges.sender, edges.atom_first,
+            edges.seg_first, species, self.table, self.receiver, self.mixing, self.decay,
+            self.memory, work["out"], n_edges, self.scale,
+            NB=self.n_b, K=self.k, RADIAL_OUT=self.n_radial, AR=self.parts.ar,
+            BCHI=self.network is not None, MEMORY=self.parts.memory, **self.shape,
+        )  # fmt: skip
+        self._components(out).copy_(self._rows_of_atoms(work["out"]))
+
+    def backward(
+        self,
+        edges: Edges,
+        species: Tensor,
+        grad_out: Tensor,
+        grads: tuple[Tensor, Tensor, Tensor],
+        work: Work,
+    ) -> None:
+        """Write or add the gradients of dE/dA' ``grad_out``, after :meth:`forward`.
+
+        ``grads`` are those of A, which is written, and of B and vectors, to which is added.
+        """
+        grad_a, grad_b, grad_vectors = grads
+        n, n_edges = species.shape[0], edges.vectors.shape[1]
+        self._rows_of_atoms(work["grad"]).copy_(self._components(grad_out))
+        _messages.messages_backward[self._grid(n, self.rc)](
+            work["grad"], edges.vectors, edges.receiver, edges.sent_first, edges.sent_edge,
+            self.table, self.decay, self.memory, work["out"], n_edges, self.scale,
+            NB=self.n_b, RC=self.rc, AR=self.parts.ar, MEMORY=self.parts.memory, **self.shape,
+        )  # fmt: skip
+        self._components(grad_a).copy_(self._rows_of_atoms(work["out"]))
+        if self.parts.ar:
+            _messages.ar_slopes[self._grid(n, self.rc)](
+                work["a"], work["grad"], edges.vectors, edges.sender, edges.atom_first,
+                edges.seg_first, self.table, self.decay, work["slopes"], n_edges, self.scale,
+                NB=self.n_b, RC=self.rc, **self.shape,
+            )  # fmt: skip
+        if self.network is not None:
+            self._network_backward(edges, species, grad_b, work)
+        if self.parts.ar or self.network is not None:
+            unused = work["a"]
+            _messages.edge_gradient[(-(-n_edges // LANES),)](
+                work.get("grad_sums", unused), work.get("v", unused), work.get("slopes", unused),
+                edges.vectors, edges.sender, edges.receiver, edges.seg_first, self.table,
+                grad_vectors, edges.seg_atom.shape[0], n_edges, **self.sums, DER=self.slopes,
+                PARTS=-(-self.rc // LANES) if self.parts.ar else 0,
+                BCHI=self.network is not None, **self.shape,
+            )  # fmt: skip
+
+    def _network_backward(self, edges: Edges, species: Tensor, grad_b: Tensor, work: Work) -> None:
+        """Add dE/dB through the weights of the senders."""
+        assert self.network is not None
+        n, n_edges = species.shape[0], edges.vectors.shape[1]
+        grid = self._grid(n, self.n_b * self.c)
+        fixed = {key: self.shape[key] for key in ("DEG", "NDEG", "BL", "num_warps")}
+        _messages.mixing_gradient[grid](
+            work["grad"], species, self.receiver, self.mixing, work["grad_sums"], self.scale,
+            NB=self.n_b, K=self.k, RADIAL_OUT=self.n_radial, **fixed,
+        )  # fmt: skip
+        _messages.bchi_backward[grid](
+            work["grad_sums"], edges.vectors, edges.receiver, edges.sent_first, edges.sent_edge,
+            self.table, work["grad_v"], n_edges, **self.sums, **self.shape,
+        )  # fmt: skip
+        by_atom = work["grad_v"].sum(2).flatten(1).mul_(work["h"])
+        work["w"].copy_(by_atom.T)
+        self.network.backward(work["w"], work["grad_b"], work)
+        grad_b.add_(work["grad_b"])
+
+    def _components(self, x: Tensor) -> Tensor:
+        """Return [R n_A C, n] as [R, n_A, C, n]."""
+        return x.view(self.n_radial, self.n_a, self.c, x.shape[1])
+
+    def _rows_of_atoms(self, x: Tensor) -> Tensor:
+        """Return [n, n_A, R C] as [R, n_A, C, n]."""
+        return x.view(len(x), self.n_a, self.n_radial, self.c).permute(2, 1, 3, 0)
+
+    def _grid(self, n: int, lanes: int) -> tuple[int]:
+        return (n * -(-lanes // LANES),)
