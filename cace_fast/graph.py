@@ -91,16 +91,19 @@ def join(graphs: Sequence[AtomicGraph]) -> AtomicGraph:
         raise InputError("graphs", "at least one graph", "none")
     if len(graphs) == 1:
         return graphs[0]
-    atoms = torch.tensor([0] + [g.n_atoms for g in graphs[:-1]]).cumsum(0).tolist()
-    systems = torch.tensor([0] + [g.n_systems for g in graphs[:-1]]).cumsum(0).tolist()
+    n_atoms = torch.tensor([g.n_atoms for g in graphs])
+    n_systems = torch.tensor([g.n_systems for g in graphs])
+    n_edges = torch.tensor([len(g.senders) for g in graphs])
+    first_atom = (n_atoms.cumsum(0) - n_atoms).repeat_interleave(n_edges)
+    first_system = (n_systems.cumsum(0) - n_systems).repeat_interleave(n_atoms)
     return AtomicGraph(
         positions=torch.cat([g.positions for g in graphs]),
         species=torch.cat([g.species for g in graphs]),
         cell=torch.cat([g.cell for g in graphs]),
         pbc=torch.cat([g.pbc for g in graphs]),
-        batch=torch.cat([g.batch + k for g, k in zip(graphs, systems, strict=True)]),
-        senders=torch.cat([g.senders + k for g, k in zip(graphs, atoms, strict=True)]),
-        receivers=torch.cat([g.receivers + k for g, k in zip(graphs, atoms, strict=True)]),
+        batch=torch.cat([g.batch for g in graphs]) + first_system,
+        senders=torch.cat([g.senders for g in graphs]) + first_atom,
+        receivers=torch.cat([g.receivers for g in graphs]) + first_atom,
         shifts=torch.cat([g.shifts for g in graphs]),
         inputs={key: torch.cat([g.inputs[key] for g in graphs]) for key in graphs[0].inputs},
     )

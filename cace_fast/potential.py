@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.resources import as_file, files
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -15,12 +16,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import checkpoint, structures, weights
-from .engine import find_device, find_dtype, make_engine
+from .engine import VerletList, find_device, find_dtype, make_engine
 from .errors import CaceFastError, CheckpointError, InputError, PropertyNotImplementedError
 from .forward import Forward
 from .graph import AtomicGraph, join
 from .neighbors import neighbor_list
-from .properties import Result, check_names, check_structure, needed, results_of, to_numpy
+from .properties import (
+    Result,
+    check_names,
+    check_structure,
+    isolated_energies,
+    needed,
+    results_of,
+    to_numpy,
+)
 from .spec import ModelSpec, energy_terms
 from .structures import EdgeSource, extra_inputs, graph_of
 from .weights import Weights
@@ -29,7 +38,8 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 MIN_DIST = 0.05
-BATCH_EDGES = 200_000  # edges evaluated together: enough to fill the machine, bounded memory
+# evaluated together: enough to fill the machine, few enough for the caches and for bounded memory
+BATCH_EDGES, BATCH_ATOMS = 200_000, 2_000
 
 
 class Potential:
@@ -93,6 +103,7 @@ class Potential:
         )  # fmt: skip
         self._forward = Forward(spec, self._engine.weights)
         self._atomic_energies = dict(spec.atomic_energies)
+        self._extra_inputs = extra_inputs(spec)
 
     def __repr__(self) -> str:
         """Return one line: elements, cutoff, backend, device and dtype."""
@@ -188,31 +199,31 @@ class Potential:
         self._require_energy()
         for atoms in frames:
             check_structure(properties, atoms)
-        names = {key: key for key in extra_inputs(self.spec)} | dict(inputs or {})
+        names = {key: key for key in self._extra_inputs} | dict(inputs or {})
         rep = self.spec.representation
-        # of one structure the engine trims the pairs; of several, the bad one is named here
-        single = len(frames) == 1
-        unchecked = min_dist if single else None
-        if single and edges is None and self.sorts_pairs:
-            edges = partial(neighbor_list, cutoff=self.cutoff, in_order=False)
+        source = edges or partial(neighbor_list, cutoff=self.cutoff, in_order=not self.sorts_pairs)
         results: list[Result] = []
         pending: list[AtomicGraph] = []
-        n_edges = 0
+        n_edges = n_atoms = 0
         for number, atoms in enumerate(frames):
             try:
-                graph = graph_of(
-                    atoms, rep, inputs=names, edges=edges, min_dist=min_dist, candidates=single
-                )
+                if isinstance(source, VerletList):
+                    graph = source.graph(atoms, rep, names)
+                else:
+                    graph = graph_of(atoms, rep, inputs=names, edges=source)
             except InputError as error:
-                if not single:
-                    error.args = (f"structure {number}: {error}",)
-                raise
+                raise _numbered(error, number, frames) from None
             pending.append(graph)
-            n_edges += len(graph.senders)
-            if n_edges > BATCH_EDGES or number == len(frames) - 1:
-                batch = frames[len(results) : number + 1]
-                results += self._evaluate_batch(batch, pending, properties, unchecked)
-                pending, n_edges = [], 0
+            n_edges, n_atoms = n_edges + len(graph.senders), n_atoms + graph.n_atoms
+            full = n_edges > BATCH_EDGES or n_atoms > BATCH_ATOMS
+            if full or number == len(frames) - 1:
+                try:
+                    batch = frames[len(results) : number + 1]
+                    results += self._evaluate_batch(batch, pending, properties, min_dist)
+                except InputError:
+                    self._find_bad(frames, pending, len(results), min_dist)
+                    raise
+                pending, n_edges, n_atoms = [], 0, 0
         return results
 
     def features(self, atoms: Atoms) -> NDArray[Any]:
@@ -271,6 +282,20 @@ class Potential:
                 "energy: this file is a bare descriptor without a read-out; it has features only"
             )
 
+    def _find_bad(
+        self,
+        frames: Sequence[Atoms],
+        graphs: Sequence[AtomicGraph],
+        first: int,
+        min_dist: float | None,
+    ) -> None:
+        """Raise the error of the first structure of a batch that an engine refuses, numbered."""
+        for number, graph in enumerate(graphs, start=first):
+            try:
+                self._engine.evaluate(graph.to(self.device), min_dist=min_dist)
+            except InputError as error:
+                raise _numbered(error, number, frames) from None
+
     def _evaluate_batch(
         self,
         frames: Sequence[Atoms],
@@ -281,18 +306,25 @@ class Potential:
         graph = join(graphs).to(self.device)
         wanted = needed(properties)
         output = self._engine.evaluate(graph, wanted, min_dist=min_dist)
-        bad = torch.nonzero(~torch.isfinite(output.energy)).flatten().tolist()
+        bad = [k for k, energy in enumerate(output.energy.tolist()) if not isfinite(energy)]
         if bad:
             raise CaceFastError(f"energy: not finite for structures {bad} of this batch")
         term = self._engine.charge_term if "latent_charges" in wanted else None
         results = results_of(output, graph, frames, properties, term)
         for atoms, result in zip(frames, results, strict=True):
-            isolated = np.array([self._atomic_energies.get(int(z), 0.0) for z in atoms.numbers])
-            if "energy" in result:
-                result["energy"] += float(isolated.sum())
-            if "energies" in result:
-                result["energies"] = result["energies"] + isolated
+            if self._atomic_energies:
+                isolated = isolated_energies(self._atomic_energies, atoms.numbers)
+                if "energy" in result:
+                    result["energy"] += float(isolated.sum())
+                if "energies" in result:
+                    result["energies"] = result["energies"] + isolated
         return results
+
+
+def _numbered(error: InputError, number: int, frames: Sequence[Atoms]) -> InputError:
+    if len(frames) > 1:
+        error.args = (f"structure {number}: {error}",)
+    return error
 
 
 def load(

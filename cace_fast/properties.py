@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -117,13 +117,14 @@ def _per_atom(
     output: ModelOutput, graph: AtomicGraph, properties: Sequence[str], term: EnergyTerm | None
 ) -> dict[str, NDArray[np.float64]]:
     """Return the per-atom arrays of a whole batch."""
-    found: dict[str, Tensor | None] = {
+    known: dict[str, Tensor | None] = {
         "energies": output.energies,
         "energies_sr": output.energies_sr,
         "forces": output.forces,
         "latent_charges": output.latent_charges,
         "bec": output.born_charges,
     }
+    found = {name: known[name] for name in properties if name in known}
     if {"charges", "dipole"} & set(properties):
         assert output.latent_charges is not None
         assert term is not None
@@ -137,6 +138,14 @@ def _per_atom(
         if "dipole" in properties:
             found["dipole"] = physical_charges(q[:, 0], graph, term)[:, None] * graph.positions
     return {name: to_numpy(t) for name, t in found.items() if t is not None}
+
+
+def isolated_energies(energies: Mapping[int, float], numbers: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the energy of each isolated atom [n] from a table by atomic number; 0 beyond it."""
+    table = np.zeros(max([*energies, int(numbers.max(initial=0))]) + 1)
+    table[list(energies)] = list(energies.values())
+    found: NDArray[np.float64] = table[numbers]
+    return found
 
 
 def to_numpy(tensor: Tensor) -> NDArray[np.float64]:

@@ -56,7 +56,6 @@ def graph_of(
     inputs: Sequence[str] | dict[str, str] = (),
     edges: EdgeSource | None = None,
     min_dist: float | None = None,
-    candidates: bool = False,
 ) -> AtomicGraph:
     """Return the graph of one structure.
 
@@ -70,11 +69,10 @@ def graph_of(
         Names of further inputs, looked up in ``atoms.info``, then ``atoms.arrays``; a dict maps
         the model's name to the name in the structure.
     edges
-        Where candidate pairs come from; a new search by default.
+        Where candidate pairs come from, which are left as they come and unchecked: engines trim
+        them. By default a new search, trimmed.
     min_dist
-        Shortest distance allowed between two atoms in A; None allows any.
-    candidates
-        Leave the pairs beyond the cutoff in and distances unchecked: engines do this themselves.
+        Shortest distance allowed between two atoms of a new search in A; None allows any.
 
     Raises
     ------
@@ -83,9 +81,7 @@ def graph_of(
     InputError
         For positions or cells that make no sense, a missing input, or a pair that is too close.
     """
-    positions = np.array(atoms.positions, dtype=np.float64, order="C")
-    cell = np.array(atoms.cell[:], dtype=np.float64)
-    pbc = np.array(atoms.pbc, dtype=bool)
+    positions, cell, pbc = geometry_of(atoms)
     species = species_of(np.asarray(atoms.numbers), spec)
     source = edges if edges is not None else partial(neighbor_list, cutoff=spec.cutoff)
     found = source(positions, cell, pbc)
@@ -100,7 +96,16 @@ def graph_of(
         shifts=torch.from_numpy(found.shifts),
         inputs={name: _input(atoms, name, key) for name, key in _pairs(inputs)},
     )
-    return graph if candidates else trim(graph, spec.cutoff, min_dist)
+    return graph if edges is not None else trim(graph, spec.cutoff, min_dist)
+
+
+def geometry_of(atoms: Atoms) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+    """Return copies of positions [n, 3], cell [3, 3] and pbc [3] of a structure."""
+    return (
+        np.array(atoms.positions, dtype=np.float64, order="C"),
+        np.array(atoms.cell.array, dtype=np.float64),
+        np.array(atoms.pbc, dtype=bool),
+    )
 
 
 def trim(graph: AtomicGraph, cutoff: float, min_dist: float | None = None) -> AtomicGraph:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cace_fast.errors import CaceFastError, InputError
@@ -23,16 +22,13 @@ from .reference import ReferenceEngine
 
 
 class _Held(NamedTuple):
-    """The pair list that the library holds, and what it was made for.
+    """The graph whose pair list the library holds, and its arrays.
 
-    The tensors are kept alive, so that equal addresses mean equal lists.
+    The graph is kept alive, so that equal addresses mean equal lists.
     """
 
-    senders: Tensor
-    receivers: Tensor
-    shifts: Tensor
-    species: NDArray[np.int32]
-    first_atom: NDArray[np.int32]
+    graph: AtomicGraph
+    structures: evaluator.Structures
 
 
 class CpuEngine(ReferenceEngine):
@@ -117,12 +113,11 @@ class CpuEngine(ReferenceEngine):
         if "born_charges" in wanted:
             ordered = graph.select(torch.argsort(graph.receivers, stable=True))
             born = super().evaluate(ordered, ("born_charges",)).born_charges
-        short = torch.from_numpy(found.energies_sr)
-        energies = short + torch.from_numpy(found.energies_lr)
+        energies = torch.from_numpy(found.energies_sr + found.energies_lr)
         return ModelOutput(
             energy=model.by_system(energies, graph),
             energies=energies,
-            energies_sr=short,
+            energies_sr=torch.from_numpy(found.energies_sr),
             forces=None if found.forces is None else torch.from_numpy(found.forces),
             virials=None if found.virials is None else torch.from_numpy(found.virials),
             latent_charges=None if term is None else self._latent(term, found.charges, graph),
@@ -144,6 +139,11 @@ class CpuEngine(ReferenceEngine):
     def _structures(
         self, graph: AtomicGraph, min_dist: float | None, *, with_extras: bool = True
     ) -> evaluator.Structures:
+        positions = np.ascontiguousarray(graph.positions.detach().numpy(), dtype=np.float64)
+        distance = 0.0 if min_dist is None else float(min_dist)
+        held = self._held
+        if held is not None and _moved(held.graph, graph):
+            return held.structures._replace(positions=positions, min_dist=distance)
         pbc = graph.pbc.numpy()
         if self._plan.terms:
             partly = np.flatnonzero(pbc.any(axis=1) & ~pbc.all(axis=1))
@@ -156,12 +156,12 @@ class CpuEngine(ReferenceEngine):
         extras = plan.all_extras(graph) if with_extras else plan.no_extras(graph.n_atoms)
         return evaluator.Structures(
             species=graph.species.numpy().astype(np.int32),
-            positions=np.ascontiguousarray(graph.positions.detach().numpy(), dtype=np.float64),
+            positions=positions,
             first_atom=np.searchsorted(batch, np.arange(graph.n_systems + 1)).astype(np.int32),
             cells=np.ascontiguousarray(graph.cell.detach().numpy(), dtype=np.float64),
             periodic=np.asarray(pbc.all(axis=1), dtype=np.int32),
             extras=extras,
-            min_dist=0.0 if min_dist is None else float(min_dist),
+            min_dist=distance,
         )
 
     def _new_pairs(
@@ -170,14 +170,16 @@ class CpuEngine(ReferenceEngine):
         """Return the pairs for the library, or None where it holds them already."""
         edges = (graph.senders, graph.receivers, graph.shifts)
         held = self._held
-        if (
-            held is not None
-            and all(_same_memory(a, b) for a, b in zip(edges, held[:3], strict=True))
-            and np.array_equal(held.species, structures.species)
-            and np.array_equal(held.first_atom, structures.first_atom)
-        ):
-            return None
-        self._held = _Held(*edges, structures.species, structures.first_atom)
+        self._held = _Held(graph, structures)
+        if held is not None:
+            before, old = held.graph, held.structures
+            pairs = zip(edges, (before.senders, before.receivers, before.shifts), strict=True)
+            if (
+                all(_same_memory(a, b) for a, b in pairs)
+                and np.array_equal(old.species, structures.species)
+                and np.array_equal(old.first_atom, structures.first_atom)
+            ):
+                return None
         senders, receivers, shifts = (np.ascontiguousarray(t.numpy()) for t in edges)
         return senders, receivers, shifts.astype(np.int64, copy=False)
 
@@ -194,6 +196,17 @@ class CpuEngine(ReferenceEngine):
         (native,) = self._plan.terms
         columns = slice(native.first_charge, native.first_charge + native.n_charges)
         return torch.from_numpy(charges[:, columns]).to(self._dtype)
+
+
+def _moved(before: AtomicGraph, graph: AtomicGraph) -> bool:
+    """Tell whether only positions differ, all else being the same tensors (see VerletList)."""
+    return (
+        graph.species is before.species
+        and graph.cell is before.cell
+        and graph.pbc is before.pbc
+        and graph.batch is before.batch
+        and not graph.inputs
+    )
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from cace_fast.errors import InputError
-from cace_fast.neighbors import Edges, Floats, check_geometry, neighbor_list
+from cace_fast.graph import AtomicGraph
+from cace_fast.neighbors import Edges, Floats, neighbor_list
+from cace_fast.spec import Representation
+from cace_fast.structures import geometry_of, graph_of
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+
+class _Last(NamedTuple):
+    """The last graph made with a list, and what it was made of."""
+
+    edges: Edges
+    numbers: NDArray[np.int64]
+    spec: Representation
+    graph: AtomicGraph
 
 
 class VerletList:
@@ -32,10 +51,32 @@ class VerletList:
         self.n_builds = 0
         self._built: tuple[Floats, Floats, NDArray[np.bool_]] | None = None
         self._edges: Edges | None = None
+        self._last: _Last | None = None
 
     def reset(self) -> None:
         """Forget the list, so that the next call searches again."""
-        self._built, self._edges = None, None
+        self._built, self._edges, self._last = None, None, None
+
+    def graph(self, atoms: Atoms, spec: Representation, inputs: dict[str, str]) -> AtomicGraph:
+        """Return :func:`~cace_fast.structures.graph_of` of the structure, with candidate pairs.
+
+        Where only positions have changed, all else is shared with the last graph, as the same
+        tensors: engines need not look at it again.
+        """
+        if inputs:
+            return graph_of(atoms, spec, inputs=inputs, edges=self)
+        positions, cell, pbc = geometry_of(atoms)
+        edges, last = self(positions, cell, pbc), self._last
+        if (
+            last is not None
+            and last.edges is edges
+            and last.spec is spec
+            and bool((last.numbers == atoms.numbers).all())
+        ):
+            return replace(last.graph, positions=torch.from_numpy(positions))
+        graph = graph_of(atoms, spec, edges=lambda *_: edges)
+        self._last = _Last(edges, np.array(atoms.numbers), spec, graph)
+        return graph
 
     def __call__(self, positions: Floats, cell: Floats, pbc: NDArray[np.bool_]) -> Edges:
         """Return candidate pairs for these positions [n, 3], cell [3, 3] and pbc [3]."""
@@ -52,13 +93,13 @@ class VerletList:
         old_positions, old_cell, old_pbc = self._built
         if positions.shape != old_positions.shape:
             return False
-        if not (np.array_equal(cell, old_cell) and np.array_equal(pbc, old_pbc)):
+        if not ((cell == old_cell).all() and (pbc == old_pbc).all()):
             return False
-        check_geometry(positions, cell, pbc, self.cutoff)
         moved = positions - old_positions
         squares = np.einsum("ix,ix->i", moved, moved)
         if len(squares) < 2:  # an atom and its images move together
-            return True
-        # no pair has come closer by more than the two farthest moves together
-        second, first = np.sqrt(np.partition(squares, -2)[-2:])
-        return bool(first + second <= self.skin)
+            return bool(np.isfinite(squares).all())
+        # no pair has come closer by more than the two farthest moves together; a position that is
+        # not finite fails this and is named by the search
+        squares.partition(len(squares) - 2)
+        return bool(np.sqrt(squares[-2:]).sum() <= self.skin)

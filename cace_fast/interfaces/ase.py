@@ -19,7 +19,7 @@ from cace_fast.committee import Committee
 from cace_fast.engine import VerletList
 from cace_fast.errors import InputError, PropertyNotImplementedError
 from cace_fast.potential import MIN_DIST, Potential, read_model
-from cace_fast.properties import CHARGE_UNIT
+from cace_fast.properties import CHARGE_UNIT, isolated_energies
 from cace_fast.spec import Ewald, Forces, ModelSpec, Polarization, Readout, total_energy_key
 from cace_fast.structures import extra_inputs
 from cace_fast.weights import Weights
@@ -155,6 +155,28 @@ class CACECalculator(Calculator):
             changes.append("inputs")
         return changes
 
+    def get_property(
+        self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True
+    ) -> Any:
+        """Return one of :attr:`implemented_properties`; see ASE.
+
+        Without the copies of the structure that ASE's own makes in every step, which cost more than
+        the forces of a small molecule.
+        """
+        if name not in self.implemented_properties:
+            raise NotAvailableError(f"{name}: not a property of this calculator")
+        changes = [] if atoms is None else self.check_state(atoms)
+        if changes:
+            self.results = {}
+        if name not in self.results:
+            if not allow_calculation:
+                return None
+            self.calculate(atoms, [name], changes)
+        if name not in self.results:
+            raise NotAvailableError(f"{name}: this structure or model does not have it")
+        found = self.results[name]
+        return found.copy() if isinstance(found, np.ndarray) else found
+
     def calculate(
         self,
         atoms: Atoms | None = None,
@@ -162,9 +184,11 @@ class CACECalculator(Calculator):
         system_changes: Sequence[str] = all_changes,
     ) -> None:
         """Compute ``properties`` of ``atoms`` into ``results``; see ASE."""
-        super().calculate(atoms, properties, system_changes)  # type: ignore[no-untyped-call]
+        if atoms is not None:
+            self._remember(atoms, system_changes)
         current = self.atoms
-        assert current is not None
+        if current is None:
+            raise InputError("atoms", "a structure", None)
         wanted = self._wanted(properties, current)
         self._seen = {k: _copy(_lookup(current, k)) for k in self._inputs.values()}
         try:
@@ -178,6 +202,15 @@ class CACECalculator(Calculator):
     def reset_neighbors(self) -> None:
         """Search neighbours anew at the next calculation."""
         self._list.reset()
+
+    def _remember(self, atoms: Atoms, changes: Sequence[str]) -> None:
+        """Copy the structure, or what has changed of it, so that later changes are seen."""
+        old = self.atoms
+        if old is None or len(old) != len(atoms) or not set(changes) <= {"positions", "cell"}:
+            self.atoms = atoms.copy()
+            return
+        old.positions[:] = atoms.positions
+        old.cell[:] = atoms.cell.array
 
     def _wanted(self, properties: Sequence[str], atoms: Atoms) -> list[str]:
         """Return the properties of the potential that ASE's ``properties`` need."""
@@ -198,12 +231,14 @@ class CACECalculator(Calculator):
     def _results(self, found: Mapping[str, Any], atoms: Atoms) -> dict[str, Any]:
         """Return ASE's names and units for what the potential found."""
         per_length = self.energy_unit / self.length_unit
-        isolated = np.array([self.atomic_energies.get(int(z), 0.0) for z in atoms.numbers])
-        energy = (found["energy"] + float(isolated.sum())) * self.energy_unit
+        energy, energies = found["energy"], found["energies"]
+        if self.atomic_energies:
+            isolated = isolated_energies(self.atomic_energies, atoms.numbers)
+            energy, energies = energy + float(isolated.sum()), energies + isolated
         results: dict[str, Any] = {
-            "energy": energy,
-            "free_energy": energy,
-            "energies": (found["energies"] + isolated) * self.energy_unit,
+            "energy": energy * self.energy_unit,
+            "free_energy": energy * self.energy_unit,
+            "energies": energies * self.energy_unit,
         }
         if "stress" in found:
             stress = found["stress"] * self.energy_unit / self.length_unit**3

@@ -189,6 +189,40 @@ def test_further_inputs_may_change_too(where):
         atoms.get_potential_energy()
 
 
+def test_what_a_list_shares_between_steps_follows_the_structure():
+    """A step that moves atoms only takes all else from the step before: nothing else may."""
+    atoms = prepared(kind="periodic")
+    atoms.get_forces()
+    kept = atoms.calc._list
+    builds = kept.n_builds
+    changes = [
+        lambda a: a.rattle(0.01, seed=1),
+        lambda a: a.set_atomic_numbers(a.numbers[::-1]),
+        lambda a: a.rattle(0.01, seed=2),
+        lambda a: a.set_cell(1.01 * a.cell[:]),
+        lambda a: a.set_pbc(False),
+        lambda a: a.rattle(0.01, seed=3),
+    ]
+    for change in changes:
+        change(atoms)
+        fresh = atoms.copy()
+        fresh.calc = CACECalculator(GOLDEN)
+        np.testing.assert_array_equal(atoms.get_forces(), fresh.get_forces())
+        assert atoms.get_potential_energy() == fresh.get_potential_energy()
+        np.testing.assert_array_equal(atoms.calc.atoms.positions, atoms.positions)
+        np.testing.assert_array_equal(atoms.calc.atoms.numbers, atoms.numbers)
+    assert kept.n_builds == builds + 2  # for the cell and for the boundary
+
+
+def test_a_single_atom_that_is_lost_is_named():
+    atoms = Atoms("O", cell=[9.0, 9.0, 9.0], pbc=True)
+    atoms.calc = CACECalculator(GOLDEN)
+    atoms.get_forces()
+    atoms.positions[0, 1] = np.nan
+    with pytest.raises(InputError, match="NaN or infinity for atoms 0"):
+        atoms.get_forces()
+
+
 def test_clear_refusals_and_recovery():
     atoms = prepared()
     want = atoms.get_potential_energy()
