@@ -1,9 +1,10 @@
 """Device code of message passing: Ar, Bchi and memory, forwards and backwards.
 
-Everything here is atom-major, [atom, monomial, lane]: a program owns one atom and BL lanes, which are
-(q, c) of A or (n, c) of the edge sums, and walks through the edges that the atom receives or sends,
-one at a time. What a neighbour contributes is read as whole rows; sums stay in registers in a fixed
-order; hub atoms and atoms without edges are nothing special. The edge gradient has a lane per edge.
+Everything here is atom-major, [atom, monomial, lane]: a program owns one atom and BL lanes, which
+are (q, c) of A or (n, c) of the edge sums, and walks through the edges that the atom receives or
+sends, one at a time. What a neighbour contributes is read as whole rows; sums stay in registers in
+a fixed order; hub atoms and atoms without edges are nothing special. The edge gradient has a lane
+for each edge.
 """
 
 import triton
@@ -18,6 +19,18 @@ from cace_fast.kernels.triton._device import (
     radial,
     sincospi_product,
 )
+
+
+@triton.constexpr_function
+def count(degree):
+    """Return the number of monomials of a degree."""
+    return (degree + 1) * (degree + 2) // 2
+
+
+@triton.constexpr_function
+def begin(degree):
+    """Return the position of the first monomial of a degree."""
+    return degree * (degree + 1) * (degree + 2) // 6
 
 
 @triton.jit
@@ -310,32 +323,38 @@ def bchi_backward(
 
 
 @triton.jit
-def _bchi_rates(grad_sums, v, receiver, sender, f, df, inside,
-                NB: tl.constexpr, C: tl.constexpr, DEG: tl.constexpr, NDEG: tl.constexpr,
-                BL: tl.constexpr):  # fmt: skip
-    """Return sum_(n, c) of dE/dsums v R_n f_c for every m, and the same with (R_n f_c)'."""
-    NL: tl.constexpr = length(DEG)
-    row = grad_sums + receiver.to(tl.int64) * (NL * NB * C)
-    sent = v + sender.to(tl.int64) * (NDEG * C)
-    u = _zeros(NL, BL, grad_sums)
-    w = _zeros(NL, BL, grad_sums)
+def _bchi_rates(row, sent, f, df, inside, M0: tl.constexpr, COUNT: tl.constexpr,
+                NB: tl.constexpr, C: tl.constexpr):  # fmt: skip
+    """Return sum_(n, c) of dE/dsums v R_n f_c for COUNT monomials, then the same of (R_n f_c)'."""
+    found = ()
+    for k in tl.static_range(2 * COUNT):
+        found = found + (f[0] * 0.0,)
     for c in range(C):
-        weighted = _by_degree(sent + c, C, inside, NDEG)
-        u_added = ()
-        w_added = ()
-        for m in tl.static_range(NL):
-            g = tl.load(row + m * (NB * C) + c, mask=inside, other=0.0)
+        weight = tl.load(sent + c, mask=inside, other=0.0)
+        values = ()
+        slopes = ()
+        for m in tl.static_range(COUNT):
+            place = row + (M0 + m) * (NB * C) + c
+            g = tl.load(place, mask=inside, other=0.0)
             value = g * f[0]
             slope = g * df[0]
             for n in tl.static_range(1, NB):
-                g = tl.load(row + m * (NB * C) + n * C + c, mask=inside, other=0.0)
+                g = tl.load(place + n * C, mask=inside, other=0.0)
                 value += g * f[n]
                 slope += g * df[n]
-            u_added = u_added + (u[m] + weighted[get(DEG, m)] * value,)
-            w_added = w_added + (w[m] + weighted[get(DEG, m)] * slope,)
-        u = u_added
-        w = w_added
-    return u, w
+            values = values + (found[m] + weight * value,)
+            slopes = slopes + (found[COUNT + m] + weight * slope,)
+        found = values + slopes
+    return found
+
+
+@triton.jit
+def _with_slope(total, value, h, DER: tl.constexpr, m: tl.constexpr, AXIS: tl.constexpr):
+    """Return ``total`` + ``value`` dY_m/du of one axis."""
+    if get(DER, m, AXIS, 1) > 0:
+        return total + value * (h[get(DER, m, AXIS, 0)] * get(DER, m, AXIS, 1))
+    else:
+        return total
 
 
 @triton.jit(do_not_specialize=["n_seg", "n_edges"])
@@ -362,26 +381,23 @@ def edge_gradient(
     gz = gx
     if BCHI:
         f, df, ddf = radial(r, inverse, table, 0, NB, NB, RADIAL)
-        i = tl.load(sender + e, mask=inside, other=0)
-        j = tl.load(receiver_of + e, mask=inside, other=0)
-        u, w = _bchi_rates(grad_sums, v, j, i, f, df, inside, NB, C, DEG, NDEG, BL)
         h = monomials(ux, uy, uz, PAR)
-        along += w[0]
-        for m in tl.static_range(1, NL):
-            along += w[m] * h[m]
-            if get(DER, m, 0, 1) > 0:
-                gx += u[m] * (h[get(DER, m, 0, 0)] * get(DER, m, 0, 1))
-            if get(DER, m, 1, 1) > 0:
-                gy += u[m] * (h[get(DER, m, 1, 0)] * get(DER, m, 1, 1))
-            if get(DER, m, 2, 1) > 0:
-                gz += u[m] * (h[get(DER, m, 2, 0)] * get(DER, m, 2, 1))
+        i = tl.load(sender + e, mask=inside, other=0).to(tl.int64)
+        j = tl.load(receiver_of + e, mask=inside, other=0).to(tl.int64)
+        row = grad_sums + j * (NL * NB * C)
+        for degree in tl.static_range(NDEG):
+            sent = v + i * (NDEG * C) + degree * C
+            found = _bchi_rates(row, sent, f, df, inside, begin(degree), count(degree), NB, C)
+            for k in tl.static_range(count(degree)):
+                value = found[k]
+                along += found[count(degree) + k] * h[begin(degree) + k]
+                gx = _with_slope(gx, value, h, DER, begin(degree) + k, 0)
+                gy = _with_slope(gy, value, h, DER, begin(degree) + k, 1)
+                gz = _with_slope(gz, value, h, DER, begin(degree) + k, 2)
     radially = along - (gx * ux + gy * uy + gz * uz) * shorter
-    place = grad_vectors + e
-    before = tl.load(place, mask=inside, other=0.0)
-    tl.store(place, before + radially * (x * inverse) + gx * shorter, mask=inside)
-    place = place + n_edges
-    before = tl.load(place, mask=inside, other=0.0)
-    tl.store(place, before + radially * (y * inverse) + gy * shorter, mask=inside)
-    place = place + n_edges
-    before = tl.load(place, mask=inside, other=0.0)
-    tl.store(place, before + radially * (z * inverse) + gz * shorter, mask=inside)
+    d = (x, y, z)
+    g = (gx, gy, gz)
+    for axis in tl.static_range(3):
+        place = grad_vectors + axis * n_edges + e
+        before = tl.load(place, mask=inside, other=0.0)
+        tl.store(place, before + radially * (d[axis] * inverse) + g[axis] * shorter, mask=inside)
