@@ -36,8 +36,8 @@ class EmulatedDriver:
     ----------
     launches
         Every launch since the driver was made, or since the list was cleared.
-    specialised
-        Every kernel with its constants, in the order of the first launch of each.
+    launched
+        The kernel of each of them, with its constants.
     count_traffic
         Whether launches count the bytes that they move.
     """
@@ -47,7 +47,7 @@ class EmulatedDriver:
         self.noise = approximate_ulp
         self.count_traffic = count_traffic
         self.launches: list[Launch] = []
-        self.specialised: list[Specialised] = []
+        self.launched: list[Specialised] = []
         self.utils = SimpleNamespace(
             load_binary=self._load_binary,
             get_device_properties=lambda device: {
@@ -56,6 +56,11 @@ class EmulatedDriver:
             },
         )  # fmt: skip
         self._text = ""
+
+    def forget(self) -> None:
+        """Empty both lists."""
+        self.launches.clear()
+        self.launched.clear()
 
     def note_binary(
         self, module: Any, function: Any, name: str, files: dict[str, str], digest: str
@@ -72,18 +77,26 @@ class EmulatedDriver:
     def launcher_cls(self, source: Any, metadata: Any) -> Any:
         """Return a function that launches a compiled kernel with Triton's arguments."""
         constant = [kind == "constexpr" for kind in source.signature.values()]
-        self.specialised.append(Specialised(source.name, source, metadata.num_warps))
+        kernel = Specialised(source.name, source, metadata.num_warps)
 
         def launch(x: int, y: int, z: int, stream: int, machine: Machine, *rest: Any) -> None:
             arguments = rest[4:]  # two of metadata and two hooks come before them
             live = [a for a, c in zip(arguments, constant, strict=True) if not c]
             if x * y * z:
-                done = machine.run(
-                    (x, y, z), *_flat(live), shared=metadata.shared, count=self.count_traffic
-                )
-                self.launches.append(done)
+                # Triton keeps compiled kernels longer than a driver lives.
+                (active() or self).run(kernel, machine, (x, y, z), live, metadata.shared)
 
         return launch
+
+    def run(
+        self, kernel: Specialised, machine: Machine, grid: tuple[int, int, int],
+        arguments: list[Any], shared: int,
+    ) -> None:  # fmt: skip
+        """Launch a kernel, and note it."""
+        machine.noise = self.noise
+        done = machine.run(grid, *_flat(arguments), shared=shared, count=self.count_traffic)
+        self.launches.append(done)
+        self.launched.append(kernel)
 
     def get_current_target(self) -> Any:
         """Return the architecture that kernels are compiled for."""

@@ -60,6 +60,11 @@ class Block:
     jump: int | None = None
     barrier: bool = False
 
+    @property
+    def loads(self) -> bool:
+        """Whether it loads from global memory."""
+        return any(i.name == "ld" and "global" in i.parts for i in self.instructions)
+
 
 def _operands(kernel: Kernel, i: Instruction, count: int) -> None:
     if len(i.operands) != count:

@@ -35,8 +35,11 @@ class Launch:
         Warps that were started.
     executed
         How often warps executed instructions, by the instruction's full name.
-    blocks
-        How often warps went through each basic block.
+    loop, rest
+        Instructions of innermost loops and outside them: how many there are, how often warps
+        executed one.
+    load_rounds
+        How often warps waited for loads from global memory: once for each basic block with any.
     traffic
         Bytes moved; zeros if they were not counted.
     """
@@ -45,7 +48,9 @@ class Launch:
     grid: tuple[int, int, int]
     warps: int
     executed: Counter[str]
-    blocks: tuple[int, ...]
+    loop: tuple[int, int]
+    rest: tuple[int, int]
+    load_rounds: int
     traffic: Traffic
 
 
@@ -70,6 +75,17 @@ def _blocks(kernel: Kernel) -> list[Block]:
         _block(kernel, code[a:b], number)
         for a, b in zip(starts, [*starts[1:], len(code)], strict=True)
     ]
+
+
+def _loops(blocks: list[Block]) -> set[int]:
+    """Return the blocks that belong to innermost loops."""
+    found = [(b.jump, k) for k, b in enumerate(blocks) if b.jump is not None and 0 <= b.jump <= k]
+    inner = [
+        (a, b)
+        for a, b in found
+        if not any((c, d) != (a, b) and a <= c and d <= b for c, d in found)
+    ]
+    return {k for a, b in inner for k in range(a, b + 1)}
 
 
 def _target(kernel: Kernel, i: Instruction) -> int:
@@ -136,6 +152,7 @@ class Machine:
             raise PtxError(f"name one of the kernels {', '.join(kernels)}")
         self.kernel = kernels[name] if name is not None else next(iter(kernels.values()))
         self.blocks = _blocks(self.kernel)
+        self.loops = _loops(self.blocks)
         self.noise = approximate_ulp
 
     def run(
@@ -193,9 +210,19 @@ class Machine:
             for i in block.instructions:
                 executed[".".join(i.parts)] += times
         return Launch(
-            self.kernel.name, full, total * threads // 32, executed, tuple(visits),
-            memory.finish(),
+            self.kernel.name, full, total * threads // 32, executed,
+            *(self._weighed(visits, inside=inside) for inside in (True, False)),
+            sum(n for b, n in zip(self.blocks, visits, strict=True) if b.loads), memory.finish(),
         )  # fmt: skip
+
+    def _weighed(self, visits: list[int], *, inside: bool) -> tuple[int, int]:
+        """Return the number of instructions inside loops, or outside, and of their executions."""
+        chosen = [
+            (len(block.instructions), n)
+            for k, (block, n) in enumerate(zip(self.blocks, visits, strict=True))
+            if (k in self.loops) == inside
+        ]
+        return sum(size for size, _ in chosen), sum(size * n for size, n in chosen)
 
     def _arguments(
         self, arguments: tuple[torch.Tensor | int | float | bool, ...], count: bool

@@ -1,0 +1,147 @@
+"""Models of the shapes that real checkpoints have, and what a step of each launches on a GPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.build import bulk
+from systems import random_weights
+
+from cace_fast.kernels.emulation import Launch, emulate
+from cace_fast.kernels.emulation.resources import Specialised
+from cace_fast.kernels.triton import configs
+from cace_fast.potential import Potential
+from cace_fast.spec import (
+    MLP,
+    Bchi,
+    CutoffFunction,
+    Ewald,
+    Forces,
+    MessageStep,
+    ModelSpec,
+    OutputModule,
+    RadialBasis,
+    Readout,
+    Representation,
+    SubModel,
+)
+from cace_fast.weights import Weights
+
+DENSITY = 0.1  # atoms per cubic Angstrom, as in liquid water
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What decides which kernels a model launches, and what they cost.
+
+    ``step`` names the parts of its message passing step, if it has one; ``charges`` is the number
+    of latent charges of the long-range part, ``head`` the hidden layers of the read-out.
+    """
+
+    elements: int = 2
+    embedding: int = 3
+    radial: int = 12
+    l_max: int = 3
+    nu_max: int = 3
+    cutoff: float = 5.5
+    step: str = ""
+    charges: int = 0
+    head: tuple[int, ...] = (32, 16)
+
+
+# The names are those of the recorded checkpoints that have this shape.
+SHAPES = {
+    "water-mp0-sr": Shape(),
+    "water-mp1-lr": Shape(step="bchi", charges=4),
+    "cacefit-water": Shape(step="bchi"),
+    "cacefit-hea25": Shape(elements=25, embedding=4, radial=8, cutoff=4.5, step="bchi"),
+    "licl-gaf3-lr0": Shape(elements=4, radial=8, step="memory ar bchi", charges=1),
+    "cacefit-ethanol": Shape(elements=3, embedding=4, l_max=4, cutoff=4.0, step="memory ar bchi"),
+    "alchemical-rep": Shape(elements=94, embedding=4, radial=8, l_max=2, nu_max=2, cutoff=4.0),
+    "electrolyte-lr-c5.5": Shape(elements=5, embedding=5, charges=1),
+    "ag-cluster": Shape(elements=1, embedding=1, radial=8, cutoff=5.29),
+}
+
+
+def specification(shape: Shape) -> ModelSpec:
+    """Return a specification of this shape."""
+    s = shape
+    channels = s.embedding**2
+    plain = Representation(
+        tuple(range(1, s.elements + 1)), s.embedding, False, s.cutoff,
+        RadialBasis("bessel", 6, math.sqrt(2.0 / s.cutoff)),
+        CutoffFunction("polynomial", s.cutoff, 5.0), s.radial, s.l_max, s.nu_max,
+    )  # fmt: skip
+    width = s.radial * plain.n_invariants * channels
+    steps = ()
+    if s.step:
+        network = Bchi(False, False, MLP((width, (s.l_max + 1) * channels), bias=False))
+        steps = (MessageStep("memory" in s.step, "ar" in s.step, network),)
+    rep = Representation(
+        plain.elements, s.embedding, False, s.cutoff, plain.radial, plain.cutoff_function,
+        s.radial, s.l_max, s.nu_max, steps=steps, mp_norm_factor=0.1 if steps else 1.0,
+    )  # fmt: skip
+    modules: list[OutputModule] = [Readout("energy", MLP((rep.n_features, *s.head, 1)))]
+    modules.append(Forces("energy", "forces", calc_stress=True))
+    sub_models = [SubModel(tuple(modules), strain=True)]
+    if s.charges:
+        network = MLP((rep.n_features, *s.head, s.charges), bias=False)
+        long_range = (
+            Readout("charges", network, per_atom_key="q"), Ewald("q", "lr", dl=2.0, sigma=1.0),
+            Forces("lr", "forces_lr", calc_stress=True),
+        )  # fmt: skip
+        sub_models.append(SubModel(long_range, strain=True))
+    return ModelSpec(rep, tuple(sub_models))
+
+
+def structure(shape: Shape, n_cells: int = 3) -> Atoms:
+    """Return a rattled crystal of 4 n_cells^3 atoms of all elements, at water's density."""
+    atoms = bulk("Cu", "fcc", a=(4 / DENSITY) ** (1 / 3), cubic=True).repeat(n_cells)
+    atoms.rattle(0.15, seed=1)
+    rng = np.random.default_rng(2)
+    atoms.numbers = rng.integers(1, shape.elements + 1, len(atoms))
+    return atoms
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What one step of a model launched, for a number of atoms, in order."""
+
+    n_atoms: int
+    launches: tuple[Launch, ...]
+    kernels: tuple[Specialised, ...]  # of each launch
+
+
+@contextmanager
+def tiles(number: int) -> Iterator[None]:
+    """Let a system of any size run with one entry of the table of tiles."""
+    held = configs.TILES
+    configs.TILES = ((2**31, held[number][1]),)
+    try:
+        yield
+    finally:
+        configs.TILES = held
+
+
+def potential(shape: Shape) -> Potential:
+    """Return a potential of this shape with random weights, on the emulated device."""
+    spec = specification(shape)
+    weights = Weights(spec, random_weights(spec, torch.float64))
+    return Potential(spec, weights, device="cpu", dtype="float32", backend="triton")
+
+
+def record(shape: Shape, n_cells: int = 3, *, architecture: str = "sm_90") -> Recording:
+    """Run one step on the emulator and return what it launched."""
+    atoms = structure(shape, n_cells)
+    with emulate(architecture, count_traffic=True) as device:
+        model = potential(shape)
+        model.evaluate([atoms], ("energy", "forces", "stress"))
+        device.forget()
+        model.evaluate([atoms], ("energy", "forces", "stress"))
+        return Recording(len(atoms), tuple(device.launches), tuple(device.launched))

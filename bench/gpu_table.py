@@ -1,0 +1,112 @@
+"""What the kernels of every model need on every GPU: the table ``tests/gpu/matrix/table.csv``.
+
+python bench/gpu_table.py            # compile all kernels for all targets and write the table
+python bench/gpu_table.py --quick    # only what every change is tested with; prints it
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from pathlib import Path
+
+from gpu_models import SHAPES, record, tiles
+
+from cace_fast.kernels.emulation.resources import TARGETS, Specialised, measure
+from cace_fast.kernels.triton import configs
+
+TABLE = Path(__file__).resolve().parents[1] / "tests" / "gpu" / "matrix" / "table.csv"
+FULL = [(model, target) for model in SHAPES for target in TARGETS]
+QUICK = [
+    ("water-mp0-sr", "sm_80"), ("water-mp0-sr", "sm_90"), ("water-mp0-sr", "gfx942"),
+    ("licl-gaf3-lr0", "sm_90"),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel of a model on one GPU; ``number`` tells kernels of one name apart."""
+
+    model: str
+    target: str
+    kernel: str
+    number: int
+    warps: int
+    registers: int
+    spilled: int
+    stack: int
+    shared: int
+    barriers: int
+    fp64: int
+    tf32: bool
+    loop: int
+    instructions: int
+
+
+def key(row: Row) -> tuple[str, str, str, str]:
+    """Return what names a row."""
+    return row.model, row.target, row.kernel, str(row.number)
+
+
+@cache
+def kernels(model: str) -> tuple[Specialised, ...]:
+    """Return the kernels of a model, each once, with every entry of the table of tiles."""
+    found: dict[int, Specialised] = {}
+    for number in range(len(configs.TILES)):
+        with tiles(number):
+            found |= {id(k.source): k for k in record(SHAPES[model], 2).kernels}
+    return tuple(found.values())
+
+
+def rows(model: str, target: str) -> list[Row]:
+    """Compile the kernels of a model for a GPU and return what they need."""
+    return list(_rows(model, target))
+
+
+def _rows(model: str, target: str) -> Iterator[Row]:
+    count: dict[str, int] = {}
+    for kernel in kernels(model):
+        number = count[kernel.name] = count.get(kernel.name, -1) + 1
+        needs = measure(kernel, target)
+        yield Row(
+            model, target, kernel.name, number, kernel.num_warps, needs.registers, needs.spilled,
+            needs.stack, needs.shared, needs.count("barrier"), needs.count("fp64"), needs.tf32,
+            sum(needs.loop.values()), needs.count(),
+        )  # fmt: skip
+
+
+def read() -> list[Row]:
+    """Return the rows of the table."""
+    with open(TABLE, newline="") as file:
+        return [
+            Row(**{f.name: _value(str(f.type), line[f.name]) for f in fields(Row)})
+            for line in csv.DictReader(file)
+        ]
+
+
+def _value(kind: str, text: str) -> str | int | bool:
+    return text if kind == "str" else text == "True" if kind == "bool" else int(text)
+
+
+def main() -> None:
+    """Write the table, or print a part of it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    found = [row for case in (QUICK if options.quick else FULL) for row in rows(*case)]
+    if options.quick:
+        for row in found:
+            print(*asdict(row).values())
+        return
+    with open(TABLE, "w", newline="") as file:
+        writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(map(asdict, found))
+    print(f"{len(found)} rows in {TABLE.name}")
+
+
+if __name__ == "__main__":
+    main()
