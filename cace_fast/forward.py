@@ -13,9 +13,11 @@ from math import pi
 import torch
 from torch import Tensor
 
+from .engine import LongRange
 from .errors import InputError, UnsupportedModelError
 from .graph import AtomicGraph
 from .reference import model
+from .reference.ewald import OWN_SPHERE, Summation
 from .reference.readout import readout
 from .spec import (
     Add,
@@ -42,6 +44,7 @@ class Call:
 
     training: bool = False
     output_index: int | None = None
+    how: Summation = OWN_SPHERE
 
 
 @dataclass
@@ -64,10 +67,15 @@ class Forward:
     ----------
     spec, weights
         The model; the outputs have the dtype of the weights.
+    long_range
+        How to sum the long range.
     """
 
-    def __init__(self, spec: ModelSpec, weights: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, spec: ModelSpec, weights: Mapping[str, Tensor], long_range: LongRange | None = None
+    ) -> None:
         self.spec, self.weights = spec, weights
+        self.long_range = LongRange() if long_range is None else long_range
 
     def __call__(
         self,
@@ -92,7 +100,8 @@ class Forward:
             strain = torch.zeros_like(graph.cell, requires_grad=True) if stress else None
             moved = graph if strain is None else graph.strained(strain)
             feats = model.features(moved, self.weights, self.spec.representation)
-            call = Call(training, output_index)
+            how = self.long_range.summation(graph, twice=training)
+            call = Call(training, output_index, how)
             results = []
             for number, sub in enumerate(self.spec.submodels):
                 state = State(moved, feats, positions, strain, call)
@@ -279,7 +288,7 @@ def sum_of(parts: list[Tensor]) -> Tensor:
 def _ewald(module: Ewald, state: State) -> None:
     q = _value(state, module.feature_key)
     q = q.reshape(len(q), -1)
-    result = model.ewald_of(module, q, state.graph)
+    result = model.ewald_of(module, q, state.graph, state.call.how)
     energy = model.by_system(result.energies, state.graph)
     energy = energy.sum(1) if module.aggregation == "sum" else energy
     state.values[module.output_key] = energy.to(state.feats)

@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import checkpoint, structures, weights
-from .engine import VerletList, find_device, find_dtype, make_engine
+from .engine import (
+    LongRange,
+    VerletList,
+    find_device,
+    find_dtype,
+    make_engine,
+)
 from .errors import CaceFastError, CheckpointError, InputError, PropertyNotImplementedError
 from .forward import Forward
 from .graph import AtomicGraph, join
@@ -59,11 +65,9 @@ class Potential:
         Which energy of the model to take; by default its total.
     output_index
         Which energy, for a read-out that gives several.
-    long_range_tolerance
-        Largest relative error allowed in long-range forces; None for the default of the dtype.
-        The direct sum of this version is exact whatever is asked.
-    k_set
-        ``"sphere"``: the k vectors of the current cell, as the model was trained.
+    long_range_tolerance, k_set, long_range
+        Tolerance (None: 1e-6 in float32, 1e-10 in float64), k_set and method of
+        :class:`cace_fast.engine.LongRange`, which is at :attr:`long_range`.
 
     Raises
     ------
@@ -85,23 +89,18 @@ class Potential:
         output_index: int | None = None,
         long_range_tolerance: float | None = None,
         k_set: str = "sphere",
+        long_range: str = "auto",
     ) -> None:
-        if k_set != "sphere":
-            raise InputError("k_set", "'sphere'", repr(k_set))
-        if long_range_tolerance is not None and not 0 < long_range_tolerance < 1:
-            raise InputError(
-                "long_range_tolerance", "a number between 0 and 1", long_range_tolerance
-            )
         self.spec, self.weights = spec, weights
         self.device, self.dtype = find_device(device), find_dtype(dtype)
         self.energy_key, self.output_index = energy_key, output_index
-        self.long_range_tolerance, self.k_set = long_range_tolerance, k_set
+        self.long_range = LongRange.of(self.dtype, long_range, long_range_tolerance, k_set)
         terms = energy_terms(spec, energy_key) if spec.submodels else ()
         self._engine = make_engine(
             spec, weights, terms, backend=backend, device=self.device, dtype=self.dtype,
-            output_index=output_index,
+            output_index=output_index, long_range=self.long_range,
         )  # fmt: skip
-        self._forward = Forward(spec, self._engine.weights)
+        self._forward = Forward(spec, self._engine.weights, self.long_range)
         self._atomic_energies = dict(spec.atomic_energies)
         self._extra_inputs = extra_inputs(spec)
 
@@ -336,6 +335,7 @@ def load(
     verify: bool = False,
     long_range_tolerance: float | None = None,
     k_set: str = "sphere",
+    long_range: str = "auto",
 ) -> Potential:
     """Return the potential of a file: upstream's ``.pth``, our ``.safetensors``, or a shipped name.
 
@@ -345,7 +345,7 @@ def load(
     ----------
     path
         A file, or one of :func:`shipped`.
-    device, dtype, backend, long_range_tolerance, k_set
+    device, dtype, backend, long_range_tolerance, k_set, long_range
         See :class:`Potential`.
     verify
         Check forces against the energy and the backend against the float64 reference on a small
@@ -363,7 +363,7 @@ def load(
     spec, tensors = read_model(path)
     potential = Potential(
         spec, tensors, device=device, dtype=dtype, backend=backend,
-        long_range_tolerance=long_range_tolerance, k_set=k_set,
+        long_range_tolerance=long_range_tolerance, k_set=k_set, long_range=long_range,
     )  # fmt: skip
     if verify:
         from .verification import quick_check  # brings ASE: only when asked for

@@ -10,7 +10,6 @@ from __future__ import annotations
 from math import pi
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +18,12 @@ from cace_fast.kernels import _checks
 from cace_fast.kernels.cpu.library import EwaldSpec
 from cace_fast.kernels.cpu.long_range import EwaldSum
 from cace_fast.kernels.moments import array
+from cace_fast.kernels.nufft import BareSum, NufftSum, accuracy
+from cace_fast.kernels.sums import choose
+from cace_fast.kernels.transforms import make_transforms
 from cace_fast.spec import Ewald
+
+TOLERANCE = 1e-10  # of forces, where nothing else is asked for
 
 
 class EwaldResult(NamedTuple):
@@ -29,6 +33,22 @@ class EwaldResult(NamedTuple):
     potential: Tensor
 
 
+class Summation(NamedTuple):
+    """How periodic systems are summed.
+
+    ``k_cell`` [3, 3]: the cell whose sphere chooses the integer vectors k; by default each cell's
+    own. ``method``: ``"direct"``, ``"nufft"``, or ``"auto"`` for the cheaper one. ``tolerance``:
+    largest error of forces by transforms, relative to the largest force.
+    """
+
+    k_cell: Tensor | None = None
+    method: str = "auto"
+    tolerance: float = TOLERANCE
+
+
+BEST = Summation()
+
+
 def ewald(
     charges: Tensor,
     positions: Tensor,
@@ -36,6 +56,7 @@ def ewald(
     spec: Ewald,
     *,
     periodic: bool,
+    how: Summation = BEST,
     backend: str | None = None,
 ) -> EwaldResult:
     """Return the long-range energies and potentials of one system.
@@ -52,6 +73,8 @@ def ewald(
         The Ewald module; external field and neutrality penalty are not part of this operation.
     periodic
         Whether the system is periodic in all directions or open.
+    how
+        Which vectors k a periodic system takes, and which way they are summed over.
     backend
         ``"cpu"``; None for the best one of the device.
 
@@ -63,7 +86,8 @@ def ewald(
     Raises
     ------
     InputError
-        For wrong shapes, exponent 6 without periodicity, or a singular cell with it.
+        For wrong shapes, exponent 6 without periodicity, a singular cell with it, or an unknown
+        method.
     BackendUnavailableError
         If no kernels, or not the ones named, serve the device.
     """
@@ -74,7 +98,13 @@ def ewald(
     if not periodic and spec.exponent != 1:
         raise InputError("pbc", "a periodic system for an Ewald sum of exponent 6", "an open one")
     q, r, h = (t.to(torch.float64) for t in (charges, positions, cell))
-    potential = _ewald(q, r, h, spec.dl, spec.sigma, spec.exponent, periodic, chosen)
+    k_cell = (h if how.k_cell is None else how.k_cell.to(h)).detach()
+    way = "open"
+    if periodic:
+        way = choose(
+            how.method, q.shape[0], q.shape[1], k_cell.cpu().numpy(), spec.dl, how.tolerance
+        )
+    potential = potentials(q, r, h, k_cell, spec, (way, how.tolerance), chosen)
     energies, own = 0.5 * q * potential, (2.0 * pi) ** -1.5 / spec.sigma
     if periodic and spec.remove_self_interaction and spec.exponent == 1:
         # every channel loses the self term of all channels together: files were trained so
@@ -85,9 +115,52 @@ def ewald(
     return EwaldResult(spec.norm_factor * energies, spec.norm_factor * potential)
 
 
-def _sum(dl: float, sigma: float, exponent: int, periodic: bool) -> EwaldSum:
-    """Return the sum without self terms: the open one removes them itself."""
-    return EwaldSum(EwaldSpec(dl, sigma, 1.0, 0.0, 0.0, exponent, not periodic, 0))
+def potentials(
+    q: Tensor,
+    r: Tensor,
+    cell: Tensor,
+    k_cell: Tensor,
+    spec: Ewald,
+    way: tuple[str, float],
+    backend: str,
+) -> Tensor:
+    """Return phi = K q [n, n_q] without norm and self terms, differentiable once.
+
+    Parameters
+    ----------
+    q, r, cell
+        As for :func:`ewald`, float64.
+    k_cell
+        The cell [3, 3] whose sphere chooses the integer vectors k; no gradient goes there.
+    spec
+        The Ewald module.
+    way
+        ``"direct"``, ``"nufft"``, or ``"open"``, and the tolerance.
+    backend
+        Who sums directly; transforms belong to the device.
+    """
+    numbers = [spec.dl, spec.sigma, float(spec.exponent), way[1]]
+    found: Tensor = _ewald(q, r, cell, k_cell.detach(), numbers, way[0], backend)
+    return found
+
+
+def _bare(
+    q: Tensor, r: Tensor, cell: Tensor, k_cell: Tensor, numbers: list[float], way: str
+) -> BareSum:
+    """Return K q, and forces and virial of E = sum q K q / 2, without norm and self terms."""
+    dl, sigma, exponent = numbers[0], numbers[1], int(numbers[2])
+    if way == "nufft":
+        wanted, dtype = accuracy(numbers[3])
+        transforms = make_transforms(q.device, wanted, dtype)
+        return NufftSum(dl, sigma, exponent, transforms, dtype).evaluate(q, r, cell, k_cell)
+    periodic = way == "direct"
+    # the open sum removes its self terms itself
+    spec = EwaldSpec(dl, sigma, 1.0, 0.0, 0.0, exponent, not periodic, 0)
+    total = EwaldSum(spec, array(k_cell) if periodic else None)
+    found = total.evaluate(
+        array(q), array(r), array(cell), periodic=periodic, n_threads=torch.get_num_threads()
+    )
+    return BareSum(*(torch.from_numpy(x) for x in found[1:]))
 
 
 @torch.library.custom_op("cace_fast::ewald", mutates_args=())
@@ -95,17 +168,12 @@ def _ewald(
     charges: Tensor,
     positions: Tensor,
     cell: Tensor,
-    dl: float,
-    sigma: float,
-    exponent: int,
-    periodic: bool,
+    k_cell: Tensor,
+    numbers: list[float],
+    way: str,
     backend: str,
 ) -> Tensor:
-    slopes = _sum(dl, sigma, exponent, periodic).evaluate(
-        array(charges), array(positions), array(cell), periodic=periodic,
-        n_threads=torch.get_num_threads(),
-    )[1]  # fmt: skip
-    return torch.from_numpy(slopes)
+    return _bare(charges, positions, cell, k_cell, numbers, way).potential
 
 
 @_ewald.register_fake
@@ -119,25 +187,20 @@ def _ewald_gradient(
     charges: Tensor,
     positions: Tensor,
     cell: Tensor,
-    dl: float,
-    sigma: float,
-    exponent: int,
-    periodic: bool,
+    k_cell: Tensor,
+    numbers: list[float],
+    way: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    u, v, r, h = array(grad_out), array(charges), array(positions), array(cell)
-    total = _sum(dl, sigma, exponent, periodic)
-    threads = torch.get_num_threads()
-    found = [
-        total.evaluate(x, r, h, periodic=periodic, n_threads=threads)[1:] for x in (u + v, u - v)
-    ]
-    (plus, force, virial), (minus, other_force, other_virial) = found
-    forces, strain = 0.5 * (force - other_force), 0.5 * (virial - other_virial)
-    by_cell = np.zeros((3, 3))
-    if periodic:  # dE/dstrain = r (dE/dr) + h (dE/dh)
-        by_cell = np.linalg.solve(h.T, r.T @ forces - strain)
-    by_charge = 0.5 * (plus + minus)
-    return torch.from_numpy(by_charge), torch.from_numpy(-forces), torch.from_numpy(by_cell)
+    plus, minus = (
+        _bare(x, positions, cell, k_cell, numbers, way)
+        for x in (grad_out + charges, grad_out - charges)
+    )
+    forces, strain = 0.5 * (plus.forces - minus.forces), 0.5 * (plus.virial - minus.virial)
+    by_cell = torch.zeros_like(cell)
+    if way != "open":  # dE/dstrain = r (dE/dr) + h (dE/dh)
+        by_cell = torch.linalg.solve(cell.T, positions.T @ forces - strain)
+    return 0.5 * (plus.potential + minus.potential), -forces, by_cell
 
 
 @_ewald_gradient.register_fake
@@ -148,13 +211,13 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    charges, positions, cell, *ctx.options = inputs
-    ctx.save_for_backward(charges, positions, cell)
+    charges, positions, cell, k_cell, *ctx.options = inputs
+    ctx.save_for_backward(charges, positions, cell, k_cell)
 
 
 def _backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
     found = _ewald_gradient(grad_out, *ctx.saved_tensors, *ctx.options)
-    return (*found, *(None for _ in ctx.options))
+    return (*found, None, *(None for _ in ctx.options))
 
 
 _ewald.register_autograd(_backward, setup_context=_setup)

@@ -5,6 +5,7 @@ Everything here is in float64 whatever the working precision: phases k.r reach h
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import pi, sqrt
 from typing import NamedTuple
 
@@ -27,8 +28,29 @@ class EwaldResult(NamedTuple):
     potential: Tensor
 
 
+class Summation(NamedTuple):
+    """How periodic systems are summed.
+
+    ``k_cell`` [3, 3]: the cell whose sphere chooses the integer vectors k; by default each cell's
+    own. ``potential``: who is offered to sum, called with q, r, cell, k_cell and the module; it
+    returns K q [n, n_q] without norm and self terms, or None to leave it to the direct sum here.
+    """
+
+    k_cell: Tensor | None = None
+    potential: Callable[[Tensor, Tensor, Tensor, Tensor, Ewald], Tensor | None] | None = None
+
+
+OWN_SPHERE = Summation()
+
+
 def ewald(
-    charges: Tensor, positions: Tensor, cell: Tensor, spec: Ewald, *, periodic: bool
+    charges: Tensor,
+    positions: Tensor,
+    cell: Tensor,
+    spec: Ewald,
+    *,
+    periodic: bool,
+    how: Summation = OWN_SPHERE,
 ) -> EwaldResult:
     """Return the long-range energies and potentials of one system.
 
@@ -45,6 +67,8 @@ def ewald(
     periodic
         Whether the system is periodic in all directions (sum over k, equation 27) or open
         (pair sum, equation 29).
+    how
+        Which vectors k a periodic system takes, and who sums.
 
     Returns
     -------
@@ -58,7 +82,7 @@ def ewald(
     """
     q, r = charges.to(torch.float64), positions.to(torch.float64)
     if periodic:
-        return _periodic(q, r, cell.to(torch.float64), spec)
+        return _periodic(q, r, cell.to(torch.float64), spec, how)
     if spec.exponent != 1:
         raise InputError("pbc", "a periodic system for an Ewald sum of exponent 6", "an open one")
     return _open(q, r, spec)
@@ -69,8 +93,24 @@ def self_factor(spec: Ewald) -> float:
     return float((2.0 * pi) ** -1.5 / spec.sigma)
 
 
-def _periodic(q: Tensor, r: Tensor, cell: Tensor, spec: Ewald) -> EwaldResult:
-    n = k_vectors(cell, spec.dl)
+def _periodic(q: Tensor, r: Tensor, cell: Tensor, spec: Ewald, how: Summation) -> EwaldResult:
+    k_cell = cell.detach() if how.k_cell is None else how.k_cell
+    potential = None
+    if how.potential is not None:
+        potential = how.potential(q, r, cell, k_cell, spec)
+    if potential is None:
+        potential = _direct(q, r, cell, k_cell, spec)
+    energies, own = 0.5 * q * potential, self_factor(spec)
+    if spec.remove_self_interaction and spec.exponent == 1:
+        # every channel loses the self term of all channels together: files were trained so
+        energies = energies - own * (q * q).sum(1, keepdim=True)
+        potential = potential - 2.0 * own * q
+    return EwaldResult(spec.norm_factor * energies, spec.norm_factor * potential)
+
+
+def _direct(q: Tensor, r: Tensor, cell: Tensor, k_cell: Tensor, spec: Ewald) -> Tensor:
+    """Return K q [n, n_q], one block of k vectors after the other."""
+    n = k_vectors(k_cell, spec.dl)
     volume = torch.linalg.det(cell).abs()
     inverse = torch.linalg.inv(cell)
     k = 2.0 * pi * n @ inverse.T
@@ -86,12 +126,7 @@ def _periodic(q: Tensor, r: Tensor, cell: Tensor, spec: Ewald) -> EwaldResult:
             if whole
             else checkpoint(_block_potential, *part, use_reentrant=False)
         )
-    energies, own = 0.5 * q * potential, self_factor(spec)
-    if spec.remove_self_interaction and spec.exponent == 1:
-        # every channel loses the self term of all channels together: files were trained so
-        energies = energies - own * (q * q).sum(1, keepdim=True)
-        potential = potential - 2.0 * own * q
-    return EwaldResult(spec.norm_factor * energies, spec.norm_factor * potential)
+    return potential
 
 
 def _block_potential(q: Tensor, fraction: Tensor, n: Tensor, g: Tensor) -> Tensor:

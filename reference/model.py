@@ -16,7 +16,13 @@ from torch import Tensor
 from cace_fast.errors import InputError, UnsupportedModelError
 from cace_fast.graph import AtomicGraph
 from cace_fast.reference.contraction import contraction
-from cace_fast.reference.ewald import E2_PER_INTERNAL, EwaldResult, ewald
+from cace_fast.reference.ewald import (
+    E2_PER_INTERNAL,
+    OWN_SPHERE,
+    EwaldResult,
+    Summation,
+    ewald,
+)
 from cace_fast.reference.messages import messages
 from cace_fast.reference.moments import moments
 from cace_fast.reference.readout import readout
@@ -91,13 +97,14 @@ def energies(
     spec: ModelSpec,
     terms: Sequence[EnergyTerm],
     output_index: int | None = None,
+    how: Summation = OWN_SPHERE,
 ) -> Energies:
     """Return the energy of every atom, the sum of the weighted ``terms``."""
     zero = graph.positions.new_zeros(graph.n_atoms, dtype=torch.float64)
     short, long = zero, zero
     for term in terms:
         if isinstance(term.module, Ewald):
-            result = long_range(graph, feats, weights, spec, term)
+            result = long_range(graph, feats, weights, spec, term, how)
             long = long + term.weight * result.energies.sum(1)
         else:
             prefix = f"outputs.{term.submodel}.{term.index}"
@@ -170,15 +177,18 @@ def long_range(
     weights: Mapping[str, Tensor],
     spec: ModelSpec,
     term: EnergyTerm,
+    how: Summation = OWN_SPHERE,
 ) -> EwaldResult:
     """Return the Ewald energies of every atom and channel, without the term's weight."""
     module = term.module
     assert isinstance(module, Ewald)
     q = charges_of(graph, feats, weights, spec, term.submodel, module.feature_key)
-    return ewald_of(module, q, graph)
+    return ewald_of(module, q, graph, how)
 
 
-def ewald_of(module: Ewald, q: Tensor, graph: AtomicGraph) -> EwaldResult:
+def ewald_of(
+    module: Ewald, q: Tensor, graph: AtomicGraph, how: Summation = OWN_SPHERE
+) -> EwaldResult:
     """Return the Ewald energies of charges ``q`` [n, n_q], each system of the graph by itself."""
     counts = torch.bincount(graph.batch, minlength=graph.n_systems).tolist()
     parts = []
@@ -188,7 +198,9 @@ def ewald_of(module: Ewald, q: Tensor, graph: AtomicGraph) -> EwaldResult:
         pbc = graph.pbc[number]
         if bool(pbc.any()) and not bool(pbc.all()):
             raise partly_periodic(pbc.tolist())
-        one = ewald(charges, positions, graph.cell[number], module, periodic=bool(pbc.all()))
+        one = ewald(
+            charges, positions, graph.cell[number], module, periodic=bool(pbc.all()), how=how
+        )
         first = sum(counts[:number])
         extra = _extras(
             module, charges, positions, graph.inputs, slice(first, first + counts[number])

@@ -72,6 +72,7 @@ def test_signature_of_load():
         ("verify", KEYWORD, False),
         ("long_range_tolerance", KEYWORD, None),
         ("k_set", KEYWORD, "sphere"),
+        ("long_range", KEYWORD, "auto"),
     ]
 
 

@@ -12,6 +12,7 @@ from cace_fast.spec import EnergyTerm, ModelSpec
 from cace_fast.weights import Weights
 
 from .cpu import CpuEngine
+from .long_range import LongRange
 from .precision import find_device, find_dtype
 from .reference import ReferenceEngine, physical_charges
 from .skin import VerletList
@@ -19,6 +20,7 @@ from .skin import VerletList
 __all__ = [
     "BACKENDS",
     "CpuEngine",
+    "LongRange",
     "ReferenceEngine",
     "VerletList",
     "choose_backend",
@@ -70,6 +72,7 @@ def make_engine(
     device: torch.device,
     dtype: torch.dtype,
     output_index: int | None = None,
+    long_range: LongRange | None = None,
 ) -> ReferenceEngine:
     """Return an engine for a model, with the weights on ``device`` in ``dtype``.
 
@@ -88,11 +91,11 @@ def make_engine(
         if name == "reference":
             break
         try:
-            return CpuEngine(spec, tensors, terms, output_index)
+            return CpuEngine(spec, tensors, terms, output_index, long_range)
         except UnsupportedModelError as error:
             if backend != "auto":
                 raise UnsupportedModelError(f"backend {name!r}: {error}") from None
             note = f"{name}: {error}"
-    engine = ReferenceEngine(spec, tensors, terms, output_index)
+    engine = ReferenceEngine(spec, tensors, terms, output_index, long_range)
     engine.note = note
     return engine

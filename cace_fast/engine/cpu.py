@@ -13,10 +13,12 @@ from torch import Tensor
 from cace_fast.errors import CaceFastError, InputError
 from cace_fast.graph import AtomicGraph, ModelOutput
 from cace_fast.kernels.cpu import evaluator, library
+from cace_fast.kernels.cpu.long_range import HostSum
 from cace_fast.reference import model
 from cace_fast.spec import EnergyTerm, Ewald, FixedCharge, ModelSpec, to_json
 from cace_fast.structures import too_close
 
+from .long_range import LongRange
 from .plan import Plan, plan_of
 from .reference import ReferenceEngine
 
@@ -40,7 +42,7 @@ class CpuEngine(ReferenceEngine):
 
     Parameters
     ----------
-    spec, weights, terms, output_index
+    spec, weights, terms, output_index, long_range
         As for :class:`ReferenceEngine`; the tensors are copied.
 
     Raises
@@ -58,8 +60,9 @@ class CpuEngine(ReferenceEngine):
         weights: Mapping[str, Tensor],
         terms: Sequence[EnergyTerm],
         output_index: int | None = None,
+        long_range: LongRange | None = None,
     ) -> None:
-        super().__init__(spec, weights, terms, output_index)
+        super().__init__(spec, weights, terms, output_index, long_range)
         self._dtype = weights["embedding.sender"].dtype
         self._plan: Plan = plan_of(spec, self.terms, output_index)
         arrays = {name: t.detach().to("cpu", torch.float64).numpy() for name, t in weights.items()}
@@ -70,11 +73,17 @@ class CpuEngine(ReferenceEngine):
             self._plan.terms,
             64 if self._dtype == torch.float64 else 32,
         )
+        ewalds = [t.ewald for t in self._plan.terms]
+        if ewalds:
+            sums = [(e.dl, e.sigma, int(e.exponent)) for e in ewalds]
+            how = self.long_range
+            self._evaluator.sum_by(HostSum(sums, how.method, how.tolerance))
         self._lock = threading.Lock()
         self._held: _Held | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.spec, self.weights, self.terms, self.output_index)
+        own = (self.spec, self.weights, self.terms, self.output_index, self.long_range)
+        return type(self), own
 
     @property
     def description(self) -> str:
@@ -101,6 +110,8 @@ class CpuEngine(ReferenceEngine):
         term = self.charge_term if needs_charges else None
         structures = self._structures(graph, min_dist)
         with self._lock:
+            if self._plan.terms:
+                self._evaluator.freeze(self.long_range.k_cell(graph))
             pairs = self._new_pairs(graph, structures)
             try:
                 found = self._evaluator.run(

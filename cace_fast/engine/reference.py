@@ -15,6 +15,8 @@ from cace_fast.reference.ewald import E2_PER_INTERNAL
 from cace_fast.spec import EnergyTerm, Ewald, ModelSpec
 from cace_fast.structures import trim
 
+from .long_range import LongRange
+
 
 class ReferenceEngine:
     """Evaluates a model on a graph.
@@ -30,6 +32,8 @@ class ReferenceEngine:
         descriptor.
     output_index
         Which energy of a read-out that gives several.
+    long_range
+        How to sum the long range.
     """
 
     backend = "reference"
@@ -42,9 +46,11 @@ class ReferenceEngine:
         weights: Mapping[str, Tensor],
         terms: Sequence[EnergyTerm],
         output_index: int | None = None,
+        long_range: LongRange | None = None,
     ) -> None:
         self.spec, self.weights, self.terms = spec, weights, tuple(terms)
         self.output_index = output_index
+        self.long_range = LongRange() if long_range is None else long_range
 
     @property
     def description(self) -> str:
@@ -103,7 +109,7 @@ class ReferenceEngine:
         """Return the second derivatives of the energy [n, 3, n, 3] float64 in eV/A^2."""
         leaf = model.with_gradients(graph)
         feats = model.features(leaf, self.weights, self.spec.representation)
-        energy = sum(part.sum() for part in self._energies(leaf, feats))
+        energy = sum(part.sum() for part in self._energies(leaf, feats, twice=True))
         assert isinstance(energy, Tensor)
         (gradient,) = _grad(energy, (leaf.positions,), create_graph=True)
         rows = [
@@ -124,8 +130,13 @@ class ReferenceEngine:
             )
         return found[0]
 
-    def _energies(self, graph: AtomicGraph, feats: Tensor) -> model.Energies:
-        return model.energies(graph, feats, self.weights, self.spec, self.terms, self.output_index)
+    def _energies(
+        self, graph: AtomicGraph, feats: Tensor, *, twice: bool = False
+    ) -> model.Energies:
+        how = self.long_range.summation(graph, twice=twice)
+        return model.energies(
+            graph, feats, self.weights, self.spec, self.terms, self.output_index, how
+        )
 
     def _charges(self, graph: AtomicGraph, feats: Tensor) -> Tensor:
         term = self.charge_term

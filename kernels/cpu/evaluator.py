@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cace_fast.kernels.cpu import library
+from cace_fast.kernels.cpu.long_range import HostSum
 
 
 class Structures(NamedTuple):
@@ -100,6 +101,21 @@ class Evaluator:
             )
         )  # fmt: skip
         self.n_charges = self.query("n_charges")
+        self._host: HostSum | None = None
+
+    def sum_by(self, host: HostSum) -> None:
+        """Offer the sums over k of periodic systems to ``host`` from now on."""
+        with self._lock:
+            self._host = host
+            self._lib.cf_step_host(self._step, host.callback, None)
+
+    def freeze(self, cell: library.Floats | None) -> None:
+        """Take the integer vectors k of one cell [3, 3] in every cell; None: of each its own."""
+        kept = None if cell is None else np.ascontiguousarray(cell, dtype=np.float64)
+        with self._lock:
+            self._lib.cf_step_freeze(self._step, None if kept is None else kept.ctypes.data)
+            if self._host is not None:
+                self._host.k_cell = kept
 
     def query(self, name: str) -> int:
         """Return a number that describes the model; see ``cf_model_query``."""
@@ -200,6 +216,8 @@ class Evaluator:
             )  # fmt: skip
 
     def _finish(self, code: int) -> None:
+        if self._host is not None:
+            self._host.raise_kept()
         if code == library.TOO_CLOSE:
             atoms, distance = (c_int32 * 2)(), c_double()
             self._lib.cf_step_closest(self._step, atoms, byref(distance))

@@ -20,6 +20,7 @@ from cace_fast.kernels.cpu.build import LIBRARY
 ABI_VERSION = 1
 ERROR_LENGTH = 512
 INVALID, UNSUPPORTED, NOT_FINITE, MEMORY, TOO_CLOSE = 1, 2, 3, 4, 100
+DECLINED = -1  # of a HOST_SUM: the library is to do it
 REMEDY = (
     "Install a C++ compiler with OpenMP (g++, or clang++ with libomp) and run "
     "'python -m cace_fast.kernels.cpu.build'."
@@ -84,6 +85,12 @@ class StepResultC(ctypes.Structure):
     )
 
 
+# cf_host_sum
+HOST_SUM = ctypes.CFUNCTYPE(
+    ctypes.c_int, c_void_p, c_int32, c_int64, c_int32, c_void_p, c_void_p, c_void_p, c_double,
+    c_void_p, c_void_p, c_void_p,
+)  # fmt: skip
+
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cf_abi_version": (ctypes.c_int, ()),
     "cf_isa": (c_char_p, (c_char_p,)),
@@ -106,6 +113,8 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     ),
     "cf_step_free": (None, (c_void_p,)),
     "cf_step_threads": (None, (c_void_p, c_int32)),
+    "cf_step_freeze": (None, (c_void_p, c_void_p)),
+    "cf_step_host": (None, (c_void_p, HOST_SUM, c_void_p)),
     "cf_step_pairs": (
         ctypes.c_int, (c_void_p, POINTER(StructuresC), c_int64, c_void_p, c_void_p, c_void_p)
     ),
@@ -118,6 +127,13 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cf_ewald_create": (ctypes.c_int, (POINTER(EwaldSpec), POINTER(c_void_p), c_char_p)),
     "cf_ewald_free": (None, (c_void_p,)),
     "cf_ewald_threads": (None, (c_void_p, c_int32)),
+    "cf_ewald_freeze": (None, (c_void_p, c_void_p)),
+    "cf_ewald_cell": (ctypes.c_int, (c_void_p, c_void_p, POINTER(c_int64), c_char_p)),
+    "cf_ewald_structure_factors": (None, (c_void_p, c_int64, c_int32, *(c_void_p,) * 3)),
+    "cf_ewald_finish": (
+        ctypes.c_int, (c_void_p, c_int64, c_int32, *(c_void_p,) * 6, c_char_p)
+    ),
+    "cf_ewald_virial": (None, (c_void_p, c_int32, c_void_p, c_void_p)),
     "cf_ewald_evaluate": (
         ctypes.c_int, (c_void_p, c_int64, c_int32, *(c_void_p,) * 3, c_int32, *(c_void_p,) * 4,
                        c_char_p)

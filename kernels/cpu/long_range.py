@@ -1,13 +1,19 @@
-"""The long-range sum of the compiled library by itself."""
+"""The long-range sum of the compiled library by itself, and sums that it leaves to Python."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import byref, c_void_p
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from cace_fast.kernels.cpu import library
+from cace_fast.kernels.nufft import NufftSum, accuracy
+from cace_fast.kernels.sums import choose
+from cace_fast.kernels.transforms import make_transforms
 
 
 class EwaldSum:
@@ -17,15 +23,21 @@ class EwaldSum:
     ----------
     spec
         Parameters of the Ewald module.
+    k_cell
+        The cell [3, 3] whose integer vectors are taken in every cell; by default each cell has
+        its own sphere.
     """
 
-    def __init__(self, spec: library.EwaldSpec) -> None:
+    def __init__(self, spec: library.EwaldSpec, k_cell: library.Floats | None = None) -> None:
         self._lib = library.library()
         self._handle = c_void_p()
         self._text = ctypes.create_string_buffer(library.ERROR_LENGTH)
         library.raise_for(
             self._lib.cf_ewald_create(byref(spec), byref(self._handle), self._text), self._said
         )
+        if k_cell is not None:
+            kept = np.ascontiguousarray(k_cell, dtype=np.float64)
+            self._lib.cf_ewald_freeze(self._handle, kept.ctypes.data)
 
     @property
     def _said(self) -> str:
@@ -57,7 +69,141 @@ class EwaldSum:
         library.raise_for(code, self._said)
         return energies, slopes, forces, virial
 
+    def structure_factors(
+        self, charges: library.Floats, positions: library.Floats, cell: library.Floats
+    ) -> library.Floats:
+        """Return S(k) [2, n_q, n_k] of a part of the atoms; those of all parts are added up."""
+        n, n_q = charges.shape
+        structure = np.zeros((2, n_q, self._select(cell)))
+        self._lib.cf_ewald_structure_factors(
+            self._handle, n, n_q, charges.ctypes.data, positions.ctypes.data, structure.ctypes.data
+        )
+        return structure
+
+    def finish(
+        self,
+        structure: library.Floats,
+        charges: library.Floats,
+        positions: library.Floats,
+        cell: library.Floats,
+    ) -> tuple[library.Floats, library.Floats, library.Floats, library.Floats]:
+        """Return :meth:`evaluate` of a part of the atoms, given the sum of all parts' S(k).
+
+        The virial is that of all atoms, whole in every part.
+        """
+        n, n_q = charges.shape
+        self._select(cell)
+        energies, slopes = np.empty((n, n_q)), np.empty((n, n_q))
+        forces, virial = np.zeros((n, 3)), np.zeros((3, 3))
+        code = self._lib.cf_ewald_finish(
+            self._handle, n, n_q, charges.ctypes.data, positions.ctypes.data,
+            structure.ctypes.data, energies.ctypes.data, slopes.ctypes.data, forces.ctypes.data,
+            self._text,
+        )  # fmt: skip
+        library.raise_for(code, self._said)
+        self._lib.cf_ewald_virial(self._handle, n_q, structure.ctypes.data, virial.ctypes.data)
+        return energies, slopes, forces, virial
+
+    def _select(self, cell: library.Floats) -> int:
+        """Choose the vectors k of a cell and return their number, with pads."""
+        size = ctypes.c_int64()
+        code = self._lib.cf_ewald_cell(self._handle, cell.ctypes.data, byref(size), self._text)
+        library.raise_for(code, self._said)
+        return size.value
+
     def __del__(self) -> None:
         """Free what the library holds."""
         if getattr(self, "_handle", None):
             self._lib.cf_ewald_free(self._handle)
+
+
+class _Given(NamedTuple):
+    """Arrays of one call from the library, which owns their memory."""
+
+    q: library.Floats
+    r: library.Floats
+    cell: library.Floats
+    potentials: library.Floats
+    forces: library.Floats | None
+    virial: library.Floats | None
+
+
+class HostSum:
+    """Sums over k by Fourier transforms for a step of the library, where they are cheaper.
+
+    ``callback`` is for ``cf_step_host``; what it raises is kept for :meth:`raise_kept`.
+
+    Parameters
+    ----------
+    terms
+        dl, sigma and exponent of each Ewald term.
+    method
+        ``"auto"``, ``"direct"`` or ``"nufft"``.
+    tolerance
+        Largest relative error of forces.
+    """
+
+    def __init__(
+        self, terms: Sequence[tuple[float, float, int]], method: str, tolerance: float
+    ) -> None:
+        self._terms, self._method, self._tolerance = tuple(terms), method, tolerance
+        self.k_cell: library.Floats | None = None
+        self._sums: dict[int, tuple[int, NufftSum]] = {}
+        self._kept: BaseException | None = None
+        self.callback = library.HOST_SUM(self._call)
+
+    def raise_kept(self) -> None:
+        """Raise what the last call raised, if anything."""
+        error, self._kept = self._kept, None
+        if error is not None:
+            raise error
+
+    def _call(self, context: Any, term: int, n: int, n_q: int, *rest: Any) -> int:
+        q, r, cell, weight, potentials, forces, virial = rest
+        try:
+            own = _array(cell, (3, 3))
+            of = own if self.k_cell is None else self.k_cell
+            dl = self._terms[term][0]
+            if choose(self._method, n, n_q, of, dl, self._tolerance) == "direct":
+                return library.DECLINED
+            given = _Given(
+                _array(q, (n, n_q)), _array(r, (n, 3)), own, _array(potentials, (n, n_q)),
+                None if forces is None else _array(forces, (n, 3)),
+                None if virial is None else _array(virial, (3, 3)),
+            )  # fmt: skip
+            self._evaluate(term, given, of, weight)
+        except BaseException as error:  # no exception can pass through the library
+            self._kept = error
+            return library.INVALID
+        return 0
+
+    def _evaluate(self, term: int, given: _Given, k_cell: library.Floats, weight: float) -> None:
+        q, r, cell, of = map(torch.from_numpy, (given.q, given.r, given.cell, k_cell))
+        wanted = given.forces is not None or given.virial is not None
+        found = self._sum(term).evaluate(q, r, cell, of, derivatives=wanted)
+        given.potentials[:] = found.potential.numpy()
+        if given.forces is not None:
+            given.forces[:] += weight * found.forces.numpy()
+        if given.virial is not None:
+            given.virial[:] += weight * found.virial.numpy()
+
+    def _sum(self, term: int) -> NufftSum:
+        """Return the sum of a term for the current number of threads, with its plans."""
+        threads = torch.get_num_threads()
+        held = self._sums.get(term)
+        if held is None or held[0] != threads:
+            wanted, dtype = accuracy(self._tolerance)
+            transforms = make_transforms(torch.device("cpu"), wanted, dtype)
+            held = self._sums[term] = (
+                threads, NufftSum(*self._terms[term], transforms, dtype),
+            )  # fmt: skip
+        return held[1]
+
+
+def _array(address: int, shape: tuple[int, ...]) -> library.Floats:
+    """Return the doubles at an address as an array that shares their memory."""
+    count = int(np.prod(shape))
+    if count == 0:
+        return np.zeros(shape)
+    memory = (ctypes.c_double * count).from_address(address)
+    return np.ctypeslib.as_array(memory).reshape(shape)

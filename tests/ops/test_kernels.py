@@ -288,7 +288,7 @@ def test_operators_keep_their_promises():
         kernel_contraction._contraction: (a, spec.l_max, spec.nu_max, "cpu"),
         kernel_messages._messages: (a, b, vectors, *others, weights, text, 0, "cpu"),
         kernel_readout._readout: (feats, list(own.values()), net, "cpu"),
-        kernel_ewald._ewald: (q, x, h, 1.9, 0.8, 1, True, "cpu"),
+        kernel_ewald._ewald: (q, x, h, h.detach(), [1.9, 0.8, 1.0, 1e-10], "direct", "cpu"),
     }
     for operator, arguments in calls.items():
         torch.library.opcheck(operator, arguments)

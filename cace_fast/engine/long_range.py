@@ -1,0 +1,109 @@
+"""How an engine sums the long range: which method, how accurately, over which vectors k."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cace_fast.errors import InputError
+from cace_fast.graph import AtomicGraph
+from cace_fast.kernels.ewald import potentials
+from cace_fast.kernels.sums import METHODS, TIGHTEST, choose
+from cace_fast.reference.ewald import Summation
+from cace_fast.spec import Ewald
+
+K_SETS = ("sphere", "frozen")
+DEFAULT_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-10}
+STRETCH = 1.5  # how far a cell may be stretched or compressed from that of a frozen k set
+
+
+@dataclass
+class LongRange:
+    """Settings of the long-range sum, and the reference cell of a frozen k set.
+
+    Attributes
+    ----------
+    method
+        Of periodic systems: ``"direct"``, ``"nufft"`` (non-uniform Fourier transforms) or
+        ``"auto"``, the cheaper one.
+    tolerance
+        Largest error of long-range forces by transforms, relative to the largest such force.
+    k_set
+        ``"sphere"``: the vectors k of each cell, as the models were trained. ``"frozen"``: the
+        integer vectors of one reference cell in every cell.
+    reference_cell
+        That cell [3, 3] in A; the first periodic one that is evaluated, unless it is set.
+    """
+
+    method: str = "auto"
+    tolerance: float = 1e-10
+    k_set: str = "sphere"
+    reference_cell: NDArray[np.float64] | None = None
+
+    @classmethod
+    def of(cls, dtype: torch.dtype, method: str, tolerance: float | None, k_set: str) -> LongRange:
+        """Return settings with the default tolerance of a working precision where it is None."""
+        return cls(method, DEFAULT_TOLERANCE[dtype] if tolerance is None else tolerance, k_set)
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InputError("long_range", f"one of {', '.join(METHODS)}", repr(self.method))
+        if self.k_set not in K_SETS:
+            raise InputError("k_set", f"one of {', '.join(K_SETS)}", repr(self.k_set))
+        if not 0 < self.tolerance < 1:
+            raise InputError("long_range_tolerance", "a number between 0 and 1", self.tolerance)
+        if self.method == "nufft" and self.tolerance < TIGHTEST:
+            raise InputError(
+                "long_range_tolerance", f"at least {TIGHTEST:g} for long_range='nufft'",
+                self.tolerance, "Use long_range='direct', which has no error of its own.",
+            )  # fmt: skip
+
+    def k_cell(self, graph: AtomicGraph) -> NDArray[np.float64] | None:
+        """Return the cell of the frozen set, chosen now if there is none; None for the sphere.
+
+        Raises
+        ------
+        InputError
+            If a cell of the graph is far from it: the set would be a wrong one.
+        """
+        if self.k_set == "sphere":
+            return None
+        cells = graph.cell[graph.pbc.all(1)].detach().cpu().numpy()
+        if self.reference_cell is None and len(cells):
+            self.reference_cell = np.array(cells[0], dtype=np.float64)
+        for cell in cells:
+            assert self.reference_cell is not None
+            change = np.linalg.solve(self.reference_cell, cell)
+            stretches = np.linalg.svd(change, compute_uv=False)
+            if not (stretches.max() <= STRETCH and stretches.min() >= 1.0 / STRETCH):
+                raise InputError(
+                    "cell", f"one within a stretch of {STRETCH:g} of the cell of the frozen k set",
+                    f"stretches {np.round(stretches, 3).tolist()}",
+                    "Use one potential for each system, or k_set='sphere'.",
+                )  # fmt: skip
+        return self.reference_cell
+
+    def summation(self, graph: AtomicGraph, *, twice: bool = False) -> Summation:
+        """Return how the reference is to sum.
+
+        By itself on the CPU, whatever the cost, as it is there to be trusted; by transforms on
+        other devices where these are cheaper; and as ``method`` says where it says something.
+        ``twice``: second derivatives are wanted, which only the direct sum has.
+        """
+        kept = self.k_cell(graph)
+        k_cell = None if kept is None else torch.from_numpy(kept).to(graph.cell.device)
+        plain = self.method == "auto" and graph.cell.device.type == "cpu"
+        return Summation(k_cell, None if twice or plain else self._potential)
+
+    def _potential(
+        self, q: Tensor, r: Tensor, cell: Tensor, k_cell: Tensor, spec: Ewald
+    ) -> Tensor | None:
+        n, n_q = q.shape
+        where = k_cell.cpu().numpy()
+        if choose(self.method, n, n_q, where, spec.dl, self.tolerance) == "direct":
+            return None
+        return potentials(q, r, cell, k_cell, spec, ("nufft", self.tolerance), "nufft")

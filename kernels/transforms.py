@@ -1,0 +1,130 @@
+"""Who computes non-uniform Fourier transforms: FINUFFT, cuFINUFFT, or plain torch."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cace_fast.errors import BackendUnavailableError
+from cace_fast.kernels.nufft import Transforms
+from cace_fast.kernels.plain_nufft import PlainTransforms
+
+Shape = tuple[int, int, int]
+KEPT_POINTS = 4_000_000  # of modes, for which plans are kept: their memory is bounded
+
+
+class LibraryTransforms:
+    """Transforms by ``finufft`` on the CPU or ``cufinufft`` on a GPU, which have one interface.
+
+    Plans are kept from call to call.
+
+    Parameters
+    ----------
+    module
+        The imported package.
+    accuracy
+        Relative accuracy of a transform.
+    dtype
+        Their complex type.
+    n_threads
+        Number of threads on the CPU; None on a GPU.
+    """
+
+    def __init__(
+        self, module: ModuleType, accuracy: float, dtype: torch.dtype, n_threads: int | None
+    ) -> None:
+        self._plan = module.Plan
+        self._accuracy, self._dtype = accuracy, dtype
+        self._options: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch.")}
+        if n_threads is not None:
+            self._options |= {"nthreads": n_threads, "showwarn": 0}
+        self._on_host = n_threads is not None
+        self._plans: dict[tuple[int, Shape, int], Any] = {}
+        self._ready: set[tuple[int, Shape, int]] = set()  # plans that have the current points
+        self._theta: tuple[Any, ...] = ()
+        self._n_modes: Shape = (1, 1, 1)
+
+    @property
+    def n_plans(self) -> int:
+        """How many plans are kept."""
+        return len(self._plans)
+
+    def set_points(self, theta: Tensor, n_modes: Shape) -> None:
+        """Take points; see :class:`cace_fast.kernels.nufft.Transforms`."""
+        self._theta = tuple(self._given(row) for row in theta)
+        self._n_modes = n_modes
+        self._ready.clear()
+        sizes = {key[1] for key in self._plans} | {n_modes}
+        if sum(a * b * c for a, b, c in sizes) > KEPT_POINTS:
+            self._plans = {key: plan for key, plan in self._plans.items() if key[1] == n_modes}
+
+    def to_modes(self, strengths: Tensor) -> Tensor:
+        """Transform of type 1."""
+        return self._run(1, strengths, (*strengths.shape[:1], *self._n_modes))
+
+    def to_points(self, modes: Tensor) -> Tensor:
+        """Transform of type 2."""
+        return self._run(2, modes, (len(modes), len(self._theta[0])))
+
+    def _run(self, kind: int, values: Tensor, shape: tuple[int, ...]) -> Tensor:
+        if not shape[-1] or not values.numel():  # no atoms: the libraries refuse that
+            return torch.zeros(shape, dtype=values.dtype, device=values.device)
+        key = (kind, self._n_modes, len(values))
+        if key not in self._plans:
+            sign = 1 if kind == 1 else -1
+            self._plans[key] = self._plan(
+                kind, self._n_modes, len(values), self._accuracy, sign, **self._options
+            )
+        plan = self._plans[key]
+        if key not in self._ready:
+            plan.setpts(*self._theta)
+            self._ready.add(key)
+        found = plan.execute(self._given(values.contiguous()))
+        return (torch.from_numpy(found) if self._on_host else found).reshape(shape)
+
+    def _given(self, tensor: Tensor) -> Any:
+        return tensor.detach().numpy() if self._on_host else tensor.detach()
+
+
+def make_transforms(
+    device: torch.device, accuracy: float, dtype: torch.dtype, *, by: str = "auto"
+) -> Transforms:
+    """Return the transforms of a device.
+
+    Parameters
+    ----------
+    device, accuracy, dtype
+        Where, how accurate relative to the norm of the result, and their complex type.
+    by
+        ``"finufft"``, ``"cufinufft"``, ``"torch"``, or ``"auto"`` for the best there is.
+
+    Raises
+    ------
+    BackendUnavailableError
+        If what was asked for by name is not installed or does not serve the device.
+    """
+    own = {"cpu": "finufft", "cuda": "cufinufft"}.get(device.type)
+    if by == "torch":
+        return PlainTransforms(accuracy)
+    if by not in ("auto", own):
+        raise BackendUnavailableError(
+            by, f"it does not serve the device {str(device)!r}", [own or "torch", "torch"],
+            "Use another device, or by='torch'.",
+        )  # fmt: skip
+    if own is None:
+        return PlainTransforms(accuracy)
+    try:
+        module = import_module(own)
+    except ImportError as error:
+        if by == "auto":
+            return PlainTransforms(accuracy)
+        remedy = "pip install 'cace-fast[gpu]'" if own == "cufinufft" else "pip install finufft"
+        raise BackendUnavailableError(
+            by, f"it cannot be imported: {error}", ["torch"], remedy
+        ) from None
+    threads = torch.get_num_threads() if device.type == "cpu" else None
+    return LibraryTransforms(module, accuracy, dtype, threads)
