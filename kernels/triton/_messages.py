@@ -52,10 +52,8 @@ def _received(atom_first, seg_first, atom):
 @triton.jit
 def _edge(vectors, e, n_edges):
     """Return |d|, 1/|d|, 1/(|d| + 1e-9) and the unit vector of one edge."""
-    x = tl.load(vectors + e)
-    y = tl.load(vectors + n_edges + e)
-    z = tl.load(vectors + 2 * n_edges + e)
-    return geometry(x, y, z)
+    x = vectors + e
+    return geometry(tl.load(x), tl.load(x + n_edges), tl.load(x + 2 * n_edges))
 
 
 @triton.jit
@@ -242,11 +240,11 @@ def ar_slopes(
     prefactor = _by_degree(decay + lane, RC, exists, NDEG)
     own = grad + atom.to(tl.int64) * (NL * RC) + lane
     s = tl.load(scale)
+    part = (tl.program_id(0) % CHUNKS).to(tl.int64) * n_edges
     g = ()
     for m in tl.static_range(NL):
         value = tl.load(own + m * RC, mask=exists, other=0.0)
         g = g + (value * (s * prefactor[get(DEG, m)]),)
-    part = (tl.program_id(0) % CHUNKS).to(tl.int64) * n_edges
     for e in range(first, end):
         r, inverse, shorter, ux, uy, uz = _edge(vectors, e, n_edges)
         fc, dfc, bend = cutoff(r, table, NB, RADIAL)
@@ -395,8 +393,7 @@ def edge_gradient(
                 gy = _with_slope(gy, value, h, DER, begin(degree) + k, 1)
                 gz = _with_slope(gz, value, h, DER, begin(degree) + k, 2)
     radially = along - (gx * ux + gy * uy + gz * uz) * shorter
-    d = (x, y, z)
-    g = (gx, gy, gz)
+    d, g = (x, y, z), (gx, gy, gz)
     for axis in tl.static_range(3):
         place = grad_vectors + axis * n_edges + e
         before = tl.load(place, mask=inside, other=0.0)

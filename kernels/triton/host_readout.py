@@ -14,9 +14,9 @@ from torch import Tensor
 
 from cace_fast.errors import UnsupportedModelError
 from cace_fast.kernels.triton import _readout
-from cace_fast.reference.readout import NORM_EPS
 from cace_fast.spec import MLP, Readout
 
+NORM_EPS = 1e-5  # of the batch normalisation of trained models
 LANES = 32  # a warp
 ROWS = 16  # weights are padded to a multiple of it
 LARGE = 20_000  # atoms from which a device is full without splitting the inputs
@@ -53,8 +53,8 @@ def layers_of(
             w, b = w + beside[0], b + beside[1]
         return [Layer(w, b, ("",) * len(b))]
     if beside is None:
-        kinds = [(mlp.activation,) * len(b) for _, b in pairs[:-1]]
-        kinds.append(("",) * len(pairs[-1][1]))
+        names: list[str] = [mlp.activation] * (len(pairs) - 1) + [""]
+        kinds = [(name,) * len(b) for name, (_, b) in zip(names, pairs, strict=True)]
         return [Layer(w, b, kind) for (w, b), kind in zip(pairs, kinds, strict=True)]
     return _with_linear(pairs, beside, mlp.activation)
 
