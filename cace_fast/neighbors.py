@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 import vesin
 from numpy.typing import NDArray
 
 from .errors import InputError
 
+MANY_ATOMS = 2_000  # from here on a search is worth more than one thread
 MAX_IMAGES = 100_000  # images of the cell within the cutoff; beyond it the cell is a mistake
 
 Floats = NDArray[np.float64]
@@ -63,12 +65,13 @@ def neighbor_list(
     none = np.zeros(0, dtype=np.int64)
     if len(positions) == 0:
         return Edges(none, none, np.zeros((0, 3), dtype=np.int64))
-    search = vesin.NeighborList(cutoff=float(cutoff), full_list=True, n_threads=1)
+    threads = torch.get_num_threads() if len(positions) >= MANY_ATOMS else 1
+    search = vesin.NeighborList(cutoff=float(cutoff), full_list=True, n_threads=threads)
     system = {"points": positions, "box": complete_cell(cell, pbc), "periodic": pbc.tolist()}
     if not in_order:
-        receivers, senders, vesin_shifts = search.compute(**system, quantities="ijS")
-        found = (senders.view(np.int64), receivers.view(np.int64))  # vesin's are uint64: no copy
-        return Edges(*found, np.negative(vesin_shifts, dtype=np.int64))
+        views = search.compute(**system, quantities="ijS", copy=False)
+        receivers, senders = (view.astype(np.int64) for view in views[:2])
+        return Edges(senders, receivers, np.negative(views[2], dtype=np.int64))
     receivers, senders, vesin_shifts, distances = search.compute(**system, quantities="ijSd")
     near = distances < cutoff
     receivers, senders = receivers[near].astype(np.int64), senders[near].astype(np.int64)
