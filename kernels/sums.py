@@ -70,3 +70,16 @@ def choose(
         return "direct"
     costs = predicted_costs(n_atoms, n_q, cell, dl, tolerance)
     return min(costs, key=lambda name: costs[name])
+
+
+def crossover(n_q: int, dl: float, tolerance: float, density: float = 0.1) -> int:
+    """Return from about how many atoms on ``"auto"`` transforms, at a density in atoms/A^3."""
+    few, many = 1, 1 << 40
+    while many - few > 1:
+        n = (few + many) // 2
+        cell = np.eye(3) * (n / density) ** (1.0 / 3.0)
+        if choose("auto", n, n_q, cell, dl, tolerance) == "nufft":
+            many = n
+        else:
+            few = n
+    return many

@@ -30,6 +30,13 @@ class Dtype(StrEnum):
     float64 = "float64"
 
 
+class KSet(StrEnum):
+    """Which vectors k a long-range sum takes."""
+
+    sphere = "sphere"
+    frozen = "frozen"
+
+
 ModelArgument = Annotated[
     str,
     typer.Argument(
@@ -46,11 +53,13 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite what is th
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def load_model(model: str, device: str, dtype: str, backend: str) -> Potential:
+def load_model(
+    model: str, device: str, dtype: str, backend: str, k_set: str = "sphere"
+) -> Potential:
     """Return the potential of a file or shipped name."""
     from cace_fast.potential import load
 
-    return load(model, device=device, dtype=str(dtype), backend=backend)
+    return load(model, device=device, dtype=str(dtype), backend=backend, k_set=k_set)
 
 
 def fingerprint(potential: Potential) -> str:

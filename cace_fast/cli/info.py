@@ -11,7 +11,7 @@ import typer
 from cace_fast.cli.common import JsonOption, ModelArgument
 
 if TYPE_CHECKING:
-    from cace_fast.spec import ModelSpec, Representation
+    from cace_fast.spec import Ewald, ModelSpec, Representation, SubModel
     from cace_fast.weights import Weights
 
 
@@ -115,7 +115,24 @@ def _energies(spec: ModelSpec) -> dict[str, Any]:
             f"dl {m.dl:g} A, sigma {m.sigma:g} A"
             for m in ewalds
         ],
+        "long range in a periodic box": [
+            f"{m.output_key}: direct sum below about {_crossover(sub, m):,} atoms (of 0.1 per "
+            "A^3), Fourier transforms above"
+            for sub in spec.submodels
+            for m in sub.modules
+            if isinstance(m, Ewald)
+        ],
     }
+
+
+def _crossover(sub: SubModel, module: Ewald) -> int:
+    """Return from how many atoms on the sum of an Ewald module is done by transforms."""
+    from cace_fast.kernels.sums import crossover
+    from cace_fast.spec import Readout
+
+    producer = sub.producer(module.feature_key)
+    n_q = producer.n_out if isinstance(producer, Readout) else 1
+    return crossover(n_q, module.dl, 1e-6)
 
 
 def _print_summary(summary: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from cace_fast.cli.common import (
     Dtype,
     DtypeOption,
     ForceOption,
+    KSet,
     ModelArgument,
     StructureArgument,
     fingerprint,
@@ -49,6 +50,13 @@ def md(
     device: DeviceOption = "auto",
     default_dtype: DtypeOption = Dtype.float32,
     backend: BackendOption = "auto",
+    k_set: Annotated[
+        KSet | None,
+        typer.Option(
+            help="Vectors k of a long-range sum: those of the first cell (frozen, the default with "
+            "npt), or of every cell its own (sphere)."
+        ),
+    ] = None,
     restart: Annotated[
         bool,
         typer.Option("--restart", help="Continue this run; begin it where nothing is there yet."),
@@ -69,14 +77,16 @@ def md(
         raise InputError("--timestep", "a time above 0 fs", timestep)
     if restart and force:
         raise InputError("--force", "either --restart or --force", "both")
-    potential = load_model(model, device, default_dtype, backend)
+    if k_set is None:
+        k_set = KSet.frozen if ensemble == Ensemble.npt else KSet.sphere
+    potential = load_model(model, device, default_dtype, backend, k_set.value)
     atoms = read_structure(structure)
     dtype = str(potential.dtype).removeprefix("torch.")
     settings = Settings(
         ensemble=ensemble.value, temperature=temperature, pressure=pressure, timestep=timestep,
         friction=friction, traj_every=traj_every, log_every=log_every, seed=seed,
         model=fingerprint(potential), precision=f"{dtype} {potential.backend} {potential.device}",
-        structure=digest(atoms), threads=torch.get_num_threads(),
+        structure=digest(atoms), threads=torch.get_num_threads(), k_set=k_set.value,
     )  # fmt: skip
     # with npt every step needs the stress: computed along with the forces
     stress = True if ensemble == Ensemble.npt else None
@@ -88,6 +98,8 @@ def md(
             note(f"continuing {output} after step {simulation.step}")
         else:
             simulation.begin(force)
+        if k_set == KSet.frozen and simulation.has_long_range:
+            note("long range: the vectors k of the first cell, kept (--k-set frozen)")
         _run(simulation, steps, restart_every)
 
 

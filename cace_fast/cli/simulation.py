@@ -11,18 +11,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cace_fast.cli.common import REMEDY, append_whole, frames_to_bytes, with_results
 from cace_fast.cli.restart import Restart, restore, state_of
 from cace_fast.errors import InputError, PropertyNotImplementedError
+from cace_fast.spec import Ewald
 
 if TYPE_CHECKING:
     from ase import Atoms
     from ase.md.md import MolecularDynamics
 
+    from cace_fast.engine import LongRange
     from cace_fast.interfaces.ase import CACECalculator
 
 HEADER = "step,time_fs,temperature_K,potential_eV,kinetic_eV,total_eV,volume_A3\n"
+K_CELL = "long_range.reference_cell"  # in the restart file
 MAY_CHANGE = ("threads",)  # settings that a continued run may have otherwise
 
 
@@ -52,6 +56,8 @@ class Settings:
         What is run: hashes of model and structure, dtype, backend and device.
     threads
         Number of threads of torch.
+    k_set
+        Which vectors k a long-range sum takes.
     """
 
     ensemble: str
@@ -66,6 +72,7 @@ class Settings:
     precision: str
     structure: str
     threads: int
+    k_set: str
 
 
 class Outputs:
@@ -146,6 +153,12 @@ class Simulation:
         """Steps done."""
         return int(self.dynamics.nsteps)
 
+    @property
+    def has_long_range(self) -> bool:
+        """Whether the model has an Ewald sum."""
+        modules = (m for sub in self.calculator.potential.spec.submodels for m in sub.modules)
+        return any(isinstance(module, Ewald) for module in modules)
+
     def begin(self, force: bool) -> None:
         """Begin a new run; FileExistsError if there are files of one and ``force`` is false."""
         if force:
@@ -175,6 +188,9 @@ class Simulation:
                     f"--restart: {name}", f"{before} as in the run to be continued", now,
                     "Begin another run with another --output.",
                 )  # fmt: skip
+        k_cell = saved.arrays.pop(K_CELL, None)
+        if k_cell is not None:
+            self._sums().reference_cell = k_cell
         restore(self.atoms, self.dynamics, saved.arrays)
         self.random.bit_generator.state = saved.random
         self.calculator.reset_neighbors()
@@ -206,6 +222,20 @@ class Simulation:
             "volume_A3": float(self.atoms.cell.volume),
         }
 
+    def _k_cell(self) -> NDArray[np.float64]:
+        """Return the cell whose vectors k are kept: the first one of the run."""
+        sums = self._sums()
+        if sums.reference_cell is None:
+            sums.reference_cell = np.array(self.atoms.cell[:])
+        return sums.reference_cell
+
+    def _sums(self) -> LongRange:
+        from cace_fast.potential import Potential  # brings torch: only when a run begins
+
+        potential = self.calculator.potential
+        assert isinstance(potential, Potential)
+        return potential.long_range
+
     def _write(self) -> None:
         if self.step % self.settings.log_every == 0:
             head = HEADER if self.step == 0 else ""
@@ -217,12 +247,15 @@ class Simulation:
             self.outputs.append("trajectory", frames_to_bytes([frame]))
 
     def _save(self, lengths: dict[str, int]) -> None:
+        arrays = state_of(self.atoms, self.dynamics)
+        if self.settings.k_set == "frozen" and np.all(self.atoms.pbc):
+            arrays[K_CELL] = self._k_cell()
         Restart(
             step=self.step,
             settings=asdict(self.settings),
             lengths=lengths,
             random=dict(self.random.bit_generator.state),
-            arrays=state_of(self.atoms, self.dynamics),
+            arrays=arrays,
         ).save(self.restart_file)
         # a continued run searches neighbours anew: so does this one, that both stay equal
         self.calculator.reset_neighbors()

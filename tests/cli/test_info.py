@@ -33,6 +33,7 @@ def test_what_a_person_looks_for(model):
         "energy CACE_energy",
         "further inputs charge_states",
         "long range E_lr: Ewald sum over 'q', 1/r^1, dl 1.7 A, sigma 1 A",
+        "direct sum below about",
         "precision of the file float64",
         "licence MIT",
         "note made for tests",

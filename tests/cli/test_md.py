@@ -135,9 +135,10 @@ class Killed(BaseException):
 
 
 def simulation(ensemble, output, seed=0):
-    potential = load("m.safetensors", device="cpu")
+    k_set = "frozen" if ensemble == "npt" else "sphere"
+    potential = load("m.safetensors", device="cpu", k_set=k_set)
     calculator = CACECalculator(potential, compute_stress=True if ensemble == "npt" else None)
-    settings = Settings(ensemble, 300.0, 0.1, 1.0, 0.02, 4, 1, seed, "m", "p", "s", 1)
+    settings = Settings(ensemble, 300.0, 0.1, 1.0, 0.02, 4, 1, seed, "m", "p", "s", 1, k_set)
     return Simulation(read("in.xyz"), calculator, settings, output)
 
 
@@ -220,6 +221,25 @@ def test_a_process_killed_by_sigkill_continues_bit_for_bit(files, ensemble, line
     _, text = whole.communicate()
     assert whole.returncode == 0, text
     assert_equal_runs("whole", "run")
+
+
+def test_constant_pressure_keeps_the_vectors_k_of_the_first_cell(files):
+    first = read("in.xyz").cell[:]
+    result = succeed(*arguments("npt", steps=12, pressure=20))
+    assert "the vectors k of the first cell, kept (--k-set frozen)" in result.stderr
+    saved = Restart.load(Path("run.restart.npz")).arrays
+    assert np.array_equal(saved["long_range.reference_cell"], first)
+    assert not np.array_equal(saved["atoms.cell"], first)
+    potential = load("m.safetensors", device="cpu", k_set="frozen")
+    potential.long_range.reference_cell = first
+    last = read("run.extxyz", "-1")
+    kept = potential.compute(last)["energy"]
+    assert last.get_potential_energy() == pytest.approx(kept, abs=1e-6)
+    result = succeed(*arguments("npt", "own", steps=12, pressure=20), "--k-set", "sphere")
+    assert "vectors k" not in result.stderr
+    assert "long_range.reference_cell" not in Restart.load(Path("own.restart.npz")).arrays
+    other = cace_fast(*arguments("npt", "own", steps=20, pressure=20), "--restart")
+    assert "--restart: k_set: expected sphere as in the run" in other.stderr
 
 
 def test_longer_runs_continue_shorter_ones(files):

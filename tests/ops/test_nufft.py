@@ -17,7 +17,7 @@ from cace_fast.kernels.cpu.library import EwaldSpec
 from cace_fast.kernels.cpu.long_range import EwaldSum
 from cace_fast.kernels.nufft import NufftSum, accuracy
 from cace_fast.kernels.plain_nufft import PlainTransforms
-from cace_fast.kernels.sums import choose, predicted_costs
+from cace_fast.kernels.sums import choose, crossover, predicted_costs
 from cace_fast.kernels.transforms import LibraryTransforms, make_transforms
 from cace_fast.reference import ewald as ref_ewald
 from cace_fast.spec import Ewald
@@ -213,6 +213,15 @@ def test_choice():
         choose("fmm", 1, 1, np.eye(3), 2.0, 1e-6)
     with pytest.raises(InputError, match="long_range_tolerance: expected at least 1e-12 for"):
         choose("nufft", 1, 1, np.eye(3), 2.0, 1e-13)
+
+
+def test_where_the_choice_changes_over():
+    n = crossover(1, 2.0, 1e-6)
+    for atoms, method in ((n - 1, "direct"), (n, "nufft")):
+        cell = np.eye(3) * (10.0 * atoms) ** (1.0 / 3.0)
+        assert choose("auto", atoms, 1, cell, 2.0, 1e-6) == method
+    assert 500 < n < 5000
+    assert crossover(1, 1.0, 1e-6) < n
 
 
 def test_refusals():
