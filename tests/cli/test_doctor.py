@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
+from support.command import cace_fast as run
 from support.command import succeed
 from support.tiny_models import tiny_potential
 
@@ -41,3 +43,11 @@ def test_what_a_model_would_use(tmp_path):
     assert "cutoff 4 A, backend 'reference' on " in text
     assert "message passing steps  1" in text
     assert "float64" in text
+
+
+def test_a_gpu_is_asked_for_where_there_is_none():
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    result = run("doctor", "--gpu")
+    assert result.exit_code == 3
+    assert "backend: 'triton' is not available here" in result.stderr

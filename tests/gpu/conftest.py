@@ -7,9 +7,13 @@ need ``TRITON_INTERPRET=1`` in the environment, the others need its absence.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+from cace_fast.kernels.emulation import emulate
 
 HERE = Path(__file__).parent
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -23,3 +27,21 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if collection_path.is_dir() or collection_path.parent == HERE:
         return None
     return (collection_path.parent.name == "interpreter") != INTERPRETED or None
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a run choose between a real GPU and an emulated one."""
+    parser.addoption("--device", default="sm_90", help="cuda, or the GPU to emulate (sm_90)")
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """Return where tensors belong: a GPU with ``--device cuda``, else the CPU under emulation."""
+    chosen = request.config.getoption("--device")
+    if chosen == "cuda":
+        if not torch.cuda.is_available():
+            pytest.fail("--device cuda: torch finds no GPU")
+        yield torch.device("cuda")
+        return
+    with emulate(chosen):
+        yield torch.device("cpu")
