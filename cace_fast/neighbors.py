@@ -33,6 +33,7 @@ def neighbor_list(
     cutoff: float,
     *,
     in_order: bool = True,
+    search: vesin.NeighborList | None = None,
 ) -> Edges:
     """Return all pairs with |r_receiver - r_sender + S h| < cutoff, except an atom with itself.
 
@@ -49,6 +50,8 @@ def neighbor_list(
     in_order
         False: in the order of the search, and possibly pairs at the cutoff exactly; for those who
         sort and trim themselves.
+    search
+        A :func:`searcher` of this cutoff, whose memory is used again.
 
     Returns
     -------
@@ -65,8 +68,7 @@ def neighbor_list(
     none = np.zeros(0, dtype=np.int64)
     if len(positions) == 0:
         return Edges(none, none, np.zeros((0, 3), dtype=np.int64))
-    threads = torch.get_num_threads() if len(positions) >= MANY_ATOMS else 1
-    search = vesin.NeighborList(cutoff=float(cutoff), full_list=True, n_threads=threads)
+    search = search or searcher(cutoff, len(positions))
     system = {"points": positions, "box": complete_cell(cell, pbc), "periodic": pbc.tolist()}
     if not in_order:
         views = search.compute(**system, quantities="ijS", copy=False)
@@ -80,6 +82,12 @@ def neighbor_list(
     code = (shifts @ np.array([span * span, span, 1], dtype=np.int64)) if span < 10**6 else shifts.T
     order = np.lexsort((*np.atleast_2d(code)[::-1], senders, receivers))
     return Edges(senders[order], receivers[order], shifts[order])
+
+
+def searcher(cutoff: float, n_atoms: int) -> vesin.NeighborList:
+    """Return what searches neighbours of about ``n_atoms``, on as many threads as torch uses."""
+    threads = torch.get_num_threads() if n_atoms >= MANY_ATOMS else 1
+    return vesin.NeighborList(cutoff=float(cutoff), full_list=True, n_threads=threads)
 
 
 def check_geometry(positions: Floats, cell: Floats, pbc: NDArray[np.bool_], cutoff: float) -> None:

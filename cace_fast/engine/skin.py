@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+import vesin
 from numpy.typing import NDArray
 
 from cace_fast.errors import InputError
 from cace_fast.graph import AtomicGraph
-from cace_fast.neighbors import Edges, Floats, neighbor_list
+from cace_fast.neighbors import Edges, Floats, neighbor_list, searcher
 from cace_fast.spec import Representation
 from cace_fast.structures import geometry_of, graph_of
 
@@ -52,6 +53,8 @@ class VerletList:
         self._built: tuple[Floats, Floats, NDArray[np.bool_]] | None = None
         self._edges: Edges | None = None
         self._last: _Last | None = None
+        self._search: vesin.NeighborList | None = None
+        self._searches_for = (0, 0)  # atoms, threads
 
     def reset(self) -> None:
         """Forget the list, so that the next call searches again."""
@@ -82,10 +85,24 @@ class VerletList:
         """Return candidate pairs for these positions [n, 3], cell [3, 3] and pbc [3]."""
         if self._edges is None or not self._valid(positions, cell, pbc):
             reach = self.cutoff + self.skin
-            self._edges = neighbor_list(positions, cell, pbc, reach, in_order=self.in_order)
+            search = self._searcher(reach, len(positions))
+            self._edges = neighbor_list(
+                positions, cell, pbc, reach, in_order=self.in_order, search=search
+            )
             self._built = (positions.copy(), cell.copy(), pbc.copy())
             self.n_builds += 1
         return self._edges
+
+    def _searcher(self, reach: float, n_atoms: int) -> vesin.NeighborList:
+        """Return the searcher of the last list, whose memory is warm: half the time of a search."""
+        if self._search is None or self._searches_for != (n_atoms, torch.get_num_threads()):
+            self._search = searcher(reach, n_atoms)
+            self._searches_for = (n_atoms, torch.get_num_threads())
+        return self._search
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies take: all but the searcher, which holds memory of a library."""
+        return self.__dict__ | {"_search": None}
 
     def _valid(self, positions: Floats, cell: Floats, pbc: NDArray[np.bool_]) -> bool:
         if self._built is None:

@@ -66,36 +66,55 @@ std::vector<int32_t> ranks_of(int64_t n_all, const int32_t* species, std::vector
   return rank;
 }
 
-PairsStatus number_shifts(Pairs& pairs, const int32_t* system, int64_t n_pairs,
-                          const int64_t* receivers, const int64_t* shifts,
-                          std::vector<int32_t>& number, int64_t& bad) {
-  ShiftTable table;
-  number.resize(n_pairs);
-  for (int64_t e = 0; e < n_pairs; ++e) {
+// Part of the pairs: their shifts numbered by `table`; the first bad pair, or n_pairs.
+int64_t number_part(ShiftTable& table, const int32_t* system, int64_t begin, int64_t end,
+                    const int64_t* receivers, const int64_t* shifts, int32_t* number) {
+  for (int64_t e = begin; e < end; ++e) {
     Shift shift{system == nullptr ? 0 : system[receivers[e]], 0, 0, 0};
     for (int a = 0; a < 3; ++a) {
       const int64_t s = shifts[3 * e + a];
-      if (s > std::numeric_limits<int32_t>::max() || s < std::numeric_limits<int32_t>::min()) {
-        bad = e;
-        return PAIRS_BAD_SHIFT;
-      }
+      if (s > std::numeric_limits<int32_t>::max() || s < std::numeric_limits<int32_t>::min()) return e;
       shift[a + 1] = static_cast<int32_t>(s);
     }
     number[e] = table.number(shift);
   }
-  const std::vector<Shift>& found = table.found();
-  std::vector<int32_t> order(found.size()), place(found.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return found[a] < found[b]; });
+  return end;
+}
+
+// Numbers all shifts by their order, which depends on the set of them alone.
+PairsStatus number_shifts(Pairs& pairs, const int32_t* system, int64_t n_pairs,
+                          const int64_t* receivers, const int64_t* shifts, int parts, int64_t& bad) {
+  std::vector<ShiftTable> tables(parts);
+  std::vector<int64_t> ends(parts);
+  pairs.number.resize(n_pairs);
+#pragma omp parallel for schedule(static, 1) num_threads(parts) if (parts > 1)
+  for (int k = 0; k < parts; ++k)
+    ends[k] = number_part(tables[k], system, n_pairs * k / parts, n_pairs * (k + 1) / parts,
+                          receivers, shifts, pairs.number.data());
+  std::vector<Shift> found;
+  for (int k = 0; k < parts; ++k) {
+    if (ends[k] < n_pairs * (k + 1) / parts) {
+      bad = ends[k];
+      return PAIRS_BAD_SHIFT;
+    }
+    found.insert(found.end(), tables[k].found().begin(), tables[k].found().end());
+  }
+  std::sort(found.begin(), found.end());
+  found.erase(std::unique(found.begin(), found.end()), found.end());
   pairs.shifts.resize(3 * found.size());
   pairs.shift_system.resize(found.size());
-  for (size_t k = 0; k < order.size(); ++k) {
-    const Shift& shift = found[order[k]];
-    place[order[k]] = static_cast<int32_t>(k);
-    pairs.shift_system[k] = shift[0];
-    for (int a = 0; a < 3; ++a) pairs.shifts[3 * k + a] = shift[a + 1];
+  for (size_t k = 0; k < found.size(); ++k) {
+    pairs.shift_system[k] = found[k][0];
+    for (int a = 0; a < 3; ++a) pairs.shifts[3 * k + a] = found[k][a + 1];
   }
-  for (int32_t& n : number) n = place[n];
+#pragma omp parallel for schedule(static, 1) num_threads(parts) if (parts > 1)
+  for (int k = 0; k < parts; ++k) {
+    std::vector<int32_t> place;
+    for (const Shift& shift : tables[k].found())
+      place.push_back(static_cast<int32_t>(std::lower_bound(found.begin(), found.end(), shift) - found.begin()));
+    for (int64_t e = n_pairs * k / parts; e < n_pairs * (k + 1) / parts; ++e)
+      pairs.number[e] = place[pairs.number[e]];
+  }
   return PAIRS_OK;
 }
 
@@ -124,19 +143,21 @@ PairsStatus build_pairs(Pairs& pairs, int64_t n_receivers, int64_t n_all, const 
   std::partial_sum(pairs.first.begin(), pairs.first.end(), pairs.first.begin());
   std::partial_sum(pairs.sent_first.begin(), pairs.sent_first.end(), pairs.sent_first.begin());
 
-  std::vector<int32_t> number, order;
-  const PairsStatus status = number_shifts(pairs, system, n_pairs, receivers, shifts, number, bad);
+  const int threads = n_pairs > 10000 ? team_size(n_threads) : 1;
+  const PairsStatus status = number_shifts(pairs, system, n_pairs, receivers, shifts, threads, bad);
   if (status != PAIRS_OK) return status;
+  std::vector<int32_t> order;
   const std::vector<int32_t> rank = ranks_of(n_all, species, order);
-  std::vector<uint64_t> keys(n_pairs);  // (rank of the sender, shift): sorted within a receiver
+  std::vector<uint64_t>& keys = pairs.keys;  // (rank of the sender, shift): sorted within a receiver
+  keys.resize(n_pairs);
   std::vector<int64_t> next(pairs.first.begin(), pairs.first.end() - 1);
   for (int64_t e = 0; e < n_pairs; ++e)
-    keys[next[receivers[e]]++] = static_cast<uint64_t>(rank[senders[e]]) << 32 | static_cast<uint32_t>(number[e]);
+    keys[next[receivers[e]]++] = static_cast<uint64_t>(rank[senders[e]]) << 32 | static_cast<uint32_t>(pairs.number[e]);
 
   pairs.sender.resize(n_pairs);
   pairs.shift.resize(n_pairs);
   pairs.sent.resize(n_pairs);
-#pragma omp parallel for schedule(static) num_threads(team_size(n_threads)) if (n_pairs > 10000)
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t i = 0; i < n_receivers; ++i) {
     std::sort(keys.begin() + pairs.first[i], keys.begin() + pairs.first[i + 1]);
     for (int64_t e = pairs.first[i]; e < pairs.first[i + 1]; ++e) {

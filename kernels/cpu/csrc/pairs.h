@@ -15,6 +15,9 @@ struct Pairs {
   std::vector<int32_t> sent;        // [n_pairs] pairs that an atom sends, ascending
   std::vector<int32_t> shifts;      // [n_shifts][3] integer cell shifts S
   std::vector<int32_t> shift_system;  // [n_shifts] system whose cell S multiplies
+  // of the sorting, kept because fresh memory costs more than the sorting
+  std::vector<uint64_t> keys;
+  std::vector<int32_t> number;
 };
 
 enum PairsStatus { PAIRS_OK = 0, PAIRS_BAD_ATOM = 1, PAIRS_BAD_SHIFT = 2, PAIRS_TOO_MANY = 3 };
