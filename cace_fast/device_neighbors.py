@@ -50,7 +50,7 @@ class _Bins(NamedTuple):
 class _Search(NamedTuple):
     """Atoms in their bins: ``place`` [n, 3], ``wrap`` [n, 3] cells that they lie away.
 
-    ``members`` are atoms by bin, ``start`` and ``count`` [total] where each bin's stand.
+    ``members`` are atoms by bin, ``start`` and ``counts`` [total] where each bin's stand.
     """
 
     positions: Tensor
@@ -61,7 +61,7 @@ class _Search(NamedTuple):
     wrap: Tensor
     members: Tensor
     start: Tensor
-    count: Tensor
+    counts: Tensor
 
 
 def device_neighbor_list(
@@ -187,7 +187,7 @@ def _candidates(search: _Search) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         there = (around.abs() <= bins.reach[system][:, None]).all(2)
         there &= ((target >= 0) & (target < number)).all(2)
         code = torch.where(there, _bin(target, number, bins.first[system][:, None]), 0)
-        row, column = torch.nonzero(torch.where(there, search.count[code], 0), as_tuple=True)
+        row, column = torch.nonzero(torch.where(there, search.counts[code], 0), as_tuple=True)
         yield from _expanded(search, atoms[row], code[row, column], image[row, column])
 
 
@@ -195,12 +195,12 @@ def _expanded(
     search: _Search, atoms: Tensor, bins: Tensor, images: Tensor
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield the candidates of atoms [m] with all members of one bin each, in chunks."""
-    end = search.count[bins].cumsum(0)
+    end = search.counts[bins].cumsum(0)
     n_chunks = int(end[-1]) // AT_ONCE if len(end) else 0
     cuts = torch.arange(1, n_chunks + 1, device=end.device) * AT_ONCE
     edges = [0, *torch.searchsorted(end, cuts, right=True).tolist(), len(end)]
     for a, b in pairwise(edges):
-        count = search.count[bins[a:b]]
+        count = search.counts[bins[a:b]]
         each = torch.repeat_interleave(count)
         offset = torch.arange(len(each), device=end.device) - (count.cumsum(0) - count)[each]
         sender = search.members[search.start[bins[a:b]][each] + offset]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from cace_fast.errors import BackendUnavailableError, InputError
+from cace_fast.errors import BackendUnavailableError, InputError, PropertyNotImplementedError
 from cace_fast.kernels import backend as backends
+from cace_fast.spec import ModelSpec, Representation, to_json
+from cace_fast.weights import expected_shapes
 
 FLOATS = (torch.float32, torch.float64)
 INTS = (torch.int64,)
@@ -36,6 +39,13 @@ def require_edges(vectors: Tensor, senders: Tensor, receivers: Tensor, species: 
     require("species", species, (None,), INTS)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def described(spec: Representation) -> tuple[list[str], str]:
+    """Return the names of a representation's tensors, and itself as text for operators."""
+    whole = ModelSpec(spec)
+    return list(expected_shapes(whole)), to_json(whole)
+
+
 def require_constant(weights: Mapping[str, Tensor], names: list[str]) -> list[Tensor]:
     """Return the tensors called ``names``; InputError for one missing or one to be trained.
 
@@ -53,6 +63,7 @@ def require_constant(weights: Mapping[str, Tensor], names: list[str]) -> list[Te
     return [weights[name] for name in names]
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def select_backend(device: torch.device, name: str | None) -> str:
     """Return the backend for a device: the one named, or the best available one.
 
@@ -75,3 +86,15 @@ def select_backend(device: torch.device, name: str | None) -> str:
     reason = state.reason or f"it does not serve the device {str(device)!r}"
     remedy = state.remedy or f"Use device={state.devices[0]!r}."
     raise BackendUnavailableError(state.name, reason, here or ["none"], remedy)
+
+
+def refuse_second(name: str) -> Callable[..., NoReturn]:
+    """Return the backward of an operator's gradient that says that there is none."""
+
+    def refuse(ctx: Any, *gradients: Tensor | None) -> NoReturn:
+        raise PropertyNotImplementedError(
+            f"{name}: this operator has first derivatives only in autograd; use "
+            f"cace_fast.reference.{name} for second ones"
+        )
+
+    return refuse

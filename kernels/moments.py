@@ -1,23 +1,27 @@
 """A basis: radial-weighted Cartesian moments, as :func:`cace_fast.reference.moments.moments`.
 
 A[j, q, m, (a, b)] = h_r[b] sum_n (sum_e R_n f_c Y_m h_s[a]) W[n, q, (a, b)]: [n_edges, 3] in,
-[n, n_radial, n_A, C] out; nothing of the size of the edges times features is made. First
-derivative with respect to the vectors only.
+[n, n_radial, n_A, C] out; nothing of the size of the edges times features is made. Derivatives are
+those with respect to the vectors: the first by either backend, the second by ``"triton"`` alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cace_fast.errors import PropertyNotImplementedError
 from cace_fast.kernels import _checks
 from cace_fast.kernels.cpu.operations import Graph, Operations
-from cace_fast.spec import ModelSpec, Representation, from_json, to_json
+from cace_fast.spec import ModelSpec, Representation, from_json
 from cace_fast.weights import expected_shapes
+
+if TYPE_CHECKING:
+    from cace_fast.kernels.triton.host_moments import EdgeMoments
 
 
 def moments(
@@ -45,7 +49,7 @@ def moments(
     spec
         The representation.
     backend
-        ``"cpu"``; None for the best one of the device.
+        ``"cpu"`` or ``"triton"``; None for the best one of the device.
 
     Returns
     -------
@@ -61,10 +65,10 @@ def moments(
     """
     _checks.require_edges(vectors, senders, receivers, species)
     chosen = _checks.select_backend(vectors.device, backend)
-    whole = ModelSpec(spec)
-    tensors = _checks.require_constant(weights, list(expected_shapes(whole)))
+    names, text = _checks.described(spec)
+    tensors = _checks.require_constant(weights, names)
     edges = (vectors.contiguous(), senders, receivers, species)
-    out: Tensor = _moments(*edges, tensors, to_json(whole), chosen)
+    out: Tensor = _moments(*edges, tensors, text, chosen)
     return out
 
 
@@ -87,6 +91,30 @@ def array(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
     return np.ascontiguousarray(tensor.detach().double().numpy())
 
 
+def _on_device(
+    vectors: Tensor,
+    senders: Tensor,
+    receivers: Tensor,
+    species: Tensor,
+    weights: list[Tensor],
+    spec: str,
+) -> EdgeMoments:
+    """Return the Triton kernels with their edges."""
+    from cace_fast.kernels.triton.host_moments import EdgeMoments
+
+    whole = from_json(spec)
+    named = dict(zip(expected_shapes(whole), weights, strict=True))
+    return EdgeMoments(vectors, senders, receivers, species, named, whole.representation)
+
+
+def _require_triton(backend: str) -> None:
+    if backend != "triton":
+        raise PropertyNotImplementedError(
+            f"moments: second derivatives exist with backend 'triton' and in cace_fast.reference, "
+            f"not with {backend!r}"
+        )
+
+
 @torch.library.custom_op("cace_fast::moments", mutates_args=())
 def _moments(
     vectors: Tensor,
@@ -97,6 +125,8 @@ def _moments(
     spec: str,
     backend: str,
 ) -> Tensor:
+    if backend == "triton":
+        return _on_device(vectors, senders, receivers, species, weights, spec).value()
     graph = graph_of(vectors, senders, receivers, species)
     out = operations_of(weights, from_json(spec), vectors.dtype).moments(graph)
     return torch.from_numpy(out).to(vectors.dtype)
@@ -127,6 +157,9 @@ def _moments_gradient(
     spec: str,
     backend: str,
 ) -> Tensor:
+    if backend == "triton":
+        edges = _on_device(vectors, senders, receivers, species, weights, spec)
+        return edges.gradient(grad_out)
     graph = graph_of(vectors, senders, receivers, species)
     operations = operations_of(weights, from_json(spec), vectors.dtype)
     return torch.from_numpy(operations.moments_gradient(graph, array(grad_out))).to(vectors.dtype)
@@ -137,17 +170,51 @@ def _(grad_out: Tensor, vectors: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(vectors)
 
 
+@torch.library.custom_op("cace_fast::moments_rates", mutates_args=())
+def _moments_rates(
+    along: Tensor,
+    grad_out: Tensor,
+    vectors: Tensor,
+    senders: Tensor,
+    receivers: Tensor,
+    species: Tensor,
+    weights: list[Tensor],
+    spec: str,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Return the change of A, and of dE/dd at a fixed dE/dA, when vectors change by ``along``."""
+    _require_triton(backend)
+    edges = _on_device(vectors, senders, receivers, species, weights, spec)
+    return edges.rate(along), edges.gradient_rate(along, grad_out)
+
+
+@_moments_rates.register_fake
+def _(along: Tensor, grad_out: Tensor, vectors: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(grad_out), torch.empty_like(vectors)
+
+
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    vectors, senders, receivers, species, weights, ctx.spec, ctx.backend = inputs
-    ctx.n_weights = len(weights)
-    ctx.save_for_backward(vectors, senders, receivers, species, *weights)
+    *tensors, weights, ctx.spec, ctx.backend = inputs
+    ctx.n_tensors, ctx.n_weights = len(tensors), len(weights)
+    ctx.save_for_backward(*tensors, *weights)
+
+
+def _saved(ctx: Any) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+    tensors = ctx.saved_tensors
+    return tensors[: ctx.n_tensors], list(tensors[ctx.n_tensors :])
 
 
 def _backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
-    vectors, senders, receivers, species, *weights = ctx.saved_tensors
-    edges = (vectors, senders, receivers, species)
-    found = _moments_gradient(grad_out, *edges, list(weights), ctx.spec, ctx.backend)
+    edges, weights = _saved(ctx)
+    found = _moments_gradient(grad_out, *edges, weights, ctx.spec, ctx.backend)
     return found, None, None, None, [None] * ctx.n_weights, None, None
 
 
+def _gradient_backward(ctx: Any, along: Tensor) -> tuple[Any, ...]:
+    tensors, weights = _saved(ctx)
+    by_grad_out, by_vectors = _moments_rates(along, *tensors, weights, ctx.spec, ctx.backend)
+    return by_grad_out, by_vectors, None, None, None, [None] * ctx.n_weights, None, None
+
+
 _moments.register_autograd(_backward, setup_context=_setup)
+_moments_gradient.register_autograd(_gradient_backward, setup_context=_setup)

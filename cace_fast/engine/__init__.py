@@ -91,7 +91,7 @@ def make_engine(
         if name == "reference":
             break
         try:
-            return CpuEngine(spec, tensors, terms, output_index, long_range)
+            return _engine_class(name)(spec, tensors, terms, output_index, long_range)
         except UnsupportedModelError as error:
             if backend != "auto":
                 raise UnsupportedModelError(f"backend {name!r}: {error}") from None
@@ -99,3 +99,11 @@ def make_engine(
     engine = ReferenceEngine(spec, tensors, terms, output_index, long_range)
     engine.note = note
     return engine
+
+
+def _engine_class(name: str) -> type[ReferenceEngine]:
+    if name == "cpu":
+        return CpuEngine
+    from .triton import TritonEngine  # needs triton, which not every machine has
+
+    return TritonEngine

@@ -11,7 +11,7 @@ from support.cases import EDGE_CASES, random_weights, representation, with_step
 from support.tolerances import assert_as_good, to_dtype, value_and_grads
 
 from cace_fast import kernels, reference, tables
-from cace_fast.errors import BackendUnavailableError, InputError
+from cace_fast.errors import BackendUnavailableError, InputError, PropertyNotImplementedError
 from cace_fast.kernels import _checks
 from cace_fast.kernels import contraction as kernel_contraction
 from cace_fast.kernels import ewald as kernel_ewald
@@ -351,3 +351,13 @@ def test_both_homes_have_the_same_operations():
         theirs = __import__(f"{reference.__name__}.{name}", fromlist=[name])
         mine, other = (list(inspect.signature(getattr(m, name)).parameters) for m in (ours, theirs))
         assert mine == [*other, "backend"]
+
+
+def test_second_derivatives_of_moments_are_refused_by_name():
+    spec, edges = representation(l_max=1, n_rbf=2), EDGE_CASES["one edge"]
+    leaf = edges["vectors"].clone().requires_grad_(True)
+    rest = {name: tensor for name, tensor in edges.items() if name != "vectors"}
+    a = kernel_moments.moments(leaf, **rest, weights=random_weights(spec), spec=spec, backend="cpu")
+    (slope,) = torch.autograd.grad((a * a).sum(), leaf, create_graph=True)
+    with pytest.raises(PropertyNotImplementedError, match="exist with backend 'triton' and in"):
+        torch.autograd.grad(slope.sum(), leaf)

@@ -1,0 +1,155 @@
+"""The edges of a graph on the device, in buffers that outlive a neighbour list."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cace_fast.graph import AtomicGraph
+from cace_fast.kernels.triton.launch import Edges
+
+ROOM = 1.1  # capacity beyond what a list needs, so that the next one fits
+STEP = 256  # capacities are multiples of this
+
+
+class Capacity(NamedTuple):
+    """Sizes of all buffers of a step; two graphs with one capacity can share them."""
+
+    atoms: int
+    edges: int
+    segments: int
+    shifts: int
+    systems: int
+
+    def holds(self, need: Capacity) -> bool:
+        """Whether buffers of this size hold a list: not too small, and not wastefully large."""
+        fixed = self.atoms == need.atoms and self.systems == need.systems
+        fits = all(have >= least for have, least in zip(self, need, strict=True))
+        return fixed and fits and self.edges <= 2 * need.edges + 16 * STEP
+
+
+class SortedEdges(NamedTuple):
+    """A list in the order of the kernels, without padding: int64 arrays of its own size.
+
+    Attributes
+    ----------
+    sender, receiver, shift
+        [E]; ``shift`` numbers the columns of ``numbers``.
+    numbers, system
+        [3, n_shifts] distinct cell shifts S, and the system [n_shifts] of each.
+    seg_count, seg_atom, seg_species
+        [S] how many edges, which receiver, which element of senders.
+    sent_edge
+        [E] edges ascending in their sender.
+    """
+
+    sender: Tensor
+    receiver: Tensor
+    shift: Tensor
+    numbers: Tensor
+    system: Tensor
+    seg_count: Tensor
+    seg_atom: Tensor
+    seg_species: Tensor
+    sent_edge: Tensor
+
+    def need(self, n_atoms: int, n_systems: int) -> Capacity:
+        """Return the least capacity; one shift more than there are, for padding."""
+        sizes = (len(self.sender), len(self.seg_atom), len(self.system) + 1)
+        return Capacity(n_atoms, *sizes, n_systems)
+
+
+def sort_edges(graph: AtomicGraph, n_species: int) -> SortedEdges:
+    """Return the edges of a graph sorted by receiver, sender's element, sender, and shift."""
+    system = graph.batch[graph.receivers]
+    reach = int(graph.shifts.abs().max()) if len(graph.shifts) else 0
+    base = 2 * reach + 1
+    code = system
+    for axis in range(3):
+        code = code * base + graph.shifts[:, axis] + reach
+    codes, shift = torch.unique(code, return_inverse=True)
+    numbers = torch.stack([codes // base**k % base - reach for k in (2, 1, 0)])
+    segment = graph.receivers * n_species + graph.species[graph.senders]
+    # by the least significant key first: each sort keeps the order of the one before
+    order = torch.argsort(graph.senders * max(len(codes), 1) + shift, stable=True)
+    order = order[torch.argsort(segment[order], stable=True)]
+    sender, receiver = graph.senders[order], graph.receivers[order]
+    segments, count = torch.unique_consecutive(segment[order], return_counts=True)
+    return SortedEdges(
+        sender, receiver, shift[order], numbers, codes // base**3, count,
+        segments // n_species, segments % n_species, torch.argsort(sender, stable=True),
+    )  # fmt: skip
+
+
+class EdgeBuffers:
+    """Buffers of the edges of one capacity, filled by one list after another.
+
+    Parameters
+    ----------
+    capacity, device, dtype
+        Sizes, and where and how to compute.
+    cutoff
+        r_c in A: padding edges are made four times as long.
+    """
+
+    def __init__(
+        self, capacity: Capacity, device: torch.device, dtype: torch.dtype, cutoff: float
+    ) -> None:
+        self.capacity, self.cutoff = capacity, cutoff
+        c = capacity
+
+        def ints(*size: int) -> Tensor:
+            return torch.zeros(size, dtype=torch.int32, device=device)
+
+        def floats(*size: int) -> Tensor:
+            return torch.zeros(size, dtype=dtype, device=device)
+
+        self.edges = Edges(
+            floats(3, c.edges), ints(c.edges), ints(c.edges), ints(c.segments + 1),
+            ints(c.segments), ints(c.segments), ints(c.atoms + 1), ints(c.atoms + 1),
+            ints(c.edges),
+        )  # fmt: skip
+        self.shift, self.numbers, self.system = ints(c.edges), ints(3, c.shifts), ints(c.shifts)
+        # the last lattice vectors are no system's: padding edges go along them
+        self.cells = torch.zeros(c.systems + 1, 3, 3, dtype=torch.float64, device=device)
+        self.atoms = (floats(3, c.atoms), floats(3, c.atoms))
+        self.shifts = (floats(3, c.shifts), floats(3, c.shifts))
+        self.cells[-1, 0, 0] = 4.0 * cutoff
+
+    def fill(self, found: SortedEdges) -> None:
+        """Take a list over."""
+        edges, n_atoms = self.edges, self.capacity.atoms
+        n_edges = len(found.sender)
+        pairs = (
+            (edges.sender, found.sender, 0),
+            (edges.receiver, found.receiver, 0),
+            (edges.seg_atom, found.seg_atom, 0),
+            (edges.seg_species, found.seg_species, 0),
+            (edges.sent_edge, found.sent_edge, 0),
+            (self.shift, found.shift, self.capacity.shifts - 1),
+            (self.system, found.system, self.capacity.systems),
+        )
+        for buffer, values, padding in pairs:
+            buffer[: len(values)] = values
+            buffer[len(values) :] = padding
+        self.numbers.zero_()
+        self.numbers[:, : found.numbers.shape[1]] = found.numbers
+        self.numbers[0, found.numbers.shape[1] :] = 1
+        edges.seg_first[0] = 0
+        edges.seg_first[1 : len(found.seg_count) + 1] = found.seg_count.cumsum(0)
+        edges.seg_first[len(found.seg_count) + 1 :] = n_edges
+        for first, owner in (
+            (edges.atom_first, found.seg_atom),
+            (edges.sent_first, found.sender),
+        ):
+            first[1:] = torch.bincount(owner, minlength=n_atoms).cumsum(0)
+
+
+def roomy(need: Capacity) -> Capacity:
+    """Return the capacity to allocate for a list."""
+    edges, segments = (
+        STEP * max(1, -(-int(ROOM * size) // STEP)) for size in (need.edges, need.segments)
+    )
+    return Capacity(need.atoms, edges, segments, 32 * -(-need.shifts // 32), need.systems)

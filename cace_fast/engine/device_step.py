@@ -1,0 +1,319 @@
+"""One evaluation on the device: every kernel in order, forward and back, no automatic derivatives.
+
+The order is that of ``docs/theory.md``; the way back is its analytic reverse. All arrays stand in
+buffers of one capacity, so that the whole step can be captured as a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cace_fast.errors import InputError
+from cace_fast.kernels.triton import launch
+from cace_fast.kernels.triton.host_contraction import Contraction
+from cace_fast.kernels.triton.host_ewald import EwaldSum
+from cace_fast.kernels.triton.host_messages import Messages
+from cace_fast.kernels.triton.host_readout import Readouts
+from cace_fast.spec import EnergyTerm, Ewald, FixedCharge, ModelSpec, Readout
+
+from .device_edges import Capacity, EdgeBuffers
+from .plan import Plan
+
+MOST_NUMBERS = 2**31 - 1  # of one array: kernels number them by int32
+
+
+class LongRange(NamedTuple):
+    """One Ewald term: its module, weight, and rows of y that are its charges; or fixed ones."""
+
+    module: Ewald
+    weight: float
+    rows: slice | None
+    fixed: FixedCharge | None
+
+
+class Kernels:
+    """The launchers of a model, with its weights packed for them.
+
+    Parameters
+    ----------
+    spec, weights
+        The model, with tensors on the device and in the dtype to compute with.
+    plan
+        Read-outs and Ewald terms of the energy.
+    terms
+        The terms of the energy that ``plan`` was made for.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: Mapping[str, Tensor],
+        plan: Plan,
+        terms: Sequence[EnergyTerm],
+    ) -> None:
+        self.rep, self.plan = spec.representation, plan
+        like = weights["embedding.sender"]
+        self.device, self.dtype = like.device, like.dtype
+        self.moments = launch.Moments(self.rep, weights)
+        self.contraction = Contraction(self.rep, weights)
+        self.messages = [Messages(self.rep, weights, t) for t in range(len(self.rep.steps))]
+        heads = [
+            (module, f"outputs.{head.submodel}.{head.module}")
+            for head, module in zip(plan.heads, plan.modules, strict=True)
+        ]
+        self.readouts: Readouts | None = None
+        if heads:
+            n_features, n_stages = self.rep.n_features, self.rep.n_stages
+            self.readouts = Readouts(heads, weights, n_features, n_stages)
+        self.long_range = [self._term(spec, term) for term in terms if _is_ewald(term)]
+        self.sums = [EwaldSum(term.module, self.device) for term in self.long_range]
+
+    def _term(self, spec: ModelSpec, term: EnergyTerm) -> LongRange:
+        assert isinstance(term.module, Ewald)
+        sub = spec.submodels[term.submodel]
+        producer = sub.producer(term.module.feature_key)
+        if isinstance(producer, FixedCharge):
+            return LongRange(term.module, term.weight, None, producer)
+        assert isinstance(producer, Readout)
+        assert self.readouts is not None
+        key = (term.submodel, sub.modules.index(producer))
+        head = [(h.submodel, h.module) for h in self.plan.heads].index(key)
+        return LongRange(term.module, term.weight, self.readouts.slices[head], None)
+
+
+def _is_ewald(term: EnergyTerm) -> bool:
+    return isinstance(term.module, Ewald)
+
+
+@dataclass
+class Inputs:
+    """What a graph brings besides its edges, in buffers that stay.
+
+    ``energy_weights`` [n_out, n] is what every output of the read-outs counts in the energy,
+    ``grad_outputs`` the same with dE/dq for charges; ``extras`` further inputs [n_extra, n] of
+    each head.
+    """
+
+    positions: Tensor
+    species: Tensor
+    first_atom: Tensor
+    energy_weights: Tensor
+    grad_outputs: Tensor
+    extras: list[Tensor | None]
+
+
+@dataclass
+class Results:
+    """What a step leaves.
+
+    ``energies`` [2, n] of atoms, short and long range, their sums ``totals`` [2, n_systems] and
+    ``virial_sums`` [6, n_systems] (xx yy zz yz xz xy) are float64. ``outputs`` y [n_out, n],
+    ``forces`` [3, n] and ``virials`` [6, n] of atoms are in the working precision. ``closest``
+    holds the smallest squared distance of every block of edges.
+    """
+
+    energies: Tensor
+    totals: Tensor
+    closest: Tensor
+    outputs: Tensor
+    forces: Tensor
+    virials: Tensor
+    virial_sums: Tensor
+
+
+@dataclass
+class TermBuffers:
+    """What one Ewald term takes and gives: charges and dE/dq [n_q, n], energies [n], and so on."""
+
+    energies: Tensor
+    slopes: Tensor
+    forces: Tensor
+    virial: Tensor
+    charges: Tensor
+
+
+class DeviceStep:
+    """Buffers of one capacity, and the sequence of launches on them.
+
+    Parameters
+    ----------
+    kernels
+        The model.
+    capacity
+        Sizes of the buffers.
+    """
+
+    def __init__(self, kernels: Kernels, capacity: Capacity) -> None:
+        self.kernels, self.capacity = kernels, capacity
+        rep, k = kernels.rep, kernels
+        n, n_edges, n_segments, _, n_systems = capacity
+        stages, n_rho = rep.n_stages, rep.radial.n_rbf * rep.n_monomials
+        n_a = rep.n_radial * rep.n_monomials * rep.n_channels
+        self.n_features = rep.n_radial * rep.n_invariants * rep.n_channels
+        self.n_out = 0 if k.readouts is None else k.readouts.n_out
+        floats, doubles = self._floats, self._doubles
+        self.lists = EdgeBuffers(capacity, k.device, k.dtype, rep.cutoff)
+        self.rho, self.grad_rho = floats(n_rho, n_segments), floats(n_rho, n_segments)
+        self.features, self.grad_features = (floats(stages * self.n_features, n) for _ in "xg")
+        self.a = [floats(n_a, n) for _ in range(stages)] if stages > 1 else []
+        self.grad_a = [floats(n_a, n) for _ in range(stages)]
+        self.grad_vectors = floats(3, n_edges)
+        ints = torch.zeros(n_systems + 1, dtype=torch.int32, device=k.device)
+        self.inputs = Inputs(
+            doubles(n, 3), torch.zeros(n, dtype=torch.int32, device=k.device), ints,
+            doubles(self.n_out, n), floats(self.n_out, n),
+            [None] * len(k.plan.heads),
+        )  # fmt: skip
+        self.results = Results(
+            doubles(2, n), doubles(2, n_systems), floats(launch.n_blocks(n_edges)),
+            floats(self.n_out, n), floats(3, n), floats(6, n), doubles(6, n_systems),
+        )  # fmt: skip
+        self.long_forces = floats(3, n) if k.long_range else None
+        self.terms = [self._term_buffers(term) for term in k.long_range]
+        self.message_work = [m.buffers(n, n_edges) for m in k.messages]
+        self.readout_work = {} if k.readouts is None else k.readouts.buffers(n)
+
+    def _floats(self, *size: int) -> Tensor:
+        self._check(size)
+        return torch.zeros(size, dtype=self.kernels.dtype, device=self.kernels.device)
+
+    def _doubles(self, *size: int) -> Tensor:
+        self._check(size)
+        return torch.zeros(size, dtype=torch.float64, device=self.kernels.device)
+
+    def _check(self, size: tuple[int, ...]) -> None:
+        numbers = 1
+        for length in size:
+            numbers *= length
+        if numbers > MOST_NUMBERS:
+            raise too_large(self.capacity.atoms)
+
+    def _term_buffers(self, term: LongRange) -> TermBuffers:
+        n, n_systems = self.capacity.atoms, self.capacity.systems
+        n_q = 1 if term.rows is None else term.rows.stop - term.rows.start
+        charges = self._floats(1, n) if term.rows is None else self.results.outputs[term.rows]
+        return TermBuffers(
+            self._doubles(n), self._floats(n_q, n), self._floats(3, n),
+            self._doubles(n_systems, 6), charges,
+        )  # fmt: skip
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory of all buffers."""
+        return sum({t.data_ptr(): t.nbytes for t in _tensors(vars(self))}.values())
+
+    def run(self, *, derivatives: bool) -> None:
+        """Evaluate what the buffers hold; forces and virials only with ``derivatives``."""
+        self.features_forward()
+        self._energies()
+        if derivatives:
+            self._backward()
+
+    def features_forward(self) -> None:
+        """Compute edge vectors and the features of all generations."""
+        k, lists, species = self.kernels, self.lists, self.inputs.species
+        launch.split(self.inputs.positions, *lists.atoms)
+        launch.shift_vectors(lists.numbers, lists.system, lists.cells, *lists.shifts)
+        launch.edge_vectors(
+            lists.atoms, lists.shifts, lists.edges, lists.shift, self.results.closest
+        )
+        k.moments.forward(lists.edges, self.rho)
+        first = self.a[0] if self.a else None
+        k.contraction.forward(self.rho, lists.edges, species, self._stage(self.features, 0), first)
+        for t, messages in enumerate(k.messages):
+            b = self._stage(self.features, t)
+            messages.forward(
+                self.a[t], b, lists.edges, species, self.a[t + 1], self.message_work[t]
+            )
+            k.contraction.contract(self.a[t + 1], self._stage(self.features, t + 1))
+
+    def _stage(self, of: Tensor, t: int) -> Tensor:
+        return of[t * self.n_features : (t + 1) * self.n_features]
+
+    def _energies(self) -> None:
+        """Compute read-outs, long range, and the energies of atoms and systems."""
+        k, inputs, results = self.kernels, self.inputs, self.results
+        if k.readouts is not None:
+            k.readouts.forward(self.features, inputs.extras, results.outputs, self.readout_work)
+        torch.sum(results.outputs.double() * inputs.energy_weights, 0, out=results.energies[0])
+        for term, total, own in zip(k.long_range, k.sums, self.terms, strict=True):
+            found = (own.energies, own.slopes, own.forces, own.virial)
+            total.evaluate(own.charges, inputs.positions, found)
+            if own is self.terms[0]:
+                torch.mul(own.energies, term.weight, out=results.energies[1])
+            else:
+                results.energies[1].add_(own.energies, alpha=term.weight)
+        launch.system_sums(results.energies, inputs.first_atom, results.totals)
+
+    def _backward(self) -> None:
+        """Compute forces and virials."""
+        k, lists, species, inputs = self.kernels, self.lists, self.inputs.species, self.inputs
+        inputs.grad_outputs.copy_(inputs.energy_weights)
+        for term, own in zip(k.long_range, self.terms, strict=True):
+            if term.rows is not None:
+                inputs.grad_outputs[term.rows].add_(own.slopes, alpha=term.weight)
+        if k.readouts is not None:
+            k.readouts.backward(inputs.grad_outputs, self.grad_features, self.readout_work)
+        if k.messages:
+            self.grad_vectors.zero_()
+            self._messages_backward()
+        later = bool(k.messages)
+        k.contraction.backward(
+            self.rho, lists.edges, species, self._stage(self.grad_features, 0), self.grad_a[0],
+            self.grad_rho, add=later,
+        )  # fmt: skip
+        k.moments.backward(lists.edges, self.grad_rho, self.grad_vectors, add=later)
+        self._forces()
+
+    def _messages_backward(self) -> None:
+        """Go back through the generations; dE/dA of the first one goes to ``grad_a[0]``."""
+        k, edges = self.kernels, self.lists.edges
+        for t in reversed(range(len(k.messages))):
+            grad = self.grad_a[t + 1]
+            grad_b = self._stage(self.grad_features, t + 1)
+            later = t + 1 < len(k.messages)
+            k.contraction.contract_backward(self.a[t + 1], grad_b, grad, add=later)
+            before = (self.grad_a[t], self._stage(self.grad_features, t), self.grad_vectors)
+            k.messages[t].backward(edges, self.inputs.species, grad, before, self.message_work[t])
+
+    def _forces(self) -> None:
+        """Gather forces of atoms and sum virials of systems."""
+        results, inputs = self.results, self.inputs
+        for term, own in zip(self.kernels.long_range, self.terms, strict=True):
+            assert self.long_forces is not None
+            if own is self.terms[0]:
+                torch.mul(own.forces, term.weight, out=self.long_forces)
+            else:
+                self.long_forces.add_(own.forces, alpha=term.weight)
+        launch.gather_forces(
+            self.lists.edges, self.grad_vectors, results.forces, results.virials, self.long_forces
+        )
+        launch.system_sums(results.virials, inputs.first_atom, results.virial_sums)
+        for term, own in zip(self.kernels.long_range, self.terms, strict=True):
+            results.virial_sums.add_(own.virial.T, alpha=term.weight)
+
+
+def too_large(n_atoms: int) -> InputError:
+    """Return the error of a structure whose arrays kernels cannot number."""
+    return InputError(
+        "atoms", f"arrays of at most {MOST_NUMBERS} numbers", f"{n_atoms} atoms at once",
+        "Evaluate fewer structures together, or divide the structure among several devices.",
+    )  # fmt: skip
+
+
+def _tensors(value: object) -> list[Tensor]:
+    """Return all tensors in a nest of containers and dataclasses."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        return [t for item in value.values() for t in _tensors(item)]
+    if isinstance(value, list | tuple):
+        return [t for item in value for t in _tensors(item)]
+    if isinstance(value, EdgeBuffers | Inputs | Results | TermBuffers):
+        return _tensors(vars(value))
+    return []
