@@ -92,24 +92,10 @@ def cutoff(r, table, NB: tl.constexpr, RADIAL: tl.constexpr):
     scale = tl.load(table + 2 * NB + 2)  # 1/r_c
     extra = tl.load(table + 2 * NB + 3)
     KIND: tl.constexpr = get(RADIAL, 1)
-    P: tl.constexpr = get(RADIAL, 2)
     if KIND == 0:
-        x = tl.minimum(r * scale, 1.0)
-        rest = 1.0 - x
-        series = x * 0.0 + P * (P + 1.0) / 2.0
-        for k in tl.static_range(P - 1):
-            series = series * x + (P - 1.0 - k) * (P - k) / 2.0
-        f = rest * rest * rest * series
-        low = scale * (-P * (P + 1.0) * (P + 2.0) / 2.0) * rest + x * 0.0
-        high = low
-        if P >= 2:
-            for k in tl.static_range(P - 2):
-                low = low * x
-            high = low * x
-            second = ((P - 1.0) * rest - 2.0 * x) * low * scale
-        else:
-            second = -2.0 * low * scale / tl.where(rest > 0.0, rest, 1.0) * rest
-        return f, high * rest, second
+        return _polynomial(tl.minimum(r * scale, 1.0), scale, get(RADIAL, 2))
+    elif KIND == 3:
+        return _switch((r - extra) / (radius - extra), 1.0 / (radius - extra))
     inside = r < radius
     x = tl.where(inside, r * scale, 0.5)
     if KIND == 1:
@@ -125,40 +111,62 @@ def cutoff(r, table, NB: tl.constexpr, RADIAL: tl.constexpr):
         first = -2.0 * x * q * q * f * scale
         second = (4.0 * x * x * q * q * q * q - 2.0 * q * q - 8.0 * x * x * q * q * q) * f
         second = second * scale * scale
-    elif KIND == 3:
-        width = 1.0 / (radius - extra)
-        y = (r - extra) * width
-        between = (y > 0.0) & (y < 1.0)
-        y0 = tl.where(between, y, 0.5)
-        a = 1.0 / (1.0 - y0)
-        b = 1.0 / y0
-        z = a - b
-        e = tl.exp(-tl.abs(z))
-        small = e / (1.0 + e)
-        large = 1.0 / (1.0 + e)
-        f = tl.where(z > 0.0, small, large)
-        slope = (a * a + b * b) * width
-        product = small * large  # f (1 - f)
-        bend = 2.0 * (a * a * a - b * b * b) * width * width
-        flat = between & (e > 0.0)  # where e^-|z| is nothing the tails are flat
-        first = tl.where(flat, -product * slope, 0.0)
-        tilt = tl.where(z > 0.0, large - small, small - large)  # 1 - 2 f
-        second = tl.where(flat, product * (tilt * slope * slope - bend), 0.0)
-        f = tl.where(between, f, tl.where(y <= 0.0, 1.0, 0.0))
-        return f, first, second
     else:
-        safe = tl.where(inside & (x > 0.0), x, 0.5)
-        power = tl.exp((P - 2.0) * tl.log(safe))
-        A: tl.constexpr = (P + 1.0) * (P + 2.0) / 2.0
-        B: tl.constexpr = P * (P + 2.0)
-        C: tl.constexpr = P * (P + 1.0) / 2.0
-        x = safe
-        f = 1.0 - power * x * x * (A - x * (B - C * x))
-        first = -power * x * (A * P - x * (B * (P + 1.0) - C * (P + 2.0) * x)) * scale
-        bend = A * P * (P - 1.0) - x * (B * (P + 1.0) * P - C * (P + 2.0) * (P + 1.0) * x)
-        second = -power * bend * scale * scale
+        f, first, second = _real_polynomial(tl.where(x > 0.0, x, 0.5), scale, get(RADIAL, 2))
     zero = r * 0.0
     return tl.where(inside, f, zero), tl.where(inside, first, zero), tl.where(inside, second, zero)
+
+
+@triton.jit
+def _polynomial(x, scale, P: tl.constexpr):
+    """Return the polynomial cutoff of integer p, with positive terms only, x in [0, 1]."""
+    rest = 1.0 - x
+    series = x * 0.0 + P * (P + 1.0) / 2.0
+    for k in tl.static_range(P - 1):
+        series = series * x + (P - 1.0 - k) * (P - k) / 2.0
+    f = rest * rest * rest * series
+    low = scale * (-P * (P + 1.0) * (P + 2.0) / 2.0) * rest + x * 0.0
+    if P == 1:
+        return f, low * rest, -2.0 * low * scale
+    for k in tl.static_range(P - 2):
+        low = low * x
+    second = ((P - 1.0) * rest - 2.0 * x) * low * scale
+    return f, low * x * rest, second
+
+
+@triton.jit
+def _real_polynomial(x, scale, P: tl.constexpr):
+    """Return the polynomial cutoff of any p, x in (0, 1)."""
+    A: tl.constexpr = (P + 1.0) * (P + 2.0) / 2.0
+    B: tl.constexpr = P * (P + 2.0)
+    C: tl.constexpr = P * (P + 1.0) / 2.0
+    power = tl.exp((P - 2.0) * tl.log(x))
+    f = 1.0 - power * x * x * (A - x * (B - C * x))
+    first = -power * x * (A * P - x * (B * (P + 1.0) - C * (P + 2.0) * x)) * scale
+    bend = A * P * (P - 1.0) - x * (B * (P + 1.0) * P - C * (P + 2.0) * (P + 1.0) * x)
+    return f, first, -power * bend * scale * scale
+
+
+@triton.jit
+def _switch(y, width):
+    """Return the switch 1/(1 + e^z), z = 1/(1-y) - 1/y, of y in units of 1/``width``."""
+    between = (y > 0.0) & (y < 1.0)
+    y0 = tl.where(between, y, 0.5)
+    a = 1.0 / (1.0 - y0)
+    b = 1.0 / y0
+    z = a - b
+    e = tl.exp(-tl.abs(z))
+    small = e / (1.0 + e)
+    large = 1.0 / (1.0 + e)
+    slope = (a * a + b * b) * width
+    product = small * large  # f (1 - f)
+    bend = 2.0 * (a * a * a - b * b * b) * width * width
+    flat = between & (e > 0.0)  # where e^-|z| is nothing the tails are flat
+    first = tl.where(flat, -product * slope, 0.0)
+    tilt = tl.where(z > 0.0, large - small, small - large)  # 1 - 2 f
+    second = tl.where(flat, product * (tilt * slope * slope - bend), 0.0)
+    f = tl.where(between, tl.where(z > 0.0, small, large), tl.where(y <= 0.0, 1.0, 0.0))
+    return f, first, second
 
 
 @triton.jit
