@@ -15,10 +15,11 @@ from systems import random_weights
 
 from cace_fast.kernels.emulation import Launch, emulate
 from cace_fast.kernels.emulation.resources import Specialised
-from cace_fast.kernels.triton import configs
+from cace_fast.kernels.triton import configs, host_readout
 from cace_fast.potential import Potential
 from cace_fast.spec import (
     MLP,
+    Add,
     Bchi,
     CutoffFunction,
     Ewald,
@@ -88,16 +89,16 @@ def specification(shape: Shape) -> ModelSpec:
         s.radial, s.l_max, s.nu_max, steps=steps, mp_norm_factor=0.1 if steps else 1.0,
     )  # fmt: skip
     modules: list[OutputModule] = [Readout("energy", MLP((rep.n_features, *s.head, 1)))]
-    modules.append(Forces("energy", "forces", calc_stress=True))
-    sub_models = [SubModel(tuple(modules), strain=True)]
+    total = "energy"
     if s.charges:
         network = MLP((rep.n_features, *s.head, s.charges), bias=False)
-        long_range = (
-            Readout("charges", network, per_atom_key="q"), Ewald("q", "lr", dl=2.0, sigma=1.0),
-            Forces("lr", "forces_lr", calc_stress=True),
-        )  # fmt: skip
-        sub_models.append(SubModel(long_range, strain=True))
-    return ModelSpec(rep, tuple(sub_models))
+        modules += [
+            Readout("charges", network, per_atom_key="q"),
+            Ewald("q", "lr", dl=2.0, sigma=1.0), Add(("energy", "lr"), "sum"),
+        ]  # fmt: skip
+        total = "sum"
+    modules.append(Forces(total, "forces", calc_stress=True))
+    return ModelSpec(rep, (SubModel(tuple(modules), strain=True),))
 
 
 def structure(shape: Shape, n_cells: int = 3) -> Atoms:
@@ -120,13 +121,14 @@ class Recording:
 
 @contextmanager
 def tiles(number: int) -> Iterator[None]:
-    """Let a system of any size run with one entry of the table of tiles."""
-    held = configs.TILES
+    """Let a system of any size run as one for that entry of the table of tiles would."""
+    held, large = configs.TILES, host_readout.LARGE
     configs.TILES = ((2**31, held[number][1]),)
+    host_readout.LARGE = 0 if number == len(held) - 1 else 2**31
     try:
         yield
     finally:
-        configs.TILES = held
+        configs.TILES, host_readout.LARGE = held, large
 
 
 def potential(shape: Shape) -> Potential:
