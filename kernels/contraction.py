@@ -29,7 +29,7 @@ def contraction(a: Tensor, l_max: int, nu_max: int, *, backend: str | None = Non
     l_max, nu_max
         Highest degree (0 to 6) and highest correlation order (1 to 4).
     backend
-        ``"cpu"``; None for the best one of the device.
+        ``"cpu"`` or ``"triton"``; None for the best one of the device.
 
     Returns
     -------
@@ -76,6 +76,10 @@ def _back(lanes: Tensor, like: Tensor) -> Tensor:
 
 @torch.library.custom_op("cace_fast::contraction", mutates_args=())
 def _contraction(a: Tensor, l_max: int, nu_max: int, backend: str) -> Tensor:
+    if backend == "triton":
+        from cace_fast.kernels.triton import operators
+
+        return operators.contraction(a, l_max, nu_max)
     found = _operations(a, l_max, nu_max).contraction(array(_lanes(a)))
     return _back(torch.from_numpy(found).to(a.dtype), a)
 
@@ -89,6 +93,10 @@ def _(a: Tensor, l_max: int, nu_max: int, backend: str) -> Tensor:
 def _contraction_gradient(
     grad_out: Tensor, a: Tensor, l_max: int, nu_max: int, backend: str
 ) -> Tensor:
+    if backend == "triton":
+        from cace_fast.kernels.triton import operators
+
+        return operators.contraction_gradient(grad_out, a, l_max, nu_max)
     operations = _operations(a, l_max, nu_max)
     found = operations.contraction_gradient(array(_lanes(a)), array(_lanes(grad_out)))
     return _back(torch.from_numpy(found).to(a.dtype), a)
@@ -110,3 +118,4 @@ def _backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
 
 
 _contraction.register_autograd(_backward, setup_context=_setup)
+_contraction_gradient.register_autograd(_checks.refuse_second("contraction"))

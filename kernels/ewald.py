@@ -76,7 +76,7 @@ def ewald(
     how
         Which vectors k a periodic system takes, and which way they are summed over.
     backend
-        ``"cpu"``; None for the best one of the device.
+        ``"cpu"`` or ``"triton"``; None for the best one of the device.
 
     Returns
     -------
@@ -145,15 +145,24 @@ def potentials(
 
 
 def _bare(
-    q: Tensor, r: Tensor, cell: Tensor, k_cell: Tensor, numbers: list[float], way: str
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor], numbers: list[float], way: str, backend: str
 ) -> BareSum:
-    """Return K q, and forces and virial of E = sum q K q / 2, without norm and self terms."""
+    """Return K q, and forces and virial of E = sum q K q / 2, without norm and self terms.
+
+    ``tensors`` are q, positions, the cell, and that of the k vectors.
+    """
+    q, r, cell, k_cell = tensors
     dl, sigma, exponent = numbers[0], numbers[1], int(numbers[2])
     if way == "nufft":
         wanted, dtype = accuracy(numbers[3])
         transforms = make_transforms(q.device, wanted, dtype)
         return NufftSum(dl, sigma, exponent, transforms, dtype).evaluate(q, r, cell, k_cell)
     periodic = way == "direct"
+    if backend == "triton":
+        from cace_fast.kernels.triton import operators
+
+        module = Ewald("q", "e", dl, sigma, exponent, remove_self_interaction=not periodic)
+        return BareSum(*operators.ewald(q, r, cell, k_cell, module, periodic=periodic))
     # the open sum removes its self terms itself
     spec = EwaldSpec(dl, sigma, 1.0, 0.0, 0.0, exponent, not periodic, 0)
     total = EwaldSum(spec, array(k_cell) if periodic else None)
@@ -173,7 +182,7 @@ def _ewald(
     way: str,
     backend: str,
 ) -> Tensor:
-    return _bare(charges, positions, cell, k_cell, numbers, way).potential
+    return _bare((charges, positions, cell, k_cell), numbers, way, backend).potential
 
 
 @_ewald.register_fake
@@ -193,7 +202,7 @@ def _ewald_gradient(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     plus, minus = (
-        _bare(x, positions, cell, k_cell, numbers, way)
+        _bare((x, positions, cell, k_cell), numbers, way, backend)
         for x in (grad_out + charges, grad_out - charges)
     )
     forces, strain = 0.5 * (plus.forces - minus.forces), 0.5 * (plus.virial - minus.virial)
@@ -221,3 +230,4 @@ def _backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
 
 
 _ewald.register_autograd(_backward, setup_context=_setup)
+_ewald_gradient.register_autograd(_checks.refuse_second("ewald"))

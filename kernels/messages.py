@@ -7,7 +7,7 @@ vectors only.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from cace_fast.kernels import _checks
 from cace_fast.kernels.moments import array, graph_of, operations_of
 from cace_fast.spec import ModelSpec, Representation, from_json, to_json
 from cace_fast.weights import expected_shapes
+
+if TYPE_CHECKING:
+    from cace_fast.kernels.triton.operators import Step
 
 
 def messages(
@@ -43,7 +46,7 @@ def messages(
     step
         Which message passing step, from 0.
     backend
-        ``"cpu"``; None for the best one of the device.
+        ``"cpu"`` or ``"triton"``; None for the best one of the device.
 
     Returns
     -------
@@ -72,6 +75,17 @@ def messages(
     return out
 
 
+def _on_device(
+    edges: tuple[Tensor, Tensor, Tensor, Tensor], weights: list[Tensor], text: str, step: int
+) -> Step:
+    """Return the Triton kernels with their edges."""
+    from cace_fast.kernels.triton.operators import Step
+
+    whole = from_json(text)
+    named = dict(zip(expected_shapes(whole), weights, strict=True))
+    return Step(edges, named, whole.representation, step)
+
+
 @torch.library.custom_op("cace_fast::messages", mutates_args=())
 def _messages(
     a: Tensor,
@@ -85,6 +99,9 @@ def _messages(
     step: int,
     backend: str,
 ) -> Tensor:
+    if backend == "triton":
+        edges = (vectors, senders, receivers, species)
+        return _on_device(edges, weights, spec, step).value(a, b)
     graph = graph_of(vectors, senders, receivers, species)
     operations = operations_of(weights, from_json(spec), vectors.dtype)
     found = operations.messages(graph, array(a), array(b), step)
@@ -110,6 +127,9 @@ def _messages_gradient(
     step: int,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if backend == "triton":
+        edges = (vectors, senders, receivers, species)
+        return _on_device(edges, weights, spec, step).gradient(a, b, grad_out)
     graph = graph_of(vectors, senders, receivers, species)
     operations = operations_of(weights, from_json(spec), vectors.dtype)
     found = operations.messages_gradient(graph, array(a), array(b), step, array(grad_out))
@@ -137,3 +157,4 @@ def _backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
 
 
 _messages.register_autograd(_backward, setup_context=_setup)
+_messages_gradient.register_autograd(_checks.refuse_second("messages"))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ from cace_fast.spec import (
     to_json,
 )
 from cace_fast.weights import expected_shapes
+
+if TYPE_CHECKING:
+    from cace_fast.kernels.triton.operators import Network
 
 PREFIX = "outputs.0.0"
 
@@ -51,7 +54,7 @@ def readout(
     prefix
         Where its tensors stand, ``outputs.<sub-model>.<module>``.
     backend
-        ``"cpu"``; None for the best one of the device.
+        ``"cpu"`` or ``"triton"``; None for the best one of the device.
 
     Raises
     ------
@@ -88,8 +91,21 @@ def _operations(weights: list[Tensor], text: str, dtype: torch.dtype) -> tuple[O
     return operations_of([*others, *weights], spec, dtype), module.n_out
 
 
+def _on_device(features: Tensor, weights: list[Tensor], text: str) -> Network:
+    """Return the Triton kernels with their features."""
+    from cace_fast.kernels.triton.operators import Network
+
+    spec = from_json(text)
+    module = spec.submodels[0].modules[0]
+    assert isinstance(module, Readout)
+    names = [name for name in expected_shapes(spec) if name.startswith(PREFIX)]
+    return Network(features, dict(zip(names, weights, strict=True)), module)
+
+
 @torch.library.custom_op("cace_fast::readout", mutates_args=())
 def _readout(features: Tensor, weights: list[Tensor], spec: str, backend: str) -> Tensor:
+    if backend == "triton":
+        return _on_device(features, weights, spec).value()
     operations, n_out = _operations(weights, spec, features.dtype)
     return torch.from_numpy(operations.readout(array(features), n_out)).to(features.dtype)
 
@@ -105,6 +121,8 @@ def _(features: Tensor, weights: list[Tensor], spec: str, backend: str) -> Tenso
 def _readout_gradient(
     grad_out: Tensor, features: Tensor, weights: list[Tensor], spec: str, backend: str
 ) -> Tensor:
+    if backend == "triton":
+        return _on_device(features, weights, spec).gradient(grad_out)
     operations, _ = _operations(weights, spec, features.dtype)
     found = operations.readout_gradient(array(features), array(grad_out))
     return torch.from_numpy(found).to(features.dtype)
@@ -128,3 +146,4 @@ def _backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
 
 
 _readout.register_autograd(_backward, setup_context=_setup)
+_readout_gradient.register_autograd(_checks.refuse_second("readout"))

@@ -69,9 +69,15 @@ class EwaldSum:
         self._tables: _Tables
 
     def set_systems(
-        self, first_atom: Sequence[int], cells: Tensor, periodic: Sequence[bool]
+        self,
+        first_atom: Sequence[int],
+        cells: Tensor,
+        periodic: Sequence[bool],
+        k_cells: Tensor | None = None,
     ) -> None:
         """Take systems: ``first_atom`` [n_systems + 1], cells [n_systems, 3, 3] on the CPU.
+
+        The integer vectors k are those in the sphere of ``k_cells``, by default of each cell.
 
         Raises
         ------
@@ -85,7 +91,7 @@ class EwaldSum:
         self.first_atom, self.periodic = list(first_atom), list(periodic)
         vectors = [
             k_vectors(cell, self.module.dl) if here else torch.zeros(0, 3).double()
-            for cell, here in zip(cells, periodic, strict=True)
+            for cell, here in zip(cells if k_cells is None else k_cells, periodic, strict=True)
         ]
         self._tables = self._made(cells.double(), vectors)
 
@@ -121,11 +127,7 @@ class EwaldSum:
             return tuple(torch.zeros(*s, 0).double() for s in ((3,), (), (6,)))  # type: ignore[return-value]
         k = 2.0 * pi * n @ torch.linalg.inv(cell).T
         unit = 4.0 * self.module.norm_factor / torch.linalg.det(cell).abs()
-        k2 = (k * k).sum(1).requires_grad_(True)
-        with torch.enable_grad():
-            g = kernel(k2, self.module)
-            (slope,) = torch.autograd.grad(g.sum(), k2)
-        g = g.detach()
+        g, slope = kernel((k * k).sum(1), self.module)
         rows = [unit * slope * k[:, a] * k[:, b] + (0.5 * unit * g if a == b else 0.0)
                 for a, b in VOIGT]  # fmt: skip
         return k.T.contiguous(), unit * g, torch.stack(rows)
@@ -294,11 +296,14 @@ def k_vectors(cell: Tensor, dl: float) -> Tensor:
     return n[half & ((k * k).sum(1) < (2.0 * pi / dl) ** 2 * SPHERE)]
 
 
-def kernel(k2: Tensor, module: Ewald) -> Tensor:
-    """Return g(k) [n_k] of squared wave vectors (docs/theory.md, equation 26)."""
+def kernel(k2: Tensor, module: Ewald) -> tuple[Tensor, Tensor]:
+    """Return g [n_k] of squared wave vectors, and dg/dk^2 (docs/theory.md, equation 26)."""
+    sigma = module.sigma
     if module.exponent == 1:
-        return torch.exp(-0.5 * module.sigma**2 * k2) / k2
+        g = torch.exp(-0.5 * sigma**2 * k2) / k2
+        return g, -g * (0.5 * sigma**2 + 1.0 / k2)
     k = k2.sqrt()
-    b = module.sigma * k / sqrt(2.0)
-    bracket = sqrt(pi) * torch.erfc(b) + (0.5 / b**3 - 1.0 / b) * torch.exp(-b * b)
-    return -(k**3) * bracket
+    b = sigma * k / sqrt(2.0)
+    bell = torch.exp(-b * b)
+    g = -(k**3) * (sqrt(pi) * torch.erfc(b) + (0.5 / b**3 - 1.0 / b) * bell)
+    return g, 1.5 * g / k2 + 0.75 * sigma / sqrt(2.0) * k2 * bell / b**4

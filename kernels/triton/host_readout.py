@@ -251,7 +251,7 @@ class Readouts:
         n_stages: int,
     ) -> None:
         networks, self._extra_weights = [], []
-        like = weights["embedding.sender"]
+        like = weights[f"{heads[0][1]}.layers.0.weight"]
         widths = []
         for module, prefix in heads:
             first, *rest = layers_of(module.mlp, weights, prefix, module.linear)

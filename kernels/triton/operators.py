@@ -1,0 +1,128 @@
+"""The public operators on Triton kernels: from arrays as users have them to component-major ones.
+
+Each function is the body of the operator of the same name in ``kernels/``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from cace_fast.kernels.triton.host_contraction import Alone
+from cace_fast.kernels.triton.host_ewald import VOIGT, EwaldSum
+from cace_fast.kernels.triton.host_messages import Messages
+from cace_fast.kernels.triton.host_readout import Readouts, Work
+from cace_fast.kernels.triton.launch import edges_of
+from cace_fast.spec import Ewald, Readout, Representation
+
+
+def _components(x: Tensor) -> Tensor:
+    """Return [n, R, m, C] as [R m C, n]."""
+    return x.detach().permute(1, 2, 3, 0).contiguous().view(-1, len(x)) if len(x) else (
+        x.new_empty(x.shape[1:].numel(), 0)
+    )  # fmt: skip
+
+
+def _atoms(x: Tensor, like: Tensor, n_rows: int) -> Tensor:
+    """Return [R m C, n] as [n, R, m, C] with the R and C of ``like``."""
+    shape = (like.shape[1], n_rows, like.shape[3], like.shape[0])
+    return x.view(shape).permute(3, 0, 1, 2).contiguous()
+
+
+def contraction(a: Tensor, l_max: int, nu_max: int) -> Tensor:
+    """Return B [n, R, n_B, C]."""
+    alone = Alone(l_max, nu_max, a.shape[1], a.shape[3])
+    b = a.new_empty(alone.n_b * alone.lanes, len(a))
+    alone.forward(_components(a), b)
+    return _atoms(b, a, alone.n_b)
+
+
+def contraction_gradient(grad_out: Tensor, a: Tensor, l_max: int, nu_max: int) -> Tensor:
+    """Return dE/dA of dE/dB."""
+    alone, moments = Alone(l_max, nu_max, a.shape[1], a.shape[3]), _components(a)
+    out = torch.empty_like(moments)
+    alone.backward(moments, _components(grad_out), out)
+    return _atoms(out, a, a.shape[2])
+
+
+class Network:
+    """One read-out on features [n, n_in] in the order of files."""
+
+    def __init__(self, features: Tensor, weights: Mapping[str, Tensor], module: Readout) -> None:
+        tensors = {name: tensor.to(features) for name, tensor in weights.items()}
+        self.x = features.detach().T.contiguous()
+        n_in, n = self.x.shape
+        self.heads = Readouts([(module, "outputs.0.0")], tensors, n_in, 1)
+        self.work: Work = self.heads.buffers(n)
+
+    def value(self) -> Tensor:
+        """Return y [n, n_out]."""
+        y = self.x.new_empty(self.heads.n_out, self.x.shape[1])
+        self.heads.forward(self.x, [None], y, self.work)
+        return y.T.contiguous()
+
+    def gradient(self, grad_out: Tensor) -> Tensor:
+        """Return dE/dx [n, n_in] of dE/dy."""
+        self.value()
+        out = torch.empty_like(self.x)
+        self.heads.backward(grad_out.detach().T.contiguous(), out, self.work)
+        return out.T.contiguous()
+
+
+class Step:
+    """One message passing step on edges in any order."""
+
+    def __init__(
+        self,
+        edges: tuple[Tensor, Tensor, Tensor, Tensor],
+        weights: Mapping[str, Tensor],
+        spec: Representation,
+        step: int,
+    ) -> None:
+        vectors, senders, receivers, species = edges
+        tensors = {name: tensor.detach().to(vectors) for name, tensor in weights.items()}
+        self.edges, self.order = edges_of(vectors.detach(), senders, receivers, species)
+        self.messages = Messages(spec, tensors, step)
+        self.species = species.int()
+        self.work = self.messages.buffers(len(species), len(vectors))
+
+    def value(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return A of the next generation."""
+        moments = _components(a)
+        out = torch.empty_like(moments)
+        self.messages.forward(moments, _components(b), self.edges, self.species, out, self.work)
+        return _atoms(out, a, a.shape[2])
+
+    def gradient(self, a: Tensor, b: Tensor, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients with respect to A, B and the vectors."""
+        self.value(a, b)
+        grad = _components(grad_out)
+        by_a, by_b = torch.empty_like(grad), torch.zeros_like(_components(b))
+        by_vectors = torch.zeros_like(self.edges.vectors)
+        grads = (by_a, by_b, by_vectors)
+        self.messages.backward(self.edges, self.species, grad, grads, self.work)
+        unsorted = torch.empty_like(by_vectors.T, memory_format=torch.contiguous_format)
+        unsorted[self.order] = by_vectors.T
+        return _atoms(by_a, a, a.shape[2]), _atoms(by_b, b, b.shape[2]), unsorted
+
+
+def ewald(
+    q: Tensor, positions: Tensor, cell: Tensor, k_cell: Tensor, module: Ewald, *, periodic: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the potential [n, n_q], forces [n, 3] and the virial [3, 3] of one system.
+
+    All but ``q`` are float64; the work is done in the dtype of ``q``.
+    """
+    total = EwaldSum(module, q.device)
+    cells = cell.detach().cpu()[None]
+    total.set_systems([0, len(q)], cells, [periodic], k_cell.detach().cpu()[None])
+    charges = q.detach().T.contiguous()
+    energies, virial = (q.new_empty(s, dtype=torch.float64) for s in ((len(q),), (1, 6)))
+    slopes, forces = torch.empty_like(charges), q.new_empty(3, len(q))
+    total.evaluate(charges, positions.detach(), (energies, slopes, forces, virial))
+    whole = virial.new_empty(3, 3)
+    for k, (i, j) in enumerate(VOIGT):
+        whole[i, j] = whole[j, i] = virial[0, k]
+    return slopes.T.contiguous(), forces.T.contiguous(), whole
