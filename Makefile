@@ -43,9 +43,12 @@ types: $(STAMP)  ## types (mypy, strict)
 floors: $(STAMP)  ## which module may import which (import-linter)
 	@$(BIN)/lint-imports
 
-wheel: $(STAMP)  ## build dist/*.whl and dist/*.tar.gz
+wheel: $(STAMP)  ## build dist/*.whl (on Linux manylinux, with its OpenMP inside) and dist/*.tar.gz
 	@rm -rf build dist *.egg-info  # setuptools would put files of an older build into the wheel
 	@$(BIN)/python -m build --quiet --outdir dist .
+	@[ "$$(uname)" != Linux ] || PATH="$(abspath $(BIN)):$$PATH" \
+	  $(BIN)/auditwheel repair --wheel-dir dist dist/*-linux_*.whl
+	@rm -f dist/*-linux_*.whl
 	@ls -l dist
 
 bench: $(STAMP)  ## time the operations (pytest-benchmark)

@@ -34,7 +34,11 @@ for name in names:
     result = potential.compute(atoms, properties=("energy", "forces"))
     assert np.isfinite(result["energy"])
     assert np.allclose(result["forces"].sum(axis=0), 0.0, atol=1e-4)
-    print(f"{name}: {len(atoms)} atoms, {result['energy']:.4f} eV")
+    assert potential.backend == "cpu", potential.backend_note  # the compiled library came along
+    reference = cace_fast.load(name, device="cpu", dtype="float64", backend="reference")
+    right = reference.compute(atoms, properties=("energy", "forces"))
+    assert np.allclose(result["forces"], right["forces"], atol=1e-4)
+    print(f"{name}: {len(atoms)} atoms, {result['energy']:.4f} eV, {potential.backend_note}")
 
 shown = subprocess.run(
     ["cace-fast", "--version"], capture_output=True, text=True, check=True
