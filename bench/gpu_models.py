@@ -6,13 +6,17 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from ase import Atoms
 from ase.build import bulk
 from systems import random_weights
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from cace_fast.engine.triton import TritonEngine
 from cace_fast.kernels.emulation import Launch, emulate
 from cace_fast.kernels.emulation.resources import Specialised
 from cace_fast.kernels.triton import configs, host_readout
@@ -110,6 +114,45 @@ def structure(shape: Shape, n_cells: int = 3) -> Atoms:
     return atoms
 
 
+VIEWS = frozenset({
+    "view", "slice", "select", "expand", "t", "transpose", "permute", "unsqueeze", "squeeze",
+    "as_strided", "detach", "alias", "set_", "empty", "empty_strided", "_unsafe_view", "split",
+    "unbind", "new_empty", "reshape", "diagonal", "lift_fresh", "empty_like",
+})  # fmt: skip
+PASSES = {"sort": 8, "unique": 8, "cumsum": 2}  # how often these read their data
+
+
+class TorchTraffic(TorchDispatchMode):
+    """Counts operations of torch that launch something, and the bytes that they read and write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls, self.bytes = 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.name().split("::")[1].split(".")[0]
+        if name not in VIEWS:
+            leaves = torch.utils._pytree.tree_leaves((args, kwargs, out))
+            size = sum(x.numel() * x.element_size() for x in leaves if isinstance(x, torch.Tensor))
+            self.calls += 1
+            self.bytes += size * next((n for k, n in PASSES.items() if k in name), 1)
+        return out
+
+
+@contextmanager
+def counted_steps() -> Iterator[TorchTraffic]:
+    """Count what torch does in the engine's steps, beside the kernels."""
+    traffic, plain = TorchTraffic(), TritonEngine._run
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with traffic:
+            return plain(*args, **kwargs)
+
+    with mock.patch.object(TritonEngine, "_run", run):
+        yield traffic
+
+
 @dataclass(frozen=True)
 class Recording:
     """What one step of a model launched, for a number of atoms, in order."""
@@ -117,6 +160,7 @@ class Recording:
     n_atoms: int
     launches: tuple[Launch, ...]
     kernels: tuple[Specialised, ...]  # of each launch
+    torch: TorchTraffic
 
 
 @contextmanager
@@ -145,5 +189,6 @@ def record(shape: Shape, n_cells: int = 3, *, architecture: str = "sm_90") -> Re
         model = potential(shape)
         model.evaluate([atoms], ("energy", "forces", "stress"))
         device.forget()
-        model.evaluate([atoms], ("energy", "forces", "stress"))
-        return Recording(len(atoms), tuple(device.launches), tuple(device.launched))
+        with counted_steps() as traffic:
+            model.evaluate([atoms], ("energy", "forces", "stress"))
+        return Recording(len(atoms), tuple(device.launches), tuple(device.launched), traffic)
