@@ -302,7 +302,7 @@ class Potential:
         properties: Sequence[str],
         min_dist: float | None = None,
     ) -> list[Result]:
-        graph = join(graphs).to(self.device)
+        graph = self._engine.placed(join(graphs))
         wanted = needed(properties)
         output = self._engine.evaluate(graph, wanted, min_dist=min_dist)
         bad = [k for k, energy in enumerate(output.energy.tolist()) if not isfinite(energy)]

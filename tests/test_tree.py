@@ -26,7 +26,6 @@ MAY_HAVE_MORE_PARAMETERS = {
     ("kernels/messages.py", "messages"): "the same, and the backend",
     ("kernels/messages.py", "_messages"): "an operator of torch takes tensors, not structures",
     ("kernels/messages.py", "_messages_gradient"): "an operator of torch takes tensors",
-    ("kernels/ewald.py", "_ewald_gradient"): "an operator of torch takes tensors",
 }
 # Spelled in parts, so that this file does not hold what it looks for.
 MACHINE_PATHS = re.compile(

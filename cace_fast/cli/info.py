@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+from math import pi
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cace_fast.cli.common import JsonOption, ModelArgument
+from cace_fast.errors import BackendUnavailableError
+
+DENSITY, SKIN = 0.1, 0.5  # atoms/A^3, A: what --memory takes for granted
+MOST_ELEMENTS = 5  # of them, near one atom
 
 if TYPE_CHECKING:
     from cace_fast.spec import Ewald, ModelSpec, Representation, SubModel
@@ -21,6 +27,9 @@ def info(
     full: Annotated[
         bool, typer.Option("--full", help="Also the whole specification and every tensor.")
     ] = False,
+    memory: Annotated[
+        int, typer.Option("--memory", min=0, metavar="N", help="Also the GPU memory for N atoms.")
+    ] = 0,
 ) -> None:
     """Show what is in a model file: elements, cutoff, architecture, energies, licence."""
     from cace_fast.potential import read_model
@@ -28,6 +37,8 @@ def info(
 
     spec, weights = read_model(model)
     summary = summarise(model, spec, weights)
+    if memory:
+        summary["GPU memory"] = gpu_memory(spec, weights, memory)
     if as_json:
         summary["specification"] = json.loads(to_json(spec))
         print(json.dumps(summary, indent=2))
@@ -66,6 +77,35 @@ def summarise(model: str, spec: ModelSpec, weights: Weights) -> dict[str, Any]:
         "licence": spec.provenance.licence,
         "note": spec.provenance.note,
     }
+
+
+def gpu_memory(spec: ModelSpec, weights: Weights, n_atoms: int) -> str:
+    """Return what the buffers of the GPU engine take, in words, at the density of condensed matter.
+
+    Raises
+    ------
+    BackendUnavailableError
+        Without the package triton, whose kernels say what they need.
+    """
+    if importlib.util.find_spec("triton") is None:
+        raise BackendUnavailableError(
+            "triton", "the package triton is not installed", ["reference"],
+            "Run 'pip install triton', in the version that your torch names.",
+        )  # fmt: skip
+    import torch
+
+    from cace_fast.engine.triton import TritonEngine
+    from cace_fast.spec import energy_terms
+
+    terms = energy_terms(spec) if spec.submodels else ()
+    engine = TritonEngine(spec, weights.to("cpu", torch.float32), terms)
+    neighbors = DENSITY * 4.0 / 3.0 * pi * (spec.representation.cutoff + SKIN) ** 3
+    elements = min(spec.representation.n_elements, MOST_ELEMENTS)
+    each = engine.bytes_per_atom(neighbors, elements)
+    return (
+        f"{each * n_atoms / 2**30:.3g} GiB for {n_atoms} atoms, {each / 1000:.1f} kB each with "
+        f"{neighbors:.0f} neighbours of {elements} elements"
+    )
 
 
 def _architecture(rep: Representation) -> dict[str, Any]:

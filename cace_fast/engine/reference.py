@@ -57,6 +57,10 @@ class ReferenceEngine:
         """Which code runs."""
         return "plain torch"
 
+    def placed(self, graph: AtomicGraph) -> AtomicGraph:
+        """Return the graph where :meth:`evaluate` wants it: on the device of the weights."""
+        return graph.to(self.weights["embedding.sender"].device)
+
     def features(self, graph: AtomicGraph) -> Tensor:
         """Return the invariants [n, n_radial, n_B, C, T] in the working dtype."""
         with torch.no_grad():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from .long_range import LongRange
 from .plan import Plan, plan_of
 from .reference import ReferenceEngine
 
+PROBE = 512  # atoms of the buffers that memory is measured with
 VIRIAL_ROWS = (0, 5, 4, 5, 1, 3, 4, 3, 2)  # of xx yy zz yz xz xy, as a 3 x 3 matrix
 
 
@@ -31,7 +33,8 @@ class TritonEngine(ReferenceEngine):
 
     Energies, forces, virials, charges and features come from the kernels; second derivatives and
     Born charges from the reference, whose class this inherits. It takes candidate pairs in any
-    order and keeps a list as long as the graph's tensors are the same. On CUDA the second and
+    order, of a graph on any device, keeps a list as long as the graph's tensors are the same, and
+    answers where the graph is. On CUDA the second and
     later steps of one size replay a captured graph. Calls from several threads wait for each
     other; work goes to the current stream.
 
@@ -90,6 +93,18 @@ class TritonEngine(ReferenceEngine):
         """Memory held by the buffers of the last evaluation."""
         return 0 if self._step is None else self._step.n_bytes
 
+    def bytes_per_atom(self, n_edges: float, n_segments: float) -> float:
+        """Return the memory of the buffers for each atom of a large system.
+
+        Parameters
+        ----------
+        n_edges, n_segments
+            Candidate pairs and elements of neighbours for each atom.
+        """
+        n = PROBE
+        capacity = Capacity(n, round(n_edges * n), round(n_segments * n), 1, 1)
+        return DeviceStep(self._kernels, capacity).n_bytes / n
+
     def evaluate(
         self, graph: AtomicGraph, wanted: Collection[str] = (), *, min_dist: float | None = None
     ) -> ModelOutput:
@@ -108,11 +123,17 @@ class TritonEngine(ReferenceEngine):
             self._check(step, graph, min_dist)
             output = self._output(step, wanted, charges=term is not None)
             self._record()
+            output = _moved(output, graph.positions.device)
         if "born_charges" not in wanted:
             return output
         ordered = graph.select(torch.argsort(graph.receivers, stable=True))
-        born = super().evaluate(ordered, ("born_charges",)).born_charges
-        return ModelOutput(**{**vars(output), "born_charges": born})
+        born = super().evaluate(ordered.to(self.device), ("born_charges",)).born_charges
+        assert born is not None
+        return replace(output, born_charges=born.to(graph.positions.device))
+
+    def placed(self, graph: AtomicGraph) -> AtomicGraph:
+        """Return the graph itself: what is new in it is copied to the device as it is needed."""
+        return graph
 
     def features(self, graph: AtomicGraph) -> Tensor:
         """Return the invariants [n, n_radial, n_B, C, T] in the working dtype."""
@@ -124,14 +145,14 @@ class TritonEngine(ReferenceEngine):
             shape = (rep.n_stages, rep.n_radial, rep.n_invariants, rep.n_channels, graph.n_atoms)
             found = step.features.reshape(shape).permute(4, 1, 2, 3, 0).clone()
             self._record()
-        return found
+        return found.to(graph.positions.device)
 
     def _prepared(self, graph: AtomicGraph, *, with_inputs: bool = True) -> DeviceStep:
         """Return the step with the graph in its buffers."""
         given = (graph.senders, graph.receivers, graph.shifts, graph.species, graph.batch)
         step = self._step
         if step is None or not _same(given, self._held):
-            step = self._take_list(graph)
+            step = self._take_list(graph.to(self.device))
             self._held = given
         inputs = step.inputs
         inputs.positions.copy_(graph.positions)
@@ -199,7 +220,7 @@ class TritonEngine(ReferenceEngine):
         columns = model.input_columns(module, names, graph.inputs)
         width = sum(column.shape[1] for column in columns)
         model.check_width(module, self._plan.n_features + width)
-        return torch.cat(columns, 1).T.to(self._kernels.dtype).contiguous()
+        return torch.cat(columns, 1).T.to(self.device, self._kernels.dtype).contiguous()
 
     def _take_systems(self, step: DeviceStep, graph: AtomicGraph) -> None:
         """Give cells to the Ewald sums where they are new."""
@@ -278,6 +299,16 @@ class TritonEngine(ReferenceEngine):
             virials=virials,
             latent_charges=step.terms[0].charges.T.clone() if charges else None,
         )
+
+
+def _moved(output: ModelOutput, device: torch.device) -> ModelOutput:
+    """Return the output on a device; itself when it is there."""
+    if output.energy.device == device:
+        return output
+    found: dict[str, Any] = {
+        name: None if t is None else t.to(device) for name, t in vars(output).items()
+    }
+    return ModelOutput(**found)
 
 
 def _same(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> bool:

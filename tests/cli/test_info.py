@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from support.command import succeed
@@ -59,6 +60,19 @@ def test_full_lists_tensors(model):
     assert "ModelSpec(" in text
     assert "messages.0.bchi.layers.0.weight" in text
     assert "float64" in text
+
+
+def test_memory_of_a_gpu_grows_with_the_atoms(model):
+    pytest.importorskip("triton", reason="its kernels say what they need")
+    pattern = r"([\d.]+) GiB for (\d+) atoms, ([\d.]+) kB each with 38 neighbours of 3 elements"
+    found = []
+    for n in (100_000, 200_000):
+        text = json.loads(succeed("info", model, "--json", "--memory", n).stdout)["GPU memory"]
+        size, atoms, each = re.fullmatch(pattern, text).groups()
+        assert int(atoms) == n
+        assert float(size) == pytest.approx(n * float(each) * 1000 / 2**30, rel=0.01)
+        found.append(float(size))
+    assert found[1] == pytest.approx(2.0 * found[0], rel=0.02)
 
 
 def test_bare_descriptors(tmp_path):

@@ -1,0 +1,207 @@
+"""The GPU engine end to end on compiled kernels: what it computes, keeps, and refuses."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from support.tiny_models import tiny_spec, tiny_structure, tiny_weights
+
+from cace_fast.engine import ReferenceEngine
+from cace_fast.engine.device_edges import Capacity, roomy
+from cace_fast.engine.long_range import LongRange
+from cace_fast.engine.triton import TritonEngine
+from cace_fast.errors import CaceFastError, InputError, UnsupportedModelError
+from cace_fast.graph import AtomicGraph, join
+from cace_fast.spec import ModelSpec, energy_terms
+from cace_fast.structures import extra_inputs, graph_of
+
+WANTED = ("forces", "virials")
+PLAIN = {"l_max": 1, "n_rbf": 2, "n_radial": 2}
+MODELS = {
+    "plain": PLAIN,
+    "one step": PLAIN | {"steps": ("M+Ar+Bchi",)},
+    "two steps": PLAIN | {"steps": ("M+Bchi", "M+Ar")},
+    "charges": PLAIN | {"ewald_channels": 2},
+    "inputs": PLAIN | {"inputs": ("charge_states",)},
+}
+
+
+Engines = Callable[..., tuple[ModelSpec, TritonEngine, ReferenceEngine]]
+
+
+@pytest.fixture
+def engines(device: torch.device) -> Engines:
+    """Return a maker of the engine to test and the reference in float64, with the same weights."""
+
+    def make(**options) -> tuple[ModelSpec, TritonEngine, ReferenceEngine]:
+        spec = tiny_spec(**options)
+        single, terms = tiny_weights(spec).to(device, torch.float32), energy_terms(spec)
+        double = {name: w.cpu().double() for name, w in single.items()}
+        return spec, TritonEngine(spec, single, terms), ReferenceEngine(spec, double, terms)
+
+    return make
+
+
+def graph(spec: ModelSpec, reach: float = 0.0, **options) -> AtomicGraph:
+    """Return a small structure; ``reach`` adds pairs beyond the cutoff."""
+    atoms, rep = tiny_structure(spec, **options), spec.representation
+    if not reach:
+        return graph_of(atoms, rep, inputs=extra_inputs(spec))
+    from cace_fast.neighbors import neighbor_list
+
+    def edges(positions, cell, pbc):
+        return neighbor_list(positions, cell, pbc, rep.cutoff + reach)
+
+    return graph_of(atoms, rep, inputs=extra_inputs(spec), edges=edges)
+
+
+def assert_equal(found, expected, names=("energy", "energies", "energies_sr", *WANTED)) -> None:
+    for name in names:
+        got, want = getattr(found, name), getattr(expected, name)
+        assert got.dtype == torch.float64, name
+        scale = max(float(want.abs().max()), 1.0)
+        assert float((got - want).abs().max()) < 4e-6 * scale, name
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("pbc", [True, False])
+def test_results_are_those_of_the_reference(name: str, pbc: bool, engines: Engines) -> None:
+    spec, engine, reference = engines(**MODELS[name])
+    given = graph(spec, pbc=pbc)
+    assert_equal(engine.evaluate(given, WANTED), reference.evaluate(given, WANTED))
+    assert torch.allclose(
+        engine.features(given).double(), reference.features(given), rtol=1e-5, atol=1e-5
+    )
+    if name == "charges":
+        charges = ("latent_charges",)
+        found, expected = engine.evaluate(given, charges), reference.evaluate(given, charges)
+        assert torch.allclose(found.latent_charges.double(), expected.latent_charges, atol=1e-5)
+
+
+def test_pairs_beyond_the_cutoff_and_their_order_do_not_matter(engines: Engines) -> None:
+    spec, engine, _ = engines(**PLAIN)
+    expected = engine.evaluate(graph(spec), WANTED)
+    wide = graph(spec, reach=1.0)
+    order = torch.randperm(len(wide.senders), generator=torch.Generator().manual_seed(0))
+    assert_equal(engine.evaluate(wide.select(order), WANTED), expected)
+
+
+def test_results_are_the_same_bits_from_run_to_run(engines: Engines) -> None:
+    spec, engine, _ = engines(**MODELS["one step"])
+    one, two = (engine.evaluate(graph(spec), WANTED) for _ in range(2))
+    for name in ("energy", "energies", *WANTED):
+        assert torch.equal(getattr(one, name), getattr(two, name))
+
+
+def test_a_batch_of_different_systems(engines: Engines) -> None:
+    spec, engine, reference = engines(**MODELS["charges"])
+    parts = [graph(spec), graph(spec, side=1, seed=5), graph(spec, pbc=False, seed=4)]
+    batch = join(parts)
+    found = engine.evaluate(batch, WANTED)
+    assert_equal(found, reference.evaluate(batch, WANTED))
+    alone = [reference.evaluate(part, WANTED) for part in parts]
+    assert torch.allclose(found.virials, torch.cat([a.virials for a in alone]), atol=1e-3)
+
+
+def test_new_positions_and_cells_in_a_kept_list(engines: Engines) -> None:
+    spec, engine, reference = engines(**MODELS["charges"])
+    given = graph(spec, reach=0.5)
+    engine.evaluate(given, WANTED)
+    step = engine._step
+    moved = AtomicGraph(**{
+        **vars(given), "positions": given.positions * 1.01, "cell": given.cell * 1.01,
+    })  # fmt: skip
+    assert_equal(engine.evaluate(moved, WANTED), reference.evaluate(moved, WANTED))
+    assert engine._step is step
+
+
+def test_capacities_grow_with_a_list_and_are_used_again(engines: Engines) -> None:
+    spec, engine, reference = engines(**PLAIN)
+    small, large = graph(spec), graph(spec, reach=3.0)
+    engine.evaluate(small)
+    held = engine.n_bytes
+    found = engine.evaluate(large, WANTED)
+    assert engine.n_bytes > held
+    assert_equal(found, reference.evaluate(large, WANTED))
+    step = engine._step
+    again = graph(spec, reach=3.0, seed=9)
+    assert_equal(engine.evaluate(again, WANTED), reference.evaluate(again, WANTED))
+    assert engine._step is step
+
+
+def test_memory_of_an_atom_is_foretold(engines: Engines) -> None:
+    spec, engine, _ = engines(**MODELS["charges"])
+    engine.evaluate(graph(spec, reach=1.0), WANTED)
+    c = engine._step.capacity
+    foretold = engine.bytes_per_atom(c.edges / c.atoms, c.segments / c.atoms) * c.atoms
+    assert foretold == pytest.approx(engine.n_bytes, rel=0.05)
+
+
+def test_capacity_holds_what_fits_and_is_not_wasted() -> None:
+    have = Capacity(8, 25_600, 256, 32, 1)
+    assert have.holds(Capacity(8, 25_600, 256, 32, 1))
+    assert not have.holds(Capacity(8, 25_601, 256, 32, 1))
+    assert not have.holds(Capacity(8, 25_600, 257, 32, 1))
+    assert not have.holds(Capacity(9, 20_000, 256, 32, 1))
+    assert not have.holds(Capacity(8, 1_000, 256, 32, 1))
+    assert roomy(have).holds(have)
+
+
+def test_atoms_alone_have_the_energy_of_no_neighbours(engines: Engines) -> None:
+    spec, engine, reference = engines(**PLAIN)
+    lonely = graph(spec, side=1, pbc=False)
+    assert len(lonely.senders) == 0
+    assert_equal(engine.evaluate(lonely, WANTED), reference.evaluate(lonely, WANTED))
+
+
+def test_mistakes_are_named(engines: Engines) -> None:
+    spec, engine, _ = engines(**PLAIN)
+    given = graph(spec)
+    near = given.positions.clone()
+    near[1] = near[0] + torch.tensor([0.0, 0.0, 0.01])
+    with pytest.raises(
+        InputError, match=r"atoms at least 0.05 A apart, got atoms 0 and 1 at 0.0100"
+    ):
+        engine.evaluate(AtomicGraph(**{**vars(given), "positions": near}), min_dist=0.05)
+    near[1] = near[0]
+    with pytest.raises(CaceFastError, match="energy: not finite at atom"):
+        engine.evaluate(AtomicGraph(**{**vars(given), "positions": near}))
+    near[1, 0] = torch.nan
+    with pytest.raises(InputError, match=r"NaN or infinity for atoms \[1\]"):
+        engine.evaluate(AtomicGraph(**{**vars(given), "positions": near}))
+    assert torch.isfinite(engine.evaluate(given).energy).all()
+
+
+def test_what_it_does_not_do_is_refused() -> None:
+    spec = tiny_spec(**MODELS["charges"])
+    weights, terms = tiny_weights(spec), energy_terms(spec)
+    with pytest.raises(UnsupportedModelError, match="float64: these kernels compute in float32"):
+        TritonEngine(spec, weights.to("cpu", torch.float64), terms)
+    single = weights.to("cpu", torch.float32)
+    with pytest.raises(UnsupportedModelError, match="these kernels sum directly"):
+        TritonEngine(spec, single, terms, None, LongRange("nufft", 1e-6))
+
+
+def test_copies_compute_the_same_and_threads_wait_for_each_other(engines: Engines) -> None:
+    spec, engine, _ = engines(**PLAIN)
+    given = [graph(spec, seed=k) for k in range(3)]
+    expected = [engine.evaluate(g, WANTED).forces for g in given]
+    copy = pickle.loads(pickle.dumps(engine))
+    assert torch.equal(copy.evaluate(given[0], WANTED).forces, expected[0])
+    found = [None] * 3
+
+    def work(k: int) -> None:
+        found[k] = engine.evaluate(given[k], WANTED).forces
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for got, want in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(got, want)
