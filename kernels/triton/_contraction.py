@@ -14,23 +14,22 @@ from cace_fast.kernels.triton._device import get, length
 def _mixed(rho, atom_first, seg_species, sender, mixing, atom, exists, n_seg, q, channel,
            NB: tl.constexpr, K: tl.constexpr, NA: tl.constexpr, DEG: tl.constexpr,
            M0: tl.constexpr, NDEG: tl.constexpr, RADIAL: tl.constexpr, G: tl.constexpr,
-           BL: tl.constexpr):  # fmt: skip
+           TURN: tl.constexpr, BL: tl.constexpr):  # fmt: skip
     """Return sum_n W_l[n, q, c] sum_s h_s[s, a] rho_s[n, m] for G channels: index g len(DEG) + m.
 
-    DEG are the degrees of the monomials M0, M0 + 1, ... that are wanted, of NA in all.
+    DEG are the degrees of the monomials M0, M0 + 1, ... that are wanted, of NA in all. TURN radial
+    functions are taken at once, so that their loads are under way together.
     """
     NL: tl.constexpr = length(DEG)
-    stride = n_seg.to(tl.int64)
     first = tl.load(atom_first + atom, mask=exists, other=0)
     end = tl.load(atom_first + atom + 1, mask=exists, other=0)
     steps = tl.max(end - first, 0)
     sums = ()
     for _ in tl.static_range(G * NL):
         sums = sums + (tl.zeros((BL,), rho.dtype.element_ty),)
-    for n in range(NB):
-        row = rho + (n * NA + M0) * stride
+    for n in range(0, NB, TURN):
         inner = ()
-        for _ in tl.static_range(NL):
+        for _ in tl.static_range(TURN * NL):
             inner = inner + (tl.zeros((BL,), rho.dtype.element_ty),)
         for step in range(steps):
             segment = first + step
@@ -38,19 +37,22 @@ def _mixed(rho, atom_first, seg_species, sender, mixing, atom, exists, n_seg, q,
             species = tl.load(seg_species + segment, mask=inside, other=0)
             h = tl.load(sender + species * K + channel // K, mask=inside, other=0.0)
             added = ()
-            for m in tl.static_range(NL):
-                value = tl.load(row + m * stride + segment, mask=inside, other=0.0)
-                added = added + (inner[m] + h * value,)
+            for t in tl.static_range(TURN):
+                for m in tl.static_range(NL):
+                    row = ((n + t) * NA + M0 + m) * n_seg
+                    value = tl.load(rho + row + segment, mask=inside, other=0.0)
+                    added = added + (inner[t * NL + m] + h * value,)
             inner = added
-        place = mixing + (n * NDEG * RADIAL + q) * K * K + channel
-        mixed = ()
-        for g in tl.static_range(G):
-            w = ()
-            for degree in tl.static_range(NDEG):
-                w = w + (tl.load(place + degree * RADIAL * K * K + g),)
-            for m in tl.static_range(NL):
-                mixed = mixed + (sums[g * NL + m] + w[get(DEG, m)] * inner[m],)
-        sums = mixed
+        for t in tl.static_range(TURN):
+            place = mixing + ((n + t) * NDEG * RADIAL + q) * K * K + channel
+            mixed = ()
+            for g in tl.static_range(G):
+                w = ()
+                for degree in tl.static_range(NDEG):
+                    w = w + (tl.load(place + degree * RADIAL * K * K + g),)
+                for m in tl.static_range(NL):
+                    mixed = mixed + (sums[g * NL + m] + w[get(DEG, m)] * inner[t * NL + m],)
+            sums = mixed
     return sums
 
 
@@ -70,16 +72,16 @@ def contraction_forward(
     rho, atom_first, seg_species, species, sender, receiver, mixing, a, b, n, n_seg,
     INVARIANTS: tl.constexpr, NB: tl.constexpr, K: tl.constexpr, NA: tl.constexpr,
     DEG: tl.constexpr, M0: tl.constexpr, NDEG: tl.constexpr, NF: tl.constexpr,
-    RADIAL: tl.constexpr, G: tl.constexpr, WRITE_A: tl.constexpr, WRITE_B: tl.constexpr,
-    BL: tl.constexpr,
+    RADIAL: tl.constexpr, G: tl.constexpr, TURN: tl.constexpr, WRITE_A: tl.constexpr,
+    WRITE_B: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
     """Write A and B of rho, or one of them; B needs all monomials, A takes any run of them."""
     NL: tl.constexpr = length(DEG)
     atom, exists, group = _place(n, RADIAL * K * K // G, BL)
     q, channel = group // (K * K // G), group % (K * K // G) * G
     sums = _mixed(rho, atom_first, seg_species, sender, mixing, atom, exists, n_seg, q, channel,
-                  NB, K, NA, DEG, M0, NDEG, RADIAL, G, BL)  # fmt: skip
-    stride = n.to(tl.int64)
+                  NB, K, NA, DEG, M0, NDEG, RADIAL, G, TURN, BL)  # fmt: skip
+    stride = n
     own = tl.load(species + atom, mask=exists, other=0) * K + channel % K
     for g in tl.static_range(G):
         h = tl.load(receiver + own + g, mask=exists, other=0.0)
@@ -120,21 +122,22 @@ def contraction_backward(
     rho, atom_first, seg_species, species, sender, receiver, mixing, grad_b, grad_a, n, n_seg,
     GRADIENT: tl.constexpr, NB: tl.constexpr, K: tl.constexpr, NA: tl.constexpr,
     DEG: tl.constexpr, M0: tl.constexpr, NDEG: tl.constexpr, NF: tl.constexpr,
-    RADIAL: tl.constexpr, G: tl.constexpr, ADD: tl.constexpr, BL: tl.constexpr,
+    RADIAL: tl.constexpr, G: tl.constexpr, TURN: tl.constexpr, ADD: tl.constexpr,
+    BL: tl.constexpr,
 ):  # fmt: skip
     """Write dE/dA of dE/dB, with A made of rho again."""
     NL: tl.constexpr = length(DEG)
     atom, exists, group = _place(n, RADIAL * K * K // G, BL)
     q, channel = group // (K * K // G), group % (K * K // G) * G
     sums = _mixed(rho, atom_first, seg_species, sender, mixing, atom, exists, n_seg, q, channel,
-                  NB, K, NA, DEG, M0, NDEG, RADIAL, G, BL)  # fmt: skip
+                  NB, K, NA, DEG, M0, NDEG, RADIAL, G, TURN, BL)  # fmt: skip
     own = tl.load(species + atom, mask=exists, other=0) * K + channel % K
     for g in tl.static_range(G):
         h = tl.load(receiver + own + g, mask=exists, other=0.0)
         moments = ()
         for m in tl.static_range(NL):
             moments = moments + (sums[g * NL + m] * h,)
-        _add_gradient(moments, grad_b, grad_a, q, channel + g, n.to(tl.int64), atom, exists,
+        _add_gradient(moments, grad_b, grad_a, q, channel + g, n, atom, exists,
                       GRADIENT, NL, NF, K * K, ADD)  # fmt: skip
 
 
@@ -154,7 +157,7 @@ def contract_forward(
 ):  # fmt: skip
     """Write B of A."""
     atom, exists, group = _place(n, RADIAL * C, BL)
-    q, channel, stride = group // C, group % C, n.to(tl.int64)
+    q, channel, stride = group // C, group % C, n
     found = INVARIANTS(_load_moments(a, q, channel, stride, atom, exists, NL, C))
     for f in tl.static_range(NF):
         tl.store(b + ((q * NF + f) * C + channel) * stride + atom, found[f], mask=exists)
@@ -167,7 +170,7 @@ def contract_backward(
 ):  # fmt: skip
     """Write dE/dA of A and dE/dB, or add it to what is there."""
     atom, exists, group = _place(n, RADIAL * C, BL)
-    q, channel, stride = group // C, group % C, n.to(tl.int64)
+    q, channel, stride = group // C, group % C, n
     moments = _load_moments(a, q, channel, stride, atom, exists, NL, C)
     _add_gradient(moments, grad_b, grad_a, q, channel, stride, atom, exists,
                   GRADIENT, NL, NF, C, ADD)  # fmt: skip
@@ -177,7 +180,7 @@ def contract_backward(
 def mixing_backward(
     grad_a, atom_first, seg_species, species, sender, receiver, mixing, grad_rho, n, n_seg,
     NB: tl.constexpr, K: tl.constexpr, DEG: tl.constexpr, NDEG: tl.constexpr,
-    RADIAL: tl.constexpr, BL: tl.constexpr,
+    RADIAL: tl.constexpr, TURN: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
     """Write dE/drho of dE/dA: one monomial for each program, one atom for each lane."""
     NL: tl.constexpr = length(DEG)
@@ -186,7 +189,6 @@ def mixing_backward(
     for k in tl.static_range(1, NL):
         if get(DEG, k) != get(DEG, k - 1):
             degree += (m >= k).to(tl.int32)
-    stride = n.to(tl.int64)
     own = tl.load(species + atom, mask=exists, other=0) * K
     h = ()
     for k in tl.static_range(K):
@@ -194,23 +196,25 @@ def mixing_backward(
     sums = ()
     for _ in tl.static_range(K * NB):
         sums = sums + (tl.zeros((BL,), grad_a.dtype.element_ty),)
-    for q in range(RADIAL):
-        slope = grad_a + (q * NL + m) * (K * K) * stride + atom
-        weight = mixing + (degree * RADIAL + q) * K * K
-        added = ()
-        for k in tl.static_range(K):
-            slopes = ()
-            for j in tl.static_range(K):
-                value = tl.load(slope + (k * K + j) * stride, mask=exists, other=0.0)
-                slopes = slopes + (value * h[j],)
-            for i in tl.static_range(NB):
-                total = sums[k * NB + i]
+    for q0 in range(0, RADIAL, TURN):
+        for t in tl.static_range(TURN):
+            q = q0 + t
+            slope = grad_a + (q * NL + m) * (K * K) * n + atom
+            weight = mixing + (degree * RADIAL + q) * K * K
+            added = ()
+            for k in tl.static_range(K):
+                slopes = ()
                 for j in tl.static_range(K):
-                    w = tl.load(weight + i * (NDEG * RADIAL * K * K) + (k * K + j))
-                    total += w * slopes[j]
-                added = added + (total,)
-        sums = added
-    _spread(sums, atom_first, seg_species, sender, grad_rho + m * n_seg.to(tl.int64),
+                    value = tl.load(slope + (k * K + j) * n, mask=exists, other=0.0)
+                    slopes = slopes + (value * h[j],)
+                for i in tl.static_range(NB):
+                    total = sums[k * NB + i]
+                    for j in tl.static_range(K):
+                        w = tl.load(weight + i * (NDEG * RADIAL * K * K) + (k * K + j))
+                        total += w * slopes[j]
+                    added = added + (total,)
+            sums = added
+    _spread(sums, atom_first, seg_species, sender, grad_rho + m * n_seg,
             atom, exists, n_seg, NB, K, NL)  # fmt: skip
 
 
@@ -218,7 +222,7 @@ def mixing_backward(
 def _spread(sums, atom_first, seg_species, sender, grad_rho, atom, exists, n_seg,
             NB: tl.constexpr, K: tl.constexpr, NL: tl.constexpr):  # fmt: skip
     """Write sum_a h_s[s, a] of ``sums`` [a, n] to every segment of the atoms."""
-    stride = n_seg.to(tl.int64) * NL
+    stride = n_seg * NL
     first = tl.load(atom_first + atom, mask=exists, other=0)
     end = tl.load(atom_first + atom + 1, mask=exists, other=0)
     for step in range(tl.max(end - first, 0)):

@@ -89,34 +89,56 @@ def _activated_slope(x, flag, KINDS: tl.constexpr):
 
 
 @triton.jit
-def _summed(x, row, n_parts, n_rows, stride, atom, exists):
-    """Return row ``row`` of x [n_parts, n_rows, n], its parts added up in order."""
+def _summed(x, row, n_rows, stride, atom, exists, PARTS: tl.constexpr):
+    """Return row ``row`` of x [PARTS, n_rows, n], its parts added up in order."""
     place = x + row * stride + atom
-    total = tl.load(place, mask=exists, other=0.0)
-    for part in range(1, n_parts):
-        total += tl.load(place + part * n_rows * stride, mask=exists, other=0.0)
+    parts = ()
+    for k in tl.static_range(PARTS):
+        parts = parts + (tl.load(place + k * n_rows * stride, mask=exists, other=0.0),)
+    total = parts[0]
+    for k in tl.static_range(1, PARTS):
+        total += parts[k]
     return total
 
 
-@triton.jit(do_not_specialize=["n", "n_in", "n_out", "n_before", "per_part", "x_parts", "z_parts"])
+@triton.jit
+def _inputs(x, flags, f, end, n_in, n, atom, KINDS: tl.constexpr, ACTIVATE: tl.constexpr,
+            PARTS: tl.constexpr, TURN: tl.constexpr, REP: tl.constexpr,
+            BL: tl.constexpr):  # fmt: skip
+    """Return TURN inputs of REP atoms of every lane, zero behind the end."""
+    values = ()
+    for t in tl.static_range(TURN):
+        for k in tl.static_range(REP):
+            own = atom + k * BL
+            value = _summed(x, f + t, n_in, n, own, (own < n) & (f + t < end), PARTS)
+            if ACTIVATE:
+                flag = tl.load(flags + tl.minimum(f + t, n_in - 1))
+                value = _activated(value, flag, KINDS)
+            values = values + (value,)
+    return values
+
+
+@triton.jit(do_not_specialize=["n", "n_in", "n_out", "n_before", "per_part"])
 def layer(
-    x, w, bias, flags, z, out, n, n_in, n_out, n_before, per_part, x_parts, z_parts,
+    x, w, bias, flags, z, out, n, n_in, n_out, n_before, per_part,
     LDW: tl.constexpr, KINDS: tl.constexpr, BIAS: tl.constexpr, ACTIVATE: tl.constexpr,
-    SLOPE: tl.constexpr, HC: tl.constexpr, REP: tl.constexpr, BL: tl.constexpr,
+    SLOPE: tl.constexpr, X_PARTS: tl.constexpr, Z_PARTS: tl.constexpr, HC: tl.constexpr,
+    TURN: tl.constexpr, REP: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
     """Write a layer's sums [parts, n_out, n]: a part of it for each run of ``per_part`` inputs.
 
     ACTIVATE: inputs go through the activation that ``flags`` name. SLOPE: outputs are multiplied by
     the activation's derivative at z, for a backward pass. x and z may come in parts. ``n_before``
-    parts of ``out`` stand in front of the first one written.
+    parts of ``out`` stand in front of the first one written. Inputs are taken TURN at a time, so
+    that their loads are under way together.
     """
     GROUPS: tl.constexpr = LDW // HC
     program = tl.program_id(0)
     part = tl.program_id(1)
     atom = (program // GROUPS) * (BL * REP) + tl.arange(0, BL)
     h = program % GROUPS * HC
-    stride = n.to(tl.int64)
     first = part * per_part
+    end = tl.minimum(first + per_part, n_in)
     sums = ()
     for i in tl.static_range(HC):
         total = tl.zeros((BL,), x.dtype.element_ty)
@@ -124,20 +146,16 @@ def layer(
             total += tl.where(part == 0, tl.load(bias + h + i), 0.0)
         for _ in tl.static_range(REP):
             sums = sums + (total,)
-    for f in range(first, tl.minimum(first + per_part, n_in)):
-        values = ()
-        for k in tl.static_range(REP):
-            own = atom + k * BL
-            value = _summed(x, f, x_parts, n_in, stride, own, own < n)
-            if ACTIVATE:
-                value = _activated(value, tl.load(flags + f), KINDS)
-            values = values + (value,)
-        added = ()
-        for i in tl.static_range(HC):
-            weight = tl.load(w + f * LDW + h + i)
-            for k in tl.static_range(REP):
-                added = added + (sums[i * REP + k] + values[k] * weight,)
-        sums = added
+    for f in range(first, end, TURN):
+        values = _inputs(x, flags, f, end, n_in, n, atom, KINDS, ACTIVATE, X_PARTS, TURN, REP, BL)
+        for t in tl.static_range(TURN):
+            row = w + tl.minimum(f + t, n_in - 1) * LDW + h
+            added = ()
+            for i in tl.static_range(HC):
+                weight = tl.load(row + i)
+                for k in tl.static_range(REP):
+                    added = added + (sums[i * REP + k] + values[t * REP + k] * weight,)
+            sums = added
     for i in tl.static_range(HC):
         row = (n_before + part) * n_out + h + i
         for k in tl.static_range(REP):
@@ -145,7 +163,7 @@ def layer(
             wanted = (own < n) & (h + i < n_out)
             value = sums[i * REP + k]
             if SLOPE:
-                before = _summed(z, h + i, z_parts, n_out, stride, own, wanted)
+                before = _summed(z, h + i, n_out, n, own, wanted, Z_PARTS)
                 flag = tl.load(flags + tl.minimum(h + i, n_out - 1))
                 value *= _activated_slope(before, flag, KINDS)
-            tl.store(out + row * stride + own, value, mask=wanted)
+            tl.store(out + row * n + own, value, mask=wanted)

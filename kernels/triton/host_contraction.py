@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from cace_fast import tables
-from cace_fast.kernels.triton import _contraction
+from cace_fast.kernels.triton import _contraction, configs
 from cace_fast.kernels.triton.generate import polynomials
 from cace_fast.kernels.triton.launch import Edges
 from cace_fast.spec import Representation
 
 LANES = 32  # atoms of a program of one warp
 MOST_MOMENTS = 105  # moments of all channels of a lane: with more of them registers spill
+MOST_AT_ONCE = 60  # numbers of a lane where there are few atoms: everything is read at once
+FEW_ROWS = 8  # rows of a tile: the table of tiles gives fewer where a device is not full
 MOST_FUSED = 56  # monomials: with more of them A is made in parts, and contracted from memory
 
 
@@ -75,7 +77,7 @@ class Contraction:
                 rho, edges.atom_first, edges.seg_species, species, *self.embeddings, self.mixing,
                 rho if a is None else a, rho if b is None else b, n, rho.shape[1],
                 INVARIANTS=self.alone.functions.invariants, NA=self.n_a,
-                DEG=self.degrees[first:end], M0=first, NF=self.alone.n_b, G=self.group,
+                DEG=self.degrees[first:end], M0=first, NF=self.alone.n_b, **self._turns(n),
                 WRITE_A=a is not None, WRITE_B=whole and b is not None, **self.shape,
             )  # fmt: skip
         if not whole and b is not None:
@@ -107,12 +109,13 @@ class Contraction:
             _contraction.contraction_backward[self._grid(n)](
                 rho, edges.atom_first, edges.seg_species, species, *self.embeddings, self.mixing,
                 grad_b, grad_a, n, rho.shape[1], GRADIENT=self.alone.functions.gradient,
-                NA=self.n_a, DEG=self.degrees, M0=0, NF=self.alone.n_b, G=self.group, ADD=add,
-                **self.shape,
+                NA=self.n_a, DEG=self.degrees, M0=0, NF=self.alone.n_b, ADD=add,
+                **self._turns(n), **self.shape,
             )  # fmt: skip
         _contraction.mixing_backward[(_blocks(n) * self.n_a,)](
             grad_a, edges.atom_first, edges.seg_species, species, *self.embeddings, self.mixing,
-            grad_rho, n, rho.shape[1], DEG=self.degrees, **self.shape,
+            grad_rho, n, rho.shape[1], DEG=self.degrees,
+            TURN=_divisor(self.n_radial, 4) if _few(n) else 1, **self.shape,
         )  # fmt: skip
 
     def contract(self, a: Tensor, b: Tensor) -> None:
@@ -126,7 +129,14 @@ class Contraction:
         self.alone.backward(a, grad_b, grad_a, add=add)
 
     def _grid(self, n: int) -> tuple[int]:
-        return (_blocks(n) * self.n_radial * self.k * self.k // self.group,)
+        return (_blocks(n) * self.n_radial * self.k * self.k // self._turns(n)["G"],)
+
+    def _turns(self, n: int) -> dict[str, int]:
+        """Return how many channels a lane takes, and how many radial functions at a time."""
+        if not _few(n):
+            return {"G": self.group, "TURN": 1}
+        most = max(1, MOST_AT_ONCE // min(self.n_a, MOST_FUSED) - 1)
+        return {"G": 1, "TURN": _divisor(self.shape["NB"], most)}
 
 
 class Alone:
@@ -158,8 +168,17 @@ class Alone:
 
 def channels_at_once(k: int, l_max: int) -> int:
     """Return how many channels of one sender's component a lane takes: rho is read once for all."""
-    most = max(1, MOST_MOMENTS // tables.n_monomials(l_max))
-    return max(g for g in range(1, k + 1) if k % g == 0 and g <= most)
+    return _divisor(k, MOST_MOMENTS // tables.n_monomials(l_max))
+
+
+def _few(n: int) -> bool:
+    """Return whether atoms are so few that waiting for memory is what counts."""
+    return configs.tile(n).rows < FEW_ROWS
+
+
+def _divisor(n: int, most: int) -> int:
+    """Return the largest divisor of ``n`` up to ``most``, at least 1."""
+    return max(d for d in range(1, n + 1) if n % d == 0 and d <= max(1, most))
 
 
 def monomial_parts(l_max: int) -> tuple[tuple[int, int], ...]:

@@ -20,7 +20,7 @@ NORM_EPS = 1e-5  # of the batch normalisation of trained models
 LANES = 32  # a warp
 ROWS = 16  # weights are padded to a multiple of it
 LARGE = 20_000  # atoms from which a device is full without splitting the inputs
-PER_PART = 64  # inputs of one part where there are fewer atoms
+PER_PART = 96  # inputs of one part where there are fewer atoms
 
 Work = dict[str, Tensor]
 
@@ -204,14 +204,15 @@ def product(x: Tensor, w: Tensor, out: Tensor, **given: Any) -> None:
     n, n_in = x.shape[-1], given["n_in"]
     bias, z, kinds = given.get("bias"), given.get("z"), given.get("kinds", ())
     parts = n_parts(n_in, n) if given.get("split") else 1
-    rows, repeat = (16, 4) if n >= LARGE and z is None else (8, 1)
+    rows, turn, repeat = (16, 2, 4) if n >= LARGE and z is None else (4, 32, 1)
     forward = z is None and given.get("bias") is not None
     _readout.layer[(-(-n // (LANES * repeat)) * (w.shape[1] // rows), parts)](
         x, w, x if bias is None else bias, given["flags"], x if z is None else z, out,
         n, n_in, given["n_out"], given.get("n_before", 0), -(-n_in // parts) if n_in else 1,
-        x.shape[0] if x.dim() == 3 else 1, 1 if z is None else z.shape[0],
         LDW=w.shape[1], KINDS=kinds, BIAS=bias is not None, ACTIVATE=forward and bool(kinds),
-        SLOPE=z is not None, HC=rows, REP=repeat, BL=LANES, num_warps=1,
+        SLOPE=z is not None, X_PARTS=x.shape[0] if x.dim() == 3 else 1,
+        Z_PARTS=1 if z is None else z.shape[0], HC=rows, TURN=turn, REP=repeat, BL=LANES,
+        num_warps=1,
     )  # fmt: skip
 
 

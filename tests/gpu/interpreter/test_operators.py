@@ -54,7 +54,7 @@ def test_messages(step: str) -> None:
     judge(cases.messages(step, "63 edges", **SMALL))
 
 
-@pytest.mark.parametrize("edges", EDGE_CASES)
+@pytest.mark.parametrize("edges", sorted(set(EDGE_CASES) - {"400 edges", "63 edges"}))
 def test_messages_on_awkward_edges(edges: str) -> None:
     judge(cases.messages("all", edges, **SMALL))
 
