@@ -15,6 +15,7 @@ from .cpu import CpuEngine
 from .long_range import LongRange
 from .precision import find_device, find_dtype
 from .reference import ReferenceEngine, physical_charges
+from .resident import ResidentSystem
 from .skin import VerletList
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "CpuEngine",
     "LongRange",
     "ReferenceEngine",
+    "ResidentSystem",
     "VerletList",
     "choose_backend",
     "find_device",

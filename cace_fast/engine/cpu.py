@@ -96,6 +96,10 @@ class CpuEngine(ReferenceEngine):
         """Memory held by the library for this model's evaluation."""
         return self._evaluator.n_bytes
 
+    def seconds(self) -> dict[str, float]:
+        """Return the time spent in each part of the library so far, threads added up."""
+        return self._evaluator.seconds()
+
     def evaluate(
         self, graph: AtomicGraph, wanted: Collection[str] = (), *, min_dist: float | None = None
     ) -> ModelOutput:

@@ -61,6 +61,10 @@ class ReferenceEngine:
         """Return the graph where :meth:`evaluate` wants it: on the device of the weights."""
         return graph.to(self.weights["embedding.sender"].device)
 
+    def seconds(self) -> dict[str, float]:
+        """Return the time spent in each part so far; empty where that is not measured."""
+        return {}
+
     def features(self, graph: AtomicGraph) -> Tensor:
         """Return the invariants [n, n_radial, n_B, C, T] in the working dtype."""
         with torch.no_grad():

@@ -22,7 +22,6 @@ TILES = ((2_000, Tile(2, 16)), (20_000, Tile(8, 4)), (2**31, Tile(16, 2)))
 BLOCK = 128  # lanes of a program where one lane is one edge or one atom
 BLOCK_WARPS = 4
 SUM_BLOCK = 1024  # numbers that a program of the float64 sums takes at once
-HIP_LANES = 2  # a wavefront of AMD's CDNA is 64 lanes: twice the lanes in a row
 
 
 def tile(n_rows: int) -> Tile:

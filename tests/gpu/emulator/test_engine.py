@@ -5,18 +5,20 @@ from __future__ import annotations
 import pickle
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from support.tiny_models import tiny_spec, tiny_structure, tiny_weights
 
-from cace_fast.engine import ReferenceEngine
+from cace_fast.engine import ReferenceEngine, ResidentSystem
 from cace_fast.engine.device_edges import Capacity, roomy
 from cace_fast.engine.long_range import LongRange
 from cace_fast.engine.triton import TritonEngine
 from cace_fast.errors import CaceFastError, InputError, UnsupportedModelError
 from cace_fast.graph import AtomicGraph, join
+from cace_fast.neighbors import neighbor_list
 from cace_fast.spec import ModelSpec, energy_terms
 from cace_fast.structures import extra_inputs, graph_of
 
@@ -52,7 +54,6 @@ def graph(spec: ModelSpec, reach: float = 0.0, **options) -> AtomicGraph:
     atoms, rep = tiny_structure(spec, **options), spec.representation
     if not reach:
         return graph_of(atoms, rep, inputs=extra_inputs(spec))
-    from cace_fast.neighbors import neighbor_list
 
     def edges(positions, cell, pbc):
         return neighbor_list(positions, cell, pbc, rep.cutoff + reach)
@@ -62,7 +63,7 @@ def graph(spec: ModelSpec, reach: float = 0.0, **options) -> AtomicGraph:
 
 def assert_equal(found, expected, names=("energy", "energies", "energies_sr", *WANTED)) -> None:
     for name in names:
-        got, want = getattr(found, name), getattr(expected, name)
+        got, want = getattr(found, name).cpu(), getattr(expected, name)
         assert got.dtype == torch.float64, name
         scale = max(float(want.abs().max()), 1.0)
         assert float((got - want).abs().max()) < 4e-6 * scale, name
@@ -140,6 +141,41 @@ def test_memory_of_an_atom_is_foretold(engines: Engines) -> None:
     c = engine._step.capacity
     foretold = engine.bytes_per_atom(c.edges / c.atoms, c.segments / c.atoms) * c.atoms
     assert foretold == pytest.approx(engine.n_bytes, rel=0.05)
+
+
+def test_positions_that_stay_on_the_device(engines: Engines, device: torch.device) -> None:
+    spec, engine, reference = engines(**PLAIN)
+    given = graph(spec)
+    system = ResidentSystem(engine, given, skin=0.4)
+    generator = torch.Generator().manual_seed(3)
+    kick = 0.02 * torch.randn(given.positions.shape, generator=generator, dtype=torch.float64)
+    for k in range(0, 12, 3):
+        moved = given.positions + k * kick
+        found = system.evaluate(moved.to(device), wanted=WANTED)
+        exact = graph_of_positions(spec, given, moved)
+        assert_equal(found, reference.evaluate(exact, WANTED))
+    assert 1 < system.n_builds < 4
+    step = engine._step
+    system.evaluate(wanted=WANTED)
+    assert engine._step is step
+    builds = system.n_builds
+    wider = given.cell * 1.02
+    found = system.evaluate(cell=wider.to(device), wanted=WANTED)
+    exact = graph_of_positions(spec, replace(given, cell=wider), moved)
+    assert_equal(found, reference.evaluate(exact, WANTED))
+    assert system.n_builds == builds + 1
+    with pytest.raises(InputError, match=r"positions: expected a torch.float64 tensor of shape"):
+        system.evaluate(moved.float())
+
+
+def graph_of_positions(spec: ModelSpec, like: AtomicGraph, positions: torch.Tensor) -> AtomicGraph:
+    """Return a graph with other positions and a new list."""
+    pairs = neighbor_list(
+        positions.numpy(), like.cell[0].numpy(), like.pbc[0].numpy(), spec.representation.cutoff
+    )
+    names = ("senders", "receivers", "shifts")
+    edges = {name: torch.from_numpy(getattr(pairs, name)) for name in names}
+    return replace(like, positions=positions, **edges)
 
 
 def test_capacity_holds_what_fits_and_is_not_wasted() -> None:
