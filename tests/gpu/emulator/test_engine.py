@@ -13,7 +13,7 @@ import torch
 from support.tiny_models import tiny_spec, tiny_structure, tiny_weights
 
 from cace_fast.engine import ReferenceEngine, ResidentSystem
-from cace_fast.engine.device_edges import Capacity, roomy
+from cace_fast.engine.device_edges import Capacity, roomy, sort_edges
 from cace_fast.engine.long_range import LongRange
 from cace_fast.engine.triton import TritonEngine
 from cace_fast.errors import CaceFastError, InputError, UnsupportedModelError
@@ -176,6 +176,27 @@ def graph_of_positions(spec: ModelSpec, like: AtomicGraph, positions: torch.Tens
     names = ("senders", "receivers", "shifts")
     edges = {name: torch.from_numpy(getattr(pairs, name)) for name in names}
     return replace(like, positions=positions, **edges)
+
+
+def test_segments_are_the_elements_around_each_atom_and_lists_have_one_order() -> None:
+    spec = tiny_spec(**PLAIN, elements=(8, 1, 29))
+    given = graph(spec, side=3)
+    order = torch.randperm(len(given.senders), generator=torch.Generator().manual_seed(2))
+    one, two = sort_edges(given, 3), sort_edges(given.select(order), 3)
+    for got, want in zip(one, two, strict=True):
+        assert torch.equal(got, want)
+    around = given.receivers * 3 + given.species[given.senders]
+    assert len(one.seg_atom) == len(around.unique())
+    assert torch.equal(one.seg_atom * 3 + one.seg_species, around.unique())
+    assert int(one.seg_count.sum()) == len(given.senders)
+    shifts = one.numbers[:, one.shift].T
+    d = (
+        given.positions[one.receiver]
+        - given.positions[one.sender]
+        + shifts.double() @ given.cell[0]
+    )
+    assert float(d.norm(dim=1).max()) < spec.representation.cutoff
+    assert torch.equal(one.sender[one.sent_edge], one.sender.sort().values)
 
 
 def test_capacity_holds_what_fits_and_is_not_wasted() -> None:
