@@ -15,7 +15,7 @@ from torch import Tensor
 from cace_fast.errors import InputError
 from cace_fast.kernels import _checks
 from cace_fast.kernels.moments import array, graph_of, operations_of
-from cace_fast.spec import ModelSpec, Representation, from_json, to_json
+from cace_fast.spec import Representation, from_json
 from cace_fast.weights import expected_shapes
 
 if TYPE_CHECKING:
@@ -64,15 +64,21 @@ def messages(
     if not 0 <= step < len(spec.steps):
         raise InputError("step", f"one of the {len(spec.steps)} steps of the specification", step)
     n, r, c = species.shape[0], spec.n_radial, spec.n_channels
-    _checks.require("a", a, (n, r, spec.n_monomials, c), (vectors.dtype,))
-    _checks.require("b", b, (n, r, spec.n_invariants, c), (vectors.dtype,))
+    for name, tensor, rows in zip(("a", "b"), (a, b), _rows(spec), strict=True):
+        _checks.require(name, tensor, (n, r, rows, c), (vectors.dtype,))
     chosen = _checks.select_backend(vectors.device, backend)
-    whole = ModelSpec(spec)
-    tensors = _checks.require_constant(weights, list(expected_shapes(whole)))
+    names, text = _checks.described(spec)
+    tensors = _checks.require_constant(weights, names)
     edges = (vectors.contiguous(), senders, receivers, species)
     inputs = (a.contiguous(), b.contiguous(), *edges)
-    out: Tensor = _messages(*inputs, tensors, to_json(whole), step, chosen)
+    out: Tensor = _messages(*inputs, tensors, text, step, chosen)
     return out
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _rows(spec: Representation) -> tuple[int, int]:
+    """Return the numbers of monomials and invariants."""
+    return spec.n_monomials, spec.n_invariants
 
 
 def _on_device(

@@ -65,11 +65,18 @@ def readout(
     """
     _checks.require("features", features, (None, spec.mlp.widths[0]), _checks.FLOATS)
     chosen = _checks.select_backend(features.device, backend)
+    names, text = _described(spec)
+    tensors = _checks.require_constant(weights, [prefix + name for name in names])
+    out: Tensor = _readout(features.contiguous(), tensors, text, chosen)
+    return out
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _described(spec: Readout) -> tuple[list[str], str]:
+    """Return what follows the prefix in the names of the tensors, and the read-out as text."""
     whole = _model(spec)
     own = [name for name in expected_shapes(whole) if name.startswith(PREFIX)]
-    tensors = _checks.require_constant(weights, [prefix + n.removeprefix(PREFIX) for n in own])
-    out: Tensor = _readout(features.contiguous(), tensors, to_json(whole), chosen)
-    return out
+    return [name.removeprefix(PREFIX) for name in own], to_json(whole)
 
 
 def _model(spec: Readout) -> ModelSpec:

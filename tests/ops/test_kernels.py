@@ -24,7 +24,7 @@ from cace_fast.reference import ewald as ref_ewald
 from cace_fast.reference import messages as ref_messages
 from cace_fast.reference import moments as ref_moments
 from cace_fast.reference import readout as ref_readout
-from cace_fast.spec import MLP, Ewald, Readout
+from cace_fast.spec import MLP, Ewald, ModelSpec, Readout, to_json
 from cace_fast.weights import mlp_shapes
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
@@ -264,8 +264,7 @@ def test_ewald_of_any_number_of_channels(n_q):
 def test_operators_keep_their_promises():
     """opcheck: schema, fake tensors, autograd registration, tracing."""
     spec, edges = with_step(True, True, (False, False)), EDGE_CASES["63 edges"]
-    whole = kernel_moments.ModelSpec(spec)
-    text = kernel_moments.to_json(whole)
+    text = to_json(ModelSpec(spec))
     weights = list(random_weights(spec).values())
     vectors = edges["vectors"].clone().requires_grad_(True)
     others = (edges["senders"], edges["receivers"], edges["species"])
@@ -282,7 +281,7 @@ def test_operators_keep_their_promises():
     )
     h = torch.tensor(CELLS["triclinic"], dtype=torch.float64, requires_grad=True)
     feats = torch.randn(n, 21, generator=generator, dtype=torch.float64, requires_grad=True)
-    net = kernel_readout.to_json(kernel_readout._model(module))
+    net = to_json(kernel_readout._model(module))
     calls = {
         kernel_moments._moments: (vectors, *others, weights, text, "cpu"),
         kernel_contraction._contraction: (a, spec.l_max, spec.nu_max, "cpu"),

@@ -19,7 +19,7 @@ from cace_fast.kernels.triton.host_ewald import EwaldSum
 from cace_fast.kernels.triton.host_readout import layers_of
 from cace_fast.kernels.triton.launch import edges_of
 from cace_fast.reference.ewald import ewald
-from cace_fast.spec import MLP, Ewald
+from cace_fast.spec import MLP, Ewald, Readout
 
 F32 = torch.float32
 CASES = {
@@ -115,17 +115,33 @@ def test_a_large_system_takes_other_layers(
         assert relative(found[key], want.double()) < 1e-6
 
 
+WHOLE = {
+    "contraction": lambda: cases.contraction(2, 2, n=5),
+    "readout": lambda: cases.readout("silu", True, n=5),
+    "messages": lambda: cases.messages("bchi shared", "63 edges", l_max=1, nu_max=2, n_rbf=2),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_operators_compile_whole(name: str, device: torch.device) -> None:
+    case = WHOLE[name]()
+    given = {key: t.to(device) for key, t in to_dtype(case.tensors, F32).items()}
+    eager = case.kernels("triton")
+    compiled = torch.compile(eager, fullgraph=True, backend="aot_eager")
+    expected, found = value_and_grads(eager, given), value_and_grads(compiled, given)
+    for key, want in expected.items():
+        torch.testing.assert_close(found[key], want)
+
+
 def test_operators_pass_torchs_own_checks(device: torch.device) -> None:
     a = cases.contraction(2, 2, n=5).tensors["a"].float().to(device).requires_grad_(True)
     torch.library.opcheck(contraction._contraction, (a, 2, 2, "triton"))
-    compiled = torch.compile(
-        lambda x: contraction.contraction(x, 2, 2, backend="triton").sum(),
-        fullgraph=True, backend="aot_eager",
-    )  # fmt: skip
-    eager = contraction.contraction(a, 2, 2, backend="triton").sum()
-    torch.testing.assert_close(compiled(a), eager)
-    found, want = (torch.autograd.grad(y, a)[0] for y in (compiled(a), eager))
-    torch.testing.assert_close(found, want)
+    x = cases.readout("silu", False, n=5).tensors["features"].float().to(device)
+    module = cases.NETWORKS["silu"]
+    weights = cases.network_weights(module, readout.PREFIX, False)
+    text = readout._described(Readout("E", module, linear=False))[1]
+    own = [w.float().to(device) for w in weights.values()]
+    torch.library.opcheck(readout._readout, (x.requires_grad_(True), own, text, "triton"))
 
 
 def test_refusals_name_the_remedy(device: torch.device) -> None:
