@@ -130,6 +130,16 @@ def test_the_phonons_run_and_both_ways_agree(tmp_path):
     assert [float(f) for f in rows["X"].split()] == pytest.approx([5.53, 5.53, 8.16], abs=0.05)
 
 
+@pytest.mark.slow
+def test_the_infrared_spectrum_is_that_of_the_polarisation(tmp_path):
+    printed = run("infrared.py", "--quick", "--out", "infrared.png", folder=tmp_path)
+    assert (tmp_path / "infrared.png").read_bytes().startswith(PNG)
+    line = number(printed, r"strongest line +(\d+) 1/cm")
+    assert 700 < line < 1000
+    assert number(printed, r"that of dP/dt itself +(\d+) 1/cm") == line
+    assert abs(number(printed, r"energy drift +([-+][\d.]+) meV/atom")) < 0.5
+
+
 def test_the_shipped_file_says_what_it_is(copper):
     provenance = copper.spec.provenance
     assert SHIPPED.stat().st_size < 200_000
