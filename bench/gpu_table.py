@@ -60,9 +60,13 @@ def key(row: Row) -> tuple[str, str, str, str]:
 
 @cache
 def kernels(model: str) -> tuple[Specialised, ...]:
-    """Return the kernels of a model, each once, with every entry of the table of tiles."""
+    """Return the kernels of a model, each once; one model's with every tile, others' with the last.
+
+    Tiles are the same for all models.
+    """
     found: dict[int, Specialised] = {}
-    for number in range(len(configs.TILES)):
+    last = len(configs.TILES) - 1
+    for number in range(last + 1) if model in ALL_GPUS else (last,):
         with tiles(number):
             found |= {id(k.source): k for k in record(SHAPES[model], 2).kernels}
     return tuple(found.values())
@@ -106,19 +110,24 @@ def main() -> None:
     options = parser.parse_args()
     cases = QUICK if options.quick else FULL
     chosen = [case for case in cases if not options.only or set(case) & set(options.only)]
-    found = [row for case in chosen for row in rows(*case)]
-    if options.quick:
-        for row in found:
-            print(*asdict(row).values())
-        return
-    if options.only:
-        found += [row for row in read() if (row.model, row.target) not in chosen]
-    found.sort(key=key)
+    for case in chosen:
+        found = rows(*case)
+        if options.quick:
+            for row in found:
+                print(*asdict(row).values())
+            continue
+        held = [row for row in read() if (row.model, row.target) in FULL] if TABLE.exists() else []
+        write([*(row for row in held if (row.model, row.target) != case), *found])
+        print(f"{' '.join(case)}: {len(found)} kernels")
+
+
+def write(found: list[Row]) -> None:
+    """Write the table."""
     with open(TABLE, "w", newline="") as file:
         writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(map(asdict, found))
-    print(f"{len(found)} rows in {TABLE.name}")
+        writer.writerows(map(asdict, sorted(found, key=lambda r: (r.model, r.target, r.kernel,
+                                                                  r.number))))  # fmt: skip
 
 
 if __name__ == "__main__":

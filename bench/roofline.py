@@ -116,6 +116,11 @@ def table(models: Sequence[str], devices: Sequence[roofline.Device]) -> list[dic
     return rows
 
 
+def _numbers(row: dict[str, str]) -> dict[str, Any]:
+    kinds = {"atoms": int, "us/step": float, "us/atom": float, "launches": int}
+    return {key: kinds.get(key, str)(value) for key, value in row.items()}
+
+
 def show(model: str, device: roofline.Device, sizes: Sequence[int]) -> None:
     """Print the launches of a step, the longest first."""
     for n in sizes:
@@ -166,7 +171,14 @@ def main() -> None:
                 show(model, device, options.atoms)
         return
     rows = table(options.models, devices)
-    with open(PAGE / "roofline.csv", "w", newline="") as file:
+    path = PAGE / "roofline.csv"
+    if path.exists():  # keep what other runs found
+        with open(path, newline="") as file:
+            held = list(csv.DictReader(file))
+        done = {(row["model"], row["device"]) for row in rows}
+        rows += [_numbers(row) for row in held if (row["model"], row["device"]) not in done]
+    rows.sort(key=lambda row: (row["model"], row["device"], row["atoms"]))
+    with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -1,4 +1,4 @@
-"""What compiled kernels need: registers, spills, shared memory, instructions, for many GPUs.
+"""What compiled kernels need: registers, stack, shared memory, instructions, for many GPUs.
 
 Nothing is executed: Triton compiles for any architecture, and the tools beside it tell what the
 result needs. Only what Triton's package brings along is used.
@@ -82,8 +82,8 @@ class Resources:
     ----------
     registers
         Of a thread; on AMD's accelerators accumulation registers are counted in.
-    spilled, stack, shared
-        Bytes: of registers that did not fit, of local memory, of shared memory.
+    stack, shared
+        Bytes of local memory (what registers could not hold is there) and of shared memory.
     loop, rest
         Instructions of innermost loops and outside them, by kind.
     tf32
@@ -91,12 +91,16 @@ class Resources:
     """
 
     registers: int
-    spilled: int
     stack: int
     shared: int
     loop: Counter[str]
     rest: Counter[str]
     tf32: bool
+
+    @property
+    def spilled(self) -> int:
+        """Instructions that reach the stack: registers did not suffice."""
+        return self.count("stack")
 
     def count(self, *kinds: str) -> int:
         """Return how many instructions of these kinds there are; of all kinds without any."""
@@ -148,7 +152,7 @@ def measure(kernel: Specialised, architecture: str) -> Resources:
     tf32 = "tf32" in built.asm["ttir"]
     if architecture in AMD:
         return _measure_amd(built.asm["amdgcn"], tf32)
-    return _measure_nvidia(built.asm, architecture, built.metadata.shared, tf32)
+    return _measure_nvidia(built.asm, built.metadata.shared, tf32)
 
 
 @cache
@@ -163,28 +167,15 @@ def _tool(name: str, *arguments: str | Path) -> str:
     return done.stdout + done.stderr
 
 
-def _measure_nvidia(asm: Any, architecture: str, shared: int, tf32: bool) -> Resources:
-    number = int(architecture.removeprefix("sm_"))
-    with tempfile.TemporaryDirectory() as folder:
-        text, binary = Path(folder) / "kernel.ptx", Path(folder) / "kernel.cubin"
-        text.write_text(asm["ptx"])
-        binary.write_bytes(asm["cubin"])
-        suffix = "a" if number >= 90 else ""
-        report = _tool(
-            "ptxas-blackwell" if number >= 100 else "ptxas", "-v", text, "-o", Path(folder) / "out",
-            f"--gpu-name={architecture}{suffix}",
-        )  # fmt: skip
-        code = _tool("nvdisasm", "-c", binary)
-    frame = re.search(
-        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill", report
-    )
-    registers = re.search(r"Used (\d+) registers", report)
-    assert frame is not None
-    assert registers is not None
-    loop, rest = _nvidia_code(code)
-    return Resources(
-        int(registers[1]), int(frame[2]) + int(frame[3]), int(frame[1]), shared, loop, rest, tf32
-    )
+def _measure_nvidia(asm: Any, shared: int, tf32: bool) -> Resources:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(asm["cubin"])
+        file.flush()
+        report = _tool("cuobjdump", "-res-usage", file.name)
+        code = _tool("nvdisasm", "-c", file.name)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", report)
+    assert found is not None
+    return Resources(int(found[1]), int(found[2]), shared, *_nvidia_code(code), tf32)
 
 
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)")
@@ -246,9 +237,7 @@ def _measure_amd(text: str, tf32: bool) -> Resources:
             if found[1] not in ("s_nop", "s_code_end"):
                 names.append(found[1])
     loop, rest = _split(names, jumps, _AMD_KINDS)
-    spilled = 4 * (_amd_number(text, "vgpr_spill_count") + _amd_number(text, "sgpr_spill_count"))
     return Resources(
-        _amd_number(text, "vgpr_count"), spilled,
-        _amd_number(text, "private_segment_fixed_size"),
+        _amd_number(text, "vgpr_count"), _amd_number(text, "private_segment_fixed_size"),
         _amd_number(text, "group_segment_fixed_size"), loop, rest, tf32,
     )  # fmt: skip
