@@ -113,7 +113,8 @@ def _inputs(x, flags, f, end, n_in, n, atom, KINDS: tl.constexpr, ACTIVATE: tl.c
             value = _summed(x, f + t, n_in, n, own, (own < n) & (f + t < end), PARTS)
             if ACTIVATE:
                 flag = tl.load(flags + tl.minimum(f + t, n_in - 1))
-                value = _activated(value, flag, KINDS)
+                # an activation of nothing may be something
+                value = tl.where(f + t < end, _activated(value, flag, KINDS), 0.0)
             values = values + (value,)
     return values
 

@@ -20,6 +20,8 @@ NORM_EPS = 1e-5  # of the batch normalisation of trained models
 LANES = 32  # a warp
 ROWS = 16  # weights are padded to a multiple of it
 LARGE = 20_000  # atoms from which a device is full without splitting the inputs
+FEW = (4, 32, 1)  # rows of a program, inputs taken at once, atoms of a lane
+MANY = (16, 2, 4)
 PER_PART = 96  # inputs of one part where there are fewer atoms
 
 Work = dict[str, Tensor]
@@ -204,7 +206,7 @@ def product(x: Tensor, w: Tensor, out: Tensor, **given: Any) -> None:
     n, n_in = x.shape[-1], given["n_in"]
     bias, z, kinds = given.get("bias"), given.get("z"), given.get("kinds", ())
     parts = n_parts(n_in, n) if given.get("split") else 1
-    rows, turn, repeat = (16, 2, 4) if n >= LARGE and z is None else (4, 32, 1)
+    rows, turn, repeat = MANY if n >= LARGE and z is None else FEW
     forward = z is None and given.get("bias") is not None
     _readout.layer[(-(-n // (LANES * repeat)) * (w.shape[1] // rows), parts)](
         x, w, x if bias is None else bias, given["flags"], x if z is None else z, out,

@@ -27,6 +27,7 @@ CASES = {
     "contraction, l 4": lambda: cases.contraction(4, 3, channels=1),
     "contraction, nu 4": lambda: cases.contraction(4, 4, n_radial=1),
     "readout": lambda: cases.readout("silu", True),
+    "readout, softplus": lambda: cases.readout("softplus", True),
     "readout, gelu": lambda: cases.readout("gelu", False),
     "readout, many inputs": lambda: cases.readout("wide", True),
     "messages": lambda: cases.messages("all", "400 edges", k=3, n_rbf=6),
