@@ -13,7 +13,7 @@ from support.physics import displaced, rotation
 from support.structures import water
 from support.tiny_models import tiny_potential
 
-from cace_fast import InputError, Potential, PropertyNotImplementedError
+from cace_fast import CACECalculator, InputError, Potential, PropertyNotImplementedError
 from cace_fast.spec import Ewald, ModelSpec
 
 
@@ -123,3 +123,25 @@ def test_external_field_and_neutrality_terms():
         energy(**by_name)
     atoms.info |= {"efield": 0.3, "direction": 1}
     assert energy(**by_name)["energy"] == pytest.approx(field["energy"], abs=1e-13)
+
+
+def test_a_field_does_the_work_that_forces_say(charged):
+    """Differences of the energy of a molecule in a field; Z* of a crystal has no such energy."""
+    options = {"external_field": [0.4, -0.3, 0.8], "skin": 0.0}
+    atoms = water(False)
+    atoms.calc = CACECalculator(charged, **options)
+    forces, h = atoms.get_forces(), 1e-4
+    assert atoms.get_potential_energies().sum() == pytest.approx(atoms.get_potential_energy())
+    for i, a in ((0, 0), (2, 1), (4, 2)):
+        energies = []
+        for sign in (1, -1):
+            moved = atoms.copy()
+            moved.positions[i, a] += sign * h
+            moved.calc = CACECalculator(charged, **options)
+            energies.append(moved.get_potential_energy())
+        slope = (energies[0] - energies[1]) / (2 * h)
+        assert forces[i, a] == pytest.approx(-slope, rel=1e-6, abs=1e-7)
+    plain, crystal = water(True), water(True)
+    plain.calc, crystal.calc = CACECalculator(charged), CACECalculator(charged, **options)
+    assert crystal.get_potential_energy() == plain.get_potential_energy()
+    assert not np.allclose(crystal.get_forces(), plain.get_forces(), atol=1e-6)

@@ -65,7 +65,8 @@ class CACECalculator(Calculator):
         ``atoms.arrays``.
     external_field
         Electric field [3], or a number for models with one field direction: adds Z* f to the
-        forces (not to energy and stress).
+        forces, and -f.P to the energy of open systems (equal shares of it to ``energies``).
+        Periodic ones have no field energy, and stress is without field in either.
     keep_neutral
         Remove the mean of the Born charges before the field acts.
     atomic_energies
@@ -226,6 +227,8 @@ class CACECalculator(Calculator):
             self._field is not None and "forces" in wanted
         ):
             wanted.add("bec")
+        if self._field is not None and not np.any(atoms.pbc):
+            wanted.add("dipole")
         return sorted(wanted)
 
     def _results(self, found: Mapping[str, Any], atoms: Atoms) -> dict[str, Any]:
@@ -240,6 +243,10 @@ class CACECalculator(Calculator):
             "free_energy": energy * self.energy_unit,
             "energies": energies * self.energy_unit,
         }
+        if self._field is not None and "dipole" in found:
+            own = -float(found["dipole"] @ self._field) * self.length_unit
+            for name, share in (("energy", 1), ("free_energy", 1), ("energies", len(atoms))):
+                results[name] = results[name] + own / share
         if "stress" in found:
             stress = found["stress"] * self.energy_unit / self.length_unit**3
             results["stress"] = full_3x3_to_voigt_6_stress(stress)

@@ -265,7 +265,9 @@ def test_external_field_acts_on_forces():
     np.testing.assert_allclose(
         field.get_forces() - plain.get_forces(), bec @ [0.2, 0.0, -0.4], rtol=0, atol=1e-12
     )
-    assert field.get_potential_energy() == plain.get_potential_energy()
+    work = potential.compute(plain, ("dipole",))["dipole"] @ [0.2, 0.0, -0.4]
+    want = plain.get_potential_energy() - work
+    assert field.get_potential_energy() == pytest.approx(want, abs=1e-12)
     for wrong in (1, [1.0, 2.0], [np.nan, 0, 0]):
         with pytest.raises(InputError, match="external_field: expected three"):
             prepared(potential, external_field=wrong)
