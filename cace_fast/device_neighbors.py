@@ -19,6 +19,7 @@ from .neighbors import check_geometry, complete_cell
 
 AT_ONCE = 2**20  # candidate pairs, or atoms times bins around them, of one chunk
 BIN = 0.5  # of the cutoff: smaller bins waste fewer candidates, and have more of them to visit
+FEW_ATOMS = 500  # up to here all pairs are looked at, where these are not too many
 NOWHERE = np.zeros((0, 3))
 
 
@@ -100,11 +101,44 @@ def device_neighbor_list(
     none = torch.zeros(0, dtype=torch.int64, device=positions.device)
     if not len(positions):
         return DevicePairs(none, none, none.reshape(0, 3))
-    search = _placed(positions, cell.cpu(), pbc.cpu(), float(cutoff), batch)
+    cell, pbc = cell.cpu(), pbc.cpu()
+    if len(cell) == 1 and len(positions) <= FEW_ATOMS:
+        check_geometry(NOWHERE, cell[0].numpy(), pbc[0].numpy(), cutoff)
+        images = _images(cell[0], pbc[0], cutoff)
+        if len(positions) ** 2 * len(images) <= AT_ONCE:
+            return _all_pairs(positions, cell[0], pbc[0], float(cutoff), images)
+    search = _placed(positions, cell, pbc, float(cutoff), batch)
     chunks = [_near(search, *chunk, float(cutoff)) for chunk in _candidates(search)]
     if not chunks:
         return DevicePairs(none, none, none.reshape(0, 3))
     return _sorted(DevicePairs(*(torch.cat(parts) for parts in zip(*chunks, strict=True))))
+
+
+def _images(cell: Tensor, pbc: Tensor, cutoff: float) -> Tensor:
+    """Return the shifts S [m, 3] that pairs of atoms inside the cell may have, in order."""
+    full = complete_cell(cell.numpy(), pbc.numpy())
+    heights = 1.0 / np.linalg.norm(np.linalg.inv(full), axis=0)
+    most = np.where(pbc.numpy(), np.floor(cutoff / heights + 1.0), 0.0).astype(int)
+    return torch.tensor(list(product(*(range(-m, m + 1) for m in most.tolist()))))
+
+
+def _all_pairs(
+    positions: Tensor, cell: Tensor, pbc: Tensor, cutoff: float, images: Tensor
+) -> DevicePairs:
+    """Return the pairs of one small system by looking at all of them: few operations, in order."""
+    device = positions.device
+    full = torch.from_numpy(complete_cell(cell.numpy(), pbc.numpy()))
+    to_fraction = torch.linalg.inv(full) * pbc.double()  # an open direction is never wrapped
+    wrap = torch.floor(positions @ to_fraction.to(device))
+    inside = positions - wrap @ full.to(device)
+    moved = (images.double() @ full).to(device)
+    d = inside[:, None, None] - inside[None, :, None] + moved
+    near = (d * d).sum(3) < cutoff * cutoff
+    near[:, :, len(images) // 2].fill_diagonal_(False)
+    receiver, sender, image = torch.nonzero(near, as_tuple=True)
+    whole = wrap.long()
+    shifts = images.to(device)[image] - whole[receiver] + whole[sender]
+    return DevicePairs(sender, receiver, shifts)
 
 
 def _bins(positions: Tensor, cell: Tensor, pbc: Tensor, cutoff: float, batch: Tensor) -> _Bins:

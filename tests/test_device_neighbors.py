@@ -34,6 +34,13 @@ def positions(n: int, cell: np.ndarray, seed: int = 0) -> np.ndarray:
     ) @ cell
 
 
+@pytest.fixture(params=["all pairs", "bins"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run every test with both searches: small systems would never see bins."""
+    if request.param == "bins":
+        monkeypatch.setattr(device_neighbors, "FEW_ATOMS", 0)
+
+
 def compare(r: np.ndarray, cell: np.ndarray, pbc: tuple[bool, ...], cutoff: float) -> int:
     expected = neighbor_list(r, cell, np.array(pbc), cutoff)
     found = device_neighbor_list(
