@@ -131,10 +131,11 @@ def check_gpu(model: str | None = None) -> dict[str, str]:
     choose_backend("triton", device)
     name = model or shipped()[0]
     fast = load(name, device=device, backend="triton")
-    plain = [load(name, device="cpu", dtype=d, backend="reference") for d in ("float32", "float64")]
+    plain = load(name, device="cpu", backend="reference")
+    exact = load(name, device="cpu", dtype="float64", backend="reference")
     rows = {"device": state.detail, "model": name}
     for n_atoms in TRIED:
-        rows |= _tried(fast, *plain, n_atoms)
+        rows |= _tried(fast, plain, exact, n_atoms)
     return rows
 
 

@@ -209,10 +209,11 @@ class Machine:
         for block, times in zip(self.blocks, visits, strict=True):
             for i in block.instructions:
                 executed[".".join(i.parts)] += times
+        loop, rest = (self._weighed(visits, inside=inside) for inside in (True, False))
+        waits = sum(n for block, n in zip(self.blocks, visits, strict=True) if block.loads)
         return Launch(
-            self.kernel.name, full, total * threads // 32, executed,
-            *(self._weighed(visits, inside=inside) for inside in (True, False)),
-            sum(n for b, n in zip(self.blocks, visits, strict=True) if b.loads), memory.finish(),
+            self.kernel.name, full, total * threads // 32, executed, loop, rest, waits,
+            memory.finish(),
         )  # fmt: skip
 
     def _weighed(self, visits: list[int], *, inside: bool) -> tuple[int, int]:
