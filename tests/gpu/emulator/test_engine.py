@@ -121,6 +121,23 @@ def test_new_positions_and_cells_in_a_kept_list(engines: Engines) -> None:
     assert engine._step is step
 
 
+def test_a_frozen_k_set_is_that_of_the_first_cell(device: torch.device) -> None:
+    spec = tiny_spec(**MODELS["charges"], ewald={"sigma": 0.1, "dl": 1.7, "norm_factor": 100.0})
+    single, terms = tiny_weights(spec).to(device, torch.float32), energy_terms(spec)
+    double = {name: w.cpu().double() for name, w in single.items()}
+    given = graph(spec, reach=1.0)
+    wide = replace(given, positions=given.positions * 1.2, cell=given.cell * 1.2)
+    found = {}
+    for k_set in ("frozen", "sphere"):
+        how = [LongRange("direct", 1e-6, k_set) for _ in range(2)]
+        engine = TritonEngine(spec, single, terms, None, how[0])
+        reference = ReferenceEngine(spec, double, terms, None, how[1])
+        for one in (given, wide):
+            found[k_set] = engine.evaluate(one, WANTED)
+            assert_equal(found[k_set], reference.evaluate(one, WANTED))
+    assert float((found["frozen"].energy - found["sphere"].energy).abs()) > 1e-3
+
+
 def test_capacities_grow_with_a_list_and_are_used_again(engines: Engines) -> None:
     spec, engine, reference = engines(**PLAIN)
     small, large = graph(spec), graph(spec, reach=3.0)
