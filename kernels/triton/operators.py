@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from cace_fast.errors import InputError
 from cace_fast.kernels.triton.host_contraction import Alone
 from cace_fast.kernels.triton.host_ewald import VOIGT, EwaldSum
 from cace_fast.kernels.triton.host_messages import Messages
@@ -17,12 +18,15 @@ from cace_fast.kernels.triton.host_readout import Readouts, Work
 from cace_fast.kernels.triton.launch import edges_of
 from cace_fast.spec import Ewald, Readout, Representation
 
+MOST_NUMBERS = 2**31 - 1  # of one array: kernels number them by int32
+
 
 def _components(x: Tensor) -> Tensor:
     """Return [n, R, m, C] as [R m C, n]."""
-    return x.detach().permute(1, 2, 3, 0).contiguous().view(-1, len(x)) if len(x) else (
-        x.new_empty(x.shape[1:].numel(), 0)
-    )  # fmt: skip
+    if x.numel() > MOST_NUMBERS:
+        raise InputError("atoms", f"an array of at most {MOST_NUMBERS} numbers", x.numel())
+    rows = x.shape[1:].numel()
+    return x.detach().permute(1, 2, 3, 0).reshape(rows, x.shape[0]).contiguous()
 
 
 def _atoms(x: Tensor, like: Tensor, n_rows: int) -> Tensor:

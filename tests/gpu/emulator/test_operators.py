@@ -11,9 +11,9 @@ from support.mixing import chain
 from support.tolerances import to_dtype, value_and_grads
 from torch import Tensor
 
-from cace_fast.errors import PropertyNotImplementedError, UnsupportedModelError
+from cace_fast.errors import InputError, PropertyNotImplementedError, UnsupportedModelError
 from cace_fast.kernels import contraction, readout
-from cace_fast.kernels.triton import host_contraction, host_readout
+from cace_fast.kernels.triton import host_contraction, host_readout, operators
 from cace_fast.kernels.triton.host_contraction import Contraction
 from cace_fast.kernels.triton.host_ewald import EwaldSum
 from cace_fast.kernels.triton.host_readout import layers_of
@@ -154,4 +154,7 @@ def test_refusals_name_the_remedy(device: torch.device) -> None:
     residual = MLP((4, 3, 3, 1), residual=True)
     with pytest.raises(UnsupportedModelError, match="residual network in a read-out, with"):
         layers_of(residual, {}, "outputs.0.0")
+    huge = torch.empty(1, device=device).expand(2**16, 2**6, 4, 2**10)
+    with pytest.raises(InputError, match="atoms: expected an array of at most 2147483647 numbers"):
+        operators.contraction_gradient(huge, huge, 1, 2)
     assert readout.PREFIX == "outputs.0.0"  # where the operator's kernels look for its tensors
