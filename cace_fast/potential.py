@@ -126,6 +126,11 @@ class Potential:
         return self._engine.description + note
 
     @property
+    def seconds(self) -> dict[str, float]:
+        """Time spent in each part of the engine so far in s; empty where that is not measured."""
+        return self._engine.seconds()
+
+    @property
     def sorts_pairs(self) -> bool:
         """Whether candidate pairs may come in any order; see :meth:`evaluate`."""
         return self._engine.sorts_pairs
@@ -211,7 +216,7 @@ class Potential:
                 else:
                     graph = graph_of(atoms, rep, inputs=names, edges=source)
             except InputError as error:
-                raise _numbered(error, number, frames) from None
+                raise structures.numbered(error, number, len(frames)) from None
             pending.append(graph)
             n_edges, n_atoms = n_edges + len(graph.senders), n_atoms + graph.n_atoms
             full = n_edges > BATCH_EDGES or n_atoms > BATCH_ATOMS
@@ -293,7 +298,7 @@ class Potential:
             try:
                 self._engine.evaluate(graph.to(self.device), min_dist=min_dist)
             except InputError as error:
-                raise _numbered(error, number, frames) from None
+                raise structures.numbered(error, number, len(frames)) from None
 
     def _evaluate_batch(
         self,
@@ -318,12 +323,6 @@ class Potential:
                 if "energies" in result:
                     result["energies"] = result["energies"] + isolated
         return results
-
-
-def _numbered(error: InputError, number: int, frames: Sequence[Atoms]) -> InputError:
-    if len(frames) > 1:
-        error.args = (f"structure {number}: {error}",)
-    return error
 
 
 def load(

@@ -131,6 +131,13 @@ def too_close(pair: tuple[int, int], distance: float, min_dist: float) -> InputE
     )
 
 
+def numbered(error: InputError, number: int, n_structures: int) -> InputError:
+    """Return the error with the number of its structure, where there are several."""
+    if n_structures > 1:
+        error.args = (f"structure {number}: {error}",)
+    return error
+
+
 def species_of(numbers: NDArray[Any], spec: Representation) -> NDArray[np.int64]:
     """Return the embedding row of each atomic number [n]; UnknownElementError for strangers."""
     table = np.full(max(max(spec.elements), int(numbers.max(initial=0))) + 1, -1, dtype=np.int64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,7 +39,20 @@ def require_edges(vectors: Tensor, senders: Tensor, receivers: Tensor, species: 
     require("species", species, (None,), INTS)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def constant(function: Function) -> Function:
+    """Mark a function whose result torch.compile takes as a constant.
+
+    This is all that ``torch.compiler.assume_constant_result`` does; but that imports dynamo, a
+    second and 170 MB for everyone who never compiles.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant
 def described(spec: Representation) -> tuple[list[str], str]:
     """Return the names of a representation's tensors, and itself as text for operators."""
     whole = ModelSpec(spec)
@@ -63,7 +76,7 @@ def require_constant(weights: Mapping[str, Tensor], names: list[str]) -> list[Te
     return [weights[name] for name in names]
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def select_backend(device: torch.device, name: str | None) -> str:
     """Return the backend for a device: the one named, or the best available one.
 

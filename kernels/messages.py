@@ -75,7 +75,7 @@ def messages(
     return out
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@_checks.constant
 def _rows(spec: Representation) -> tuple[int, int]:
     """Return the numbers of monomials and invariants."""
     return spec.n_monomials, spec.n_invariants

@@ -71,7 +71,7 @@ def readout(
     return out
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@_checks.constant
 def _described(spec: Readout) -> tuple[list[str], str]:
     """Return what follows the prefix in the names of the tensors, and the read-out as text."""
     whole = _model(spec)

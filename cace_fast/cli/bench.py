@@ -20,8 +20,9 @@ from cace_fast.cli.common import (
     refuse_existing,
     write_whole,
 )
+from cace_fast.cli.counted import counted
 from cace_fast.cli.doctor import NEEDED, installed_version, processor
-from cace_fast.cli.measure import Way, memory, spread, times
+from cace_fast.cli.measure import Way, memory, parts, spread, times
 from cace_fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -66,7 +67,9 @@ def bench(
         seconds = times(potentials, atoms, rounds, lambda: advance(1))
     rows = []
     for way, potential, values in zip(ways, potentials, seconds, strict=True):
-        rows.append(_row(potential, len(atoms), values, timestep, memory(model, way, atoms)))
+        row = _row(potential, len(atoms), values, timestep, memory(model, way, atoms))
+        row["parts"] = {k: 1e6 * s / len(atoms) for k, s in parts(potential, atoms).items()}
+        rows.append(row)
     result = {**_circumstances(model, potentials[0], atoms), "timestep_fs": timestep}
     result |= {"rounds": rounds, "results": rows}
     if output is not None:
@@ -167,7 +170,26 @@ def _circumstances(model: str, potential: Potential, atoms: Atoms) -> dict[str, 
             "atoms": len(atoms),
             "edges_per_atom": edges / len(atoms),
         },
+        "core": _core(),
+        "mflop_needed": {
+            part: 2e-6 * n for part, n in counted(potential.spec, edges / len(atoms)).items()
+        },
     }
+
+
+def _core() -> dict[str, Any]:
+    """Return what one core of this machine does at most, measured now; empty where it cannot be."""
+    from cace_fast.kernels.cpu import library
+
+    try:
+        return {
+            "instructions": library.isa(),
+            "float32": library.peak(32),
+            "float64": library.peak(64),
+            "copied": library.bandwidth(),
+        }
+    except library.NotLoadedError:
+        return {}
 
 
 def _print(result: dict[str, Any]) -> None:
@@ -177,13 +199,42 @@ def _print(result: dict[str, Any]) -> None:
         f"{structure['edges_per_atom']:.1f} edges per atom), {result['machine']}, "
         f"{result['threads']} threads, {result['rounds']} rounds"
     )
-    head = ("backend", "dtype", "device", "us/atom", "quartiles", "ns/day", "kB/atom")
-    print("{:<10} {:<8} {:<7} {:>9} {:>17} {:>9} {:>9}".format(*head))
+    core = result["core"]
+    if core:
+        print(
+            f"one core ({core['instructions']}): {core['float32'] / 1e9:.0f} GFlop/s in float32, "
+            f"{core['float64'] / 1e9:.0f} in float64, {core['copied'] / 1e9:.1f} GB/s copied"
+        )
+    head = ("backend", "dtype", "device", "us/atom", "quartiles", "ratio", "ns/day", "kB/atom")
+    print("{:<10} {:<8} {:<7} {:>9} {:>17} {:>7} {:>9} {:>9}".format(*head))
+    slowest = max(row["us_per_atom"] for row in result["results"])
     for row in result["results"]:
         low, high = row["us_per_atom_quartiles"]
         print(
             f"{row['backend']:<10} {row['dtype']:<8} {row['device']:<7} {row['us_per_atom']:9.4g} "
-            f"{f'{low:.4g}-{high:.4g}':>17} {row['ns_per_day']:9.4g} "
-            f"{row['bytes_per_atom'] / 1e3:9.4g}"
+            f"{f'{low:.4g}-{high:.4g}':>17} {slowest / row['us_per_atom']:7.1f} "
+            f"{row['ns_per_day']:9.4g} {row['bytes_per_atom'] / 1e3:9.4g}"
         )
-    print(f"ns/day at {result['timestep_fs']:g} fs; memory above that after the imports")
+    print(
+        f"ratio to the slowest; ns/day at {result['timestep_fs']:g} fs; "
+        "memory above that after the imports"
+    )
+    for row in result["results"]:
+        if row["parts"] and core:
+            _print_parts(row, core[row["dtype"]], result["mflop_needed"])
+
+
+def _print_parts(row: dict[str, Any], peak: float, needed: dict[str, float]) -> None:
+    """Print the time of each part beside the operations that its formulas need."""
+    print(f"{row['backend']} {row['dtype']}, parts of the engine, threads added up:")
+    print(f"{'':<10} {'us/atom':>9} {'share':>7} {'Mflop/atom':>11} {'needed':>9} {'times':>7}")
+    everything = sum(row["parts"].values())
+    for part, us in [*row["parts"].items(), ("all", everything)]:
+        need = sum(needed.values()) if part == "all" else needed[part]
+        at_peak = 1e-12 * us * peak
+        times = f"{at_peak / need:.1f}" if need else ""
+        share = us / everything
+        print(f"{part:<10} {us:9.3g} {share:7.0%} {at_peak:11.3g} {need:9.3g} {times:>7}")
+    print(
+        "Mflop: the time at the core's peak; needed: multiply-adds of the formulas, two flop each"
+    )

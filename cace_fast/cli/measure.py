@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cace_fast.potential import Potential
 
 SHORTEST = 0.05  # s of one timing: a faster call is repeated within it
+PART_ROUNDS = 5
 CHILD = "from cace_fast.cli.measure import child; child()"
 
 
@@ -57,6 +58,19 @@ def times(
             row.append(_seconds(call, loop))
         on_round()
     return found
+
+
+def parts(potential: Potential, atoms: Atoms) -> dict[str, float]:
+    """Return the s that each part of one evaluation takes, the quickest of several; or nothing."""
+    call = _call(potential, atoms)
+    call()
+    loop = max(1, math.ceil(SHORTEST / _seconds(call, 1)))
+    rounds = []
+    for _ in range(PART_ROUNDS):
+        before = potential.seconds
+        _seconds(call, loop)
+        rounds.append({part: (s - before[part]) / loop for part, s in potential.seconds.items()})
+    return min(rounds, key=lambda round_: sum(round_.values()))
 
 
 def spread(seconds: list[float]) -> tuple[float, float, float]:

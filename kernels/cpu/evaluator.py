@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from cace_fast.kernels.cpu import library
 from cace_fast.kernels.cpu.long_range import HostSum
 
+PARTS = ("pairs", "radial", "sums", "mix", "contract", "readout", "edges", "messages", "forces")
+
 
 class Structures(NamedTuple):
     """Structures evaluated together; arrays in C order.
@@ -129,6 +131,11 @@ class Evaluator:
     def n_bytes(self) -> int:
         """Memory held by the buffers of the engine."""
         return int(self._lib.cf_state_bytes(self._state))
+
+    def seconds(self) -> dict[str, float]:
+        """Return the time spent in each part since the number of threads changed, threads added."""
+        seconds = self._lib.cf_state_seconds
+        return {part: float(seconds(self._state, part.encode())) for part in PARTS}
 
     def run(
         self,

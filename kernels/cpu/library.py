@@ -127,6 +127,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cf_ewald_create": (ctypes.c_int, (POINTER(EwaldSpec), POINTER(c_void_p), c_char_p)),
     "cf_ewald_free": (None, (c_void_p,)),
     "cf_ewald_threads": (None, (c_void_p, c_int32)),
+    "cf_state_seconds": (c_double, (c_void_p, c_char_p)),
     "cf_ewald_freeze": (None, (c_void_p, c_void_p)),
     "cf_ewald_cell": (ctypes.c_int, (c_void_p, c_void_p, POINTER(c_int64), c_char_p)),
     "cf_ewald_structure_factors": (None, (c_void_p, c_int64, c_int32, *(c_void_p,) * 3)),

@@ -11,7 +11,9 @@ from support.command import cace_fast, succeed
 from support.tiny_models import tiny_potential, tiny_structure
 
 from cace_fast.cli import measure
+from cace_fast.cli.counted import counted
 from cace_fast.cli.measure import Way, memory, spread, times
+from cace_fast.spec import Readout
 
 
 @pytest.fixture
@@ -44,6 +46,39 @@ def test_numbers_agree_with_each_other(files, no_child):
         step = row["us_per_atom"] * 64 * 1e-6
         assert row["ns_per_day"] == pytest.approx(86400 / step * 2e-6)
         assert row["bytes_per_atom"] == 8000
+
+
+def test_parts_are_timed_beside_what_they_need(files, no_child):
+    base = ("bench", files / "m.safetensors", files / "in.xyz", "--rounds", "1")
+    ways = ("--backend", "cpu", "--backend", "reference")
+    found = json.loads(succeed(*base, *ways, "--json").stdout)
+    cpu, plain = found["results"]
+    assert plain["parts"] == {}
+    assert set(cpu["parts"]) == set(found["mflop_needed"])
+    assert all(cpu["parts"][part] > 0 for part in ("pairs", "mix", "contract", "readout", "edges"))
+    assert sum(cpu["parts"].values()) < 1.5 * cpu["us_per_atom"]
+    assert found["core"]["float32"] > found["core"]["float64"] > 0
+    text = succeed(*base, *ways).stdout
+    assert "parts of the engine" in text
+    assert text.count("\ncontract ") == 1
+
+
+def test_needed_operations_are_those_of_the_formulas():
+    """Shapes of the water model, counted by hand: 6 functions, 20 monomials, 12 x 9 lanes."""
+    spec = tiny_potential(n_rbf=6, l_max=3, nu_max=3, n_radial=12, n_embedding=3).spec
+    need = counted(spec, neighbours=70.0)
+    assert need["sums"] == 70 * 6 * 20
+    groups = 3 * spec.representation.n_elements * 6 * 20
+    assert need["mix"] == 2 * (108 * 6 * 20 + groups)
+    rows = sum(
+        m.mlp.widths[1] + m.linear * m.n_out
+        for sub in spec.submodels
+        for m in sub.modules
+        if isinstance(m, Readout)
+    )
+    assert need["readout"] == 2 * rows * 108 * 6
+    assert 108 * 100 < need["contract"] < 108 * 400
+    assert need["messages"] == 0
 
 
 def test_structures_are_made_where_none_is_given(files, no_child):

@@ -63,7 +63,7 @@ void ar_sums(Work<T>& work, const Model& m, const StepData<T>& s, const Block& b
              const cf_list& list, Vec<T>* a) {
   typedef Vec<T> V;
   constexpr int W = Simd<T>::width;
-  Section timer(work.seconds, kMessages);
+  Section timer(work.ticks_of, kMessages);
   const size_t size = s.size() / W;
   V* sums = work.ar.need(size * W);
   ArPairs<T>& pairs = work.ar_pairs;

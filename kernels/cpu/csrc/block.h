@@ -57,7 +57,7 @@ struct Work {
   Buffer<V> y, grad_y, outer, grad_g, factor, grad_factor;  // of a chunk of slots
   Buffer<V> ar, more_dr;  // sums of a block's atoms; dE/dr of each slot by Ar
   ArPairs<T> ar_pairs;
-  double seconds[kParts] = {};
+  uint64_t ticks_of[kParts] = {};
   int64_t bad_atom = INT64_MAX;
   bool unsorted = false;
   alignas(64) T nowhere[kRow] = {};
@@ -73,25 +73,15 @@ struct Work {
   }
 };
 
-// Adds the processor time of a scope to a part of the work, where the library is compiled for that.
+// Adds the time of a scope to a part of the work.
 class Section {
-#ifdef CF_PROFILE
  public:
-  Section(double* seconds, Part part) : to_(seconds + part), start_(now()) {}
-  ~Section() { *to_ += now() - start_; }
+  Section(uint64_t* parts, Part part) : to_(parts + part), start_(ticks()) {}
+  ~Section() { *to_ += ticks() - start_; }
 
  private:
-  static double now() {
-    timespec t;
-    ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-    return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
-  }
-  double* to_;
-  double start_;
-#else
- public:
-  Section(double*, Part) {}
-#endif
+  uint64_t* to_;
+  uint64_t start_;
 };
 
 // Receivers first .. first+n_lanes-1 in lanes 0 .. n_lanes-1.
@@ -109,7 +99,7 @@ template <class T>
 void find_slots(Work<T>& work, const Block& block, const cf_list& list, const Site* sites,
                 const double* shifts, double cutoff, int n_groups) {
   constexpr int W = Work<T>::W;
-  Section timer(work.seconds, kPairs);
+  Section timer(work.ticks_of, kPairs);
   int64_t capacity = 1;
   for (int lane = 0; lane < block.n_lanes; ++lane) {
     const int64_t* range = list.first + block.first + lane;
@@ -186,7 +176,7 @@ void find_slots(Work<T>& work, const Block& block, const cf_list& list, const Si
 template <class T>
 void radial_of_slots(Work<T>& work, const Block& block, const Radial<T>& radial) {
   typedef Vec<T> V;
-  Section timer(work.seconds, kRadial);
+  Section timer(work.ticks_of, kRadial);
   const int n_b = radial.n_b;
   V* g = work.g.roomy(size_t(work.n_slots) * n_b + 1);
   V* dg = work.dg.roomy(size_t(work.n_slots) * n_b + 1);

@@ -1,6 +1,7 @@
 // What the C interface asks of an engine, made for each instruction set and precision.
 #pragma once
 #include <cstdint>
+#include <ctime>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -26,7 +27,23 @@ class NotFinite : public std::runtime_error {
   const int64_t atom;
 };
 
-// Parts of the work that are timed when CF_PROFILE is defined.
+// A clock that takes some nanoseconds to read; seconds_of (machine.cpp) knows how long a tick lasts.
+static inline uint64_t ticks() {
+#if defined(__x86_64__)
+  return __builtin_ia32_rdtsc();
+#elif defined(__aarch64__)
+  uint64_t now;
+  asm volatile("mrs %0, cntvct_el0" : "=r"(now));
+  return now;
+#else
+  timespec now;
+  ::clock_gettime(CLOCK_MONOTONIC, &now);
+  return uint64_t(now.tv_sec) * 1000000000u + uint64_t(now.tv_nsec);
+#endif
+}
+double seconds_of(uint64_t ticks);
+
+// Parts of the work that are timed.
 enum Part { kPairs, kRadial, kSums, kMix, kContract, kReadout, kEdges, kMessages, kForces, kParts };
 inline const char* part_name(int part) {
   static const char* const names[kParts] = {"pairs",    "radial",   "sums",  "mix",   "contract",

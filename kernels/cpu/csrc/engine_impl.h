@@ -115,9 +115,9 @@ class EngineOf final : public Engine {
 
   int64_t bytes() const override;
   double seconds(int part) const override {
-    double sum = part == kForces ? forces_seconds_ : 0.0;
-    for (int i = 0; i < n_works_; ++i) sum += works_[i].seconds[part];
-    return sum;
+    uint64_t sum = part == kForces ? forces_ticks_ : 0;
+    for (int i = 0; i < n_works_; ++i) sum += works_[i].ticks_of[part];
+    return seconds_of(sum);
   }
 
  private:
@@ -253,5 +253,5 @@ class EngineOf final : public Engine {
   Buffer<int32_t> receiver_;
   Work<T>* works_ = nullptr;
   int n_works_ = 0;
-  double forces_seconds_ = 0.0;
+  uint64_t forces_ticks_ = 0;
 };

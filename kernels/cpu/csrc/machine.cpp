@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "cace_fast_step.h"
+#include "engine.h"
 
 namespace cace_fast {
 namespace base {
@@ -13,6 +14,20 @@ double machine_peak(int precision);
 }
 namespace avx512 {
 double machine_peak(int precision);
+}
+
+namespace {
+struct Moment {
+  std::chrono::steady_clock::time_point time = std::chrono::steady_clock::now();
+  uint64_t tick = ticks();
+};
+const Moment loaded;
+}  // namespace
+
+double seconds_of(uint64_t count) {
+  const Moment now;
+  const std::chrono::duration<double> since = now.time - loaded.time;
+  return count * (since.count() / (now.tick - loaded.tick));
 }
 }  // namespace cace_fast
 

@@ -44,7 +44,7 @@ inline void monomials_of_slots(const Work<T>& work, int first, int n, int l_max,
 template <class T>
 void grouped_sums(Work<T>& work, const Model& m, int n_groups) {
   typedef Vec<T> V;
-  Section timer(work.seconds, kSums);
+  Section timer(work.ticks_of, kSums);
   const int n_b = m.n_b, n_a = m.n_a;
   V* rho = work.rho.zeros(size_t(n_groups) * n_b * n_a);
   V* y = work.y.need(size_t(kChunk) * n_a);
@@ -118,7 +118,7 @@ template <class T>
 void grouped_gradient(Work<T>& work, const Model& m, int n_groups, const Vec<T>* more_dr,
                       T* pair_gradient, bool add, PairSums<T>& sums) {
   typedef Vec<T> V;
-  Section timer(work.seconds, kEdges);
+  Section timer(work.ticks_of, kEdges);
   const int n_b = m.n_b, n_a = m.n_a;
   const V* grad_rho = work.grad_rho.data();
   V* y = work.y.need(size_t(kChunk) * n_a);

@@ -77,7 +77,7 @@ void EngineOf<T>::make_moments(Work<T>& work, const Block& block, int t, V* a) {
     } else {
       weighted_sums(work, m_, factors(block, t), list_, list_.first[block.first], frame_.species);
     }
-    Section timer(work.seconds, kMix);
+    Section timer(work.ticks_of, kMix);
     const V* rho = work.rho.data();
     if (grouped(t)) {
       V* mixed = work.rho_mixed.need(m_.k * size);
@@ -125,7 +125,7 @@ void EngineOf<T>::invariants(Work<T>& work, const Block& block, int t, const V* 
                              double* features) {
   V* b = work.b.need(size_t(m_.n_features()));
   {
-    Section timer(work.seconds, kContract);
+    Section timer(work.ticks_of, kContract);
     V* scratch = work.scratch.need(contraction_.scratch() + 1);
     for (int i = 0; i < m_.r * m_.c; ++i)
       contraction_.values(a + size_t(i) * m_.n_a, b + size_t(i) * m_.n_inv, scratch);
@@ -142,7 +142,7 @@ void EngineOf<T>::invariants(Work<T>& work, const Block& block, int t, const V* 
 // The part of the invariants work.b of generation t in the first layers of all networks.
 template <class T>
 void EngineOf<T>::first_layers(Work<T>& work, const Block& block, int t) {
-  Section timer(work.seconds, kReadout);
+  Section timer(work.ticks_of, kReadout);
   const Stack<T>& stack = stacks_[t];
   if (!stack.rows()) return;
   V* rows = work.rows.need(stack.rows());
@@ -165,7 +165,7 @@ template <class T>
 void EngineOf<T>::make_message(Work<T>& work, const Block& block, int t, const V* a) {
   StepData<T>& s = steps_[t];
   if (s.step->bchi) {
-    Section timer(work.seconds, kReadout);
+    Section timer(work.ticks_of, kReadout);
     V* values = work.values.need(largest_tape_);
     V* kept = s.rows.data() + size_t(block.number) * s.tape.n_roots();
     for (int i = 0; i < s.tape.n_roots(); ++i)
@@ -178,14 +178,14 @@ void EngineOf<T>::make_message(Work<T>& work, const Block& block, int t, const V
     }
   }
   if (!s.step->ar) return;
-  Section timer(work.seconds, kMessages);
+  Section timer(work.ticks_of, kMessages);
   lanes_to_atoms<T>(a, block, m_, s, false, s.a.data());
 }
 
 // Energies and charges from the rows; with `backward_too` also dE/drows.
 template <class T>
 void EngineOf<T>::read_out(Work<T>& work, const Block& block, bool backward_too) {
-  Section timer(work.seconds, kReadout);
+  Section timer(work.ticks_of, kReadout);
   V* values = work.values.need(largest_tape_);
   V* slopes = work.slopes.need(largest_tape_);
   V* gradients = work.gradients.need(largest_tape_);

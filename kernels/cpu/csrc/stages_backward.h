@@ -4,7 +4,7 @@
 // generation, those of the Bchi network come from dE/dw.
 template <class T>
 void EngineOf<T>::message_rows_gradient(Work<T>& work, const Block& block, int t) {
-  Section timer(work.seconds, kReadout);
+  Section timer(work.ticks_of, kReadout);
   const Stack<T>& stack = stacks_[t];
   V* grad_rows = work.grad_rows.need(most_rows_);
   if (m_.stages == 1) return;
@@ -37,11 +37,11 @@ void EngineOf<T>::moments_gradient(Work<T>& work, const Block& block, int t, con
                                    V* grad_a) {
   V* grad_b = work.grad_b.need(m_.n_features());
   {
-    Section timer(work.seconds, kReadout);
+    Section timer(work.ticks_of, kReadout);
     for (int f = 0; f < m_.n_features(); ++f) grad_b[f] = V{};
     add_weighted(stacks_[t].backward, work.grad_rows.data(), grad_b);
   }
-  Section timer(work.seconds, kContract);
+  Section timer(work.ticks_of, kContract);
   V* scratch = work.scratch.need(contraction_.scratch() + 1);
   V h_r[kMaxEmbedding], g[kMaxInvariants];
   receivers(block, 1.0, h_r);
@@ -76,7 +76,7 @@ void EngineOf<T>::add_later_gradients(Work<T>& work, const Block& block, int t, 
 // Keeps what memory and Ar of the step before need of grad_a, and scales it for the way to rho.
 template <class T>
 void EngineOf<T>::pass_to_previous(Work<T>& work, const Block& block, int t, V* grad_a) {
-  Section timer(work.seconds, kMessages);
+  Section timer(work.ticks_of, kMessages);
   if (t > 0 && m_.steps[t - 1].memory)
     ::memcpy(kept_grad_.data() + block.number * a_size(), grad_a, a_size() * sizeof(V));
   if (t > 0 && m_.steps[t - 1].ar)
@@ -113,7 +113,7 @@ void EngineOf<T>::pairs_gradient(Work<T>& work, const Block& block, int t, const
   const size_t size = size_t(m_.n_b) * m_.n_a;
   if (grouped(t)) {
     {
-      Section timer(work.seconds, kMix);
+      Section timer(work.ticks_of, kMix);
       V* mixed = work.rho_mixed.need(m_.k * size);
       unmix<T>(m_.l_max, mixing(t), layout(t), grad_a, mixed);
       unmix_groups<T>(m_, h_s_.data(), mixed, work.grad_rho.need(n_groups_ * size));
@@ -122,7 +122,7 @@ void EngineOf<T>::pairs_gradient(Work<T>& work, const Block& block, int t, const
   } else if (t == 0 || m_.steps[t - 1].bchi) {
     const Factors<T> f = factors(block, t);
     {
-      Section timer(work.seconds, kMix);
+      Section timer(work.ticks_of, kMix);
       unmix<T>(m_.l_max, mixing(t), layout(t), grad_a, work.grad_rho.need(f.n_x * size));
     }
     weighted_gradient(work, m_, f, list_, base, frame_.species, more_dr, to, sums);
@@ -160,7 +160,7 @@ void EngineOf<T>::gather_at_senders(int t) {
 #pragma omp parallel for schedule(dynamic, 16) num_threads(n_works_) if (n_works_ > 1)
   for (int i = 0; i < n_all; ++i) {
     Work<T>& work = works_[omp_get_thread_num()];
-    Section timer(work.seconds, kMessages);
+    Section timer(work.ticks_of, kMessages);
     const int32_t* sent = list_.sent + list_.sent_first[i];
     const int64_t n_sent = list_.sent_first[i + 1] - list_.sent_first[i];
     try {
@@ -189,7 +189,7 @@ void EngineOf<T>::gather_at_senders(int t) {
 template <class T>
 void EngineOf<T>::finish(const cf_result& result) {
   const int n_all = frame_.n_all, n = frame_.n_owned;
-  Section timer(&forces_seconds_, Part(0));
+  Section timer(&forces_ticks_, Part(0));
   int64_t bad = INT64_MAX;
   if (result.forces) {
 #pragma omp parallel for schedule(static) num_threads(n_works_) if (n_works_ > 1) \

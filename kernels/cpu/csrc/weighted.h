@@ -107,7 +107,7 @@ template <class T>
 void weighted_sums(Work<T>& work, const Model& m, const Factors<T>& factors, const cf_list& list,
                    int64_t base, const int32_t* species) {
   typedef Vec<T> V;
-  Section timer(work.seconds, kSums);
+  Section timer(work.ticks_of, kSums);
   const int n_a = m.n_a, n_x = factors.n_x, size = factors.size();
   V* rho = work.rho.zeros(size_t(n_x) * m.n_b * n_a);
   V* y = work.y.need(size_t(kForwardChunk) * n_a);
@@ -158,7 +158,7 @@ void weighted_gradient(Work<T>& work, const Model& m, const Factors<T>& factors,
                        const cf_list& list, int64_t base, const int32_t* species,
                        const Vec<T>* more_dr, T* pair_gradient, PairSums<T>& sums) {
   typedef Vec<T> V;
-  Section timer(work.seconds, kEdges);
+  Section timer(work.ticks_of, kEdges);
   const int n_b = m.n_b, n_a = m.n_a, n_x = factors.n_x, size = factors.size();
   const size_t piece_most = n_a > kPieceSize ? n_a : kPieceSize;
   V* y = work.y.need(size_t(kBackwardChunk) * n_a);
