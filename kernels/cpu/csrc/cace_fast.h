@@ -136,8 +136,8 @@ CF_API void cf_state_threads(cf_state *state, int32_t n_threads); /* 1 at first 
 CF_API const char *cf_state_error(const cf_state *state);
 CF_API int64_t cf_state_bad_atom(const cf_state *state); /* after CF_NOT_FINITE, else -1 */
 CF_API int64_t cf_state_bytes(const cf_state *state);    /* memory held by the buffers */
-/* Seconds spent in a part (pairs, radial, sums, mix, contract, readout, edges, messages, forces) since
- * the number of threads was set, threads added up; -1 for an unknown part. */
+/* Seconds spent in a part (pairs, radial, sums, mix, contract, readout, edges, messages, forces)
+ * since the number of threads was set, threads added up; -1 for an unknown part. */
 CF_API double cf_state_seconds(const cf_state *state, const char *part);
 
 /* --- one step ------------------------------------------------------------------------------ */

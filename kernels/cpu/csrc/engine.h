@@ -27,7 +27,7 @@ class NotFinite : public std::runtime_error {
   const int64_t atom;
 };
 
-// A clock that takes some nanoseconds to read; seconds_of (machine.cpp) knows how long a tick lasts.
+// A clock that takes some nanoseconds to read; seconds_of (machine.cpp) knows its ticks.
 static inline uint64_t ticks() {
 #if defined(__x86_64__)
   return __builtin_ia32_rdtsc();

@@ -144,7 +144,8 @@ class EngineOf final : public Engine {
     const int64_t n_blocks = (n + W - 1) / W;
     bool failed = false;
     for (int i = 0; i < n_works_; ++i) works_[i].bad_atom = INT64_MAX, works_[i].unsorted = false;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(n_works_) if (n_works_ > 1)
+#pragma omp parallel for schedule(dynamic, 1) num_threads(n_works_) \
+    if (n_works_ > 1 && n_segments > 1)
     for (int64_t s = 0; s < n_segments; ++s) {
       const int64_t end = (s + 1) * n_blocks / n_segments;
       for (int64_t k = s * n_blocks / n_segments; k < end; ++k) {

@@ -73,7 +73,7 @@ int64_t number_part(ShiftTable& table, const int32_t* system, int64_t begin, int
     Shift shift{system == nullptr ? 0 : system[receivers[e]], 0, 0, 0};
     for (int a = 0; a < 3; ++a) {
       const int64_t s = shifts[3 * e + a];
-      if (s > std::numeric_limits<int32_t>::max() || s < std::numeric_limits<int32_t>::min()) return e;
+      if (s != static_cast<int32_t>(s)) return e;
       shift[a + 1] = static_cast<int32_t>(s);
     }
     number[e] = table.number(shift);
@@ -83,7 +83,8 @@ int64_t number_part(ShiftTable& table, const int32_t* system, int64_t begin, int
 
 // Numbers all shifts by their order, which depends on the set of them alone.
 PairsStatus number_shifts(Pairs& pairs, const int32_t* system, int64_t n_pairs,
-                          const int64_t* receivers, const int64_t* shifts, int parts, int64_t& bad) {
+                          const int64_t* receivers, const int64_t* shifts, int parts,
+                          int64_t& bad) {
   std::vector<ShiftTable> tables(parts);
   std::vector<int64_t> ends(parts);
   pairs.number.resize(n_pairs);
@@ -110,8 +111,10 @@ PairsStatus number_shifts(Pairs& pairs, const int32_t* system, int64_t n_pairs,
 #pragma omp parallel for schedule(static, 1) num_threads(parts) if (parts > 1)
   for (int k = 0; k < parts; ++k) {
     std::vector<int32_t> place;
-    for (const Shift& shift : tables[k].found())
-      place.push_back(static_cast<int32_t>(std::lower_bound(found.begin(), found.end(), shift) - found.begin()));
+    for (const Shift& shift : tables[k].found()) {
+      const auto at = std::lower_bound(found.begin(), found.end(), shift);
+      place.push_back(static_cast<int32_t>(at - found.begin()));
+    }
     for (int64_t e = n_pairs * k / parts; e < n_pairs * (k + 1) / parts; ++e)
       pairs.number[e] = place[pairs.number[e]];
   }

@@ -157,7 +157,7 @@ void EngineOf<T>::gather_at_senders(int t) {
   if (!s.step->bchi && !s.step->ar) return;
   const int n_all = frame_.n_all, size = s.n_l * s.n_x;
   bool failed = false;
-#pragma omp parallel for schedule(dynamic, 16) num_threads(n_works_) if (n_works_ > 1)
+#pragma omp parallel for schedule(dynamic, 16) num_threads(n_works_) if (n_works_ > 1 && n_all > 16)
   for (int i = 0; i < n_all; ++i) {
     Work<T>& work = works_[omp_get_thread_num()];
     Section timer(work.ticks_of, kMessages);
@@ -192,7 +192,7 @@ void EngineOf<T>::finish(const cf_result& result) {
   Section timer(&forces_ticks_, Part(0));
   int64_t bad = INT64_MAX;
   if (result.forces) {
-#pragma omp parallel for schedule(static) num_threads(n_works_) if (n_works_ > 1) \
+#pragma omp parallel for schedule(static) num_threads(n_works_) if (n_works_ > 1 && n_all > kFew) \
     reduction(min : bad)
     for (int i = 0; i < n_all; ++i) {
       T sum[kRow] = {};
