@@ -73,7 +73,7 @@ def seconds(dynamics: VelocityVerlet, steps: int) -> float:
 def measure(atoms: Atoms, calc: CACECalculator, threads: list[int], rounds: int) -> list[float]:
     """Return us per atom and step for each number of threads, the median of ``rounds``.
 
-    A round is as long as the list is usually kept, a whole number of times.
+    A round is as long as a list is kept, a whole number of times, and begins with a new one.
     """
     atoms.calc = calc
     dynamics = VelocityVerlet(atoms, 0.5 * units.fs)
@@ -90,6 +90,7 @@ def measure(atoms: Atoms, calc: CACECalculator, threads: list[int], rounds: int)
     for _ in range(rounds):
         for row, n in zip(found, threads, strict=True):
             torch.set_num_threads(n)
+            calc.reset_neighbors()  # so that every round has one new list for each cycle
             row.append(1e6 * seconds(dynamics, cycle * loops) / (cycle * loops * len(atoms)))
     return [float(np.median(row)) for row in found]
 
