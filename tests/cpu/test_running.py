@@ -79,6 +79,25 @@ def test_the_order_of_the_pairs_changes_no_bit():
     assert same(first, potential.evaluate([atoms], NAMES, edges=shuffled)[0])
 
 
+@pytest.mark.parametrize("options", [{"nu_max": 3}, FULL], ids=["short range", "everything"])
+def test_nothing_changes_where_a_block_of_atoms_ends(options):
+    """Blocks hold 2 to 16 atoms: every size up to two of them, every place of an atom in one."""
+    spec = tiny_spec(**options)
+    potential = potential_of("float64", **options)
+    plain = Potential(spec, potential.weights, dtype="float64", backend="reference")
+    atoms = tiny_structure(spec, 4, pbc=False)[:34]
+    for n in (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33):
+        found, right = potential.compute(atoms[:n], NAMES), plain.compute(atoms[:n], NAMES)
+        for name in NAMES:
+            np.testing.assert_allclose(found[name], right[name], rtol=1e-10, atol=1e-10)
+    still = potential.compute(atoms, NAMES)
+    for places in range(1, len(atoms)):
+        moved = potential.compute(atoms[np.roll(np.arange(len(atoms)), places)], NAMES)
+        np.testing.assert_allclose(np.roll(moved["forces"], -places, axis=0), still["forces"],
+                                   rtol=0, atol=1e-11)  # fmt: skip
+        assert moved["energy"] == pytest.approx(still["energy"], abs=1e-11)
+
+
 def test_a_kept_list_gives_what_a_new_one_gives():
     potential, atoms = potential_of("float64"), tiny_structure(tiny_spec(), 3)
     kept = VerletList(potential.cutoff, 1.0)
