@@ -20,7 +20,6 @@ from cace_fast.cli.common import (
     refuse_existing,
     write_whole,
 )
-from cace_fast.cli.counted import counted
 from cace_fast.cli.doctor import NEEDED, installed_version, processor
 from cace_fast.cli.measure import Way, memory, parts, spread, times
 from cace_fast.errors import InputError
@@ -155,6 +154,7 @@ def _circumstances(model: str, potential: Potential, atoms: Atoms) -> dict[str, 
     import torch
 
     from cace_fast import __version__
+    from cace_fast.cli.counted import counted
     from cace_fast.neighbors import neighbor_list
 
     arrays = (atoms.positions, atoms.cell[:], atoms.pbc)
