@@ -75,9 +75,11 @@ class LibraryTransforms:
             return torch.zeros(shape, dtype=values.dtype, device=values.device)
         key = (kind, self._n_modes, len(values))
         if key not in self._plans:
-            sign = 1 if kind == 1 else -1
+            options = dict(self._options)
+            if kind == 1 and self._on_host:
+                options["nthreads"] = 1  # several add to the grid in no fixed order
             self._plans[key] = self._plan(
-                kind, self._n_modes, len(values), self._accuracy, sign, **self._options
+                kind, self._n_modes, len(values), self._accuracy, 1 if kind == 1 else -1, **options
             )
         plan = self._plans[key]
         if key not in self._ready:
