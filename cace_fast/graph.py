@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -106,6 +106,14 @@ def join(graphs: Sequence[AtomicGraph]) -> AtomicGraph:
         receivers=torch.cat([g.receivers for g in graphs]) + first_atom,
         shifts=torch.cat([g.shifts for g in graphs]),
         inputs={key: torch.cat([g.inputs[key] for g in graphs]) for key in graphs[0].inputs},
+    )
+
+
+def same_memory(some: Iterable[Tensor], others: Iterable[Tensor]) -> bool:
+    """Tell whether two lists hold the same tensors; those held must be kept alive meanwhile."""
+    return all(
+        a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.dtype == b.dtype
+        for a, b in zip(some, others, strict=True)
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -57,6 +57,11 @@ def described(spec: Representation) -> tuple[list[str], str]:
     """Return the names of a representation's tensors, and itself as text for operators."""
     whole = ModelSpec(spec)
     return list(expected_shapes(whole)), to_json(whole)
+
+
+def named(tensors: Sequence[Tensor], spec: ModelSpec) -> dict[str, Tensor]:
+    """Return the tensors of :func:`described`, as an operator gets them, by their names."""
+    return dict(zip(expected_shapes(spec), tensors, strict=True))
 
 
 def require_constant(weights: Mapping[str, Tensor], names: list[str]) -> list[Tensor]:

@@ -16,7 +16,6 @@ from cace_fast.errors import InputError
 from cace_fast.kernels import _checks
 from cace_fast.kernels.moments import array, graph_of, operations_of
 from cace_fast.spec import Representation, from_json
-from cace_fast.weights import expected_shapes
 
 if TYPE_CHECKING:
     from cace_fast.kernels.triton.operators import Step
@@ -88,8 +87,7 @@ def _on_device(
     from cace_fast.kernels.triton.operators import Step
 
     whole = from_json(text)
-    named = dict(zip(expected_shapes(whole), weights, strict=True))
-    return Step(edges, named, whole.representation, step)
+    return Step(edges, _checks.named(weights, whole), whole.representation, step)
 
 
 @torch.library.custom_op("cace_fast::messages", mutates_args=())

@@ -18,7 +18,6 @@ from cace_fast.errors import PropertyNotImplementedError
 from cace_fast.kernels import _checks
 from cace_fast.kernels.cpu.operations import Graph, Operations
 from cace_fast.spec import ModelSpec, Representation, from_json
-from cace_fast.weights import expected_shapes
 
 if TYPE_CHECKING:
     from cace_fast.kernels.triton.host_moments import EdgeMoments
@@ -76,7 +75,7 @@ def operations_of(tensors: list[Tensor], spec: ModelSpec, dtype: torch.dtype) ->
     """Return the compiled operations of a specification with its tensors, in its order."""
     arrays = {
         name: tensor.detach().double().numpy()
-        for name, tensor in zip(expected_shapes(spec), tensors, strict=True)
+        for name, tensor in _checks.named(tensors, spec).items()
     }
     return Operations(spec, arrays, 64 if dtype == torch.float64 else 32)
 
@@ -103,7 +102,7 @@ def _on_device(
     from cace_fast.kernels.triton.host_moments import EdgeMoments
 
     whole = from_json(spec)
-    named = dict(zip(expected_shapes(whole), weights, strict=True))
+    named = _checks.named(weights, whole)
     return EdgeMoments(vectors, senders, receivers, species, named, whole.representation)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cace_fast.errors import CaceFastError, InputError
-from cace_fast.graph import AtomicGraph, ModelOutput
+from cace_fast.graph import AtomicGraph, ModelOutput, same_memory
 from cace_fast.kernels.cpu import evaluator, library
 from cace_fast.kernels.cpu.long_range import HostSum
 from cace_fast.reference import model
@@ -188,9 +188,8 @@ class CpuEngine(ReferenceEngine):
         self._held = _Held(graph, structures)
         if held is not None:
             before, old = held.graph, held.structures
-            pairs = zip(edges, (before.senders, before.receivers, before.shifts), strict=True)
             if (
-                all(_same_memory(a, b) for a, b in pairs)
+                same_memory(edges, (before.senders, before.receivers, before.shifts))
                 and np.array_equal(old.species, structures.species)
                 and np.array_equal(old.first_atom, structures.first_atom)
             ):
@@ -222,10 +221,6 @@ def _moved(before: AtomicGraph, graph: AtomicGraph) -> bool:
         and graph.batch is before.batch
         and not graph.inputs
     )
-
-
-def _same_memory(a: Tensor, b: Tensor) -> bool:
-    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.dtype == b.dtype
 
 
 def _explained(error: CaceFastError, graph: AtomicGraph, min_dist: float | None) -> CaceFastError:

@@ -94,10 +94,10 @@ class VerletList:
         return self._edges
 
     def _searcher(self, reach: float, n_atoms: int) -> vesin.NeighborList:
-        """Return the searcher of the last list, whose memory is warm: half the time of a search."""
-        if self._search is None or self._searches_for != (n_atoms, torch.get_num_threads()):
-            self._search = searcher(reach, n_atoms)
-            self._searches_for = (n_atoms, torch.get_num_threads())
+        """Return the searcher of the last list, whose memory is warm: a fifth less time."""
+        wanted = (n_atoms, torch.get_num_threads())
+        if self._search is None or self._searches_for != wanted:
+            self._search, self._searches_for = searcher(reach, n_atoms), wanted
         return self._search
 
     def __getstate__(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import triton
 from torch import Tensor
 
 from cace_fast.errors import CaceFastError, InputError, UnsupportedModelError
-from cace_fast.graph import AtomicGraph, ModelOutput
+from cace_fast.graph import AtomicGraph, ModelOutput, same_memory
 from cace_fast.kernels import emulation
 from cace_fast.reference import model
 from cace_fast.spec import EnergyTerm, ModelSpec, Readout
@@ -151,7 +151,7 @@ class TritonEngine(ReferenceEngine):
         """Return the step with the graph in its buffers."""
         given = (graph.senders, graph.receivers, graph.shifts, graph.species, graph.batch)
         step = self._step
-        if step is None or not _same(given, self._held):
+        if step is None or not self._held or not same_memory(given, self._held):
             step = self._take_list(graph.to(self.device))
             self._held = given
         inputs = step.inputs
@@ -309,11 +309,3 @@ def _moved(output: ModelOutput, device: torch.device) -> ModelOutput:
         name: None if t is None else t.to(device) for name, t in vars(output).items()
     }
     return ModelOutput(**found)
-
-
-def _same(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> bool:
-    """Whether two lists of tensors are the same memory; those held are kept alive."""
-    return len(one) == len(other) and all(
-        a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.dtype == b.dtype
-        for a, b in zip(one, other, strict=True)
-    )
