@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cace_fast.graph import AtomicGraph
-from cace_fast.kernels.triton.launch import Edges
+from cace_fast.kernels.edges import Edges
 
 ROOM = 1.1  # capacity beyond what a list needs, so that the next one fits
 STEP = 256  # capacities are multiples of this

@@ -175,7 +175,7 @@ def radial(
 ):
     """Return R_n f_c, n = N0 .. N0+NR-1, with first and second derivatives: three tuples.
 
-    ``table`` is what ``launch.radial_table`` makes: a_n, b_n [NB each], scale, r_c, 1/r_c, and
+    ``table`` is what ``edges.radial_table`` makes: a_n, b_n [NB each], scale, r_c, 1/r_c, and
     the cutoff's eps or switch-on. Equations 3 to 5.
     """
     fc, dfc, ddfc = cutoff(r, table, NB, RADIAL)

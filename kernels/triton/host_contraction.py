@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from cace_fast import tables
+from cace_fast.kernels.edges import Edges
 from cace_fast.kernels.triton import _contraction, configs
 from cace_fast.kernels.triton.generate import polynomials
-from cace_fast.kernels.triton.launch import Edges
 from cace_fast.spec import Representation
 
 LANES = 32  # atoms of a program of one warp

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cace_fast.kernels.edges import Edges, radial_table
 from cace_fast.kernels.triton import _messages, shapes
 from cace_fast.kernels.triton.host_contraction import degrees, embeddings, packed_mixing
 from cace_fast.kernels.triton.host_readout import Network, Work, layers_of
-from cace_fast.kernels.triton.launch import Edges, radial_table
 from cace_fast.spec import Bchi, Representation
 
 LANES = 32  # of a program of one warp

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from cace_fast.errors import InputError
+from cace_fast.kernels.edges import edges_of
 from cace_fast.kernels.triton.host_contraction import Alone
 from cace_fast.kernels.triton.host_ewald import VOIGT, EwaldSum
 from cace_fast.kernels.triton.host_messages import Messages
 from cace_fast.kernels.triton.host_readout import Readouts, Work
-from cace_fast.kernels.triton.launch import edges_of
 from cace_fast.spec import Ewald, Readout, Representation
 
 MOST_NUMBERS = 2**31 - 1  # of one array: kernels number them by int32

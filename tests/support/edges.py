@@ -7,8 +7,7 @@ from math import pi
 import torch
 from torch import Tensor
 
-from cace_fast.kernels.triton import launch
-from cace_fast.kernels.triton.launch import Edges
+from cace_fast.kernels.edges import Edges, edges_of
 from cace_fast.reference.moments import edge_basis
 from cace_fast.spec import CutoffFunction, RadialBasis, Representation
 
@@ -51,7 +50,7 @@ def some_edges(n: int, mean: int, dtype: torch.dtype) -> tuple[Edges, Tensor]:
     d = torch.randn(len(receivers), 3, generator=generator, dtype=torch.float64)
     r = 0.8 + (CUTOFF - 0.6) * torch.rand(len(receivers), 1, generator=generator).double()
     vectors = (d / d.norm(dim=1, keepdim=True) * r).to(dtype)
-    edges, order = launch.edges_of(vectors, senders, receivers, species)
+    edges, order = edges_of(vectors, senders, receivers, species)
     return edges, vectors[order]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cace_fast.kernels.triton.launch import Edges
+from cace_fast.kernels.edges import Edges
 from cace_fast.reference.contraction import contraction
 from cace_fast.reference.moments import monomial_slice, receiver_embedding
 from cace_fast.spec import Representation

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from cace_fast.errors import InputError, PropertyNotImplementedError, UnsupportedModelError
 from cace_fast.kernels import contraction, readout
+from cace_fast.kernels.edges import edges_of
 from cace_fast.kernels.triton import host_contraction, host_readout, operators
 from cace_fast.kernels.triton.host_contraction import Contraction
 from cace_fast.kernels.triton.host_ewald import EwaldSum
 from cace_fast.kernels.triton.host_readout import layers_of
-from cace_fast.kernels.triton.launch import edges_of
 from cace_fast.reference.ewald import ewald
 from cace_fast.spec import MLP, Ewald, Readout
 

@@ -8,10 +8,10 @@ from support.cases import EDGE_CASES, random_weights, representation
 from support.edges import relative
 from support.mixing import chain
 
+from cace_fast.kernels.edges import edges_of
 from cace_fast.kernels.emulation.guard import watch
 from cace_fast.kernels.triton import host_contraction
 from cace_fast.kernels.triton.host_contraction import Contraction
-from cace_fast.kernels.triton.launch import edges_of
 
 SHAPES = {
     "l 2, nu 2, 4 channels at once": {"l_max": 2, "nu_max": 2, "k": 4, "n_rbf": 2},

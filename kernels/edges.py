@@ -1,0 +1,99 @@
+"""Edges by segments, and the numbers of radial functions, as the kernels of both backends take them.
+
+Arrays are component-major and contiguous, [component, lane]; lanes are edges, segments or atoms,
+and their number may be a capacity: what stands behind the last one is empty (docs/kernels.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import pi
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cace_fast.spec import Representation
+
+
+class Edges(NamedTuple):
+    """Directed edges sorted by receiver and the sender's element; index arrays are int32.
+
+    A *segment* is a run of edges with one receiver and one element of senders; only those that
+    exist are there, so elements cost nothing. Padding segments begin and end at the last edge.
+
+    Attributes
+    ----------
+    vectors
+        [3, E] d, from sender to receiver. Beyond the cutoff is allowed, 0 is not.
+    sender, receiver
+        [E] atoms.
+    seg_first
+        [S + 1] first edge of each segment.
+    seg_atom, seg_species
+        [S] its receiver and element, 0 in padding.
+    atom_first
+        [n + 1] first segment of each atom.
+    sent_first, sent_edge
+        [n + 1], [E]: the edges that each atom sends, ascending.
+    """
+
+    vectors: Tensor
+    sender: Tensor
+    receiver: Tensor
+    seg_first: Tensor
+    seg_atom: Tensor
+    seg_species: Tensor
+    atom_first: Tensor
+    sent_first: Tensor
+    sent_edge: Tensor
+
+
+def edges_of(
+    vectors: Tensor, senders: Tensor, receivers: Tensor, species: Tensor
+) -> tuple[Edges, Tensor]:
+    """Return edges given in any order [n_edges, 3], [n_edges], and the order [n_edges] they got."""
+    n = species.shape[0]
+    n_species = int(species.max()) + 1 if n else 1
+    key = receivers * n_species + species[senders]
+    order = torch.argsort(key * max(n, 1) + senders, stable=True)
+    sender, receiver, key = senders[order], receivers[order], key[order]
+    segments, count = torch.unique_consecutive(key, return_counts=True)
+    seg_atom = segments // n_species
+    by_sender = torch.argsort(sender, stable=True)
+    return Edges(
+        vectors=vectors[order].T.contiguous(),
+        sender=sender.int(),
+        receiver=receiver.int(),
+        seg_first=_offsets(count),
+        seg_atom=seg_atom.int(),
+        seg_species=(segments % n_species).int(),
+        atom_first=_offsets(torch.bincount(seg_atom, minlength=n)),
+        sent_first=_offsets(torch.bincount(sender, minlength=n)),
+        sent_edge=by_sender.int(),
+    ), order
+
+
+def _offsets(count: Tensor) -> Tensor:
+    """Return where each group of ``count`` begins, and the end of the last, int32."""
+    return torch.nn.functional.pad(count.cumsum(0), (1, 0)).int()
+
+
+def radial_table(spec: Representation, weights: Mapping[str, Tensor]) -> Tensor:
+    """Return the numbers of radial and cutoff functions as kernels read them, [2 n_b + 4].
+
+    a_n and b_n: frequency/pi and 0, offset and 1/width, or 1/range and 0; then the prefactor,
+    r_c, 1/r_c, and the mollifier's eps or where the switch begins.
+    """
+    like = weights["embedding.sender"]
+    kind, cutoff = spec.radial.kind, spec.cutoff_function
+    if kind == "bessel":
+        a, b = weights["radial.frequencies"].double() / pi, None
+    elif kind == "gaussian":
+        a, b = weights["radial.offsets"].double(), 1.0 / weights["radial.widths"].double()
+    else:
+        a, b = 1.0 / weights["radial.ranges"].double(), None
+    extra = cutoff.eps if cutoff.kind == "mollifier" else cutoff.switch_on
+    rest = [spec.radial.prefactor, cutoff.cutoff, 1.0 / cutoff.cutoff, extra]
+    tail = torch.tensor(rest, dtype=torch.float64, device=like.device)
+    return torch.cat([a, torch.zeros_like(a) if b is None else b, tail]).to(like)
