@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ def neighbor_list(
     cutoff: float,
     *,
     in_order: bool = True,
-    search: vesin.NeighborList | None = None,
+    search: Searcher | None = None,
 ) -> Edges:
     """Return all pairs with |r_receiver - r_sender + S h| < cutoff, except an atom with itself.
 
@@ -51,7 +51,7 @@ def neighbor_list(
         False: in the order of the search, and possibly pairs at the cutoff exactly; for those who
         sort and trim themselves.
     search
-        A :func:`searcher` of this cutoff, whose memory is used again.
+        A :class:`Searcher` of this cutoff, whose memory is used again.
 
     Returns
     -------
@@ -68,13 +68,11 @@ def neighbor_list(
     none = np.zeros(0, dtype=np.int64)
     if len(positions) == 0:
         return Edges(none, none, np.zeros((0, 3), dtype=np.int64))
-    search = search or searcher(cutoff, len(positions))
+    search = search or Searcher(cutoff, len(positions))
     system = {"points": positions, "box": complete_cell(cell, pbc), "periodic": pbc.tolist()}
     if not in_order:
-        views = search.compute(**system, quantities="ijS", copy=False)
-        receivers, senders = (view.astype(np.int64) for view in views[:2])
-        return Edges(senders, receivers, np.negative(views[2], dtype=np.int64))
-    receivers, senders, vesin_shifts, distances = search.compute(**system, quantities="ijSd")
+        return search.edges(system)
+    receivers, senders, vesin_shifts, distances = search.lists.compute(**system, quantities="ijSd")
     near = distances < cutoff
     receivers, senders = receivers[near].astype(np.int64), senders[near].astype(np.int64)
     shifts = -vesin_shifts[near].astype(np.int64)
@@ -84,10 +82,45 @@ def neighbor_list(
     return Edges(senders[order], receivers[order], shifts[order])
 
 
-def searcher(cutoff: float, n_atoms: int) -> vesin.NeighborList:
-    """Return what searches neighbours of about ``n_atoms``, on as many threads as torch uses."""
-    threads = torch.get_num_threads() if n_atoms >= MANY_ATOMS else 1
-    return vesin.NeighborList(cutoff=float(cutoff), full_list=True, n_threads=threads)
+class Searcher:
+    """What searches neighbours of about ``n_atoms``, on as many threads as torch uses.
+
+    Its memory is used again: memory that is new to a process can cost more than the search.
+    """
+
+    def __init__(self, cutoff: float, n_atoms: int) -> None:
+        threads = torch.get_num_threads() if n_atoms >= MANY_ATOMS else 1
+        self.lists = vesin.NeighborList(cutoff=float(cutoff), full_list=True, n_threads=threads)
+        self._lent: list[tuple[Ints, memoryview]] = []
+
+    def edges(self, system: dict[str, Any]) -> Edges:
+        """Return the pairs that vesin finds, in its order."""
+        receivers, senders, shifts = self.lists.compute(**system, quantities="ijS", copy=False)
+        n = len(receivers)
+        # sender, receiver and shift in one array, given back as a whole
+        found = self._memory(5 * n)
+        edges = Edges(found[:n], found[n : 2 * n], found[2 * n : 5 * n].reshape(n, 3))
+        np.copyto(edges.senders, senders, casting="unsafe")
+        np.copyto(edges.receivers, receivers, casting="unsafe")
+        np.negative(shifts, out=edges.shifts)
+        return edges
+
+    def _memory(self, size: int) -> Ints:
+        """Return an array, an earlier one where no array or tensor made of it is alive."""
+        found, in_use = None, []
+        for array, lent in self._lent:
+            try:
+                lent.release()
+            except BufferError:
+                in_use.append((array, lent))
+                continue
+            if len(array) >= size:
+                found = array
+        if found is None:
+            found = np.empty(size + size // 16, dtype=np.int64)
+        lent = found.data
+        self._lent = [*in_use[-1:], (found, lent)]
+        return np.asarray(lent)
 
 
 def check_geometry(positions: Floats, cell: Floats, pbc: NDArray[np.bool_], cutoff: float) -> None:

@@ -6,10 +6,11 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 
 from cace_fast.engine import VerletList
 from cace_fast.errors import InputError
-from cace_fast.neighbors import neighbor_list
+from cace_fast.neighbors import Searcher, neighbor_list
 
 CUTOFF = 3.3
 
@@ -165,3 +166,23 @@ def test_skin_covers_two_atoms_that_approach(fraction):
     inside = gap - 2 * fraction * skin < CUTOFF
     assert len(within(listing(moved, none, pbc), moved, none)) == 2 * inside
     assert inside == (fraction > 0.5)
+
+
+def test_memory_of_a_list_is_used_again_only_when_nobody_looks_at_it():
+    rng = np.random.default_rng(8)
+    cell, pbc = np.eye(3) * 9.0, np.ones(3, bool)
+    search = Searcher(CUTOFF, 30)
+    wanted = {"cutoff": CUTOFF, "in_order": False, "search": search}
+    seen, tensor, expected = set(), None, None
+    for step in range(12):
+        positions = rng.uniform(0.0, 9.0, (30, 3))
+        edges = neighbor_list(positions, cell, pbc, **wanted)
+        near = within(edges, positions, cell)
+        assert near == as_set(neighbor_list(positions, cell, pbc, CUTOFF))
+        seen.add(edges.senders.__array_interface__["data"][0])
+        if step == 3:  # a view of a view, held by a tensor alone
+            tensor, expected = torch.from_numpy(edges.shifts[3:, 1]), edges.shifts[3:, 1].copy()
+    assert len(seen) <= 4
+    assert (tensor.numpy() == expected).all()
+    positions = np.zeros((1, 3))
+    assert len(neighbor_list(positions, cell, pbc, **wanted).senders) == 0
