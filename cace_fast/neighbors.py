@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -91,36 +92,36 @@ class Searcher:
     def __init__(self, cutoff: float, n_atoms: int) -> None:
         threads = torch.get_num_threads() if n_atoms >= MANY_ATOMS else 1
         self.lists = vesin.NeighborList(cutoff=float(cutoff), full_list=True, n_threads=threads)
-        self._lent: list[tuple[Ints, memoryview]] = []
+        self._memory: list[tuple[Ints, weakref.ref[_User]]] = []
 
     def edges(self, system: dict[str, Any]) -> Edges:
         """Return the pairs that vesin finds, in its order."""
         receivers, senders, shifts = self.lists.compute(**system, quantities="ijS", copy=False)
         n = len(receivers)
         # sender, receiver and shift in one array, given back as a whole
-        found = self._memory(5 * n)
+        found = self._array(5 * n)
         edges = Edges(found[:n], found[n : 2 * n], found[2 * n : 5 * n].reshape(n, 3))
         np.copyto(edges.senders, senders, casting="unsafe")
         np.copyto(edges.receivers, receivers, casting="unsafe")
         np.negative(shifts, out=edges.shifts)
         return edges
 
-    def _memory(self, size: int) -> Ints:
-        """Return an array, an earlier one where no array or tensor made of it is alive."""
-        found, in_use = None, []
-        for array, lent in self._lent:
-            try:
-                lent.release()
-            except BufferError:
-                in_use.append((array, lent))
-                continue
-            if len(array) >= size:
-                found = array
-        if found is None:
-            found = np.empty(size + size // 16, dtype=np.int64)
-        lent = found.data
-        self._lent = [*in_use[-1:], (found, lent)]
-        return np.asarray(lent)
+    def _array(self, size: int) -> Ints:
+        """Return an array, of memory that no array or tensor given out before still uses."""
+        used = [(memory, user) for memory, user in self._memory if user() is not None]
+        free = [memory for memory, user in self._memory if user() is None and len(memory) >= size]
+        memory = free[0] if free else np.empty(size + size // 16, dtype=np.int64)
+        user = _User(memory)
+        self._memory = [*used[-1:], (memory, weakref.ref(user))]
+        return np.asarray(user)
+
+
+class _User:
+    """The base of all arrays made of a memory: alive as long as one of them."""
+
+    def __init__(self, memory: Ints) -> None:
+        self.__array_interface__ = memory.__array_interface__
+        self._memory = memory
 
 
 def check_geometry(positions: Floats, cell: Floats, pbc: NDArray[np.bool_], cutoff: float) -> None:
