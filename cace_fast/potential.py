@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
-from importlib.resources import as_file, files
 from math import isfinite
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -15,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import checkpoint, structures, weights
+from . import structures, weights
 from .engine import (
     LongRange,
     VerletList,
@@ -23,7 +21,7 @@ from .engine import (
     find_dtype,
     make_engine,
 )
-from .errors import CaceFastError, CheckpointError, InputError, PropertyNotImplementedError
+from .errors import CaceFastError, InputError, PropertyNotImplementedError
 from .forward import Forward
 from .graph import AtomicGraph, join
 from .neighbors import neighbor_list
@@ -36,6 +34,7 @@ from .properties import (
     results_of,
     to_numpy,
 )
+from .reading import read_model
 from .spec import ModelSpec, energy_terms
 from .structures import EdgeSource, extra_inputs, graph_of
 from .weights import Weights
@@ -65,9 +64,9 @@ class Potential:
         Which energy of the model to take; by default its total.
     output_index
         Which energy, for a read-out that gives several.
-    long_range_tolerance, k_set, long_range
-        Tolerance (None: 1e-6 in float32, 1e-10 in float64), k_set and method of
-        :class:`cace_fast.engine.LongRange`, which is at :attr:`long_range`.
+    long_range_tolerance, k_set, long_range, slab_vacuum
+        Tolerance (None: 1e-6 in float32, 1e-10 in float64), k_set, method and vacuum of slabs in A
+        (docs/slabs.md) of :class:`cace_fast.engine.LongRange`, which is at :attr:`long_range`.
 
     Raises
     ------
@@ -90,11 +89,14 @@ class Potential:
         long_range_tolerance: float | None = None,
         k_set: str = "sphere",
         long_range: str = "auto",
+        slab_vacuum: float | None = None,
     ) -> None:
         self.spec, self.weights = spec, weights
         self.device, self.dtype = find_device(device), find_dtype(dtype)
         self.energy_key, self.output_index = energy_key, output_index
-        self.long_range = LongRange.of(self.dtype, long_range, long_range_tolerance, k_set)
+        self.long_range = LongRange.of(
+            self.dtype, long_range, long_range_tolerance, k_set, slab_vacuum
+        )
         terms = energy_terms(spec, energy_key) if spec.submodels else ()
         self._engine = make_engine(
             spec, weights, terms, backend=backend, device=self.device, dtype=self.dtype,
@@ -103,6 +105,19 @@ class Potential:
         self._forward = Forward(spec, self._engine.weights, self.long_range)
         self._atomic_energies = dict(spec.atomic_energies)
         self._extra_inputs = extra_inputs(spec)
+
+    def changed(self, **options: Any) -> Potential:
+        """Return a potential of the same model with these options, and its own for the others."""
+        how = self.long_range
+        own: dict[str, Any] = {
+            "device": self.device, "dtype": self.dtype, "backend": self.backend,
+            "energy_key": self.energy_key, "output_index": self.output_index,
+            "long_range": how.method, "long_range_tolerance": how.tolerance, "k_set": how.k_set,
+            "slab_vacuum": how.slab_vacuum,
+        }  # fmt: skip
+        found = Potential(self.spec, self.weights, **(own | options))
+        found.long_range.reference_cell = how.reference_cell
+        return found
 
     def __repr__(self) -> str:
         """Return one line: elements, cutoff, backend, device and dtype."""
@@ -335,6 +350,7 @@ def load(
     long_range_tolerance: float | None = None,
     k_set: str = "sphere",
     long_range: str = "auto",
+    slab_vacuum: float | None = None,
 ) -> Potential:
     """Return the potential of a file: upstream's ``.pth``, our ``.safetensors``, or a shipped name.
 
@@ -344,7 +360,7 @@ def load(
     ----------
     path
         A file, or one of :func:`shipped`.
-    device, dtype, backend, long_range_tolerance, k_set, long_range
+    device, dtype, backend, long_range_tolerance, k_set, long_range, slab_vacuum
         See :class:`Potential`.
     verify
         Check forces against the energy and the backend against the float64 reference on a small
@@ -363,36 +379,10 @@ def load(
     potential = Potential(
         spec, tensors, device=device, dtype=dtype, backend=backend,
         long_range_tolerance=long_range_tolerance, k_set=k_set, long_range=long_range,
+        slab_vacuum=slab_vacuum,
     )  # fmt: skip
     if verify:
         from .verification import quick_check  # brings ASE: only when asked for
 
         quick_check(potential)
     return potential
-
-
-def read_model(path: str | os.PathLike[str]) -> tuple[ModelSpec, Weights]:
-    """Return specification and tensors of a model file or shipped name; see :func:`load`."""
-    place = Path(path)
-    if not place.exists() and os.fspath(path) in shipped():
-        with as_file(files("cace_fast.models") / f"{os.fspath(path)}.safetensors") as own:
-            return weights.load(own)
-    if not place.exists():
-        raise FileNotFoundError(
-            f"{place}: no such file, and no shipped potential of that name "
-            f"(shipped: {', '.join(shipped()) or 'none'})"
-        )
-    if place.is_dir():
-        raise CheckpointError(f"{place}: a folder, expected a model file")
-    if place.suffix == ".safetensors":
-        return weights.load(place)
-    spec, tensors = checkpoint.read(place)
-    return spec, Weights(spec, tensors)
-
-
-def shipped() -> tuple[str, ...]:
-    """Return the names of the potentials that come with cace-fast."""
-    found = (entry.name for entry in files("cace_fast.models").iterdir())
-    return tuple(
-        sorted(n.removesuffix(".safetensors") for n in found if n.endswith(".safetensors"))
-    )

@@ -21,6 +21,7 @@ from cace_fast.kernels.moments import array
 from cace_fast.kernels.nufft import BareSum, NufftSum, accuracy
 from cace_fast.kernels.sums import choose
 from cace_fast.kernels.transforms import make_transforms
+from cace_fast.slab import planar_potential, require_fit, slab_of
 from cace_fast.spec import Ewald
 
 TOLERANCE = 1e-10  # of forces, where nothing else is asked for
@@ -38,12 +39,14 @@ class Summation(NamedTuple):
 
     ``k_cell`` [3, 3]: the cell whose sphere chooses the integer vectors k; by default each cell's
     own. ``method``: ``"direct"``, ``"nufft"``, or ``"auto"`` for the cheaper one. ``tolerance``:
-    largest error of forces by transforms, relative to the largest force.
+    largest error of forces by transforms, relative to the largest force. ``slab_vacuum``: what the
+    box of a slab has beyond the height of its cell, in A.
     """
 
     k_cell: Tensor | None = None
     method: str = "auto"
     tolerance: float = TOLERANCE
+    slab_vacuum: float | None = None
 
 
 BEST = Summation()
@@ -57,6 +60,7 @@ def ewald(
     *,
     periodic: bool,
     how: Summation = BEST,
+    open_axis: int | None = None,
     backend: str | None = None,
 ) -> EwaldResult:
     """Return the long-range energies and potentials of one system.
@@ -75,6 +79,8 @@ def ewald(
         Whether the system is periodic in all directions or open.
     how
         Which vectors k a periodic system takes, and which way they are summed over.
+    open_axis
+        Of a slab, ``periodic`` too: the lattice vector along which it is not.
     backend
         ``"cpu"`` or ``"triton"``; None for the best one of the device.
 
@@ -86,7 +92,8 @@ def ewald(
     Raises
     ------
     InputError
-        For wrong shapes, exponent 6 without periodicity, a singular cell with it, or an unknown
+        For wrong shapes, exponent 6 without periodicity in all directions, a singular cell with
+        it, a slab whose vacuum is not stated or whose atoms do not fit its cell, or an unknown
         method.
     BackendUnavailableError
         If no kernels, or not the ones named, serve the device.
@@ -95,9 +102,17 @@ def ewald(
     _checks.require("positions", positions, (charges.shape[0], 3), _checks.FLOATS)
     _checks.require("cell", cell, (3, 3), _checks.FLOATS)
     chosen = _checks.select_backend(charges.device, backend)
-    if not periodic and spec.exponent != 1:
-        raise InputError("pbc", "a periodic system for an Ewald sum of exponent 6", "an open one")
+    if spec.exponent != 1 and (not periodic or open_axis is not None):
+        got = "a slab" if periodic else "an open one"
+        raise InputError("pbc", "a periodic system for an Ewald sum of exponent 6", got)
     q, r, h = (t.to(torch.float64) for t in (charges, positions, cell))
+    slab = None
+    if periodic and open_axis is not None:
+        if how.slab_vacuum is None:
+            raise InputError("how.slab_vacuum", "the vacuum of a slab in A", None)
+        slab = slab_of(h, open_axis, how.slab_vacuum)
+        require_fit(r, slab)
+        h = slab.cell
     k_cell = (h if how.k_cell is None else how.k_cell.to(h)).detach()
     way = "open"
     if periodic:
@@ -105,6 +120,8 @@ def ewald(
             how.method, q.shape[0], q.shape[1], k_cell.cpu().numpy(), spec.dl, how.tolerance
         )
     potential = potentials(q, r, h, k_cell, spec, (way, how.tolerance), chosen)
+    if slab is not None:
+        potential = potential + planar_potential(q, r, slab, spec.sigma)
     energies, own = 0.5 * q * potential, (2.0 * pi) ** -1.5 / spec.sigma
     if periodic and spec.remove_self_interaction and spec.exponent == 1:
         # every channel loses the self term of all channels together: files were trained so
@@ -230,4 +247,4 @@ def _backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
 
 
 _ewald.register_autograd(_backward, setup_context=_setup)
-_ewald_gradient.register_autograd(_checks.refuse_second("ewald"))
+_ewald_gradient.register_autograd(_checks.refuse("ewald", "first"))

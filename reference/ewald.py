@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from cace_fast.errors import InputError
+from cace_fast.slab import Slab, planar_potential, require_fit, slab_of
 from cace_fast.spec import Ewald
 
 E2_PER_INTERNAL = 90.0474  # q^2 in internal units for one e^2: 1/(2 eps0) in eV A/e^2, as trained
@@ -34,10 +35,13 @@ class Summation(NamedTuple):
     ``k_cell`` [3, 3]: the cell whose sphere chooses the integer vectors k; by default each cell's
     own. ``potential``: who is offered to sum, called with q, r, cell, k_cell and the module; it
     returns K q [n, n_q] without norm and self terms, or None to leave it to the direct sum here.
+    ``slab_vacuum``: what the box of a slab has beyond the height of its cell, in A; None refuses
+    slabs.
     """
 
     k_cell: Tensor | None = None
     potential: Callable[[Tensor, Tensor, Tensor, Tensor, Ewald], Tensor | None] | None = None
+    slab_vacuum: float | None = None
 
 
 OWN_SPHERE = Summation()
@@ -51,6 +55,7 @@ def ewald(
     *,
     periodic: bool,
     how: Summation = OWN_SPHERE,
+    open_axis: int | None = None,
 ) -> EwaldResult:
     """Return the long-range energies and potentials of one system.
 
@@ -69,6 +74,8 @@ def ewald(
         (pair sum, equation 29).
     how
         Which vectors k a periodic system takes, and who sums.
+    open_axis
+        Of a slab, ``periodic`` too: the lattice vector along which it is not.
 
     Returns
     -------
@@ -78,14 +85,23 @@ def ewald(
     Raises
     ------
     InputError
-        For exponent 6 without periodicity, or a singular cell with it.
+        For exponent 6 without periodicity in all directions, a singular cell with it, or a slab
+        whose atoms do not fit its cell.
     """
     q, r = charges.to(torch.float64), positions.to(torch.float64)
-    if periodic:
+    whole = periodic and open_axis is None
+    if spec.exponent != 1 and not whole:
+        got = "a slab" if periodic else "an open one"
+        raise InputError("pbc", "a periodic system for an Ewald sum of exponent 6", got)
+    if not periodic:
+        return _open(q, r, spec)
+    if whole:
         return _periodic(q, r, cell.to(torch.float64), spec, how)
-    if spec.exponent != 1:
-        raise InputError("pbc", "a periodic system for an Ewald sum of exponent 6", "an open one")
-    return _open(q, r, spec)
+    assert open_axis is not None
+    assert how.slab_vacuum is not None
+    slab = slab_of(cell.to(torch.float64), open_axis, how.slab_vacuum)
+    require_fit(r, slab)
+    return _periodic(q, r, slab.cell, spec, how, slab)
 
 
 def self_factor(spec: Ewald) -> float:
@@ -93,13 +109,17 @@ def self_factor(spec: Ewald) -> float:
     return float((2.0 * pi) ** -1.5 / spec.sigma)
 
 
-def _periodic(q: Tensor, r: Tensor, cell: Tensor, spec: Ewald, how: Summation) -> EwaldResult:
+def _periodic(
+    q: Tensor, r: Tensor, cell: Tensor, spec: Ewald, how: Summation, slab: Slab | None = None
+) -> EwaldResult:
     k_cell = cell.detach() if how.k_cell is None else how.k_cell
     potential = None
     if how.potential is not None:
         potential = how.potential(q, r, cell, k_cell, spec)
     if potential is None:
         potential = _direct(q, r, cell, k_cell, spec)
+    if slab is not None:
+        potential = potential + planar_potential(q, r, slab, spec.sigma)
     energies, own = 0.5 * q * potential, self_factor(spec)
     if spec.remove_self_interaction and spec.exponent == 1:
         # every channel loses the self term of all channels together: files were trained so

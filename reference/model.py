@@ -195,12 +195,11 @@ def ewald_of(
     for number, (charges, positions) in enumerate(
         zip(q.split(counts), graph.positions.split(counts), strict=True)
     ):
-        pbc = graph.pbc[number]
-        if bool(pbc.any()) and not bool(pbc.all()):
-            raise partly_periodic(pbc.tolist())
+        periodic, open_axis = boundary(graph.pbc[number].tolist(), how.slab_vacuum)
         one = ewald(
-            charges, positions, graph.cell[number], module, periodic=bool(pbc.all()), how=how
-        )
+            charges, positions, graph.cell[number], module, periodic=periodic, how=how,
+            open_axis=open_axis,
+        )  # fmt: skip
         first = sum(counts[:number])
         extra = _extras(
             module, charges, positions, graph.inputs, slice(first, first + counts[number])
@@ -209,14 +208,31 @@ def ewald_of(
     return EwaldResult(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
+def boundary(pbc: Sequence[bool], slab_vacuum: float | None) -> tuple[bool, int | None]:
+    """Return whether an Ewald sum is over k, and the open direction of a slab.
+
+    Raises
+    ------
+    InputError
+        For a wire, and for a slab whose vacuum is not stated.
+    """
+    if all(pbc) or not any(pbc):
+        return all(pbc), None
+    if sum(pbc) == 2 and slab_vacuum is not None:
+        return True, list(pbc).index(False)
+    raise partly_periodic(list(pbc))
+
+
 def partly_periodic(pbc: list[bool]) -> InputError:
-    """Return the error of an Ewald model on a slab or a wire."""
+    """Return the error of an Ewald model on a wire, or on a slab without a stated vacuum."""
     return InputError(
         "pbc",
         "all or no directions periodic for a model with an Ewald sum",
         pbc,
-        "Make the slab or wire periodic in all directions, with enough vacuum, or use a "
-        "short-range model.",
+        "State the vacuum of the slab by slab_vacuum=..., or make it periodic in all directions."
+        if sum(pbc) == 2
+        else "Make the wire periodic in all directions, with enough vacuum, or use a short-range "
+        "model.",
     )
 
 

@@ -42,7 +42,7 @@ def convert(
     from dataclasses import replace
 
     from cace_fast import weights
-    from cace_fast.potential import read_model
+    from cace_fast.reading import read_model
 
     if output.suffix != ".safetensors":
         raise InputError("OUTPUT", "a name that ends in .safetensors", str(output))

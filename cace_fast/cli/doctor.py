@@ -56,7 +56,7 @@ def examine() -> dict[str, dict[str, Any]]:
     """Return what is installed and available here, by topic."""
     import torch
 
-    from cace_fast.potential import shipped
+    from cace_fast.reading import shipped
 
     return {
         "versions": {
@@ -124,7 +124,8 @@ def check_gpu(model: str | None = None) -> dict[str, str]:
     """
     from cace_fast.engine import choose_backend
     from cace_fast.kernels.backend import states
-    from cace_fast.potential import load, shipped
+    from cace_fast.potential import load
+    from cace_fast.reading import shipped
 
     state = next(s for s in states() if s.name == "triton")
     device = state.devices[0]

@@ -32,7 +32,7 @@ def info(
     ] = 0,
 ) -> None:
     """Show what is in a model file: elements, cutoff, architecture, energies, licence."""
-    from cace_fast.potential import read_model
+    from cace_fast.reading import read_model
     from cace_fast.spec import to_json
 
     spec, weights = read_model(model)

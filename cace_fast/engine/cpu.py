@@ -15,10 +15,11 @@ from cace_fast.graph import AtomicGraph, ModelOutput, same_memory
 from cace_fast.kernels.cpu import evaluator, library
 from cace_fast.kernels.cpu.long_range import HostSum
 from cace_fast.reference import model
+from cace_fast.slab import require_fit
 from cace_fast.spec import EnergyTerm, Ewald, FixedCharge, ModelSpec, to_json
 from cace_fast.structures import too_close
 
-from .long_range import LongRange
+from .long_range import SLAB, LongRange
 from .plan import Plan, plan_of
 from .reference import ReferenceEngine
 
@@ -116,6 +117,9 @@ class CpuEngine(ReferenceEngine):
         with self._lock:
             if self._plan.terms:
                 self._evaluator.freeze(self.long_range.k_cell(graph))
+                self._evaluator.slabs(self.long_range.slab_vacuum)
+                if (structures.periodic >= SLAB).any():
+                    self._require_fit(graph)
             pairs = self._new_pairs(graph, structures)
             try:
                 found = self._evaluator.run(
@@ -159,11 +163,9 @@ class CpuEngine(ReferenceEngine):
         held = self._held
         if held is not None and _moved(held.graph, graph):
             return held.structures._replace(positions=positions, min_dist=distance)
-        pbc = graph.pbc.numpy()
+        periodic = np.zeros(graph.n_systems, dtype=np.int32)
         if self._plan.terms:
-            partly = np.flatnonzero(pbc.any(axis=1) & ~pbc.all(axis=1))
-            if len(partly):
-                raise model.partly_periodic(pbc[partly[0]].tolist())
+            periodic = self.long_range.boundaries(graph.pbc)
         for fixed in self._plan.fixed:
             model.fixed_charges(fixed, self.spec.representation, graph.species)
         batch = graph.batch.numpy()
@@ -174,10 +176,15 @@ class CpuEngine(ReferenceEngine):
             positions=positions,
             first_atom=np.searchsorted(batch, np.arange(graph.n_systems + 1)).astype(np.int32),
             cells=np.ascontiguousarray(graph.cell.detach().numpy(), dtype=np.float64),
-            periodic=np.asarray(pbc.all(axis=1), dtype=np.int32),
+            periodic=periodic,
             extras=extras,
             min_dist=distance,
         )
+
+    def _require_fit(self, graph: AtomicGraph) -> None:
+        """Raise InputError for a slab that its cell does not hold, with the numbers."""
+        for system, slab in self.long_range.slabs(graph).items():
+            require_fit(graph.positions[graph.batch == system], slab)
 
     def _new_pairs(
         self, graph: AtomicGraph, structures: evaluator.Structures

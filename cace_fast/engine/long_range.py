@@ -14,10 +14,13 @@ from cace_fast.graph import AtomicGraph
 from cace_fast.kernels.ewald import potentials
 from cace_fast.kernels.sums import METHODS, TIGHTEST, choose
 from cace_fast.reference.ewald import Summation
+from cace_fast.reference.model import boundary
+from cace_fast.slab import Slab, slab_of
 from cace_fast.spec import Ewald
 
 K_SETS = ("sphere", "frozen")
 DEFAULT_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-10}
+OPEN, PERIODIC, SLAB = 0, 1, 2  # of a system; SLAB + a: periodic in all directions but a
 STRETCH = 1.5  # how far a cell may be stretched or compressed from that of a frozen k set
 
 
@@ -36,18 +39,31 @@ class LongRange:
         ``"sphere"``: the vectors k of each cell, as the models were trained. ``"frozen"``: the
         integer vectors of one reference cell in every cell.
     reference_cell
-        That cell [3, 3] in A; the first periodic one that is evaluated, unless it is set.
+        That cell [3, 3] in A; the first periodic one that is evaluated, unless it is set. Of a
+        slab it is the box that is summed.
+    slab_vacuum
+        What the box of a slab (two periodic directions) has beyond the height of its cell, in A;
+        None refuses slabs.
     """
 
     method: str = "auto"
     tolerance: float = 1e-10
     k_set: str = "sphere"
     reference_cell: NDArray[np.float64] | None = None
+    slab_vacuum: float | None = None
 
     @classmethod
-    def of(cls, dtype: torch.dtype, method: str, tolerance: float | None, k_set: str) -> LongRange:
+    def of(
+        cls,
+        dtype: torch.dtype,
+        method: str = "auto",
+        tolerance: float | None = None,
+        k_set: str = "sphere",
+        slab_vacuum: float | None = None,
+    ) -> LongRange:
         """Return settings with the default tolerance of a working precision where it is None."""
-        return cls(method, DEFAULT_TOLERANCE[dtype] if tolerance is None else tolerance, k_set)
+        tolerance = DEFAULT_TOLERANCE[dtype] if tolerance is None else tolerance
+        return cls(method, tolerance, k_set, slab_vacuum=slab_vacuum)
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -61,6 +77,29 @@ class LongRange:
                 "long_range_tolerance", f"at least {TIGHTEST:g} for long_range='nufft'",
                 self.tolerance, "Use long_range='direct', which has no error of its own.",
             )  # fmt: skip
+        if self.slab_vacuum is not None and not 0 < self.slab_vacuum < np.inf:
+            raise InputError("slab_vacuum", "a length above 0 A, or None", self.slab_vacuum)
+
+    def boundaries(self, pbc: Tensor) -> NDArray[np.int32]:
+        """Return for each system with pbc [n_systems, 3] whether it is OPEN, PERIODIC or SLAB + a.
+
+        Raises
+        ------
+        InputError
+            For a wire, and for a slab if ``slab_vacuum`` is None.
+        """
+        found = [boundary(row, self.slab_vacuum) for row in pbc.tolist()]
+        kinds = [SLAB + axis if axis is not None else int(periodic) for periodic, axis in found]
+        return np.array(kinds, dtype=np.int32)
+
+    def slabs(self, graph: AtomicGraph) -> dict[int, Slab]:
+        """Return the boxes of the slabs among the systems of a graph, by number."""
+        kinds = self.boundaries(graph.pbc)
+        assert self.slab_vacuum is not None or not (kinds >= SLAB).any()
+        return {
+            int(s): slab_of(graph.cell[s].detach(), int(kinds[s]) - SLAB, self.slab_vacuum or 0.0)
+            for s in np.flatnonzero(kinds >= SLAB)
+        }
 
     def k_cell(self, graph: AtomicGraph) -> NDArray[np.float64] | None:
         """Return the cell of the frozen set, chosen now if there is none; None for the sphere.
@@ -72,7 +111,9 @@ class LongRange:
         """
         if self.k_set == "sphere":
             return None
-        cells = graph.cell[graph.pbc.all(1)].detach().cpu().numpy()
+        boxes = {s: slab.cell for s, slab in self.slabs(graph).items()}
+        boxes |= {s: graph.cell[s] for s, whole in enumerate(graph.pbc.all(1).tolist()) if whole}
+        cells = [boxes[s].detach().cpu().numpy() for s in sorted(boxes)]
         if self.reference_cell is None and len(cells):
             self.reference_cell = np.array(cells[0], dtype=np.float64)
         for cell in cells:
@@ -97,7 +138,7 @@ class LongRange:
         kept = self.k_cell(graph)
         k_cell = None if kept is None else torch.from_numpy(kept).to(graph.cell.device)
         plain = self.method == "auto" and graph.cell.device.type == "cpu"
-        return Summation(k_cell, None if twice or plain else self._potential)
+        return Summation(k_cell, None if twice or plain else self._potential, self.slab_vacuum)
 
     def _potential(
         self, q: Tensor, r: Tensor, cell: Tensor, k_cell: Tensor, spec: Ewald

@@ -163,6 +163,15 @@ class ReferenceEngine:
         forces = -next(gradients) if "forces" in wanted else None
         return forces, -next(gradients) if "virials" in wanted else None
 
+    def _boxes(self, graph: AtomicGraph) -> Tensor:
+        """Return the cells [n_systems, 3, 3] in which polarisations are sums, unit cells if open."""
+        whole = graph.pbc.any(1)[:, None, None]
+        unit = torch.eye(3, dtype=torch.float64, device=graph.cell.device)
+        boxes = torch.where(whole, graph.cell, unit)
+        for system, slab in self.long_range.slabs(graph).items():
+            boxes[system] = slab.cell
+        return boxes
+
     def _born_charges(self, graph: AtomicGraph, positions: Tensor, q: Tensor) -> Tensor:
         """Return dP_b/dr_ia [n, 3, 3] in e (docs/theory.md, equations 33 and 34)."""
         if q.shape[1] != 1:
@@ -170,15 +179,15 @@ class ReferenceEngine:
                 f"bec: a model with one charge channel is needed, this one has {q.shape[1]}"
             )
         charge = physical_charges(q[:, 0], graph, self.charge_term)
-        cell = torch.where(graph.pbc[:, :1, None], graph.cell, torch.eye(3, dtype=torch.float64))
-        periodic = graph.pbc[graph.batch, 0][:, None]
+        cell = self._boxes(graph)
         fraction = (positions[:, None, :] @ torch.linalg.inv(cell)[graph.batch])[:, 0].detach()
         phase = 2.0 * pi * fraction
         cos, sin = torch.cos(phase), torch.sin(phase)
-        # an open system has P_b = sum q r_b: its positions stand where a periodic one has sin
-        weight = torch.where(periodic, sin / (2.0 * pi), positions.detach())
+        # along an open direction P has sum q s: s stands where a periodic one has sin
+        weight = torch.where(graph.pbc[graph.batch], sin / (2.0 * pi), fraction)
         out = torch.diag_embed(charge.detach()[:, None].expand(-1, 3)).clone()
         for gamma in range(3):
+            periodic = graph.pbc[graph.batch, gamma, None]
             c, s = cos[:, gamma, None], sin[:, gamma, None]
             (along,) = _grad((charge * weight[:, gamma]).sum(), (positions,), retain_graph=True)
             if bool(periodic.any()):

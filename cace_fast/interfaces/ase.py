@@ -18,8 +18,9 @@ from cace_fast import checkpoint
 from cace_fast.committee import Committee
 from cace_fast.engine import VerletList
 from cace_fast.errors import InputError, PropertyNotImplementedError
-from cace_fast.potential import MIN_DIST, Potential, read_model
+from cace_fast.potential import MIN_DIST, Potential
 from cace_fast.properties import CHARGE_UNIT, isolated_energies
+from cace_fast.reading import read_model
 from cace_fast.spec import Ewald, Forces, ModelSpec, Polarization, Readout, total_energy_key
 from cace_fast.structures import extra_inputs
 from cace_fast.weights import Weights
@@ -81,6 +82,9 @@ class CACECalculator(Calculator):
         Verlet skin in A.
     min_dist
         Shortest distance allowed between atoms in A; None allows any.
+    slab_vacuum
+        Vacuum of slabs with charges in A (docs/slabs.md); None refuses them, and leaves a
+        :class:`~cace_fast.Potential` that was given as it is.
     """
 
     implemented_properties = [  # noqa: RUF012 - ASE declares it so
@@ -112,11 +116,12 @@ class CACECalculator(Calculator):
         backend: str = "auto",
         skin: float = 1.0,
         min_dist: float | None = MIN_DIST,
+        slab_vacuum: float | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         options = {
             "device": device, "dtype": default_dtype, "backend": backend, "energy_key": energy_key,
-            "output_index": output_index,
+            "output_index": output_index, "slab_vacuum": slab_vacuum,
         }  # fmt: skip
         members = [_potential(model, options) for model in _models(model_path)]
         self.potential = members[0] if len(members) == 1 else Committee(members)
@@ -286,10 +291,12 @@ def _models(model_path: Model | Sequence[Model]) -> list[Model]:
 def _potential(model: Model, options: dict[str, Any]) -> Potential:
     """Return the potential of one model; one that is a Potential keeps its own settings."""
     if isinstance(model, Potential):
-        if (options["energy_key"], options["output_index"]) == (None, None):
-            return model
-        own = {"device": model.device, "dtype": model.dtype, "backend": model.backend}
-        return Potential(model.spec, model.weights, **(options | own))
+        changed = {
+            name: options[name]
+            for name in ("energy_key", "output_index", "slab_vacuum")
+            if options[name] is not None
+        }
+        return model.changed(**changed) if changed else model
     if isinstance(model, nn.Module):
         spec, tensors = checkpoint.from_module(model)
         snapshot = {name: tensor.detach().clone() for name, tensor in tensors.items()}

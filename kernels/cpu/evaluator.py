@@ -21,8 +21,9 @@ class Structures(NamedTuple):
     """Structures evaluated together; arrays in C order.
 
     ``species`` [n] int32, ``positions`` [n, 3] float64, ``first_atom`` [n_systems + 1] int32,
-    ``cells`` [n_systems, 3, 3] float64, ``periodic`` [n_systems] int32, ``extras`` one float64
-    array [n, n_extra] or None for each head, ``min_dist`` in A (0: any).
+    ``cells`` [n_systems, 3, 3] float64, ``periodic`` [n_systems] int32 (0 open, 1 in all
+    directions, 2 + a in all but a), ``extras`` one float64 array [n, n_extra] or None for each
+    head, ``min_dist`` in A (0: any).
     """
 
     species: NDArray[np.int32]
@@ -118,6 +119,11 @@ class Evaluator:
             self._lib.cf_step_freeze(self._step, None if kept is None else kept.ctypes.data)
             if self._host is not None:
                 self._host.k_cell = kept
+
+    def slabs(self, vacuum: float | None) -> None:
+        """Sum slabs in boxes with this vacuum in A beyond the height of their cells."""
+        with self._lock:
+            self._lib.cf_step_slab(self._step, vacuum or 0.0)
 
     def query(self, name: str) -> int:
         """Return a number that describes the model; see ``cf_model_query``."""

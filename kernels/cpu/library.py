@@ -114,6 +114,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cf_step_free": (None, (c_void_p,)),
     "cf_step_threads": (None, (c_void_p, c_int32)),
     "cf_step_freeze": (None, (c_void_p, c_void_p)),
+    "cf_step_slab": (None, (c_void_p, c_double)),
     "cf_step_host": (None, (c_void_p, HOST_SUM, c_void_p)),
     "cf_step_pairs": (
         ctypes.c_int, (c_void_p, POINTER(StructuresC), c_int64, c_void_p, c_void_p, c_void_p)
@@ -129,6 +130,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cf_ewald_threads": (None, (c_void_p, c_int32)),
     "cf_state_seconds": (c_double, (c_void_p, c_char_p)),
     "cf_ewald_freeze": (None, (c_void_p, c_void_p)),
+    "cf_ewald_slab": (None, (c_void_p, c_double)),
     "cf_ewald_cell": (ctypes.c_int, (c_void_p, c_void_p, POINTER(c_int64), c_char_p)),
     "cf_ewald_structure_factors": (None, (c_void_p, c_int64, c_int32, *(c_void_p,) * 3)),
     "cf_ewald_finish": (

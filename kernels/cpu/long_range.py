@@ -26,9 +26,16 @@ class EwaldSum:
     k_cell
         The cell [3, 3] whose integer vectors are taken in every cell; by default each cell has
         its own sphere.
+    slab_vacuum
+        What the box of a slab has beyond the height of its cell, in A; 0 refuses slabs.
     """
 
-    def __init__(self, spec: library.EwaldSpec, k_cell: library.Floats | None = None) -> None:
+    def __init__(
+        self,
+        spec: library.EwaldSpec,
+        k_cell: library.Floats | None = None,
+        slab_vacuum: float = 0.0,
+    ) -> None:
         self._lib = library.library()
         self._handle = c_void_p()
         self._text = ctypes.create_string_buffer(library.ERROR_LENGTH)
@@ -38,6 +45,7 @@ class EwaldSum:
         if k_cell is not None:
             kept = np.ascontiguousarray(k_cell, dtype=np.float64)
             self._lib.cf_ewald_freeze(self._handle, kept.ctypes.data)
+        self._lib.cf_ewald_slab(self._handle, slab_vacuum)
 
     @property
     def _said(self) -> str:
@@ -49,13 +57,14 @@ class EwaldSum:
         positions: library.Floats,
         cell: library.Floats,
         *,
-        periodic: bool,
+        periodic: int,
         n_threads: int,
     ) -> tuple[library.Floats, library.Floats, library.Floats, library.Floats]:
         """Return energies [n, n_q], dE/dq [n, n_q], forces [n, 3] and the virial [3, 3].
 
         Charges [n, n_q], positions [n, 3] and cell [3, 3] are float64 in C order; the energy
-        that is differentiated is the sum of all ``energies``.
+        that is differentiated is the sum of all ``energies``. ``periodic``: 0 open, 1 in all
+        directions, 2 + a in all but a.
         """
         n, n_q = charges.shape
         energies, slopes = np.empty((n, n_q)), np.empty((n, n_q))

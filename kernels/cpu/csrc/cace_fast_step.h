@@ -58,10 +58,15 @@ CF_API void cf_ewald_threads(cf_ewald *ewald, int32_t n_threads); /* 1 at first 
 /* From now on the integer vectors n that the cell [3][3] chooses, k = 2 pi n h^-T in whatever cell h:
  * a smooth energy for variable cells.  NULL: those of the sphere of each cell, as at first. */
 CF_API void cf_ewald_freeze(cf_ewald *ewald, const double *cell);
+/* Slabs, periodic = 2 + a for one that is periodic along all lattice vectors but a: their box is the two
+ * others and, along the normal, the height of vector a above them plus `vacuum` in A. 0: refused, as at
+ * first. Not for sums in parts. */
+CF_API void cf_ewald_slab(cf_ewald *ewald, double vacuum);
 
 /* One system, all of its atoms here: energies [n][n_q] (they sum to E), slopes [n][n_q] = dE/dq of
  * that sum, forces [n][3] = -dE/dr, virial [3][3] = -dE/dstrain with the k set fixed.  Forces and
- * virial are added to what is there, and may be NULL.  cell is ignored for an open system. */
+ * virial are added to what is there, and may be NULL.  cell is ignored for an open system.
+ * periodic: 0 open, 1 in all directions, 2 + a a slab. */
 CF_API int cf_ewald_evaluate(cf_ewald *ewald, int64_t n, int32_t n_q, const double *q,
                              const double *r, const double *cell, int32_t periodic,
                              double *energies, double *slopes, double *forces, double *virial,
@@ -97,7 +102,7 @@ typedef struct {
   const double *positions;   /* [n_atoms][3] */
   const int32_t *first_atom; /* [n_systems + 1] */
   const double *cells;       /* [n_systems][3][3], zero without a cell */
-  const int32_t *periodic;   /* [n_systems] 1: in all directions, 0: open or (short range) partly */
+  const int32_t *periodic;   /* [n_systems] for the long range: 0 open, 1 in all directions, 2 + a a slab */
   const double *const *extras; /* as in cf_frame */
   double min_dist;           /* A; 0: any */
 } cf_structures;
@@ -118,12 +123,14 @@ CF_API int cf_step_create(const cf_model *model, cf_state *state, int32_t n_term
                           const cf_long_range *terms, cf_step **step,
                           char error[CF_ERROR_LENGTH]);
 CF_API void cf_step_free(cf_step *step);
-/* As cf_ewald_freeze, for all terms. */
+/* As cf_ewald_freeze and cf_ewald_slab, for all terms. */
 CF_API void cf_step_freeze(cf_step *step, const double *cell);
+CF_API void cf_step_slab(cf_step *step, double vacuum);
 
 /* A sum over k of the host's own, such as a fast Fourier transform: for the periodic system and the
  * term, potentials [n][n_q] = K q without norm and self terms; and it adds to forces [n][3] and virial
  * [3][3], where these are not NULL, weight times those of the energy sum q K q / 2, the k set fixed.
+ * Of a slab it sums the box, `cell`; the library does the rest.
  * Returns CF_OK, CF_DECLINED to leave the system to the library, or another code.  It is called by
  * the thread that calls cf_step_run.  NULL: none, as at first. */
 enum { CF_DECLINED = -1 };

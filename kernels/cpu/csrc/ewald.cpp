@@ -357,24 +357,29 @@ void ewald_complete(const EwaldSpec& spec, int64_t n, int n_q, const double* q, 
 }
 
 EwaldStatus ewald_evaluate(const EwaldSpec& spec, EwaldWork& work, int64_t n, int n_q,
-                           const double* q, const double* r, const double* cell, bool periodic,
+                           const double* q, const double* r, const double* cell, int boundary,
                            double weight, double* energies, double* slopes, double* forces,
                            double* virial) {
-  if (periodic) {
-    const EwaldStatus status = ewald_select(work.k, spec, cell);
+  if (boundary != EWALD_OPEN) {
+    EwaldSlab& slab = work.slab;
+    EwaldStatus status = ewald_slab_begin(slab, spec, cell, boundary, n, r);
+    if (status == EWALD_OK) status = ewald_select(work.k, spec, slab.present ? slab.cell : cell);
     if (status != EWALD_OK) return status;
+    const double unit = weight * spec.norm;
     const int64_t length = 2 * n_q * work.k.size;
     grow(work.structure, length);
     std::fill_n(work.structure.begin(), length, 0.0);
     ewald_structure_factors(work, n, n_q, q, r, work.structure.data());
-    ewald_potentials(work, n, n_q, q, r, work.structure.data(), weight * spec.norm, slopes, forces);
-    if (virial != nullptr)
-      ewald_virial(work.k, n_q, work.structure.data(), weight * spec.norm, virial);
+    ewald_potentials(work, n, n_q, q, r, work.structure.data(), unit, slopes,
+                     slab.present ? slab.forces.data() : forces);
+    double* strain = slab.present ? slab.virial : virial;
+    if (virial != nullptr) ewald_virial(work.k, n_q, work.structure.data(), unit, strain);
+    if (slab.present) ewald_slab_finish(slab, spec, unit, n, n_q, q, slopes, forces, virial);
   } else {
     if (spec.exponent != 1) return EWALD_OPEN_EXPONENT;
     open_sum(spec, work.n_threads, n, n_q, q, r, weight, slopes, forces, virial);
   }
-  ewald_complete(spec, n, n_q, q, r, periodic, weight, energies, slopes, forces, virial);
+  ewald_complete(spec, n, n_q, q, r, boundary != EWALD_OPEN, weight, energies, slopes, forces, virial);
   return EWALD_OK;
 }
 

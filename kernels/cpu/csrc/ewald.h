@@ -17,6 +17,7 @@ struct EwaldSpec {
   double field = 0.0;   // external field along direction, for exponent 1
   int field_direction = 0;
   double neutral_lambda = 0.0;
+  double slab_vacuum = 0.0;  // A, of the boxes of slabs beyond the height of their cells; 0 refuses slabs
   // frozen: the integer vectors of `reference` [3][3] whatever the cell, not those of its own sphere.
   bool frozen = false;
   double reference[9] = {0};
@@ -42,6 +43,18 @@ struct KVectors {
   std::vector<double> slope;   // [size] d g / d k^2 / volume
 };
 
+// How a system is periodic: EWALD_SLAB + a in all directions but lattice vector a.
+enum EwaldBoundary { EWALD_OPEN = 0, EWALD_PERIODIC = 1, EWALD_SLAB = 2 };
+
+// The box that is summed for a slab, and what that sum gave.
+struct EwaldSlab {
+  bool present = false;
+  double cell[9], normal[3], height, period, volume;
+  std::vector<double> along;   // [n] places along the normal, from their mean
+  std::vector<double> forces;  // [n][3]
+  double virial[9];
+};
+
 // Memory that grows and is reused; one for each concurrent call.
 struct EwaldWork {
   int n_threads = 1;
@@ -50,9 +63,13 @@ struct EwaldWork {
   std::vector<double> weighted;    // structure times 4 g / volume
   std::vector<double> phases;      // exp(i n theta) of a block of atoms
   std::vector<std::vector<double>> own;  // the same for one atom, of each thread
+  EwaldSlab slab;
 };
 
-enum EwaldStatus { EWALD_OK = 0, EWALD_SINGULAR_CELL = 1, EWALD_OPEN_EXPONENT = 2, EWALD_TOO_MANY = 3 };
+enum EwaldStatus {
+  EWALD_OK = 0, EWALD_SINGULAR_CELL = 1, EWALD_OPEN_EXPONENT = 2, EWALD_TOO_MANY = 3, EWALD_SLAB_VACUUM = 4,
+  EWALD_SLAB_EXTENT = 5
+};
 
 // Chooses the k vectors of a cell [3][3] (rows are lattice vectors) and their factors; nothing to do
 // when they are those of the last call.
@@ -81,13 +98,22 @@ void ewald_complete(const EwaldSpec& spec, int64_t n, int n_q, const double* q, 
                     bool periodic, double weight, double* energies, double* slopes, double* forces,
                     double* virial);
 
+// A slab takes the sum over k of `slab.cell`, with `slab.forces` and `slab.virial`, which are zero at
+// first, in the places of its own. Nothing happens (present is false) for other boundaries.
+EwaldStatus ewald_slab_begin(EwaldSlab& slab, const EwaldSpec& spec, const double* cell, int boundary,
+                             int64_t n, const double* r);
+// Then: what is missing is added to the potentials in `slopes`, and the forces and virial of the slab
+// are added, where not null. `weight` is that of the sum, norm included.
+void ewald_slab_finish(EwaldSlab& slab, const EwaldSpec& spec, double weight, int64_t n, int n_q,
+                       const double* q, double* slopes, double* forces, double* virial);
+
 // Energies and slopes of one system.
 //   energies [n][n_q]: of each atom and channel, eV; they sum to E
 //   slopes   [n][n_q]: dE/dq of that sum
 //   forces   [n][3]:   -dE/dr, ADDED times weight; may be null
 //   virial   [3][3]:   -dE/dstrain, ADDED times weight; may be null
 EwaldStatus ewald_evaluate(const EwaldSpec& spec, EwaldWork& work, int64_t n, int n_q,
-                           const double* q, const double* r, const double* cell, bool periodic,
+                           const double* q, const double* r, const double* cell, int boundary,
                            double weight, double* energies, double* slopes, double* forces,
                            double* virial);
 

@@ -103,7 +103,7 @@ int cf_step_create(const cf_model* model, cf_state* state, int32_t n_terms,
       const int last = t.first_charge + t.n_charges;
       if (t.fixed == nullptr ? (t.first_charge < 0 || t.n_charges < 1 || last > n_charges) : t.n_charges != 1)
         return fail(error, CF_INVALID, "long range: a term names charges that the model does not have");
-      made.push_back({ewald_spec_of(t.ewald), t.weight, t.first_charge, t.n_charges, {}, {}});
+      made.push_back({ewald_spec_of(t.ewald), t.weight, t.first_charge, t.n_charges, {}, {}, {}});
       if (t.fixed != nullptr) made.back().fixed.assign(t.fixed, t.fixed + n_elements);
     }
     *step = new cf_step;

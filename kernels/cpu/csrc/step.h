@@ -30,6 +30,7 @@ struct cf_step {
     int first, count;
     std::vector<double> fixed;
     std::vector<cace_fast::EwaldWork> works;
+    cace_fast::EwaldSlab slab;  // of a system that the host sums
   };
   std::vector<Term> terms;
   cf_host_sum host = nullptr;

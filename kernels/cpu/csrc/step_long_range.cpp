@@ -18,6 +18,10 @@ int ewald_code(EwaldStatus status, char* error) {
       return fail(error, CF_INVALID, "cell: three independent lattice vectors for a periodic Ewald sum");
     case EWALD_OPEN_EXPONENT:
       return fail(error, CF_INVALID, "pbc: a periodic system for an Ewald sum of exponent 6");
+    case EWALD_SLAB_VACUUM:
+      return fail(error, CF_INVALID, "pbc: all or no directions periodic, or two with a vacuum above 0");
+    case EWALD_SLAB_EXTENT:
+      return fail(error, CF_INVALID, "positions: atoms of a slab within the height of its cell along its normal");
     default: return fail(error, CF_INVALID, "cell: one with fewer k vectors, which a direct sum can hold");
   }
 }
@@ -62,13 +66,22 @@ int by_host(cf_step& step, int32_t number, const cf_structures& in, const cf_ste
   for (int32_t s = 0; s < in.n_systems; ++s) {
     if (in.periodic[s] == 0) continue;
     const Part part = part_of(step, term, in, out, s);
-    const int code = step.host(step.host_context, number, part.n, term.count, part.q,
-                               in.positions + 3 * part.first, in.cells + 9 * s,
-                               term.weight * spec.norm, part.slopes, part.forces, part.virial);
+    const double *r = in.positions + 3 * part.first, *cell = in.cells + 9 * s;
+    EwaldSlab& slab = term.slab;
+    int code = ewald_code(ewald_slab_begin(slab, spec, cell, in.periodic[s], part.n, r), step.error);
+    if (code != CF_OK) return code;
+    const bool strained = part.virial != nullptr;
+    double* forces = slab.present && (part.forces != nullptr || strained) ? slab.forces.data() : part.forces;
+    double* virial = slab.present && strained ? slab.virial : part.virial;
+    const double unit = term.weight * spec.norm;
+    code = step.host(step.host_context, number, part.n, term.count, part.q, r, slab.present ? slab.cell : cell,
+                     unit, part.slopes, forces, virial);
     if (code == CF_DECLINED) continue;
     if (code != CF_OK) return fail(step.error, code, "long range: the sum of the host failed");
-    ewald_complete(spec, part.n, term.count, part.q, in.positions + 3 * part.first, true, term.weight,
-                   part.energies, part.slopes, part.forces, part.virial);
+    if (slab.present)
+      ewald_slab_finish(slab, spec, unit, part.n, term.count, part.q, part.slopes, part.forces, part.virial);
+    ewald_complete(spec, part.n, term.count, part.q, r, true, term.weight, part.energies, part.slopes,
+                   part.forces, part.virial);
     add_part(step, term, part, out);
     step.done[s] = 1;
   }
@@ -91,7 +104,7 @@ int by_library(cf_step& step, cf_step::Term& term, const cf_structures& in, cons
       const Part part = part_of(step, term, in, out, s);
       const EwaldStatus status = ewald_evaluate(
           term.spec, work, part.n, term.count, part.q, in.positions + 3 * part.first, in.cells + 9 * s,
-          in.periodic[s] != 0, term.weight, part.energies, part.slopes, part.forces, part.virial);
+          in.periodic[s], term.weight, part.energies, part.slopes, part.forces, part.virial);
       worst = std::max(worst, static_cast<int>(status));
       add_part(step, term, part, out);
     } catch (const std::bad_alloc&) {
@@ -165,8 +178,8 @@ int cf_ewald_evaluate(cf_ewald* ewald, int64_t n, int32_t n_q, const double* q, 
                       const double* cell, int32_t periodic, double* energies, double* slopes,
                       double* forces, double* virial, char* error) {
   return guarded(error, [&] {
-    return ewald_code(ewald_evaluate(ewald->spec, ewald->work, n, n_q, q, r, cell, periodic != 0,
-                                     1.0, energies, slopes, forces, virial),
+    return ewald_code(ewald_evaluate(ewald->spec, ewald->work, n, n_q, q, r, cell, periodic, 1.0,
+                                     energies, slopes, forces, virial),
                       error);
   });
 }
@@ -201,6 +214,12 @@ void cf_ewald_virial(const cf_ewald* ewald, int32_t n_q, const double* structure
 void cf_step_host(cf_step* step, cf_host_sum sum, void* context) {
   step->host = sum;
   step->host_context = context;
+}
+
+void cf_ewald_slab(cf_ewald* ewald, double vacuum) { ewald->spec.slab_vacuum = vacuum; }
+
+void cf_step_slab(cf_step* step, double vacuum) {
+  for (cf_step::Term& term : step->terms) term.spec.slab_vacuum = vacuum;
 }
 
 void cf_step_freeze(cf_step* step, const double* cell) {

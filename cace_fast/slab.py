@@ -1,0 +1,133 @@
+"""Slabs: systems that are periodic along two lattice vectors, with charges (``docs/slabs.md``).
+
+Their long range is the sum over k of a box with vacuum, and what takes the interaction of its
+images along the normal out again (``docs/theory.md``, equations 30 to 32). Plain torch, float64.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cace_fast.errors import InputError
+
+
+class Slab(NamedTuple):
+    """The box of a slab.
+
+    ``cell`` [3, 3] A: the two periodic lattice vectors, and ``period`` along the unit vector
+    ``normal`` [3] in the place of the third; ``height``: that of the structure's own cell.
+    """
+
+    cell: Tensor
+    normal: Tensor
+    height: Tensor
+    period: Tensor
+
+
+def slab_of(cell: Tensor, open_axis: int, vacuum: float) -> Slab:
+    """Return the box that is summed for a slab; differentiable with respect to the cell.
+
+    Parameters
+    ----------
+    cell
+        [3, 3] float64, A; of the vector that is not periodic, only the height above the plane of
+        the two others counts.
+    open_axis
+        Which lattice vector is not periodic.
+    vacuum
+        What is added to the height, in A.
+
+    Raises
+    ------
+    InputError
+        If the three vectors are not independent.
+    """
+    first, second = (a for a in range(3) if a != open_axis)
+    across = torch.linalg.cross(cell[first], cell[second])
+    area = torch.linalg.vector_norm(across)
+    height = (across * cell[open_axis]).sum() / area
+    if not bool(height.abs() * area > 1e-9 * torch.linalg.vector_norm(cell, dim=1).prod()):
+        raise InputError(
+            "cell", "three independent lattice vectors for a slab with an Ewald sum",
+            cell.tolist(),
+            "The vector that is not periodic says how high the atoms may reach; set one, for "
+            f"example by atoms.center(vacuum=5.0, axis={open_axis}).",
+        )  # fmt: skip
+    normal, height = across / area, height.abs()
+    period = height + vacuum
+    rows = [cell[first], cell[second]]
+    rows.insert(open_axis, period * normal)
+    return Slab(torch.stack(rows), normal, height, period)
+
+
+def require_fit(positions: Tensor, slab: Slab) -> None:
+    """Raise InputError if the atoms [n, 3] reach farther along the normal than the cell."""
+    if not len(positions):
+        return
+    along = (positions @ slab.normal).detach()
+    extent, height = float(along.max() - along.min()), float(slab.height.detach())
+    if extent > height * (1.0 + 1e-9):
+        raise InputError(
+            "positions",
+            f"atoms of a slab within {height:.6g} A along its normal, the height of its cell",
+            f"{extent:.6g} A",
+            "Give the cell a longer vector in the direction that is not periodic.",
+        )
+
+
+def planar_potential(q: Tensor, r: Tensor, slab: Slab, sigma: float) -> Tensor:
+    """Return what the potential K q [n, n_q] of a slab has beyond the sum over k, without norm.
+
+    Differentiable twice with respect to charges [n, n_q], positions [n, 3] and the slab; its
+    channels do not see each other.
+    """
+    along = r @ slab.normal
+    z = (along - along.detach().mean())[:, None]
+    total, moment, second = q.sum(0), (q * z).sum(0), (q * z * z).sum(0)
+    volume = torch.linalg.det(slab.cell).abs()
+    constant = slab.period**2 / 6.0 + sigma**2
+    potential: Tensor = (2.0 * moment * z - second - total * (z * z + constant)) / volume
+    return potential
+
+
+def planar_sum(
+    q: Tensor, r: Tensor, slab: Slab, sigma: float, forces: Tensor, virial: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return potential, forces and virial of a slab in closed form.
+
+    Parameters
+    ----------
+    q, r
+        Charges [n, n_q] in internal units and positions [n, 3] in A, float64.
+    slab, sigma
+        Its box, and the width of the charges in A.
+    forces, virial
+        Of the sum over k in ``slab.cell``, [n, 3] and [3, 3], without norm.
+
+    Returns
+    -------
+    tuple of Tensor
+        What is to be added to the potential [n, n_q] of that sum; and the forces [n, 3] and the
+        virial [3, 3] of the slab, in whose strain the vacuum keeps its width.
+    """
+    n, along = slab.normal, r @ slab.normal
+    z = (along - along.mean())[:, None]
+    total, moment, second = q.sum(0), (q * z).sum(0), (q * z * z).sum(0)
+    volume, share = torch.linalg.det(slab.cell).abs(), slab.height / slab.period
+    constant = slab.period**2 / 6.0 + sigma**2
+    potential = (2.0 * moment * z - second - total * (z * z + constant)) / volume
+    pull = -2.0 * (q * (moment - total * z)).sum(1) / volume
+    # the sum over k: only in the plane does its strain move its box as it moves the slab
+    outer, lean = torch.outer(n, n), (forces * z).sum(0)
+    flat = torch.eye(3, dtype=q.dtype, device=q.device) - outer
+    tilt = torch.outer(n, flat @ lean)
+    upright = (1.0 - share) * (n @ lean) + share * (n @ virial @ n)
+    of_sum = flat @ virial @ flat + tilt + tilt.T + upright * outer
+    squares = (moment * moment - total * second).sum()
+    energy = (squares - 0.5 * (total * total).sum() * constant) / volume
+    rise = (2.0 * squares - (total * total).sum() * slab.period * slab.height / 6.0) / volume
+    own = energy * (flat + share * outer) - rise * outer
+    return potential, forces + pull[:, None] * n, of_sum + own
