@@ -64,21 +64,26 @@ def named(tensors: Sequence[Tensor], spec: ModelSpec) -> dict[str, Tensor]:
     return dict(zip(expected_shapes(spec), tensors, strict=True))
 
 
-def require_constant(weights: Mapping[str, Tensor], names: list[str]) -> list[Tensor]:
-    """Return the tensors called ``names``; InputError for one missing or one to be trained.
-
-    The kernels have no gradient with respect to weights, and a missing gradient would look like
-    a zero one.
-    """
+def require_weights(weights: Mapping[str, Tensor], names: list[str]) -> list[Tensor]:
+    """Return the tensors called ``names``; InputError for one missing."""
     for name in names:
         if name not in weights:
             raise InputError(f"weights[{name!r}]", "the tensors of the specification", "nothing")
-        if weights[name].requires_grad:
+    return [weights[name] for name in names]
+
+
+def require_constant(weights: Mapping[str, Tensor], names: list[str]) -> list[Tensor]:
+    """Return the tensors called ``names``; InputError for one missing or one to be trained.
+
+    For operators without gradients with respect to weights: a missing one would look like zero.
+    """
+    for name in names:
+        if name in weights and weights[name].requires_grad:
             raise InputError(
                 f"weights[{name!r}]", "a tensor that does not require gradients", "one that does",
                 "Use cace_fast.reference for gradients with respect to weights.",
             )  # fmt: skip
-    return [weights[name] for name in names]
+    return require_weights(weights, names)
 
 
 @constant
@@ -106,13 +111,13 @@ def select_backend(device: torch.device, name: str | None) -> str:
     raise BackendUnavailableError(state.name, reason, here or ["none"], remedy)
 
 
-def refuse_second(name: str) -> Callable[..., NoReturn]:
-    """Return the backward of an operator's gradient that says that there is none."""
+def refuse(name: str, order: str) -> Callable[..., NoReturn]:
+    """Return the backward of an operator's highest derivative, which says that there is no more."""
 
-    def refuse(ctx: Any, *gradients: Tensor | None) -> NoReturn:
+    def backward(ctx: Any, *gradients: Any) -> NoReturn:
         raise PropertyNotImplementedError(
-            f"{name}: this operator has first derivatives only in autograd; use "
-            f"cace_fast.reference.{name} for second ones"
+            f"{name}: this operator has {order} derivatives at most in autograd "
+            f"(docs/kernels.md has the list); use cace_fast.reference.{name} for higher ones"
         )
 
-    return refuse
+    return backward

@@ -118,4 +118,4 @@ def _backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
 
 
 _contraction.register_autograd(_backward, setup_context=_setup)
-_contraction_gradient.register_autograd(_checks.refuse_second("contraction"))
+_contraction_gradient.register_autograd(_checks.refuse("contraction", "first"))

@@ -1,4 +1,4 @@
-"""Edges by segments, and the numbers of radial functions, as the kernels of both backends take them.
+"""Edges by segments, and the numbers of radial functions, as kernels of both backends take them.
 
 Arrays are component-major and contiguous, [component, lane]; lanes are edges, segments or atoms,
 and their number may be a capacity: what stands behind the last one is empty (docs/kernels.md).
@@ -97,3 +97,16 @@ def radial_table(spec: Representation, weights: Mapping[str, Tensor]) -> Tensor:
     rest = [spec.radial.prefactor, cutoff.cutoff, 1.0 / cutoff.cutoff, extra]
     tail = torch.tensor(rest, dtype=torch.float64, device=like.device)
     return torch.cat([a, torch.zeros_like(a) if b is None else b, tail]).to(like)
+
+
+def by_radial_weights(
+    spec: Representation, weights: Mapping[str, Tensor], by_table: Tensor
+) -> dict[str, Tensor]:
+    """Return dE/dweight of the radial functions' tensors, of dE/da_n and dE/db_n [2 n_b]."""
+    by_a, by_b = by_table.chunk(2)
+    if spec.radial.kind == "bessel":
+        return {"radial.frequencies": by_a / pi}
+    if spec.radial.kind == "gaussian":
+        widths = weights["radial.widths"].to(by_b)
+        return {"radial.offsets": by_a, "radial.widths": -by_b / widths**2}
+    return {"radial.ranges": -by_a / weights["radial.ranges"].to(by_a) ** 2}

@@ -161,4 +161,4 @@ def _backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
 
 
 _messages.register_autograd(_backward, setup_context=_setup)
-_messages_gradient.register_autograd(_checks.refuse_second("messages"))
+_messages_gradient.register_autograd(_checks.refuse("messages", "first"))

@@ -1,8 +1,8 @@
 """A basis: radial-weighted Cartesian moments, as :func:`cace_fast.reference.moments.moments`.
 
 A[j, q, m, (a, b)] = h_r[b] sum_n (sum_e R_n f_c Y_m h_s[a]) W[n, q, (a, b)]: [n_edges, 3] in,
-[n, n_radial, n_A, C] out; nothing of the size of the edges times features is made. Derivatives are
-those with respect to the vectors: the first by either backend, the second by ``"triton"`` alone.
+[n, n_radial, n_A, C] out; nothing of the size of the edges times features is made. Derivatives: by
+vectors and weights, and of the first by both again, which is what training on forces needs.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cace_fast.errors import PropertyNotImplementedError
 from cace_fast.kernels import _checks
+from cace_fast.kernels.cpu.edge_sums import EdgeSums
 from cace_fast.kernels.cpu.operations import Graph, Operations
+from cace_fast.kernels.edge_moments import EdgeMoments
 from cace_fast.spec import ModelSpec, Representation, from_json
 
 if TYPE_CHECKING:
-    from cace_fast.kernels.triton.host_moments import EdgeMoments
+    from cace_fast.kernels.triton.host_moments import TritonMoments
 
 
 def moments(
@@ -44,7 +45,7 @@ def moments(
     species
         [n] int64, row of each atom's element in the embeddings.
     weights
-        Tensors ``embedding.*``, ``radial.*``, ``mixing.*``; constants.
+        Tensors ``embedding.*``, ``radial.*``, ``mixing.*``.
     spec
         The representation.
     backend
@@ -58,14 +59,14 @@ def moments(
     Raises
     ------
     InputError
-        For wrong shapes or dtypes, or weights that require gradients.
+        For wrong shapes or dtypes, or a missing weight.
     BackendUnavailableError
         If no kernels, or not the ones named, serve the device.
     """
     _checks.require_edges(vectors, senders, receivers, species)
     chosen = _checks.select_backend(vectors.device, backend)
     names, text = _checks.described(spec)
-    tensors = _checks.require_constant(weights, names)
+    tensors = _checks.require_weights(weights, names)
     edges = (vectors.contiguous(), senders, receivers, species)
     out: Tensor = _moments(*edges, tensors, text, chosen)
     return out
@@ -90,28 +91,31 @@ def array(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
     return np.ascontiguousarray(tensor.detach().double().numpy())
 
 
-def _on_device(
-    vectors: Tensor,
-    senders: Tensor,
-    receivers: Tensor,
-    species: Tensor,
-    weights: list[Tensor],
-    spec: str,
-) -> EdgeMoments:
-    """Return the Triton kernels with their edges."""
-    from cace_fast.kernels.triton.host_moments import EdgeMoments
+Given = tuple[Tensor, Tensor, Tensor, Tensor]
 
+
+def _on_device(given: Given, weights: list[Tensor], spec: str) -> TritonMoments:
+    """Return the Triton kernels with their edges."""
+    from cace_fast.kernels.triton.host_moments import TritonMoments
+
+    return TritonMoments(given, *_representation(given, weights, spec))
+
+
+def _of_edges(given: Given, weights: list[Tensor], spec: str, backend: str) -> EdgeMoments:
+    """Return the backend's sums over these edges."""
+    if backend == "triton":
+        return _on_device(given, weights, spec)
+    named, rep = _representation(given, weights, spec)
+    return EdgeMoments(given, named, rep, EdgeSums(rep, named))
+
+
+def _representation(
+    given: Given, weights: list[Tensor], spec: str
+) -> tuple[dict[str, Tensor], Representation]:
+    """Return the tensors by name, constants in the dtype of the vectors, and their specification."""
     whole = from_json(spec)
     named = _checks.named(weights, whole)
-    return EdgeMoments(vectors, senders, receivers, species, named, whole.representation)
-
-
-def _require_triton(backend: str) -> None:
-    if backend != "triton":
-        raise PropertyNotImplementedError(
-            f"moments: second derivatives exist with backend 'triton' and in cace_fast.reference, "
-            f"not with {backend!r}"
-        )
+    return {name: t.detach().to(given[0]) for name, t in named.items()}, whole.representation
 
 
 @torch.library.custom_op("cace_fast::moments", mutates_args=())
@@ -125,7 +129,7 @@ def _moments(
     backend: str,
 ) -> Tensor:
     if backend == "triton":
-        return _on_device(vectors, senders, receivers, species, weights, spec).value()
+        return _on_device((vectors, senders, receivers, species), weights, spec).value()
     graph = graph_of(vectors, senders, receivers, species)
     out = operations_of(weights, from_json(spec), vectors.dtype).moments(graph)
     return torch.from_numpy(out).to(vectors.dtype)
@@ -157,8 +161,8 @@ def _moments_gradient(
     backend: str,
 ) -> Tensor:
     if backend == "triton":
-        edges = _on_device(vectors, senders, receivers, species, weights, spec)
-        return edges.gradient(grad_out)
+        given = (vectors, senders, receivers, species)
+        return _on_device(given, weights, spec).gradient(grad_out)
     graph = graph_of(vectors, senders, receivers, species)
     operations = operations_of(weights, from_json(spec), vectors.dtype)
     return torch.from_numpy(operations.moments_gradient(graph, array(grad_out))).to(vectors.dtype)
@@ -182,8 +186,7 @@ def _moments_rates(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Return the change of A, and of dE/dd at a fixed dE/dA, when vectors change by ``along``."""
-    _require_triton(backend)
-    edges = _on_device(vectors, senders, receivers, species, weights, spec)
+    edges = _of_edges((vectors, senders, receivers, species), weights, spec, backend)
     return edges.rate(along), edges.gradient_rate(along, grad_out)
 
 
@@ -192,28 +195,75 @@ def _(along: Tensor, grad_out: Tensor, vectors: Tensor, *rest: Any) -> tuple[Ten
     return torch.empty_like(grad_out), torch.empty_like(vectors)
 
 
+@torch.library.custom_op("cace_fast::moments_by_weights", mutates_args=())
+def _moments_by_weights(
+    along: Tensor | None,
+    grad_out: Tensor,
+    vectors: Tensor,
+    senders: Tensor,
+    receivers: Tensor,
+    species: Tensor,
+    weights: list[Tensor],
+    spec: str,
+    backend: str,
+) -> list[Tensor]:
+    """Return dE/dweight of dE/dA; with ``along``, its change when vectors change so."""
+    edges = _of_edges((vectors, senders, receivers, species), weights, spec, backend)
+    found = edges.by_weights(grad_out, along)
+    named = _checks.named(weights, from_json(spec))
+    # messages of the same representation have no part in A
+    return [found[n].to(w) if n in found else torch.zeros_like(w) for n, w in named.items()]
+
+
+@_moments_by_weights.register_fake
+def _(
+    along: Tensor | None,
+    grad_out: Tensor,
+    vectors: Tensor,
+    senders: Tensor,
+    receivers: Tensor,
+    species: Tensor,
+    weights: list[Tensor],
+    *rest: str,
+) -> list[Tensor]:
+    return [torch.empty_like(weight) for weight in weights]
+
+
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, weights, ctx.spec, ctx.backend = inputs
     ctx.n_tensors, ctx.n_weights = len(tensors), len(weights)
     ctx.save_for_backward(*tensors, *weights)
 
 
-def _saved(ctx: Any) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+def _saved(ctx: Any) -> tuple[Any, ...]:
     tensors = ctx.saved_tensors
-    return tensors[: ctx.n_tensors], list(tensors[ctx.n_tensors :])
+    return (*tensors[: ctx.n_tensors], list(tensors[ctx.n_tensors :]), ctx.spec, ctx.backend)
+
+
+def _weights_gradient(ctx: Any, along: Tensor | None, *given: Any) -> list[Tensor | None]:
+    """Return dE/dweight, or its change along ``along``, where a weight is trained."""
+    wanted = ctx.needs_input_grad[ctx.n_tensors]
+    if not any(wanted):
+        return [None] * ctx.n_weights
+    found = _moments_by_weights(along, *given)
+    return [grad if want else None for grad, want in zip(found, wanted, strict=True)]
 
 
 def _backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
-    edges, weights = _saved(ctx)
-    found = _moments_gradient(grad_out, *edges, weights, ctx.spec, ctx.backend)
-    return found, None, None, None, [None] * ctx.n_weights, None, None
+    saved = _saved(ctx)
+    by_vectors = _moments_gradient(grad_out, *saved) if ctx.needs_input_grad[0] else None
+    by_weights = _weights_gradient(ctx, None, grad_out, *saved)
+    return by_vectors, None, None, None, by_weights, None, None
 
 
 def _gradient_backward(ctx: Any, along: Tensor) -> tuple[Any, ...]:
-    tensors, weights = _saved(ctx)
-    by_grad_out, by_vectors = _moments_rates(along, *tensors, weights, ctx.spec, ctx.backend)
-    return by_grad_out, by_vectors, None, None, None, [None] * ctx.n_weights, None, None
+    saved = _saved(ctx)
+    by_grad_out, by_vectors = _moments_rates(along, *saved)
+    by_weights = _weights_gradient(ctx, along, *saved)
+    return by_grad_out, by_vectors, None, None, None, by_weights, None, None
 
 
 _moments.register_autograd(_backward, setup_context=_setup)
 _moments_gradient.register_autograd(_gradient_backward, setup_context=_setup)
+_moments_rates.register_autograd(_checks.refuse("moments", "second"))
+_moments_by_weights.register_autograd(_checks.refuse("moments", "second"))

@@ -153,4 +153,4 @@ def _backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
 
 
 _readout.register_autograd(_backward, setup_context=_setup)
-_readout_gradient.register_autograd(_checks.refuse_second("readout"))
+_readout_gradient.register_autograd(_checks.refuse("readout", "first"))

@@ -24,6 +24,7 @@ MAY_HAVE_MORE_PARAMETERS = {
     ("cace_fast/potential.py", "load"): "a file and the options of a potential, one by one",
     ("reference/messages.py", "messages"): "a step needs both bases, the edges and the weights",
     ("kernels/moments.py", "_moments_rates"): "an operator of torch takes tensors",
+    ("kernels/moments.py", "_moments_by_weights"): "an operator of torch takes tensors",
     ("kernels/messages.py", "messages"): "the same, and the backend",
     ("kernels/messages.py", "_messages"): "an operator of torch takes tensors, not structures",
     ("kernels/messages.py", "_messages_gradient"): "an operator of torch takes tensors",

@@ -209,6 +209,45 @@ def radial(
 
 
 @triton.jit
+def radial_slopes(r, inverse, table, NB: tl.constexpr, RADIAL: tl.constexpr):
+    """Return how R_n f_c changes with a_n and b_n of the table, and d/dr of that: four tuples."""
+    fc, dfc, ddfc = cutoff(r, table, NB, RADIAL)
+    g = tl.load(table + 2 * NB)
+    KIND: tl.constexpr = get(RADIAL, 0)
+    by_a = ()
+    by_a_r = ()
+    by_b = ()
+    by_b_r = ()
+    for n in tl.static_range(NB):
+        a = tl.load(table + n)
+        if KIND == 0:
+            s, c = sincospi_product(a, r)
+            f = c * (g * 3.14159265358979323846)
+            df = s * (a * g * -9.86960440108935861883)
+            h = r * 0.0
+            dh = h
+        elif KIND == 1:
+            b = tl.load(table + NB + n)
+            z = (r - a) * b
+            e = tl.exp(-0.5 * z * z)
+            f = e * z * b
+            df = e * (1.0 - z * z) * b * b
+            h = -e * z * (r - a)
+            dh = e * z * (z * z - 2.0)
+        else:
+            e = g * tl.exp(-r * a)
+            f = -r * e
+            df = (a * r - 1.0) * e
+            h = r * 0.0
+            dh = h
+        by_a = by_a + (f * fc,)
+        by_a_r = by_a_r + (df * fc + f * dfc,)
+        by_b = by_b + (h * fc,)
+        by_b_r = by_b_r + (dh * fc + h * dfc,)
+    return by_a, by_a_r, by_b, by_b_r
+
+
+@triton.jit
 def monomials(ux, uy, uz, PAR: tl.constexpr):
     """Return all Y_m of a unit vector, each made of its parent (equation 10)."""
     u = (ux, uy, uz)

@@ -15,6 +15,7 @@ from cace_fast.kernels.triton._device import (
     monomial_rates,
     monomials,
     radial,
+    radial_slopes,
 )
 
 
@@ -243,3 +244,44 @@ def moments_backward_rate(
     tl.store(out + e, ox, mask=inside)
     tl.store(out + n_edges + e, oy, mask=inside)
     tl.store(out + 2 * n_edges + e, oz, mask=inside)
+
+
+@triton.jit(do_not_specialize=["n_seg", "n_edges", "count"])
+def moments_by_table(
+    vectors, along, segment, table, grad_rho, out, n_seg, n_edges, count,
+    NB: tl.constexpr, RADIAL: tl.constexpr, PAR: tl.constexpr, RATE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write each edge's part of dE/da_n, dE/db_n [2 n_b, n_edges] of dE/drho.
+
+    With RATE: how it changes when edge vectors change by ``along``, dE/drho fixed.
+    """
+    NL: tl.constexpr = length(PAR)
+    e = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = e < count
+    seg = tl.load(segment + e, mask=inside, other=0)
+    x, y, z = _vector(vectors, e, inside, n_edges)
+    r, inverse, shorter, ux, uy, uz = geometry(x, y, z)
+    h = monomials(ux, uy, uz, PAR)
+    by_a, by_a_r, by_b, by_b_r = radial_slopes(r, inverse, table, NB, RADIAL)
+    dr = r * 0.0
+    dh = h
+    if RATE:
+        vx, vy, vz = _vector(along, e, inside, n_edges)
+        dr = (vx * x + vy * y + vz * z) * inverse
+        dh = monomial_rates(h, ux, uy, uz, (vx - ux * dr) * shorter, (vy - uy * dr) * shorter,
+                            (vz - uz * dr) * shorter, PAR)  # fmt: skip
+    for n in tl.static_range(NB):
+        sum = r * 0.0
+        rate = r * 0.0
+        for m in tl.static_range(NL):
+            g = tl.load(grad_rho + (n * NL + m) * n_seg + seg, mask=inside, other=0.0)
+            sum += g * h[m]
+            rate += g * dh[m]
+        a = sum * by_a[n]
+        b = sum * by_b[n]
+        if RATE:
+            a = rate * by_a[n] + sum * by_a_r[n] * dr
+            b = rate * by_b[n] + sum * by_b_r[n] * dr
+        tl.store(out + n * n_edges + e, a, mask=inside)
+        tl.store(out + (NB + n) * n_edges + e, b, mask=inside)

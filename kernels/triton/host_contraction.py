@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cace_fast import tables
+from cace_fast.kernels.edge_moments import embeddings
 from cace_fast.kernels.edges import Edges
 from cace_fast.kernels.triton import _contraction, configs
 from cace_fast.kernels.triton.generate import polynomials
@@ -31,13 +32,6 @@ def packed_mixing(spec: Representation, weights: Mapping[str, Tensor]) -> Tensor
     """Return W as kernels read it, [n_b, L + 1, R, C]."""
     found = [weights[f"mixing.{degree}"] for degree in range(spec.l_max + 1)]
     return torch.stack(found, 1).contiguous()
-
-
-def embeddings(spec: Representation, weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the embeddings of senders and receivers [n_z, K]."""
-    sender = weights["embedding.sender"].contiguous()
-    shared = spec.shared_embedding
-    return sender, sender if shared else weights["embedding.receiver"].contiguous()
 
 
 class Contraction:

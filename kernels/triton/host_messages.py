@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cace_fast.kernels import shapes
+from cace_fast.kernels.edge_moments import embeddings
 from cace_fast.kernels.edges import Edges, radial_table
-from cace_fast.kernels.triton import _messages, shapes
-from cace_fast.kernels.triton.host_contraction import degrees, embeddings, packed_mixing
+from cace_fast.kernels.triton import _messages
+from cace_fast.kernels.triton.host_contraction import degrees, packed_mixing
 from cace_fast.kernels.triton.host_readout import Network, Work, layers_of
 from cace_fast.spec import Bchi, Representation
 

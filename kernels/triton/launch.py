@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cace_fast.kernels import shapes
 from cace_fast.kernels.edges import Edges, radial_table
-from cace_fast.kernels.triton import _forces, _moments, configs, shapes
+from cace_fast.kernels.triton import _forces, _moments, configs
 from cace_fast.spec import Representation
 
 SPLIT = 1024  # positions are split at multiples of 1/1024 A: differences are exact up to 16384 A
@@ -79,6 +80,18 @@ class Moments:
             grad_rho.shape[1], edges.vectors.shape[1], count, **self.constants, DER=self.slopes,
             BLOCK=configs.BLOCK, num_warps=configs.BLOCK_WARPS,
         )  # fmt: skip
+
+    def by_table(self, edges: Edges, grad_rho: Tensor, along: Tensor | None) -> Tensor:
+        """Return dE/da_n, dE/db_n [2 n_b] of dE/drho, or their change along ``along`` [3, E]."""
+        count = int(edges.sender.shape[0])
+        segment = torch.repeat_interleave(edges.seg_first.diff())
+        out = grad_rho.new_empty(2 * self.n_b, count)
+        _moments.moments_by_table[_blocks(count)](
+            edges.vectors, edges.vectors if along is None else along, segment.int(), self.table,
+            grad_rho, out, grad_rho.shape[1], edges.vectors.shape[1], count, **self.constants,
+            RATE=along is not None, BLOCK=configs.BLOCK, num_warps=configs.BLOCK_WARPS,
+        )  # fmt: skip
+        return out.sum(1, dtype=torch.float64).to(out)
 
 
 def split(values: Tensor, high: Tensor, low: Tensor) -> None:

@@ -317,9 +317,6 @@ def test_refusals():
         call(senders=edges["senders"].to(torch.int32))
     with pytest.raises(InputError, match=r"weights\['mixing.1'\]: .* got nothing"):
         call(weights={k: w for k, w in weights.items() if k != "mixing.1"})
-    leaf = weights | {"mixing.0": weights["mixing.0"].clone().requires_grad_(True)}
-    with pytest.raises(InputError, match=r"Use cace_fast\.reference for gradients"):
-        call(weights=leaf)
     with pytest.raises(InputError, match="backend: expected one of triton, cpu, got 'fortran'"):
         call(backend="fortran")
     with pytest.raises(BackendUnavailableError, match="'triton' is not available"):
@@ -352,11 +349,17 @@ def test_both_homes_have_the_same_operations():
         assert mine == [*other, "backend"]
 
 
-def test_second_derivatives_of_moments_are_refused_by_name():
-    spec, edges = representation(l_max=1, n_rbf=2), EDGE_CASES["one edge"]
-    leaf = edges["vectors"].clone().requires_grad_(True)
-    rest = {name: tensor for name, tensor in edges.items() if name != "vectors"}
-    a = kernel_moments.moments(leaf, **rest, weights=random_weights(spec), spec=spec, backend="cpu")
-    (slope,) = torch.autograd.grad((a * a).sum(), leaf, create_graph=True)
-    with pytest.raises(PropertyNotImplementedError, match="exist with backend 'triton' and in"):
-        torch.autograd.grad(slope.sum(), leaf)
+def test_weights_are_constants_to_messages_and_read_outs():
+    module, weights = read_out("silu", linear=False)
+    name = "outputs.4.2.layers.0.weight"
+    leaf = weights | {name: weights[name].clone().requires_grad_(True)}
+    x = torch.ones(2, 21, dtype=torch.float64)
+    with pytest.raises(InputError, match=r"Use cace_fast\.reference for gradients"):
+        kernel_readout.readout(x, leaf, module, "outputs.4.2")
+    spec, edges = with_step(True, False, None), EDGE_CASES["one edge"]
+    own = random_weights(spec)
+    own["mixing.0"].requires_grad_(True)
+    a = torch.zeros(2, spec.n_radial, spec.n_monomials, spec.n_channels, dtype=torch.float64)
+    b = torch.zeros(2, spec.n_radial, spec.n_invariants, spec.n_channels, dtype=torch.float64)
+    with pytest.raises(InputError, match=r"weights\['mixing.0'\].*Use cace_fast\.reference"):
+        kernel_messages.messages(a, b, **edges, weights=own, spec=spec)

@@ -193,6 +193,33 @@ CF_API int cf_op_readout(cf_state *state, int32_t head, int64_t n, const double 
 CF_API int cf_op_readout_gradient(cf_state *state, int32_t head, int64_t n, const double *x,
                                   const double *grad_out, double *grad_x);
 
+/* --- sums over edges for training, in double ---------------------------------------------------- */
+
+/* Radial and cutoff functions and monomials, numbered as cace_fast.kernels has them: table
+ * [2 n_b + 4] is a_n, b_n, prefactor, r_c, 1/r_c, and the mollifier's eps or the switch's begin;
+ * monomial m is monomial parent[m] times the component axis[m] of the direction. */
+typedef struct cf_edge_functions {
+  int32_t kind, cutoff, n_b, n_a;
+  double p;
+  const double *table;
+  const int32_t *parent, *axis;
+} cf_edge_functions;
+
+/* Segment s has the edges first[s] to first[s + 1], vectors [n_edges][3] in A.  Without grad_sums:
+ * sums [n_segments][n_b][n_A] of R_n f_c Y_m.  With grad_sums = dE/dsums: grad_vectors
+ * [n_edges][3], and grad_table [n_segments][2 n_b] = dE/da_n, dE/db_n of the edges of a segment.
+ * With along [n_edges][3] not NULL: all results are derivatives along this change of the vectors,
+ * grad_sums fixed. */
+typedef struct cf_edge_sums {
+  int64_t n_segments;
+  const int64_t *first;
+  const double *vectors, *along, *grad_sums;
+  double *sums, *grad_vectors, *grad_table;
+} cf_edge_sums;
+
+CF_API int cf_edge_sums_run(const cf_edge_functions *functions, const cf_edge_sums *sums,
+                            int32_t n_threads);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,4 +1,4 @@
-"""Tables that Triton kernels take as compile-time constants, from :mod:`cace_fast.tables`."""
+"""Tables of a representation that kernels take as constants, from :mod:`cace_fast.tables`."""
 
 from __future__ import annotations
 
