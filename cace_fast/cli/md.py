@@ -22,7 +22,8 @@ from cace_fast.cli.common import (
     progress,
     read_structure,
 )
-from cace_fast.cli.simulation import Ensemble, Settings, Simulation, digest
+from cace_fast.cli.integrators import Ensemble, Settings
+from cace_fast.cli.simulation import Simulation, digest
 from cace_fast.errors import InputError
 
 

@@ -1,124 +1,31 @@
-"""The run behind `cace-fast md`: integrator, outputs and restarts."""
+"""The run behind `cace-fast md`: steps, log and frames, restarts."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from enum import StrEnum
-from io import FileIO
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cace_fast.cli.common import REMEDY, append_whole, frames_to_bytes, with_results
+from cace_fast.cli.common import REMEDY, frames_to_bytes, with_results
+from cace_fast.cli.integrators import Ensemble, Settings, draw_momenta, integrator
+from cace_fast.cli.outputs import Outputs
 from cace_fast.cli.restart import Restart, restore, state_of
-from cace_fast.errors import InputError, PropertyNotImplementedError
+from cace_fast.errors import InputError
 from cace_fast.spec import Ewald
 
 if TYPE_CHECKING:
     from ase import Atoms
-    from ase.md.md import MolecularDynamics
 
     from cace_fast.engine import LongRange
     from cace_fast.interfaces.ase import CACECalculator
 
-HEADER = "step,time_fs,temperature_K,potential_eV,kinetic_eV,total_eV,volume_A3\n"
 K_CELL = "long_range.reference_cell"  # in the restart file
 MAY_CHANGE = ("threads",)  # settings that a continued run may have otherwise
-
-
-class Ensemble(StrEnum):
-    """What a run holds constant besides the number of atoms."""
-
-    nve = "nve"
-    nvt = "nvt"
-    npt = "npt"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides a run: a continued one has to have the same.
-
-    Attributes
-    ----------
-    ensemble
-        nve (velocity Verlet), nvt (Langevin) or npt (isotropic Martyna-Tobias-Klein).
-    temperature, pressure, timestep, friction
-        In K, GPa, fs and 1/fs.
-    traj_every, log_every
-        Steps between frames and lines.
-    seed
-        Of the random numbers: first momenta and Langevin noise.
-    model, precision, structure
-        What is run: hashes of model and structure, dtype, backend and device.
-    threads
-        Number of threads of torch.
-    k_set
-        Which vectors k a long-range sum takes.
-    """
-
-    ensemble: str
-    temperature: float
-    pressure: float
-    timestep: float
-    friction: float
-    traj_every: int
-    log_every: int
-    seed: int
-    model: str
-    precision: str
-    structure: str
-    threads: int
-    k_set: str
-
-
-class Outputs:
-    """Trajectory and log, appended to in whole frames and lines.
-
-    Parameters
-    ----------
-    prefix
-        The files are ``prefix.extxyz`` and ``prefix.csv``.
-    """
-
-    def __init__(self, prefix: str) -> None:
-        self.paths = {"trajectory": Path(f"{prefix}.extxyz"), "log": Path(f"{prefix}.csv")}
-        self._files: dict[str, FileIO] = {}
-
-    def remove(self) -> None:
-        """Delete the files."""
-        for path in self.paths.values():
-            path.unlink(missing_ok=True)
-
-    def open(self, lengths: dict[str, int]) -> None:
-        """Open the files for appending, cut to ``lengths`` bytes."""
-        for name, path in self.paths.items():
-            file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
-            size = os.fstat(file.fileno()).st_size
-            if size < lengths[name]:
-                file.close()
-                got = f"{size} bytes in {path}"
-                raise InputError("--restart", f"at least {lengths[name]} bytes", got)
-            file.truncate(lengths[name])
-            self._files[name] = file
-
-    def append(self, name: str, data: bytes) -> None:
-        """Append to one of the files."""
-        append_whole(self._files[name], data)
-
-    def lengths(self) -> dict[str, int]:
-        """Return the bytes of each file after they have reached the disk."""
-        for file in self._files.values():
-            os.fsync(file.fileno())
-        return {name: os.fstat(file.fileno()).st_size for name, file in self._files.items()}
-
-    def close(self) -> None:
-        """Close the files."""
-        for file in self._files.values():
-            file.close()
+MOST_EXPANSION = 3.0  # of the volume at constant pressure, and compression
 
 
 class Simulation:
@@ -143,6 +50,7 @@ class Simulation:
         self.outputs = Outputs(prefix)
         self.restart_file = Path(f"{prefix}.restart.npz")
         self.random = np.random.default_rng(settings.seed)
+        self.first_volume = float(atoms.cell.volume)
         if not atoms.get_momenta().any():
             draw_momenta(atoms, settings.temperature, self.random)
         atoms.calc = calculator
@@ -198,22 +106,35 @@ class Simulation:
         self.outputs.open(saved.lengths)
 
     def run(self, steps: int, restart_every: int, on_step: Callable[[], None]) -> None:
-        """Run until ``steps`` steps are done in all, and leave a restart file."""
+        """Run until ``steps`` steps are done in all, and leave a restart file.
+
+        Raises
+        ------
+        InputError
+            If a cell at constant pressure runs away; the last restart file stays.
+        """
         if self.step == 0:
             self._write()
         while self.step < steps:
             self.dynamics.run(1)
             self._write()
+            self._check_volume()
             if self.step % restart_every == 0 or self.step == steps:
                 self._save(self.outputs.lengths())
             on_step()
 
     def state(self) -> dict[str, float]:
-        """Return time, temperature and energies of the current step."""
+        """Return what the log holds of the current step.
+
+        Time, temperature, energies and volume; at constant pressure also the pressure, kinetic
+        part included, and the quantity that the integrator conserves.
+        """
+        from ase.md.nose_hoover_chain import IsotropicMTKNPT
+
         self.atoms.get_forces()  # so that frames have them from the first one on
         potential = float(self.atoms.get_potential_energy())
         kinetic = float(self.atoms.get_kinetic_energy())
-        return {
+        found = {
             "time_fs": self.step * self.settings.timestep,
             "temperature_K": float(self.atoms.get_temperature()),
             "potential_eV": potential,
@@ -221,6 +142,24 @@ class Simulation:
             "total_eV": potential + kinetic,
             "volume_A3": float(self.atoms.cell.volume),
         }
+        if isinstance(self.dynamics, IsotropicMTKNPT):
+            found["pressure_GPa"] = pressure(self.atoms)
+            found["conserved_eV"] = self.dynamics.get_conserved_energy()
+        return found
+
+    def _check_volume(self) -> None:
+        volume = float(self.atoms.cell.volume)
+        change = max(volume / self.first_volume, self.first_volume / volume)
+        if self.settings.ensemble == Ensemble.npt and change > MOST_EXPANSION:
+            raise InputError(
+                "--ensemble npt",
+                f"a volume within a factor of {MOST_EXPANSION:g} of the first, "
+                f"{self.first_volume:.0f} A^3",
+                f"{volume:.0f} A^3 after step {self.step}, at "
+                f"{self.atoms.get_temperature():.0f} K and {pressure(self.atoms):.2f} GPa",
+                "The structure is far from equilibrium, or the model does not hold it together: "
+                "run --ensemble nvt first and begin with its last frame.",
+            )
 
     def _k_cell(self) -> NDArray[np.float64]:
         """Return the cell whose vectors k are kept: the first one of the run."""
@@ -238,8 +177,9 @@ class Simulation:
 
     def _write(self) -> None:
         if self.step % self.settings.log_every == 0:
-            head = HEADER if self.step == 0 else ""
-            line = ",".join([str(self.step), *(repr(value) for value in self.state().values())])
+            state = self.state()
+            head = ",".join(["step", *state]) + "\n" if self.step == 0 else ""
+            line = ",".join([str(self.step), *(repr(value) for value in state.values())])
             self.outputs.append("log", f"{head}{line}\n".encode())
         if self.step % self.settings.traj_every == 0:
             frame = with_results(self.atoms)
@@ -261,54 +201,12 @@ class Simulation:
         self.calculator.reset_neighbors()
 
 
-def integrator(atoms: Atoms, settings: Settings, random: np.random.Generator) -> MolecularDynamics:
-    """Return ASE's integrator for an ensemble.
-
-    Raises
-    ------
-    PropertyNotImplementedError
-        For constant pressure of a structure that is not periodic in all directions, or with an
-        ASE that is too old for it.
-    """
-    from ase import units
-    from ase.md.langevin import Langevin
-    from ase.md.verlet import VelocityVerlet
-
-    dt = settings.timestep * units.fs
-    if settings.ensemble == Ensemble.nve:
-        return VelocityVerlet(atoms, dt)
-    if settings.ensemble == Ensemble.nvt:
-        friction = settings.friction / units.fs
-        return Langevin(
-            atoms, dt, temperature_K=settings.temperature, friction=friction, fixcm=False,
-            rng=random,
-        )  # fmt: skip
-    if not np.all(atoms.pbc):
-        raise PropertyNotImplementedError(
-            "--ensemble npt: needs a structure that is periodic in three directions, this one has "
-            f"pbc {np.asarray(atoms.pbc).tolist()}. Use nvt, or give it a periodic cell."
-        )
-    try:
-        from ase.md.nose_hoover_chain import IsotropicMTKNPT
-    except ImportError as error:
-        raise PropertyNotImplementedError(
-            "--ensemble npt: this version of ASE lacks IsotropicMTKNPT. Update ASE, or use nvt."
-        ) from error
-
-    return IsotropicMTKNPT(
-        atoms, dt, temperature_K=settings.temperature, pressure_au=settings.pressure * units.GPa,
-        tdamp=100.0 * dt, pdamp=1000.0 * dt,
-    )  # fmt: skip
-
-
-def draw_momenta(atoms: Atoms, temperature: float, random: np.random.Generator) -> None:
-    """Draw momenta from the Maxwell-Boltzmann distribution, the centre of mass at rest."""
+def pressure(atoms: Atoms) -> float:
+    """Return the pressure in GPa, kinetic part included."""
     from ase import units
 
-    masses = atoms.get_masses()[:, None]
-    momenta = np.sqrt(masses * units.kB * temperature) * random.standard_normal((len(atoms), 3))
-    momenta -= masses * momenta.sum(axis=0) / masses.sum()
-    atoms.set_momenta(momenta)
+    stress = atoms.get_stress(include_ideal_gas=True)
+    return float(-stress[:3].mean() / units.GPa)
 
 
 def digest(atoms: Atoms) -> str:

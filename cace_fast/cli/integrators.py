@@ -1,0 +1,103 @@
+"""What decides a run of molecular dynamics, and ASE's integrator for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cace_fast.errors import PropertyNotImplementedError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from ase.md.md import MolecularDynamics
+
+
+class Ensemble(StrEnum):
+    """What a run holds constant besides the number of atoms."""
+
+    nve = "nve"
+    nvt = "nvt"
+    npt = "npt"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides a run: a continued one has to have the same.
+
+    Attributes
+    ----------
+    ensemble
+        nve (velocity Verlet), nvt (Langevin) or npt (isotropic Martyna-Tobias-Klein).
+    temperature, pressure, timestep, friction
+        In K, GPa, fs and 1/fs.
+    traj_every, log_every
+        Steps between frames and lines.
+    seed
+        Of the random numbers: first momenta and Langevin noise.
+    model, precision, structure
+        What is run: hashes of model and structure, dtype, backend and device.
+    threads
+        Number of threads of torch.
+    k_set
+        Which vectors k a long-range sum takes.
+    """
+
+    ensemble: str
+    temperature: float
+    pressure: float
+    timestep: float
+    friction: float
+    traj_every: int
+    log_every: int
+    seed: int
+    model: str
+    precision: str
+    structure: str
+    threads: int
+    k_set: str
+
+
+def integrator(atoms: Atoms, settings: Settings, random: np.random.Generator) -> MolecularDynamics:
+    """Return ASE's integrator for an ensemble.
+
+    Raises
+    ------
+    PropertyNotImplementedError
+        For constant pressure of a structure that is not periodic in all directions.
+    """
+    from ase import units
+    from ase.md.langevin import Langevin
+    from ase.md.nose_hoover_chain import IsotropicMTKNPT
+    from ase.md.verlet import VelocityVerlet
+
+    dt = settings.timestep * units.fs
+    if settings.ensemble == Ensemble.nve:
+        return VelocityVerlet(atoms, dt)
+    if settings.ensemble == Ensemble.nvt:
+        friction = settings.friction / units.fs
+        return Langevin(
+            atoms, dt, temperature_K=settings.temperature, friction=friction, fixcm=False,
+            rng=random,
+        )  # fmt: skip
+    if not np.all(atoms.pbc):
+        raise PropertyNotImplementedError(
+            "--ensemble npt: needs a structure that is periodic in three directions, this one has "
+            f"pbc {np.asarray(atoms.pbc).tolist()}. Use nvt, or give it a periodic cell."
+        )
+    return IsotropicMTKNPT(
+        atoms, dt, temperature_K=settings.temperature, pressure_au=settings.pressure * units.GPa,
+        tdamp=100.0 * dt, pdamp=1000.0 * dt,
+    )  # fmt: skip
+
+
+def draw_momenta(atoms: Atoms, temperature: float, random: np.random.Generator) -> None:
+    """Draw momenta from the Maxwell-Boltzmann distribution, the centre of mass at rest."""
+    from ase import units
+
+    masses = atoms.get_masses()[:, None]
+    momenta = np.sqrt(masses * units.kB * temperature) * random.standard_normal((len(atoms), 3))
+    momenta -= masses * momenta.sum(axis=0) / masses.sum()
+    atoms.set_momenta(momenta)
