@@ -13,7 +13,7 @@ from .weights import Weights
 
 
 def read_model(path: str | os.PathLike[str]) -> tuple[ModelSpec, Weights]:
-    """Return specification and tensors of a model file or shipped name; see :func:`cace_fast.load`."""
+    """Return specification and tensors of a model file or shipped name."""
     place = Path(path)
     if not place.exists() and os.fspath(path) in shipped():
         with as_file(files("cace_fast.models") / f"{os.fspath(path)}.safetensors") as own:

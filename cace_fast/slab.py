@@ -1,7 +1,7 @@
 """Slabs: systems that are periodic along two lattice vectors, with charges (``docs/slabs.md``).
 
 Their long range is the sum over k of a box with vacuum, and what takes the interaction of its
-images along the normal out again (``docs/theory.md``, equations 30 to 32). Plain torch, float64.
+images along the normal out again (``docs/theory.md``, equations 35 to 37). Plain torch, float64.
 """
 
 from __future__ import annotations

@@ -73,6 +73,7 @@ def test_signature_of_load():
         ("long_range_tolerance", KEYWORD, None),
         ("k_set", KEYWORD, "sphere"),
         ("long_range", KEYWORD, "auto"),
+        ("slab_vacuum", KEYWORD, None),
     ]
 
 
@@ -103,6 +104,7 @@ def test_signature_of_the_calculator():
         ("backend", KEYWORD, "auto"),
         ("skin", KEYWORD, 1.0),
         ("min_dist", KEYWORD, 0.05),
+        ("slab_vacuum", KEYWORD, None),
     ]
 
 
