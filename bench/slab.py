@@ -4,8 +4,8 @@
     python bench/slab.py ../shared/data/upstream/au2-mgo-lr --frame 1
 
 Each row is one treatment of one recorded structure, whose cell is cut to the height of its atoms
-and whose third direction is not periodic, in float64: energy, largest difference of a force and of an
-in-plane component of the stress (times the volume) from those of the widest vacuum.
+and whose third direction is not periodic, in float64: energy, largest difference of a force and of
+an in-plane component of the stress (times the volume) from those of the widest vacuum.
 """
 
 from __future__ import annotations

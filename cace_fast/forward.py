@@ -100,7 +100,7 @@ class Forward:
             strain = torch.zeros_like(graph.cell, requires_grad=True) if stress else None
             moved = graph if strain is None else graph.strained(strain)
             feats = model.features(moved, self.weights, self.spec.representation)
-            how = self.long_range.summation(graph, twice=training)
+            how = self.long_range.summation(graph, twice=training, cheapest=True)
             call = Call(training, output_index, how)
             results = []
             for number, sub in enumerate(self.spec.submodels):

@@ -62,7 +62,7 @@ class LongRange:
         slab_vacuum: float | None = None,
     ) -> LongRange:
         """Return settings with the default tolerance of a working precision where it is None."""
-        tolerance = DEFAULT_TOLERANCE[dtype] if tolerance is None else tolerance
+        tolerance = DEFAULT_TOLERANCE.get(dtype, 1e-6) if tolerance is None else tolerance
         return cls(method, tolerance, k_set, slab_vacuum=slab_vacuum)
 
     def __post_init__(self) -> None:
@@ -128,16 +128,18 @@ class LongRange:
                 )  # fmt: skip
         return self.reference_cell
 
-    def summation(self, graph: AtomicGraph, *, twice: bool = False) -> Summation:
+    def summation(
+        self, graph: AtomicGraph, *, twice: bool = False, cheapest: bool = False
+    ) -> Summation:
         """Return how the reference is to sum.
 
         By itself on the CPU, whatever the cost, as it is there to be trusted; by transforms on
-        other devices where these are cheaper; and as ``method`` says where it says something.
-        ``twice``: second derivatives are wanted, which only the direct sum has.
+        other devices, and if ``cheapest``, where these are cheaper; and as ``method`` says where
+        it says something. ``twice``: second derivatives are wanted, which only the direct sum has.
         """
         kept = self.k_cell(graph)
         k_cell = None if kept is None else torch.from_numpy(kept).to(graph.cell.device)
-        plain = self.method == "auto" and graph.cell.device.type == "cpu"
+        plain = self.method == "auto" and graph.cell.device.type == "cpu" and not cheapest
         return Summation(k_cell, None if twice or plain else self._potential, self.slab_vacuum)
 
     def _potential(

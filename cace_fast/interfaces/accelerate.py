@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cace_fast import checkpoint
+from cace_fast.engine import LongRange
 from cace_fast.forward import Forward
 from cace_fast.weights import Weights
 
@@ -18,12 +19,14 @@ class Accelerated(nn.Module):
 
     It shares the Parameter objects of the module it was made from, so training and ``.to()`` act
     on both. Attributes that it does not have (``representation``, ``models``, ...) are those of
-    the wrapped module.
+    the wrapped module. ``options`` are those of :func:`accelerate`.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, **options: Any) -> None:
         super().__init__()
         self.wrapped = module
+        self._options = options
+        self.long_range = LongRange.of(self._state()[0], **options)
         self.refresh()
 
     def refresh(self) -> None:
@@ -35,6 +38,8 @@ class Accelerated(nn.Module):
         self.spec = spec
         self._tensors = Weights(spec, tensors)
         self._made_for = self._state()
+        default = LongRange.of(self._made_for[0], **self._options)
+        self.long_range.tolerance = default.tolerance
 
     def forward(
         self,
@@ -61,7 +66,7 @@ class Accelerated(nn.Module):
             self.refresh()
         like = next(iter(self.wrapped.parameters()))
         weights = self._tensors.to(like.device, like.dtype)
-        return Forward(self.spec, weights)(
+        return Forward(self.spec, weights, self.long_range)(
             data, training=training, compute_stress=compute_stress, output_index=output_index,
             like_upstream=True,
         )  # fmt: skip
@@ -80,7 +85,13 @@ class Accelerated(nn.Module):
             return getattr(self.wrapped, name)
 
 
-def accelerate(module: nn.Module) -> Accelerated:
+def accelerate(
+    module: nn.Module,
+    *,
+    long_range: str = "auto",
+    long_range_tolerance: float | None = None,
+    k_set: str = "sphere",
+) -> Accelerated:
     """Return a module with the ``forward(dict)`` of an upstream module, computed by cace-fast.
 
     Parameters
@@ -88,10 +99,15 @@ def accelerate(module: nn.Module) -> Accelerated:
     module
         An upstream ``NeuralNetworkPotential`` or ``CombinePotential``, or a ScriptModule of one,
         recognised by its class names; upstream itself is not imported.
+    long_range, long_range_tolerance, k_set
+        As for :func:`cace_fast.load`. Where ``training`` is asked for the sum is direct: only that
+        one has second derivatives.
 
     Raises
     ------
+    InputError
+        For an option out of its range.
     UnsupportedModelError
         If the module has a part that cace-fast does not provide.
     """
-    return Accelerated(module)
+    return Accelerated(module, method=long_range, tolerance=long_range_tolerance, k_set=k_set)
