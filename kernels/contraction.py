@@ -1,6 +1,6 @@
 """B basis: symmetric contractions, as :func:`cace_fast.reference.contraction.contraction`.
 
-[n, n_radial, n_A, C] in, [n, n_radial, n_B, C] out. First derivative only.
+[n, n_radial, n_A, C] in, [n, n_radial, n_B, C] out. First and second derivatives.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from cace_fast.errors import InputError
 from cace_fast.kernels import _checks
 from cace_fast.kernels.cpu.operations import Operations
 from cace_fast.kernels.moments import array, operations_of
+from cace_fast.kernels.polynomials import rates_of_tensors
 from cace_fast.spec import CutoffFunction, ModelSpec, RadialBasis, Representation
 from cace_fast.weights import expected_shapes
+
+BLOCK = 16_384  # lanes of the second derivatives on a CPU that are computed at once
 
 
 def contraction(a: Tensor, l_max: int, nu_max: int, *, backend: str | None = None) -> Tensor:
@@ -107,15 +110,55 @@ def _(grad_out: Tensor, a: Tensor, l_max: int, nu_max: int, backend: str) -> Ten
     return torch.empty_like(a)
 
 
+@torch.library.custom_op("cace_fast::contraction_rates", mutates_args=())
+def _contraction_rates(
+    along: Tensor, grad_out: Tensor, a: Tensor, l_max: int, nu_max: int, backend: str
+) -> tuple[Tensor, Tensor]:
+    """Return the change of B, and of dE/dA at a fixed dE/dB, when A changes by ``along``."""
+    if backend == "triton":
+        from cace_fast.kernels.triton import operators
+
+        return operators.contraction_rates(along, grad_out, a, l_max, nu_max)
+    function = rates_of_tensors(l_max, nu_max)
+    rows = [x.movedim(2, 0).flatten(1).contiguous() for x in (a, grad_out, along)]
+    # a block of lanes at a time: the program has some hundred temporary arrays
+    found = torch.cat(
+        [torch.stack(function(*(x.unbind() for x in part))) for part in _blocks(rows)], 1
+    )
+    rates = found.unflatten(1, (a.shape[0], a.shape[1], a.shape[3])).movedim(0, 2)
+    out = torch.empty_like(grad_out), torch.empty_like(a)
+    for to, rate in zip(out, rates.split([grad_out.shape[2], a.shape[2]], 2), strict=True):
+        to.copy_(rate)
+    return out
+
+
+def _blocks(rows: list[Tensor]) -> list[tuple[Tensor, ...]]:
+    """Return blocks of the lanes of arrays [components, lanes]; one, if there are none."""
+    return list(zip(*(x.split(BLOCK, 1) for x in rows), strict=True))
+
+
+@_contraction_rates.register_fake
+def _(along: Tensor, grad_out: Tensor, a: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(grad_out), torch.empty_like(a)
+
+
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    a, *ctx.options = inputs
-    ctx.save_for_backward(a)
+    *tensors, ctx.l_max, ctx.nu_max, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _saved(ctx: Any) -> tuple[Any, ...]:
+    return (*ctx.saved_tensors, ctx.l_max, ctx.nu_max, ctx.backend)
 
 
 def _backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
-    (a,) = ctx.saved_tensors
-    return _contraction_gradient(grad_out, a, *ctx.options), None, None, None
+    return _contraction_gradient(grad_out, *_saved(ctx)), None, None, None
+
+
+def _gradient_backward(ctx: Any, along: Tensor) -> tuple[Any, ...]:
+    return (*_contraction_rates(along, *_saved(ctx)), None, None, None)
 
 
 _contraction.register_autograd(_backward, setup_context=_setup)
-_contraction_gradient.register_autograd(_checks.refuse("contraction", "first"))
+_contraction_gradient.register_autograd(_gradient_backward, setup_context=_setup)
+_contraction_rates.register_autograd(_checks.refuse("contraction", "second"))

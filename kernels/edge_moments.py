@@ -149,7 +149,7 @@ class EdgeMoments:
 
     def _mixing(self, degree: int) -> Tensor:
         k = self.spec.n_embedding
-        return self.weights[f"mixing.{degree}"].unflatten(2, (k, k))
+        return torch.unflatten(self.weights[f"mixing.{degree}"], 2, (k, k))
 
     def _grad_rho(self, grad_out: Tensor) -> Tensor:
         """Return dE/drho [n_b n_A, S] of dE/dA."""

@@ -112,7 +112,7 @@ def _of_edges(given: Given, weights: list[Tensor], spec: str, backend: str) -> E
 def _representation(
     given: Given, weights: list[Tensor], spec: str
 ) -> tuple[dict[str, Tensor], Representation]:
-    """Return the tensors by name, constants in the dtype of the vectors, and their specification."""
+    """Return the tensors by name, constants in the dtype of the vectors; and the representation."""
     whole = from_json(spec)
     named = _checks.named(weights, whole)
     return {name: t.detach().to(given[0]) for name, t in named.items()}, whole.representation

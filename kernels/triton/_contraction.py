@@ -1,7 +1,7 @@
 """Device code of the contraction: A made of rho, contracted in registers, and all of it backwards.
 
 A program owns BL atoms, one for each lane, at one radial function q and G channels c that share the
-sender's embedding component a. The polynomials come as device functions (``generate.py``).
+sender's embedding component a. The polynomials are device functions (``kernels/polynomials.py``).
 """
 
 import triton
@@ -174,6 +174,29 @@ def contract_backward(
     moments = _load_moments(a, q, channel, stride, atom, exists, NL, C)
     _add_gradient(moments, grad_b, grad_a, q, channel, stride, atom, exists,
                   GRADIENT, NL, NF, C, ADD)  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["n"])
+def contract_rates(
+    a, grad_b, along, rate_b, rate_grad, n, RATES: tl.constexpr, NL: tl.constexpr,
+    NF: tl.constexpr, RADIAL: tl.constexpr, C: tl.constexpr, BL: tl.constexpr,
+):  # fmt: skip
+    """Write the change of B, and of dE/dA at a fixed dE/dB, when A changes by ``along``.
+
+    For training and Hessians: everything is in registers, which spill from l_max 4 on.
+    """
+    atom, exists, group = _place(n, RADIAL * C, BL)
+    q, channel, stride = group // C, group % C, n
+    moments = _load_moments(a, q, channel, stride, atom, exists, NL, C)
+    slopes = _load_moments(grad_b, q, channel, stride, atom, exists, NF, C)
+    change = _load_moments(along, q, channel, stride, atom, exists, NL, C)
+    found = RATES(moments, slopes, change)
+    for f in tl.static_range(NF):
+        place = rate_b + ((q * NF + f) * C + channel) * stride + atom
+        tl.store(place, found[f], mask=exists)
+    for m in tl.static_range(NL):
+        place = rate_grad + ((q * NL + m) * C + channel) * stride + atom
+        tl.store(place, found[NF + m], mask=exists)
 
 
 @triton.jit(do_not_specialize=["n", "n_seg"])

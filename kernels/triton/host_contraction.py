@@ -12,8 +12,8 @@ from torch import Tensor
 from cace_fast import tables
 from cace_fast.kernels.edge_moments import embeddings
 from cace_fast.kernels.edges import Edges
+from cace_fast.kernels.polynomials import polynomials
 from cace_fast.kernels.triton import _contraction, configs
-from cace_fast.kernels.triton.generate import polynomials
 from cace_fast.spec import Representation
 
 LANES = 32  # atoms of a program of one warp
@@ -157,6 +157,13 @@ class Alone:
         n = a.shape[1]
         _contraction.contract_backward[(_blocks(n) * self.lanes,)](
             a, grad_b, grad_a, n, GRADIENT=self.functions.gradient, ADD=add, **self.shape
+        )
+
+    def rates(self, a: Tensor, grad_b: Tensor, along: Tensor, outs: tuple[Tensor, Tensor]) -> None:
+        """Write the change of B, and of dE/dA at a fixed dE/dB, when A changes by ``along``."""
+        n = a.shape[1]
+        _contraction.contract_rates[(_blocks(n) * self.lanes,)](
+            a, grad_b, along, *outs, n, RATES=self.functions.rates, **self.shape
         )
 
 

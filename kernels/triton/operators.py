@@ -51,6 +51,17 @@ def contraction_gradient(grad_out: Tensor, a: Tensor, l_max: int, nu_max: int) -
     return _atoms(out, a, a.shape[2])
 
 
+def contraction_rates(
+    along: Tensor, grad_out: Tensor, a: Tensor, l_max: int, nu_max: int
+) -> tuple[Tensor, Tensor]:
+    """Return the change of B, and of dE/dA at a fixed dE/dB, when A changes by ``along``."""
+    alone, moments = Alone(l_max, nu_max, a.shape[1], a.shape[3]), _components(a)
+    slopes = _components(grad_out)
+    outs = torch.empty_like(slopes), torch.empty_like(moments)
+    alone.rates(moments, slopes, _components(along), outs)
+    return _atoms(outs[0], a, alone.n_b), _atoms(outs[1], a, a.shape[2])
+
+
 class Network:
     """One read-out on features [n, n_in] in the order of files."""
 

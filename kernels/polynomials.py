@@ -1,0 +1,205 @@
+"""Source of the contraction's polynomials and their derivatives, from :mod:`cace_fast.tables`.
+
+All orders are made of the partial contractions u (docs/theory.md, equation 12), so that a term of
+order 4 costs one multiply-add; the gradient is the same program backwards, and the rate of both
+along a direction is the product rule on each of its statements. The result is ordinary Python with
+a variable for every number: Triton compiles it (a table that a kernel walks through gives the same
+registers, but compiles slowly from nu = 4 on), and on tensors it runs as it is.
+"""
+
+from __future__ import annotations
+
+import linecache
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from cace_fast import tables
+
+TRITON = "import triton\nimport triton.language as tl\n"
+Numbers = tuple[Tensor, ...]
+
+
+class Polynomials(NamedTuple):
+    """Functions of tuples of values: B of A; dE/dA of A and dE/dB; rates of both in one tuple.
+
+    ``rates(a, g, v)`` are the change of B and of dE/dA, at a fixed dE/dB ``g``, along ``v``.
+    """
+
+    invariants: Any
+    gradient: Any
+    rates: Any
+
+
+@cache
+def polynomials(l_max: int, nu_max: int) -> Polynomials:
+    """Return Triton's device functions of a shape."""
+    return _made(l_max, nu_max, TRITON, "@triton.jit\n")
+
+
+@cache
+def rates_of_tensors(l_max: int, nu_max: int) -> Callable[[Numbers, Numbers, Numbers], Numbers]:
+    """Return the function ``rates`` of a shape, on tensors."""
+    found: Callable[[Numbers, Numbers, Numbers], Numbers] = _made(l_max, nu_max, "", "").rates
+    return found
+
+
+def _made(l_max: int, nu_max: int, head: str, decorator: str) -> Polynomials:
+    """Return the functions of a source, which is kept where tracebacks and Triton find it."""
+    text = source(l_max, nu_max, head, decorator)
+    name = f"<{__name__} l_max={l_max} nu_max={nu_max} {decorator.strip()}>"
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    found: dict[str, Any] = {"__name__": __name__}
+    exec(compile(text, name, "exec"), found)
+    return Polynomials(*(found[f"{title}_{l_max}_{nu_max}"] for title in Polynomials._fields))
+
+
+def source(l_max: int, nu_max: int, head: str = TRITON, decorator: str = "@triton.jit\n") -> str:
+    """Return the module that holds the functions."""
+    lines = [head]
+    for title, arguments, body in (
+        ("invariants", "a", _invariants(_Program(), l_max, nu_max)),
+        ("gradient", "a, g", _gradient(_Program(), l_max, nu_max)),
+        ("rates", "a, g, v", _rates(l_max, nu_max)),
+    ):
+        lines += ["", f"{decorator}def {title}_{l_max}_{nu_max}({arguments}):"]
+        lines += [f"    {line}" for line in body]
+    return "\n".join(lines) + "\n"
+
+
+class _Partial(NamedTuple):
+    """The component s of u_(l,d)."""
+
+    degree: int
+    s: tables.Monomial
+
+    @property
+    def name(self) -> str:
+        return f"u{self.degree}_" + "".join(map(str, self.s))
+
+    def products(self) -> Iterator[tuple[int, int, int]]:
+        """Yield (M(a), a, a + s) of the sum over a."""
+        for a in tables.monomials_of(self.degree):
+            yield tables.multinomial(a), tables.index(a), tables.index(tables.add(a, self.s))
+
+
+def _partials(feature: tables.Feature) -> list[_Partial]:
+    """Return the partial contractions that a feature is made of."""
+    if feature.nu == 2:
+        return [_Partial(feature.degrees[0], (0, 0, 0))]
+    if feature.nu == 3:
+        return [_Partial(feature.degrees[1], s) for s in tables.monomials_of(feature.degrees[0])]
+    if feature.nu == 4:
+        l1, l2, d = feature.degrees
+        return [_Partial(k, s) for s in tables.monomials_of(d) for k in (l1, l2)]
+    return []
+
+
+class _Term(NamedTuple):
+    """A statement: ``target`` grows by factor times the product of one or two values."""
+
+    target: str
+    factor: int
+    values: tuple[str, ...]
+
+
+class _Program:
+    """Sums that grow statement by statement."""
+
+    def __init__(self) -> None:
+        self.terms: list[_Term] = []
+        self.begun: set[str] = set()
+
+    def add(self, target: str, factor: int, *values: str) -> None:
+        self.terms.append(_Term(target, factor, values))
+        self.begun.add(target)
+
+    def partial(self, u: _Partial) -> None:
+        """Add the statements of one partial contraction, unless they are there."""
+        if u.name not in self.begun:
+            for factor, i, j in u.products():
+                self.add(u.name, factor, f"a[{i}]", f"a[{j}]")
+
+    def lines(self) -> list[str]:
+        begun, lines = set(), []
+        for target, factor, values in self.terms:
+            sum_ = f"{target} + " if target in begun else ""
+            weight = "" if factor == 1 else f"{factor}.0 * "
+            lines.append(f"{target} = {sum_}{weight}{' * '.join(values)}")
+            begun.add(target)
+        return lines
+
+    def source(self, names: list[str]) -> list[str]:
+        """Return the statements, and that of returning ``names``; those never begun are zero."""
+        zeros = [f"{name} = a[0] * 0.0" for name in names if name not in self.begun]
+        return [*self.lines(), *zeros, f"return ({', '.join(names)},)"]
+
+
+def _invariants(program: _Program, l_max: int, nu_max: int) -> list[str]:
+    """Add the statements that make B, and return the source."""
+    features = tables.features(l_max, nu_max)
+    for number, feature in enumerate(features):
+        target, partials = f"b{number}", _partials(feature)
+        for u in partials:
+            program.partial(u)
+        if feature.nu == 1:
+            program.add(target, 1, "a[0]")
+        elif feature.nu == 2:
+            program.add(target, 1, partials[0].name)
+        elif feature.nu == 3:
+            for u in partials:
+                program.add(target, tables.multinomial(u.s), f"a[{tables.index(u.s)}]", u.name)
+        else:
+            for u, v in zip(partials[::2], partials[1::2], strict=True):
+                program.add(target, tables.multinomial(u.s), u.name, v.name)
+    return program.source([f"b{number}" for number in range(len(features))])
+
+
+def _gradient(program: _Program, l_max: int, nu_max: int) -> list[str]:
+    """Add the statements that make dE/dA, and return the source."""
+    used: dict[_Partial, None] = {}
+    program.add("d0", 1, "g[0]")
+    for number, feature in enumerate(tables.features(l_max, nu_max)):
+        partials, slope = _partials(feature), f"g[{number}]"
+        used |= dict.fromkeys(partials)
+        if feature.nu == 2:
+            program.add(f"d{partials[0].name}", 1, slope)
+        elif feature.nu == 3:
+            for u in partials:
+                program.partial(u)
+                weight, k = tables.multinomial(u.s), tables.index(u.s)
+                program.add(f"d{u.name}", weight, slope, f"a[{k}]")
+                program.add(f"d{k}", weight, slope, u.name)
+        elif feature.nu == 4:
+            for u, v in zip(partials[::2], partials[1::2], strict=True):
+                program.partial(u)
+                program.partial(v)
+                weight = tables.multinomial(u.s)
+                program.add(f"d{u.name}", weight, slope, v.name)
+                program.add(f"d{v.name}", weight, slope, u.name)
+    for u in used:
+        for factor, i, j in u.products():
+            program.add(f"d{i}", factor if i != j else 2 * factor, f"d{u.name}", f"a[{j}]")
+            if i != j:
+                program.add(f"d{j}", factor, f"d{u.name}", f"a[{i}]")
+    return program.source([f"d{k}" for k in range(tables.n_monomials(l_max))])
+
+
+def _rates(l_max: int, nu_max: int) -> list[str]:
+    """Return the source of the rates of B and of dE/dA."""
+    values, rates = _Program(), _Program()
+    _invariants(values, l_max, nu_max)
+    _gradient(values, l_max, nu_max)
+    factors = {value for term in values.terms for value in term.values}
+    for target, factor, product in values.terms:
+        if target in factors:
+            rates.add(target, factor, *product)
+        for place, value in enumerate(product):
+            rate = value.replace("a[", "v[") if value.startswith("a[") else f"r{value}"
+            if rate.startswith("v[") or rate in rates.begun:
+                rest = product[:place] + product[place + 1 :]
+                rates.add(f"r{target}", factor, rate, *rest)
+    n_b, n_a = tables.n_features(l_max, nu_max), tables.n_monomials(l_max)
+    return rates.source([*(f"rb{k}" for k in range(n_b)), *(f"rd{k}" for k in range(n_a))])
