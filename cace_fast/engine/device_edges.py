@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cace_fast.graph import AtomicGraph
 from cace_fast.kernels.edges import Edges
+from cace_fast.kernels.triton.launch import Lists
 
 ROOM = 1.1  # capacity beyond what a list needs, so that the next one fits
 STEP = 256  # capacities are multiples of this
@@ -111,16 +112,16 @@ class EdgeBuffers:
             ints(c.segments), ints(c.segments), ints(c.atoms + 1), ints(c.atoms + 1),
             ints(c.edges),
         )  # fmt: skip
-        self.shift, self.numbers, self.system = ints(c.edges), ints(3, c.shifts), ints(c.shifts)
-        # the last lattice vectors are no system's: padding edges go along them
-        self.cells = torch.zeros(c.systems + 1, 3, 3, dtype=torch.float64, device=device)
-        self.atoms = (floats(3, c.atoms), floats(3, c.atoms))
-        self.shifts = (floats(3, c.shifts), floats(3, c.shifts))
-        self.cells[-1, 0, 0] = 4.0 * cutoff
+        cells = torch.zeros(c.systems + 1, 3, 3, dtype=torch.float64, device=device)
+        cells[-1, 0, 0] = 4.0 * cutoff  # no system's: padding edges go along it
+        self.lists = Lists(
+            ints(c.edges), ints(3, c.shifts), ints(c.shifts), cells,
+            (floats(3, c.atoms), floats(3, c.atoms)), (floats(3, c.shifts), floats(3, c.shifts)),
+        )  # fmt: skip
 
     def fill(self, found: SortedEdges) -> None:
         """Take a list over."""
-        edges, n_atoms = self.edges, self.capacity.atoms
+        edges, lists, n_atoms = self.edges, self.lists, self.capacity.atoms
         n_edges = len(found.sender)
         pairs = (
             (edges.sender, found.sender, 0),
@@ -128,15 +129,15 @@ class EdgeBuffers:
             (edges.seg_atom, found.seg_atom, 0),
             (edges.seg_species, found.seg_species, 0),
             (edges.sent_edge, found.sent_edge, 0),
-            (self.shift, found.shift, self.capacity.shifts - 1),
-            (self.system, found.system, self.capacity.systems),
+            (lists.shift, found.shift, self.capacity.shifts - 1),
+            (lists.system, found.system, self.capacity.systems),
         )
         for buffer, values, padding in pairs:
             buffer[: len(values)] = values
             buffer[len(values) :] = padding
-        self.numbers.zero_()
-        self.numbers[:, : found.numbers.shape[1]] = found.numbers
-        self.numbers[0, found.numbers.shape[1] :] = 1
+        lists.numbers.zero_()
+        lists.numbers[:, : found.numbers.shape[1]] = found.numbers
+        lists.numbers[0, found.numbers.shape[1] :] = 1
         edges.seg_first[0] = 0
         edges.seg_first[1 : len(found.seg_count) + 1] = found.seg_count.cumsum(0)
         edges.seg_first[len(found.seg_count) + 1 :] = n_edges

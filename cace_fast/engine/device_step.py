@@ -18,7 +18,9 @@ from cace_fast.kernels.triton import launch
 from cace_fast.kernels.triton.host_contraction import Contraction
 from cace_fast.kernels.triton.host_ewald import EwaldSum
 from cace_fast.kernels.triton.host_messages import Messages
+from cace_fast.kernels.triton.host_neighbors import PairSearch
 from cace_fast.kernels.triton.host_readout import Readouts
+from cace_fast.kernels.triton.launch import Results
 from cace_fast.spec import EnergyTerm, Ewald, FixedCharge, ModelSpec, Readout
 
 from .device_edges import Capacity, EdgeBuffers
@@ -71,7 +73,20 @@ class Kernels:
             n_features, n_stages = self.rep.n_features, self.rep.n_stages
             self.readouts = Readouts(heads, weights, n_features, n_stages)
         self.long_range = [self._term(spec, term) for term in terms if _is_ewald(term)]
-        self.sums = [EwaldSum(term.module, self.device) for term in self.long_range]
+
+        self.energy_rows = self._energy_rows()
+
+    def _energy_rows(self) -> dict[int, tuple[float, bool]]:
+        """Return weight and whether to average of every row of y that is an energy."""
+        if self.readouts is None:
+            return {}
+        return {
+            self.readouts.slices[number].start + head.energy_column: (
+                head.energy_weight, bool(head.average),
+            )
+            for number, head in enumerate(self.plan.heads)
+            if head.energy_column >= 0
+        }  # fmt: skip
 
     def _term(self, spec: ModelSpec, term: EnergyTerm) -> LongRange:
         assert isinstance(term.module, Ewald)
@@ -108,25 +123,6 @@ class Inputs:
 
 
 @dataclass
-class Results:
-    """What a step leaves.
-
-    ``energies`` [2, n] of atoms, short and long range, their sums ``totals`` [2, n_systems] and
-    ``virial_sums`` [6, n_systems] (xx yy zz yz xz xy) are float64. ``outputs`` y [n_out, n],
-    ``forces`` [3, n] and ``virials`` [6, n] of atoms are in the working precision. ``closest``
-    holds the smallest squared distance of every block of edges.
-    """
-
-    energies: Tensor
-    totals: Tensor
-    closest: Tensor
-    outputs: Tensor
-    forces: Tensor
-    virials: Tensor
-    virial_sums: Tensor
-
-
-@dataclass
 class TermBuffers:
     """What one Ewald term takes and gives: charges and dE/dq [n_q, n], energies [n], and so on."""
 
@@ -146,10 +142,14 @@ class DeviceStep:
         The model.
     capacity
         Sizes of the buffers.
+    search
+        Makes the list on the device; None if lists are given.
     """
 
-    def __init__(self, kernels: Kernels, capacity: Capacity) -> None:
-        self.kernels, self.capacity = kernels, capacity
+    def __init__(
+        self, kernels: Kernels, capacity: Capacity, search: PairSearch | None = None
+    ) -> None:
+        self.kernels, self.capacity, self.search = kernels, capacity, search
         rep, k = kernels.rep, kernels
         n, n_edges, n_segments, _, n_systems = capacity
         stages, n_rho = rep.n_stages, rep.radial.n_rbf * rep.n_monomials
@@ -157,7 +157,7 @@ class DeviceStep:
         self.n_features = rep.n_radial * rep.n_invariants * rep.n_channels
         self.n_out = 0 if k.readouts is None else k.readouts.n_out
         floats, doubles = self._floats, self._doubles
-        self.lists = EdgeBuffers(capacity, k.device, k.dtype, rep.cutoff)
+        self.pairs = EdgeBuffers(capacity, k.device, k.dtype, rep.cutoff)
         self.rho, self.grad_rho = floats(n_rho, n_segments), floats(n_rho, n_segments)
         self.features, self.grad_features = (floats(stages * self.n_features, n) for _ in "xg")
         self.a = [floats(n_a, n) for _ in range(stages)] if stages > 1 else []
@@ -171,10 +171,12 @@ class DeviceStep:
         )  # fmt: skip
         self.results = Results(
             doubles(2, n), doubles(2, n_systems), floats(launch.n_blocks(n_edges)),
-            floats(self.n_out, n), floats(3, n), floats(6, n), doubles(6, n_systems),
+            floats(self.n_out, n), floats(3, n), floats(6, n), doubles(6, n_systems), doubles(5),
         )  # fmt: skip
         self.long_forces = floats(3, n) if k.long_range else None
         self.terms = [self._term_buffers(term) for term in k.long_range]
+        self.by_transforms = False
+        self.sums = [EwaldSum(term.module, k.device) for term in k.long_range]
         self.message_work = [m.buffers(n, n_edges) for m in k.messages]
         self.readout_work = {} if k.readouts is None else k.readouts.buffers(n)
 
@@ -207,53 +209,76 @@ class DeviceStep:
         """Memory of all buffers."""
         return sum({t.data_ptr(): t.nbytes for t in _tensors(vars(self))}.values())
 
-    def run(self, *, derivatives: bool) -> None:
-        """Evaluate what the buffers hold; forces and virials only with ``derivatives``."""
-        self.features_forward()
-        self._energies()
-        if derivatives:
-            self._backward()
+    def make_list(self) -> None:
+        """Make the list of the positions and cells that the buffers hold."""
+        assert self.search is not None
+        edges, n = self.pairs.edges, self.capacity.edges
+        # what is computed along edges is not needed yet
+        parts = [t.view(-1).view(torch.int32) for t in (self.grad_vectors, edges.vectors)]
+        keys, sorted_keys = (part[: 2 * n].view(torch.int64) for part in parts)
+        receivers, numbers = (part[2 * n : 3 * n] for part in parts)
+        work = (keys, sorted_keys, receivers, numbers)
+        self.search.run(self.inputs.positions, self.pairs.lists, edges, work)
 
     def features_forward(self) -> None:
         """Compute edge vectors and the features of all generations."""
-        k, lists, species = self.kernels, self.lists, self.inputs.species
-        launch.split(self.inputs.positions, *lists.atoms)
-        launch.shift_vectors(lists.numbers, lists.system, lists.cells, *lists.shifts)
-        launch.edge_vectors(
-            lists.atoms, lists.shifts, lists.edges, lists.shift, self.results.closest
-        )
-        k.moments.forward(lists.edges, self.rho)
+        k, edges, species = self.kernels, self.pairs.edges, self.inputs.species
+        kept, strayed = None, None
+        if self.search is not None:
+            kept, strayed = self.search.kept, self.search.found.strayed
+        launch.places(self.inputs.positions, self.pairs.lists, kept, strayed)
+        launch.edge_vectors(self.pairs.lists, edges, self.results.closest)
+        k.moments.forward(edges, self.rho)
         first = self.a[0] if self.a else None
-        k.contraction.forward(self.rho, lists.edges, species, self._stage(self.features, 0), first)
+        k.contraction.forward(self.rho, edges, species, self._stage(self.features, 0), first)
         for t, messages in enumerate(k.messages):
             b = self._stage(self.features, t)
-            messages.forward(
-                self.a[t], b, lists.edges, species, self.a[t + 1], self.message_work[t]
-            )
+            messages.forward(self.a[t], b, edges, species, self.a[t + 1], self.message_work[t])
             k.contraction.contract(self.a[t + 1], self._stage(self.features, t + 1))
 
     def _stage(self, of: Tensor, t: int) -> Tensor:
         return of[t * self.n_features : (t + 1) * self.n_features]
 
-    def _energies(self) -> None:
-        """Compute read-outs, long range, and the energies of atoms and systems."""
-        k, inputs, results = self.kernels, self.inputs, self.results
-        if k.readouts is not None:
-            k.readouts.forward(self.features, inputs.extras, results.outputs, self.readout_work)
-        torch.sum(results.outputs.double() * inputs.energy_weights, 0, out=results.energies[0])
-        for term, total, own in zip(k.long_range, k.sums, self.terms, strict=True):
+    def forward(self) -> None:
+        """Compute features and the outputs of read-outs."""
+        self.features_forward()
+        if self.kernels.readouts is not None:
+            self.kernels.readouts.forward(
+                self.features, self.inputs.extras, self.results.outputs, self.readout_work
+            )
+
+    def long_range(self) -> None:
+        """Compute the long range, if there is any: energies of atoms, forces, dE/dq."""
+        results = self.results
+        for term, total, own in self._long_range():
             found = (own.energies, own.slopes, own.forces, own.virial)
-            total.evaluate(own.charges, inputs.positions, found)
+            total.evaluate(own.charges, self.inputs.positions, found)
             if own is self.terms[0]:
                 torch.mul(own.energies, term.weight, out=results.energies[1])
             else:
                 results.energies[1].add_(own.energies, alpha=term.weight)
-        launch.system_sums(results.energies, inputs.first_atom, results.totals)
+
+    def _long_range(self) -> list[tuple[LongRange, EwaldSum, TermBuffers]]:
+        return list(zip(self.kernels.long_range, self.sums, self.terms, strict=True))
+
+    def finish(self, *, derivatives: bool) -> None:
+        """Compute forces and virials with ``derivatives``, sums over systems, and the status."""
+        if derivatives:
+            self._backward()
+        launch.totals(
+            self.results, self.inputs.energy_weights, self.inputs.first_atom,
+            derivatives=derivatives, long_range=bool(self.terms),
+            kept=None if self.search is None else self.search.found,
+        )  # fmt: skip
+        if derivatives:
+            for term, _, own in self._long_range():
+                self.results.virial_sums.add_(own.virial.T, alpha=term.weight)
 
     def _backward(self) -> None:
-        """Compute forces and virials."""
-        k, lists, species, inputs = self.kernels, self.lists, self.inputs.species, self.inputs
-        inputs.grad_outputs.copy_(inputs.energy_weights)
+        """Compute forces, and virials of atoms."""
+        k, edges, species, inputs = self.kernels, self.pairs.edges, self.inputs.species, self.inputs
+        if self.terms:
+            inputs.grad_outputs.copy_(inputs.energy_weights)
         for term, own in zip(k.long_range, self.terms, strict=True):
             if term.rows is not None:
                 inputs.grad_outputs[term.rows].add_(own.slopes, alpha=term.weight)
@@ -264,15 +289,15 @@ class DeviceStep:
             self._messages_backward()
         later = bool(k.messages)
         k.contraction.backward(
-            self.rho, lists.edges, species, self._stage(self.grad_features, 0), self.grad_a[0],
+            self.rho, edges, species, self._stage(self.grad_features, 0), self.grad_a[0],
             self.grad_rho, add=later,
         )  # fmt: skip
-        k.moments.backward(lists.edges, self.grad_rho, self.grad_vectors, add=later)
+        k.moments.backward(edges, self.grad_rho, self.grad_vectors, add=later)
         self._forces()
 
     def _messages_backward(self) -> None:
         """Go back through the generations; dE/dA of the first one goes to ``grad_a[0]``."""
-        k, edges = self.kernels, self.lists.edges
+        k, edges = self.kernels, self.pairs.edges
         for t in reversed(range(len(k.messages))):
             grad = self.grad_a[t + 1]
             grad_b = self._stage(self.grad_features, t + 1)
@@ -282,8 +307,8 @@ class DeviceStep:
             k.messages[t].backward(edges, self.inputs.species, grad, before, self.message_work[t])
 
     def _forces(self) -> None:
-        """Gather forces of atoms and sum virials of systems."""
-        results, inputs = self.results, self.inputs
+        """Gather forces and virials of atoms."""
+        results = self.results
         for term, own in zip(self.kernels.long_range, self.terms, strict=True):
             assert self.long_forces is not None
             if own is self.terms[0]:
@@ -291,11 +316,8 @@ class DeviceStep:
             else:
                 self.long_forces.add_(own.forces, alpha=term.weight)
         launch.gather_forces(
-            self.lists.edges, self.grad_vectors, results.forces, results.virials, self.long_forces
+            self.pairs.edges, self.grad_vectors, results.forces, results.virials, self.long_forces
         )
-        launch.system_sums(results.virials, inputs.first_atom, results.virial_sums)
-        for term, own in zip(self.kernels.long_range, self.terms, strict=True):
-            results.virial_sums.add_(own.virial.T, alpha=term.weight)
 
 
 def too_large(n_atoms: int) -> InputError:
@@ -314,6 +336,6 @@ def _tensors(value: object) -> list[Tensor]:
         return [t for item in value.values() for t in _tensors(item)]
     if isinstance(value, list | tuple):
         return [t for item in value for t in _tensors(item)]
-    if isinstance(value, EdgeBuffers | Inputs | Results | TermBuffers):
+    if isinstance(value, EdgeBuffers | Inputs | PairSearch | Results | TermBuffers):
         return _tensors(vars(value))
     return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from math import pi, sqrt
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +17,23 @@ from cace_fast.spec import EnergyTerm, Ewald, ModelSpec
 from cace_fast.structures import trim
 
 from .long_range import LongRange
+
+
+class Moving(Protocol):
+    """A system on a device with its own list; see :class:`cace_fast.engine.ResidentSystem`."""
+
+    @property
+    def n_builds(self) -> int:
+        """How often a list was made."""
+
+    @property
+    def positions(self) -> Tensor:
+        """The positions [n, 3], which may be written in place."""
+
+    def evaluate(
+        self, cell: Tensor | None, wanted: Collection[str], min_dist: float | None
+    ) -> ModelOutput:
+        """Return what is wanted of the positions as they stand, in a new cell if one is given."""
 
 
 class ReferenceEngine:
@@ -60,6 +78,18 @@ class ReferenceEngine:
     def placed(self, graph: AtomicGraph) -> AtomicGraph:
         """Return the graph where :meth:`evaluate` wants it: on the device of the weights."""
         return graph.to(self.weights["embedding.sender"].device)
+
+    def moving(self, graph: AtomicGraph, skin: float) -> Moving | None:
+        """Return what evaluates a moving system with a list of its own; None if nothing does.
+
+        Parameters
+        ----------
+        graph
+            The system without pairs, on the device.
+        skin
+            In A.
+        """
+        return None
 
     def seconds(self) -> dict[str, float]:
         """Return the time spent in each part so far; empty where that is not measured."""
@@ -164,7 +194,7 @@ class ReferenceEngine:
         return forces, -next(gradients) if "virials" in wanted else None
 
     def _boxes(self, graph: AtomicGraph) -> Tensor:
-        """Return the cells [n_systems, 3, 3] in which polarisations are sums, unit cells if open."""
+        """Return the cells [n_systems, 3, 3] of polarisations, unit cells if open."""
         whole = graph.pbc.any(1)[:, None, None]
         unit = torch.eye(3, dtype=torch.float64, device=graph.cell.device)
         boxes = torch.where(whole, graph.cell, unit)

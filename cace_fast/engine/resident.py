@@ -17,8 +17,9 @@ from .reference import ReferenceEngine
 class ResidentSystem:
     """One system or a batch of them on a device, for loops that move atoms there.
 
-    Pairs are found in torch operations and kept while atoms move less than the skin. With the
-    Triton engine, a step between two searches is one captured graph.
+    Pairs are found on the device and kept while atoms move less than the skin. With the Triton
+    engine a step is one captured graph, with a new list or without one, and the host reads five
+    numbers after it; other engines find pairs in torch operations.
 
     Parameters
     ----------
@@ -34,7 +35,9 @@ class ResidentSystem:
     ::
 
         system = ResidentSystem(engine, graph, skin=0.5)
-        forces = system.evaluate(positions, wanted=("forces",)).forces
+        while True:
+            forces = system.evaluate(wanted=("forces",)).forces
+            system.positions += ...  # in place: nothing leaves the device
     """
 
     def __init__(self, engine: ReferenceEngine, graph: AtomicGraph, skin: float) -> None:
@@ -42,13 +45,19 @@ class ResidentSystem:
         device = engine.weights["embedding.sender"].device
         empty = graph.senders[:0]
         bare = replace(graph, senders=empty, receivers=empty, shifts=graph.shifts[:0])
-        self._graph = bare.to(device)
+        self._graph = replace(bare.to(device), positions=bare.positions.to(device, copy=True))
+        self._own = engine.moving(self._graph, skin)
         self._list = DeviceVerletList(engine.spec.representation.cutoff, skin)
+
+    @property
+    def positions(self) -> Tensor:
+        """The positions [n, 3] float64 on the device; a loop may write them in place."""
+        return self._graph.positions if self._own is None else self._own.positions
 
     @property
     def n_builds(self) -> int:
         """How often pairs were searched."""
-        return self._list.n_builds
+        return self._list.n_builds if self._own is None else self._own.n_builds
 
     def evaluate(
         self,
@@ -75,10 +84,11 @@ class ResidentSystem:
         """
         g = self._graph
         if positions is not None:
-            g = replace(g, positions=_like(g.positions, positions, "positions"))
+            self.positions.copy_(_like(g.positions, positions, "positions"))
         if cell is not None:
-            g = replace(g, cell=_like(g.cell, cell, "cell"))
-        self._graph = g
+            self._graph = g = replace(g, cell=_like(g.cell, cell, "cell"))
+        if self._own is not None:
+            return self._own.evaluate(cell, wanted, min_dist)
         pairs = self._list(g.positions, g.cell, g.pbc, g.batch)
         whole = replace(g, senders=pairs.senders, receivers=pairs.receivers, shifts=pairs.shifts)
         return self._engine.evaluate(whole, wanted, min_dist=min_dist)

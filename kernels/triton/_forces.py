@@ -6,37 +6,102 @@ Every sum has a fixed order, so results are the same bits from run to run.
 import triton
 import triton.language as tl
 
+from cace_fast.kernels.triton._neighbors import FIELDS, lattice_vectors
 
-@triton.jit(do_not_specialize=["n"])
-def split_positions(positions, high, low, n, GRID: tl.constexpr, BLOCK: tl.constexpr):
-    """Write r [n, 3] float64 as a sum of two of the working precision, [3, n] each.
+
+@triton.jit
+def _split(high, low, place, value, inside, GRID: tl.constexpr):
+    """Write a float64 number as a sum of two of the working precision.
 
     ``high`` is a multiple of 1/GRID A: differences of it, and with lattice vectors split alike,
     are exact in float32 up to 2^24/GRID A.
     """
+    coarse = tl.floor(value * GRID + 0.5) * (1.0 / GRID)
+    tl.store(high + place, coarse.to(high.dtype.element_ty), mask=inside)
+    tl.store(low + place, (value - coarse).to(low.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["n"])
+def split_positions(positions, high, low, n, GRID: tl.constexpr, BLOCK: tl.constexpr):
+    """Write r [n, 3] float64 as a sum of two, [3, n] each."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = i < n
     for axis in tl.static_range(3):
         r = tl.load(positions + 3 * i + axis, mask=inside, other=0.0)
-        coarse = tl.floor(r * GRID + 0.5) * (1.0 / GRID)
-        tl.store(high + axis * n + i, coarse.to(high.dtype.element_ty), mask=inside)
-        tl.store(low + axis * n + i, (r - coarse).to(low.dtype.element_ty), mask=inside)
+        _split(high, low, axis * n + i, r, inside, GRID)
 
 
-@triton.jit(do_not_specialize=["n"])
-def shift_vectors(numbers, system, cells, high, low, n, GRID: tl.constexpr, BLOCK: tl.constexpr):
-    """Write S h, split as positions are: S [3, n] int32, ``cells`` [n_systems, 3, 3] float64."""
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = i < n
-    cell = cells + 9 * tl.load(system + i, mask=inside, other=0)
-    for axis in tl.static_range(3):
-        total = tl.zeros((BLOCK,), tl.float64)
-        for vector in tl.static_range(3):
-            s = tl.load(numbers + vector * n + i, mask=inside, other=0).to(tl.float64)
-            total += s * tl.load(cell + 3 * vector + axis, mask=inside, other=0.0)
-        coarse = tl.floor(total * GRID + 0.5) * (1.0 / GRID)
-        tl.store(high + axis * n + i, coarse.to(high.dtype.element_ty), mask=inside)
-        tl.store(low + axis * n + i, (total - coarse).to(low.dtype.element_ty), mask=inside)
+@triton.jit(do_not_specialize=["n", "n_shifts", "n_blocks"])
+def places(
+    positions, cells, high, low, numbers, system, shift_high, shift_low, system_of, frames, grids,
+    settings, wraps, fractions, reciprocals, strayed, n, n_shifts, n_blocks, KEPT: tl.constexpr,
+    GRID: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write positions, and from program ``n_blocks`` on S h, each as a sum of two.
+
+    S are ``numbers`` [3, n_shifts] of the systems ``system`` [n_shifts], ``cells`` float64. KEPT:
+    the list was made here (``_neighbors``): positions lose the cells ``wraps`` that they lay away
+    then, and ``strayed`` gets the largest square of a move in units of what the skin allows.
+    """
+    if tl.program_id(0) < n_blocks:
+        i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        inside = i < n
+        r = ()
+        for x in tl.static_range(3):
+            r = r + (tl.load(positions + 3 * i + x, mask=inside, other=0.0),)
+        if KEPT:
+            own = tl.load(system_of + i, mask=inside, other=0)
+            grid = grids + FIELDS * own
+            h = lattice_vectors(cells, frames, grid, own, inside)
+            home = (r[0] * 0.0, r[0] * 0.0, r[0] * 0.0)
+            for k in tl.static_range(3):
+                wrap = tl.load(wraps + k * n + i, mask=inside, other=0).to(tl.float64)
+                f = tl.load(fractions + k * n + i, mask=inside, other=0.0)
+                moved = ()
+                then = ()
+                for x in tl.static_range(3):
+                    moved = moved + (r[x] - wrap * h[3 * k + x],)
+                    then = then + (home[x] + f * h[3 * k + x],)
+                r = moved
+                home = then
+            square = r[0] * 0.0
+            for x in tl.static_range(3):
+                square += (r[x] - home[x]) * (r[x] - home[x])
+            allowed = _allowed(h, reciprocals + 9 * own, settings, inside)
+            kept = (allowed > 0.0) & (square < 1e30)  # what is no number is far away
+            ratio = 4.0 * square.to(tl.float32) / tl.where(kept, allowed * allowed, 1.0)
+            ratio = tl.where(inside, tl.where(kept, ratio, float("inf")), 0.0)
+            tl.store(strayed + tl.program_id(0), tl.max(ratio, 0))
+        for x in tl.static_range(3):
+            _split(high, low, x * n + i, r[x], inside, GRID)
+    else:
+        i = (tl.program_id(0) - n_blocks) * BLOCK + tl.arange(0, BLOCK)
+        inside = i < n_shifts
+        cell = cells + 9 * tl.load(system + i, mask=inside, other=0)
+        for axis in tl.static_range(3):
+            total = tl.zeros((BLOCK,), tl.float64)
+            for vector in tl.static_range(3):
+                s = tl.load(numbers + vector * n_shifts + i, mask=inside, other=0).to(tl.float64)
+                total += s * tl.load(cell + 3 * vector + axis, mask=inside, other=0.0)
+            _split(shift_high, shift_low, axis * n_shifts + i, total, inside, GRID)
+
+
+@triton.jit
+def _allowed(h, reciprocals, settings, inside):
+    """Return how far two atoms together may move: the skin without what the strain takes of it.
+
+    A pair at the cutoff was at most (cutoff + moves)/(1 - |strain|) apart when the list was made.
+    """
+    square = h[0] * 0.0
+    for x in tl.static_range(3):
+        for y in tl.static_range(3):
+            change = h[0] * 0.0 - (1.0 if x == y else 0.0)
+            for k in tl.static_range(3):
+                c = tl.load(reciprocals + 3 * k + x, mask=inside, other=0.0)
+                change += c * h[3 * k + y]
+            square += change * change
+    strain = tl.sqrt(square.to(tl.float32)) * 1.0001
+    return tl.load(settings + 3).to(tl.float32) - strain * tl.load(settings).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["n", "n_edges", "n_shifts"])
@@ -127,19 +192,60 @@ def gather_forces(
             tl.store(virials + c * n + wide, total, mask=store)
 
 
-@triton.jit(do_not_specialize=["n", "n_systems"])
-def system_sums(values, first_atom, out, n, n_systems, BLOCK: tl.constexpr):
-    """Write the sum of each row of ``values`` [rows, n] over each system, float64.
+@triton.jit
+def _largest(values, n, start, BLOCK: tl.constexpr, SMALLEST: tl.constexpr):
+    """Return the largest of ``values`` [n] and ``start``, or the smallest."""
+    found = tl.zeros((BLOCK,), tl.float64) + start
+    for first in range(0, n, BLOCK):
+        i = first + tl.arange(0, BLOCK)
+        value = tl.load(values + i, mask=i < n, other=start).to(tl.float64)
+        found = tl.minimum(found, value) if SMALLEST else tl.maximum(found, value)
+    return tl.min(found, 0) if SMALLEST else tl.max(found, 0)
 
-    ``out`` is [rows, n_systems]; programs are (system, row). Only this kernel adds in float64.
+
+@triton.jit(do_not_specialize=["n", "n_out", "n_systems", "n_closest", "n_strayed", "long_range"])
+def totals(
+    outputs, energy_weights, energies, virials, first_atom, energy_sums, virial_sums, closest,
+    strayed, faults, need, status, n, n_out, n_systems, n_closest, n_strayed, long_range,
+    KEPT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write the energies of atoms, float64 sums over systems, and the status of the step.
+
+    Programs are (system, row): row 0 the read-outs' energies, which it makes of ``outputs``
+    [n_out, n], row 1 those of the long range, rows 2 to 7 the virials [6, n]. The system behind
+    the last one is the status: the smallest squared distance, and if KEPT the largest of
+    ``strayed``, how many systems have too few bins, and the edges and segments that a list has.
     """
     system = tl.program_id(0)
     row = tl.program_id(1)
-    first = tl.load(first_atom + system)
-    end = tl.load(first_atom + system + 1)
-    total = tl.zeros((BLOCK,), tl.float64)
-    for start in range(first, end, BLOCK):
-        i = start + tl.arange(0, BLOCK)
-        found = tl.load(values + row * n + i, mask=i < end, other=0.0)
-        total += found.to(tl.float64)
-    tl.store(out + row * n_systems + system, tl.sum(total, 0))
+    if system < n_systems:
+        first = tl.load(first_atom + system)
+        end = tl.load(first_atom + system + 1)
+        total = tl.zeros((BLOCK,), tl.float64)
+        for start in range(first, end, BLOCK):
+            i = start + tl.arange(0, BLOCK)
+            inside = i < end
+            if row == 0:
+                value = tl.zeros((BLOCK,), tl.float64)
+                for k in range(0, n_out):
+                    y = tl.load(outputs + k * n + i, mask=inside, other=0.0).to(tl.float64)
+                    value += y * tl.load(energy_weights + k * n + i, mask=inside, other=0.0)
+                tl.store(energies + i, value, mask=inside)
+                total += value
+            elif row == 1:
+                total += tl.load(energies + n + i, mask=inside & (long_range > 0), other=0.0)
+            else:
+                place = virials + (row - 2) * n + i
+                total += tl.load(place, mask=inside, other=0.0).to(tl.float64)
+        whole = tl.sum(total, 0)
+        if row < 2:
+            tl.store(energy_sums + row * n_systems + system, whole)
+        else:
+            tl.store(virial_sums + (row - 2) * n_systems + system, whole)
+    elif row == 0:
+        tl.store(status, _largest(closest, n_closest, float("inf"), BLOCK, True))
+        if KEPT:
+            tl.store(status + 1, _largest(strayed, n_strayed, 0.0, BLOCK, False))
+            tl.store(status + 2, _largest(faults, n_systems, 0.0, BLOCK, False))
+            tl.store(status + 3, tl.load(need).to(tl.float64))
+            tl.store(status + 4, tl.load(need + 1).to(tl.float64))

@@ -6,8 +6,9 @@ and their number may be a capacity: what stands behind the last one is empty (do
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,68 @@ from cace_fast.kernels.triton import _forces, _moments, configs
 from cace_fast.spec import Representation
 
 SPLIT = 1024  # positions are split at multiples of 1/1024 A: differences are exact up to 16384 A
+
+
+class Lists(NamedTuple):
+    """What edges need besides their ends.
+
+    Attributes
+    ----------
+    shift, numbers, system
+        [E] which shift each edge has; S [3, n_shifts] of each, and its system [n_shifts].
+    cells
+        [n_systems + 1, 3, 3] float64; the last one is no system's but that of padding edges.
+    atoms, shifts
+        Positions [3, n] and S h [3, n_shifts], two numbers of each.
+    """
+
+    shift: Tensor
+    numbers: Tensor
+    system: Tensor
+    cells: Tensor
+    atoms: tuple[Tensor, Tensor]
+    shifts: tuple[Tensor, Tensor]
+
+
+class Kept(NamedTuple):
+    """What a list that was made on the device remembers; see ``host_neighbors``."""
+
+    system_of: Tensor
+    frames: Tensor
+    grids: Tensor
+    settings: Tensor
+    wraps: Tensor
+    fractions: Tensor
+    reciprocals: Tensor
+
+
+class Found(NamedTuple):
+    """What the host asks of such a list: moves of blocks of atoms, bad systems, sizes."""
+
+    strayed: Tensor
+    faults: Tensor
+    need: Tensor
+
+
+@dataclass
+class Results:
+    """What a step leaves.
+
+    ``energies`` [2, n] of atoms, short and long range, their sums ``totals`` [2, n_systems] and
+    ``virial_sums`` [6, n_systems] (xx yy zz yz xz xy) are float64. ``outputs`` y [n_out, n],
+    ``forces`` [3, n] and ``virials`` [6, n] of atoms are in the working precision. ``closest``
+    holds the smallest squared distance of every block of edges, ``status`` [5] float64 what the
+    host reads after a step (``_forces.totals``).
+    """
+
+    energies: Tensor
+    totals: Tensor
+    closest: Tensor
+    outputs: Tensor
+    forces: Tensor
+    virials: Tensor
+    virial_sums: Tensor
+    status: Tensor
 
 
 class Moments:
@@ -102,32 +165,29 @@ def split(values: Tensor, high: Tensor, low: Tensor) -> None:
     )
 
 
-def shift_vectors(
-    numbers: Tensor, system: Tensor, cells: Tensor, high: Tensor, low: Tensor
+def places(
+    positions: Tensor, lists: Lists, kept: Kept | None = None, strayed: Tensor | None = None
 ) -> None:
-    """Write S h of ``numbers`` S [3, n_shifts] int32 as the sum of ``high`` and ``low``.
+    """Write positions [n, 3] and the shifts S h of ``lists``, each as a sum of two.
 
-    ``cells`` [n_systems, 3, 3] is float64; ``system`` [n_shifts] says which one counts.
+    With ``kept``, a list that was made on the device, positions are first moved back to where they
+    were then; ``strayed`` gets the largest move of every block of atoms (``_forces.places``).
     """
-    n = numbers.shape[1]
-    _forces.shift_vectors[_blocks(n)](
-        numbers, system, cells, high, low, n, GRID=SPLIT,
-        BLOCK=configs.BLOCK, num_warps=configs.BLOCK_WARPS,
+    n, n_shifts = positions.shape[0], lists.numbers.shape[1]
+    fill = Kept(*(positions,) * len(Kept._fields)) if kept is None else kept
+    _forces.places[(n_blocks(n) + n_blocks(n_shifts),)](
+        positions, lists.cells, *lists.atoms, lists.numbers, lists.system, *lists.shifts, *fill,
+        positions if strayed is None else strayed, n, n_shifts, n_blocks(n),
+        KEPT=kept is not None, GRID=SPLIT, BLOCK=configs.BLOCK, num_warps=configs.BLOCK_WARPS,
     )  # fmt: skip
 
 
-def edge_vectors(
-    atoms: Sequence[Tensor], shifts: Sequence[Tensor], edges: Edges, shift: Tensor, closest: Tensor
-) -> None:
-    """Write ``edges.vectors``, and the smallest square of every block of edges.
-
-    ``atoms`` are the split positions [3, n], ``shifts`` the split vectors S h [3, n_shifts] that
-    ``shift`` [E] numbers, ``closest`` [blocks of E].
-    """
+def edge_vectors(lists: Lists, edges: Edges, closest: Tensor) -> None:
+    """Write ``edges.vectors``, and in ``closest`` the smallest square of every block of edges."""
     n_edges = edges.vectors.shape[1]
     _forces.edge_vectors[_blocks(n_edges)](
-        *atoms, *shifts, edges.sender, edges.receiver, shift, edges.vectors, closest,
-        atoms[0].shape[1], n_edges, shifts[0].shape[1],
+        *lists.atoms, *lists.shifts, edges.sender, edges.receiver, lists.shift, edges.vectors,
+        closest, lists.atoms[0].shape[1], n_edges, lists.numbers.shape[1],
         BLOCK=configs.BLOCK, num_warps=configs.BLOCK_WARPS,
     )  # fmt: skip
 
@@ -151,12 +211,24 @@ def gather_forces(
     )  # fmt: skip
 
 
-def system_sums(values: Tensor, first_atom: Tensor, out: Tensor) -> None:
-    """Write the sums of ``values`` [rows, n] over systems, float64 [rows, n_systems]."""
-    rows, n_systems = out.shape
-    _forces.system_sums[(n_systems, rows)](
-        values, first_atom, out, values.shape[1], n_systems,
-        BLOCK=configs.SUM_BLOCK, num_warps=configs.BLOCK_WARPS,
+def totals(
+    results: Results, energy_weights: Tensor, first_atom: Tensor, *, derivatives: bool,
+    long_range: bool, kept: Found | None = None,
+) -> None:  # fmt: skip
+    """Write energies of atoms, float64 sums of energies and virials, and ``results.status``.
+
+    ``energy_weights`` [n_out, n] is what each output counts in the energy; virials are summed
+    with ``derivatives``; ``kept`` belongs to a list that was made on the device.
+    """
+    n_out, n = results.outputs.shape
+    n_systems = first_atom.shape[0] - 1
+    strayed, faults, need = (results.closest,) * 3 if kept is None else kept
+    _forces.totals[(n_systems + 1, 8 if derivatives else 2)](
+        results.outputs, energy_weights, results.energies, results.virials, first_atom,
+        results.totals, results.virial_sums, results.closest, strayed, faults, need,
+        results.status, n, n_out, n_systems, results.closest.shape[0], strayed.shape[0],
+        int(long_range), KEPT=kept is not None, BLOCK=configs.SUM_BLOCK,
+        num_warps=configs.BLOCK_WARPS,
     )  # fmt: skip
 
 

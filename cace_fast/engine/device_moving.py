@@ -1,0 +1,150 @@
+"""Systems that move on the device: a neighbour list of fixed capacity, made there when it is due.
+
+A step tells how far atoms have strayed since the list was made. Shortly before they leave the skin
+the next step makes a new list; where they have left it, the step is repeated with one. What does
+not fit the buffers, or the bins, is answered by larger ones and never by numbers that lack pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cace_fast.device_neighbors import DevicePairs
+from cace_fast.errors import InputError
+from cace_fast.graph import AtomicGraph, ModelOutput
+from cace_fast.kernels.triton.host_neighbors import PairSearch, grid_of
+from cace_fast.neighbors import check_geometry, complete_cell
+
+from .device_edges import Capacity, roomy
+from .device_run import DeviceRun, Status, check_finite
+from .device_step import DeviceStep, Kernels
+from .long_range import LongRange
+
+EARLY = 0.9  # of the skin: from here on the next step makes a list
+FIRST_EDGES, FIRST_SEGMENTS = 16, 2  # of an atom, as a guess: the first list tells better
+NOWHERE = np.zeros((0, 3))
+
+
+class MovingRun(DeviceRun):
+    """A system or batch whose positions and list stay on the device.
+
+    Parameters
+    ----------
+    kernels, long_range
+        As for :class:`DeviceRun`.
+    graph
+        Elements, systems, cells and first positions, on the device.
+    skin
+        In A.
+    """
+
+    def __init__(
+        self, kernels: Kernels, long_range: LongRange, graph: AtomicGraph, skin: float
+    ) -> None:
+        super().__init__(kernels, long_range)
+        if not (np.isfinite(skin) and skin >= 0):
+            raise InputError("skin", "a length of at least 0 A", skin)
+        if not graph.n_atoms:
+            raise InputError("graph", "at least one atom", "none")
+        self.n_builds = 0
+        self.positions = graph.positions.clone()
+        self._graph = replace(graph, cell=graph.cell.clone())
+        self._due = True
+        counts = torch.bincount(graph.batch, minlength=graph.n_systems)
+        first_atom = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int()
+        reach = kernels.rep.cutoff + skin
+        self._search = PairSearch(graph.species.int(), first_atom, reach, skin)
+        self._first_atom: list[int] = first_atom.tolist()
+        n = graph.n_atoms
+        self._need = Capacity(n, FIRST_EDGES * n, FIRST_SEGMENTS * n, 0, graph.n_systems)
+        self._set_grids()
+
+    def set_cell(self, cell: Tensor) -> None:
+        """Take new cells [n_systems, 3, 3]; the list is kept as long as they allow it."""
+        self._graph.cell.copy_(cell)
+        step = self.step
+        assert step is not None
+        step.pairs.lists.cells[:-1] = cell
+        self._take_systems(step, self._graph)
+
+    def evaluate(self, wanted: Collection[str], min_dist: float | None) -> ModelOutput:
+        """Return energies and what else is wanted of the positions as they stand."""
+        derivatives = bool({"forces", "virials"} & set(wanted))
+        while True:
+            rebuild, self._due = self._due, False
+            status = self.run(derivatives=derivatives, rebuild=rebuild)
+            self.n_builds += rebuild
+            if not np.isfinite(status.strayed):
+                self._due = True
+                check_finite(self.positions)
+            if rebuild and self._made_room(status):
+                self._due = True
+                continue
+            self._due = status.strayed > EARLY**2
+            if rebuild or status.strayed <= 1.0:
+                break
+        self.check(status, min_dist)
+        return self.output(wanted)
+
+    def _made_room(self, status: Status) -> bool:
+        """Make bins or buffers anew if the new list did not fit; return whether it did not."""
+        step = self.step
+        assert step is not None
+        c, need = step.capacity, (int(status.n_edges), int(status.n_segments))
+        if status.faults:
+            self._set_grids()
+            return True
+        if need[0] <= c.edges and need[1] <= c.segments:
+            return False
+        self._need = c._replace(edges=max(need[0], c.edges), segments=max(need[1], c.segments))
+        self._fill(roomy(self._need)._replace(shifts=c.shifts))
+        return True
+
+    def _set_grids(self) -> None:
+        """Choose bins for the cells and positions as they are; the host looks at both."""
+        search, g = self._search, self._graph
+        cells, pbc = g.cell.cpu().numpy(), g.pbc.cpu().numpy()
+        places = np.zeros((g.n_atoms, 3)) if pbc.all() else self.positions.cpu().numpy()
+        frames, grids = [], []
+        for s, (a, b) in enumerate(zip(self._first_atom, self._first_atom[1:], strict=False)):
+            check_geometry(NOWHERE, cells[s], pbc[s], search.reach)
+            frame = complete_cell(cells[s], pbc[s])
+            along = places[a:b] @ np.linalg.inv(frame)
+            extent = np.ptp(along, axis=0) if b > a else np.zeros(3)
+            extent = np.where(np.isfinite(extent), extent, 0.0)
+            frames.append(frame)
+            grids.append(grid_of(frame, pbc[s], extent, b - a, search.reach))
+        self._shifts = search.set_grids(np.stack(frames), grids)
+        capacity = roomy(self._need) if self.step is None else self.step.capacity
+        self._fill(capacity._replace(shifts=search.n_shifts))
+
+    def _fill(self, capacity: Capacity) -> None:
+        """Make buffers of a capacity and give them all that does not move."""
+        step = self._allocate(capacity, self._search)
+        step.inputs.positions = self.positions
+        step.pairs.lists.numbers.copy_(self._shifts[0])
+        step.pairs.lists.system.copy_(self._shifts[1])
+        step.pairs.lists.cells[:-1] = self._graph.cell
+        self._take_atoms(step, self._graph)
+        self._take_extras(step, self._graph)
+        self._take_systems(step, self._graph)
+
+    def pairs(self) -> DevicePairs:
+        """Return the list as it stands, with shifts of the positions as they are given."""
+        step: DeviceStep | None = self.step
+        assert step is not None
+        edges, lists, n = step.pairs.edges, step.pairs.lists, int(self._search.found.need[0])
+        senders, receivers = edges.sender[:n].long(), edges.receiver[:n].long()
+        wraps = self._search.kept.wraps.T.long()
+        shifts = lists.numbers.T.long()[lists.shift[:n].long()]
+        return DevicePairs(senders, receivers, shifts - wraps[receivers] + wraps[senders])
+
+    def graph(self) -> AtomicGraph:
+        """Return the system as a graph with its list."""
+        found = self.pairs()._asdict()
+        return replace(self._graph, positions=self.positions.clone(), **found)

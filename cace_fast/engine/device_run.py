@@ -1,0 +1,242 @@
+"""One graph or moving system on the device: its buffers, what was captured of its step, and checks.
+
+On CUDA the second step of a kind is captured, and later ones are one launch. Long-range transforms
+belong to libraries that cannot be captured: with them a step is two graphs and the transforms
+between them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cace_fast.errors import CaceFastError, InputError
+from cace_fast.graph import AtomicGraph, ModelOutput, same_memory
+from cace_fast.kernels.triton.host_neighbors import PairSearch
+from cace_fast.reference import model
+from cace_fast.spec import Readout
+from cace_fast.structures import too_close
+
+from .device_edges import Capacity, roomy, sort_edges
+from .device_step import DeviceStep, Kernels
+from .long_range import LongRange
+
+VIRIAL_ROWS = (0, 5, 4, 5, 1, 3, 4, 3, 2)  # of xx yy zz yz xz xy, as a 3 x 3 matrix
+
+
+class Status(NamedTuple):
+    """What the host reads after a step, all at once; see ``_forces.totals``."""
+
+    closest: float
+    strayed: float
+    faults: float
+    n_edges: float
+    n_segments: float
+
+
+class DeviceRun:
+    """Buffers of one size after another, filled by graphs that bring their pairs.
+
+    Parameters
+    ----------
+    kernels
+        The model.
+    long_range
+        How to sum the long range.
+    """
+
+    def __init__(self, kernels: Kernels, long_range: LongRange) -> None:
+        self.kernels, self.settings = kernels, long_range
+        self.device = kernels.device
+        self.step: DeviceStep | None = None
+        self._lock = threading.Lock()
+        self._held: tuple[Tensor, ...] = ()
+        self._cells: Tensor | None = None
+        self._captured: dict[tuple[bool, ...], Any] = {}
+        self._done: Any = None
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Have the buffers for oneself: other threads wait, and the current stream for the last."""
+        with self._lock, torch.no_grad():
+            if self._done is not None:
+                torch.cuda.current_stream(self.device).wait_event(self._done)
+            try:
+                yield
+            finally:
+                if self.device.type == "cuda":
+                    self._done = torch.cuda.Event()
+                    self._done.record(torch.cuda.current_stream(self.device))
+
+    def take(self, graph: AtomicGraph, *, with_inputs: bool = True) -> DeviceStep:
+        """Return the step with the graph in its buffers; pairs are sorted where they are new."""
+        given = (graph.senders, graph.receivers, graph.shifts, graph.species, graph.batch)
+        step = self.step
+        if step is None or not self._held or not same_memory(given, self._held):
+            step = self._take_list(graph.to(self.device))
+            self._held = given
+        step.inputs.positions.copy_(graph.positions)
+        step.pairs.lists.cells[:-1] = graph.cell
+        if with_inputs:
+            self._take_extras(step, graph)
+            self._take_systems(step, graph)
+        return step
+
+    def _take_list(self, graph: AtomicGraph) -> DeviceStep:
+        found = sort_edges(graph, self.kernels.rep.n_elements)
+        need = found.need(graph.n_atoms, graph.n_systems)
+        step = self.step
+        if step is None or not step.capacity.holds(need):
+            step = self._allocate(roomy(need))
+        step.pairs.fill(found)
+        self._take_atoms(step, graph)
+        return step
+
+    def _allocate(self, capacity: Capacity, search: PairSearch | None = None) -> DeviceStep:
+        """Replace the buffers, after giving the old ones back."""
+        self.step, self._captured, self._cells, self._held = None, {}, None, ()
+        try:
+            self.step = DeviceStep(self.kernels, capacity, search)
+        except torch.OutOfMemoryError:
+            raise CaceFastError(
+                f"memory: {capacity.atoms} atoms with {capacity.edges} pairs do not fit on "
+                f"{self.device}; 'cace-fast info --memory' tells how many do"
+            ) from None
+        return self.step
+
+    def _take_atoms(self, step: DeviceStep, graph: AtomicGraph) -> None:
+        """Take elements, systems, and what each output counts in the energy."""
+        inputs = step.inputs
+        inputs.species.copy_(graph.species)
+        counts = torch.bincount(graph.batch, minlength=graph.n_systems)
+        inputs.first_atom[1:] = counts.cumsum(0)
+        for row, (weight, average) in self.kernels.energy_rows.items():
+            inputs.energy_weights[row] = weight / counts[graph.batch] if average else weight
+        inputs.grad_outputs.copy_(inputs.energy_weights)
+        self._cells = None
+
+    def _take_extras(self, step: DeviceStep, graph: AtomicGraph) -> None:
+        for number, module in enumerate(self.kernels.plan.modules):
+            found = self._extras(module, graph)
+            held = step.inputs.extras[number]
+            if found is None or (held is not None and held.shape == found.shape):
+                if held is not None and found is not None:
+                    held.copy_(found)
+                continue
+            step.inputs.extras[number] = found
+            self._captured = {}
+
+    def _extras(self, module: Readout, graph: AtomicGraph) -> Tensor | None:
+        names = [key for key in module.features if key != "node_feats"]
+        if not names:
+            return None
+        columns = model.input_columns(module, names, graph.inputs)
+        width = sum(column.shape[1] for column in columns)
+        model.check_width(module, self.kernels.plan.n_features + width)
+        return torch.cat(columns, 1).T.to(self.device, self.kernels.dtype).contiguous()
+
+    def _take_systems(self, step: DeviceStep, graph: AtomicGraph) -> None:
+        """Give cells to the Ewald sums where they are new."""
+        if not step.terms:
+            return
+        cells = torch.cat([graph.cell.flatten(1), graph.pbc.double()], 1).cpu()
+        if self._cells is not None and torch.equal(cells, self._cells):
+            return
+        partly = [p for p in graph.pbc.tolist() if any(p) and not all(p)]
+        if partly:
+            raise model.partly_periodic(partly[0])
+        periodic = [all(p) for p in graph.pbc.tolist()]
+        kept = self.settings.k_cell(graph)
+        k_cells = None if kept is None else torch.from_numpy(kept).expand(graph.n_systems, 3, 3)
+        first_atom = step.inputs.first_atom.tolist()
+        for term, total, own in zip(self.kernels.long_range, step.sums, step.terms, strict=True):
+            total.set_systems(first_atom, graph.cell.cpu(), periodic, k_cells)
+            if term.fixed is not None:
+                charges = model.fixed_charges(term.fixed, self.kernels.rep, graph.species)
+                own.charges.copy_(charges.T)
+        self._cells, self._captured = cells, {}
+
+    def run(self, *, derivatives: bool, rebuild: bool = False) -> Status:
+        """Run the step, with a new list where ``rebuild`` is true; return its status."""
+        step = self.step
+        assert step is not None
+
+        def first() -> None:
+            if rebuild:
+                step.make_list()
+            step.forward()
+
+        def whole() -> None:
+            first()
+            step.long_range()
+            step.finish(derivatives=derivatives)
+
+        if step.by_transforms:
+            self._replay((rebuild,), first)
+            step.long_range()
+            self._replay((rebuild, derivatives, True), lambda: step.finish(derivatives=derivatives))
+        else:
+            self._replay((rebuild, derivatives), whole)
+        return Status(*step.results.status.tolist())  # the only look of the host
+
+    def _replay(self, key: tuple[bool, ...], work: Callable[[], None]) -> None:
+        """Do the work; on CUDA launch by launch first, then as one captured graph."""
+        if self.device.type != "cuda":
+            work()
+            return
+        captured = self._captured.get(key)
+        if captured is None:  # compiles what is not yet compiled: must not happen in a capture
+            work()
+            self._captured[key] = "warm"
+            return
+        if captured == "warm":
+            captured = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(captured):
+                work()
+            self._captured[key] = captured
+        captured.replay()
+
+    def check(self, status: Status, min_dist: float | None) -> None:
+        """Raise for atoms that are too close or nowhere."""
+        step, shortest = self.step, status.closest**0.5
+        assert step is not None
+        if shortest > 0.0 and (min_dist is None or shortest >= min_dist):
+            return
+        check_finite(step.inputs.positions)
+        edges = step.pairs.edges
+        k = int(torch.linalg.vector_norm(edges.vectors, dim=0).argmin())
+        pair = (int(edges.sender[k]), int(edges.receiver[k]))
+        if min_dist is None:
+            raise CaceFastError(f"energy: not finite at atom {pair[1]} (atom {pair[0]} is there)")
+        raise too_close(pair, shortest, min_dist)
+
+    def output(self, wanted: Collection[str]) -> ModelOutput:
+        """Return what a step left, in tensors of its own."""
+        step = self.step
+        assert step is not None
+        results, virials = step.results, None
+        if "virials" in wanted:
+            rows = torch.tensor(VIRIAL_ROWS, device=self.device)
+            virials = results.virial_sums[rows].T.reshape(-1, 3, 3).clone()
+        energies = results.energies[0].clone()
+        charges = {"latent_charges", "born_charges"} & set(wanted)
+        return ModelOutput(
+            energy=results.totals.sum(0),
+            energies=results.energies.sum(0) if step.terms else energies,
+            energies_sr=energies,
+            forces=results.forces.T.double() if "forces" in wanted else None,
+            virials=virials,
+            latent_charges=step.terms[0].charges.T.clone() if charges else None,
+        )
+
+
+def check_finite(positions: Tensor) -> None:
+    """Raise InputError for positions [n, 3] that are not finite."""
+    bad = torch.nonzero(~torch.isfinite(positions).all(1)).flatten().tolist()
+    if bad:
+        raise InputError("positions", "finite numbers", f"NaN or infinity for atoms {bad[:5]}")

@@ -1,0 +1,88 @@
+"""Moving systems of the Triton engine, and the pairs that they ought to find."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from cace_fast.engine.device_moving import MovingRun
+from cace_fast.engine.triton import TritonEngine
+from cace_fast.graph import AtomicGraph
+from cace_fast.neighbors import neighbor_list
+from cace_fast.spec import energy_terms
+
+from .tiny_models import tiny_spec, tiny_weights
+
+CELLS = {
+    "cubic": np.diag([11.0, 12.0, 13.0]),
+    "triclinic": np.array([[9.0, 0.0, 0.0], [3.0, 8.0, 0.0], [-2.0, 2.5, 7.5]]),
+    "small": np.array([[3.1, 0.0, 0.0], [1.4, 2.9, 0.0], [0.3, -0.8, 3.3]]),
+    "flat": np.diag([2.5, 20.0, 6.0]),
+    "left-handed": np.array([[0.0, 6.0, 0.0], [7.0, 0.0, 0.0], [0.5, 0.5, 8.0]]),
+}
+PBC = {
+    "ppp": (True,) * 3,
+    "ppo": (True, True, False),
+    "opo": (False, True, False),
+    "ooo": (False,) * 3,
+}
+MODEL = {"l_max": 1, "n_rbf": 2, "n_radial": 2, "elements": (8, 1, 29)}
+SKIN = 0.5
+
+
+def places(n: int, cell: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Return atoms in and around a cell: some lie several cells away."""
+    rng = np.random.default_rng(seed)
+    inside = rng.random((n, 3)) * 1.2
+    return (inside + rng.integers(-2, 3, (n, 3)) * (rng.random((n, 1)) < 0.3)) @ cell
+
+
+def graph_without_pairs(
+    parts: list[np.ndarray], cells: list[np.ndarray], pbc: list[tuple[bool, ...]]
+) -> AtomicGraph:
+    """Return a batch of systems of three elements in turn, without pairs."""
+    sizes = torch.tensor([len(part) for part in parts])
+    n = int(sizes.sum())
+    none = torch.zeros(0, dtype=torch.int64)
+    return AtomicGraph(
+        torch.from_numpy(np.concatenate(parts)), torch.arange(n) % 3,
+        torch.from_numpy(np.stack(cells)), torch.tensor(pbc),
+        torch.repeat_interleave(torch.arange(len(parts)), sizes), none, none, none.reshape(0, 3),
+    )  # fmt: skip
+
+
+def engine_of(dtype: torch.dtype, device: torch.device | str = "cpu", **options) -> TritonEngine:
+    """Return a tiny engine."""
+    spec = tiny_spec(**MODEL | options)
+    weights = tiny_weights(spec).to(torch.device(device), dtype)
+    return TritonEngine(spec, weights, energy_terms(spec))
+
+
+def run_of(
+    parts: list[np.ndarray], cells: list[np.ndarray], pbc: list[tuple[bool, ...]],
+    dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
+) -> MovingRun:  # fmt: skip
+    """Return a tiny model's moving systems."""
+    engine = engine_of(dtype, device)
+    graph = graph_without_pairs(parts, cells, pbc).to(torch.device(device))
+    return MovingRun(engine._kernels, engine.long_range, graph, SKIN)
+
+
+def same_pairs(
+    run: MovingRun, parts: list[np.ndarray], cells: list[np.ndarray], pbc: list[tuple[bool, ...]]
+) -> None:
+    """Check the list of a run against vesin's of every system."""
+    found, first, expected = run.pairs(), 0, []
+    for r, cell, flags in zip(parts, cells, pbc, strict=True):
+        one = neighbor_list(r, cell, np.array(flags), run.kernels.rep.cutoff + SKIN)
+        ends = (one.receivers + first, one.senders + first)
+        expected.append(np.column_stack([*ends, one.shifts]))
+        first += len(r)
+    columns = [found.receivers[:, None], found.senders[:, None], found.shifts]
+    got = torch.cat(columns, 1).cpu().numpy()
+    assert len(got) > 5
+    np.testing.assert_array_equal(_rows(got), _rows(np.concatenate(expected)))
+
+
+def _rows(pairs: np.ndarray) -> np.ndarray:
+    return pairs[np.lexsort(pairs.T[::-1])]
