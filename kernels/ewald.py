@@ -114,12 +114,8 @@ def ewald(
         require_fit(r, slab)
         h = slab.cell
     k_cell = (h if how.k_cell is None else how.k_cell.to(h)).detach()
-    way = "open"
-    if periodic:
-        way = choose(
-            how.method, q.shape[0], q.shape[1], k_cell.cpu().numpy(), spec.dl, how.tolerance
-        )
-    potential = potentials(q, r, h, k_cell, spec, (way, how.tolerance), chosen)
+    way = (how.method if periodic else "open", how.tolerance)
+    potential = potentials(q, r, h, k_cell, spec, way, chosen)
     if slab is not None:
         potential = potential + planar_potential(q, r, slab, spec.sigma)
     energies, own = 0.5 * q * potential, (2.0 * pi) ** -1.5 / spec.sigma
@@ -152,7 +148,7 @@ def potentials(
     spec
         The Ewald module.
     way
-        ``"direct"``, ``"nufft"``, or ``"open"``, and the tolerance.
+        A method as :class:`Summation` has it, or ``"open"``, and the tolerance.
     backend
         Who sums directly; transforms belong to the device.
     """
@@ -170,6 +166,8 @@ def _bare(
     """
     q, r, cell, k_cell = tensors
     dl, sigma, exponent = numbers[0], numbers[1], int(numbers[2])
+    if way != "open":  # here and not where it is called: a traced call has no cell to look at
+        way = choose(way, q.shape[0], q.shape[1], k_cell.cpu().numpy(), dl, numbers[3])
     if way == "nufft":
         wanted, dtype = accuracy(numbers[3])
         transforms = make_transforms(q.device, wanted, dtype)
@@ -225,7 +223,7 @@ def _ewald_gradient(
     forces, strain = 0.5 * (plus.forces - minus.forces), 0.5 * (plus.virial - minus.virial)
     by_cell = torch.zeros_like(cell)
     if way != "open":  # dE/dstrain = r (dE/dr) + h (dE/dh)
-        by_cell = torch.linalg.solve(cell.T, positions.T @ forces - strain)
+        by_cell = torch.linalg.solve(cell.T, positions.T @ forces - strain).contiguous()
     return 0.5 * (plus.potential + minus.potential), -forces, by_cell
 
 
