@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cace_fast.electric_field import OscillatingField
     from cace_fast.errors import (
         BackendUnavailableError,
         CaceFastError,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     )
     from cace_fast.interfaces.accelerate import accelerate
     from cace_fast.interfaces.ase import CACECalculator
+    from cace_fast.interfaces.field_work import FieldWork
     from cace_fast.potential import Potential, load
     from cace_fast.spec import ModelSpec
 
@@ -32,8 +34,10 @@ __all__ = [
     "CACECalculator",
     "CaceFastError",
     "CheckpointError",
+    "FieldWork",
     "InputError",
     "ModelSpec",
+    "OscillatingField",
     "Potential",
     "PropertyNotImplementedError",
     "SpecError",
@@ -47,7 +51,9 @@ __all__ = [
 
 _HOME = {
     "CACECalculator": "cace_fast.interfaces.ase",
+    "FieldWork": "cace_fast.interfaces.field_work",
     "ModelSpec": "cace_fast.spec",
+    "OscillatingField": "cace_fast.electric_field",
     "Potential": "cace_fast.potential",
     "accelerate": "cace_fast.interfaces.accelerate",
     "load": "cace_fast.potential",

@@ -16,6 +16,7 @@ from torch import nn
 
 from cace_fast import checkpoint
 from cace_fast.committee import Committee
+from cace_fast.electric_field import FieldOfTime, OscillatingField, Vector, neutral, vector_of
 from cace_fast.engine import VerletList
 from cace_fast.errors import InputError, PropertyNotImplementedError
 from cace_fast.potential import MIN_DIST, Potential
@@ -65,9 +66,10 @@ class CACECalculator(Calculator):
         Where to find further inputs of the model: its name -> name in ``atoms.info`` or
         ``atoms.arrays``.
     external_field
-        Electric field [3], or a number for models with one field direction: adds Z* f to the
-        forces, and -f.P to the energy of open systems (equal shares of it to ``energies``).
-        Periodic ones have no field energy, and stress is without field in either.
+        Electric field [3], a number for models with one field direction, or a function that
+        returns the field at a time in fs: adds Z* f to the forces, and -f.P to the energy of open
+        systems (equal shares of it to ``energies``). Periodic ones have no field energy, and
+        stress is without field in either. See :class:`cace_fast.FieldWork`.
     keep_neutral
         Remove the mean of the Born charges before the field acts.
     atomic_energies
@@ -85,6 +87,17 @@ class CACECalculator(Calculator):
     slab_vacuum
         Vacuum of slabs with charges in A (docs/slabs.md); None refuses them, and leaves a
         :class:`~cace_fast.Potential` that was given as it is.
+
+    Attributes
+    ----------
+    field_of_time
+        The field as a function of time in fs; None without one.
+    time
+        In fs: of the next structure that is calculated, for a field that depends on time.
+    field
+        Field [3] in V/A of the last structure; None before it, and without a field.
+    field_energy
+        -f.P in eV that its energy holds: 0 unless it is open and in a field.
     """
 
     implemented_properties = [  # noqa: RUF012 - ASE declares it so
@@ -107,7 +120,7 @@ class CACECalculator(Calculator):
         charge_unit: float = CHARGE_UNIT,
         bec_key: str = "bec",
         data_key: Mapping[str, str] | None = None,
-        external_field: float | Sequence[float] | None = None,
+        external_field: float | Sequence[float] | FieldOfTime | None = None,
         keep_neutral: bool = True,
         atomic_energies: Mapping[int, float] | None = None,
         output_index: int | None = None,
@@ -133,7 +146,9 @@ class CACECalculator(Calculator):
         _check_keys(spec, energy_key, forces_key, charge_key)
         names = extra_inputs(spec)
         self._inputs = {n: (data_key or {}).get(n, n) for n in names}
-        self._field = _field_vector(external_field, electric_field_unit, spec)
+        self.field_of_time = _field_of_time(external_field, spec)
+        self._field_unit, self.time, self.field_energy = float(electric_field_unit), 0.0, 0.0
+        self.field: Vector | None = None
         sorts = isinstance(self.potential, Potential) and self.potential.sorts_pairs
         self._list = VerletList(self.potential.cutoff, skin, in_order=not sorts)
         self._seen: dict[str, Any] = {}
@@ -195,6 +210,9 @@ class CACECalculator(Calculator):
         current = self.atoms
         if current is None:
             raise InputError("atoms", "a structure", None)
+        if self.field_of_time is not None and (system_changes or self.field is None):
+            field = vector_of("external_field", self.field_of_time(self.time))
+            self.field = field * self._field_unit
         wanted = self._wanted(properties, current)
         self._seen = {k: _copy(_lookup(current, k)) for k in self._inputs.values()}
         try:
@@ -229,10 +247,10 @@ class CACECalculator(Calculator):
         if self.compute_stress and np.sum(atoms.pbc) >= 2 and "forces" in wanted:
             wanted.add("stress")
         if "born_effective_charges" in properties or (
-            self._field is not None and "forces" in wanted
+            self.field is not None and "forces" in wanted
         ):
             wanted.add("bec")
-        if self._field is not None and not np.any(atoms.pbc):
+        if self.field is not None and not np.any(atoms.pbc):
             wanted.add("dipole")
         return sorted(wanted)
 
@@ -248,10 +266,11 @@ class CACECalculator(Calculator):
             "free_energy": energy * self.energy_unit,
             "energies": energies * self.energy_unit,
         }
-        if self._field is not None and "dipole" in found:
-            own = -float(found["dipole"] @ self._field) * self.length_unit
+        self.field_energy = 0.0
+        if self.field is not None and "dipole" in found:
+            self.field_energy = -float(found["dipole"] @ self.field) * self.length_unit
             for name, share in (("energy", 1), ("free_energy", 1), ("energies", len(atoms))):
-                results[name] = results[name] + own / share
+                results[name] = results[name] + self.field_energy / share
         if "stress" in found:
             stress = found["stress"] * self.energy_unit / self.length_unit**3
             results["stress"] = full_3x3_to_voigt_6_stress(stress)
@@ -261,12 +280,11 @@ class CACECalculator(Calculator):
             results["dipole"] = found["dipole"]
         if "bec" in found:
             bec = found["bec"]
-            bec = bec - bec.mean(axis=0) if self.keep_neutral else bec
-            results["born_effective_charges"] = bec
+            results["born_effective_charges"] = neutral(bec) if self.keep_neutral else bec
         if "forces" in found:
             forces = found["forces"] * per_length
-            if self._field is not None:
-                forces = forces + results["born_effective_charges"] @ self._field
+            if self.field is not None:
+                forces = forces + results["born_effective_charges"] @ self.field
             results["forces"] = forces
         return results
 
@@ -346,14 +364,14 @@ def _energy_of_forces_in(spec: ModelSpec, number: int, forces_key: str) -> list[
     return [m.energy_key for m in modules if isinstance(m, Forces) and m.forces_key == forces_key]
 
 
-def _field_vector(
-    field: float | Sequence[float] | None, unit: float, spec: ModelSpec
-) -> np.ndarray[Any, np.dtype[np.float64]] | None:
-    """Return the electric field [3] in V/A."""
-    if field is None:
-        return None
-    vector = np.asarray(field, dtype=np.float64)
-    if vector.ndim == 0:
+def _field_of_time(
+    field: float | Sequence[float] | FieldOfTime | None, spec: ModelSpec
+) -> FieldOfTime | None:
+    """Return the electric field as a function of time."""
+    if field is None or callable(field):
+        return field
+    vector = field
+    if isinstance(field, int | float):
         directions = {
             m.output_index
             for sub in spec.submodels
@@ -362,11 +380,8 @@ def _field_vector(
         }
         if len(directions) != 1:
             raise InputError("external_field", "three numbers for this model", field)
-        vector = np.zeros(3)
-        vector[directions.pop()] = float(np.asarray(field))
-    if vector.shape != (3,) or not np.isfinite(vector).all():
-        raise InputError("external_field", "three finite numbers", field)
-    return vector * unit
+        vector = np.eye(3)[directions.pop()] * field
+    return OscillatingField(tuple(vector_of("external_field", vector).tolist()))
 
 
 def _lookup(atoms: Atoms | None, key: str) -> Any:

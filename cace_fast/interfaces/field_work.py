@@ -1,0 +1,77 @@
+"""The work of an electric field along a run of molecular dynamics, and the clock of the field."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ase import units
+
+from cace_fast.electric_field import Vector
+from cace_fast.errors import InputError
+from cace_fast.interfaces.ase import CACECalculator
+
+if TYPE_CHECKING:
+    from ase.md.md import MolecularDynamics
+
+
+class FieldWork:
+    """Tells a calculator the time of each step, and adds up the work of its field.
+
+    The work is the integral of f.Z*.v over time, by the trapezoidal rule over the steps. Without a
+    thermostat, ``atoms.get_total_energy() - calc.field_energy - work.work`` stays what it was, to
+    the order of the integrator, in periodic and in open systems (``docs/theory.md`` section 10).
+
+    Parameters
+    ----------
+    dynamics
+        An integrator of ASE whose atoms have a :class:`cace_fast.CACECalculator` with an
+        ``external_field``. This object attaches itself to it.
+
+    Attributes
+    ----------
+    work
+        In eV, since the object was made or :meth:`begin` was called.
+
+    Raises
+    ------
+    InputError
+        If there is no such calculator.
+    """
+
+    def __init__(self, dynamics: MolecularDynamics) -> None:
+        calculator = dynamics.atoms.calc
+        if not isinstance(calculator, CACECalculator) or calculator.field_of_time is None:
+            raise InputError(
+                "dynamics", "atoms with a CACECalculator that has an external_field", calculator
+            )
+        self._dynamics, self._calculator = dynamics, calculator
+        self.begin()
+        dynamics.attach(self)
+
+    def begin(self, work: float = 0.0) -> None:
+        """Take the present state of the atoms as the one after ``work`` eV."""
+        self.work = work
+        self._calculator.time = self._time(self._dynamics.nsteps)
+        self._calculator.results = {}
+        self._calculator.atoms = None  # the results may be those of a field of another time
+        self._dynamics.atoms.get_forces()
+        self._arrive()
+
+    def __call__(self) -> None:
+        """Account for the step that was done; ASE calls it."""
+        if self._dynamics.nsteps != self._step:  # ASE calls before the first step too
+            before = self._power
+            self._arrive()
+            self.work += 0.5 * self._dynamics.dt * (before + self._power)
+
+    def _arrive(self) -> None:
+        """Note the power now, and give the next structure its time."""
+        atoms, field = self._dynamics.atoms, self._calculator.field
+        assert field is not None
+        born: Vector = self._calculator.results["born_effective_charges"]
+        self._power = float((atoms.get_velocities() * (born @ field)).sum())
+        self._step = int(self._dynamics.nsteps)
+        self._calculator.time = self._time(self._step + 1)
+
+    def _time(self, step: int) -> float:
+        return float(step * self._dynamics.dt / units.fs)
