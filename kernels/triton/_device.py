@@ -1,7 +1,7 @@
 """Device code that several kernels share: look-ups, radial functions, cutoffs, monomials.
 
-float32 throughout, with sines by polynomials after an own range reduction (the library's bring a
-stack and float64 instructions); in float64, which is for the interpreter, the library's.
+float32 throughout, with sines by polynomials after an own range reduction: the library's bring a
+stack. In float64 are the long range's operator and the interpreter's runs.
 """
 
 import triton
@@ -28,8 +28,7 @@ def length(table, *path):
 def sincospi(turns):
     """Return sin(pi x), cos(pi x) of x = ``turns``, |x| < 2^21 in float32."""
     if turns.dtype == tl.float64:
-        angle = 3.14159265358979323846 * turns
-        return tl.sin(angle), tl.cos(angle)
+        return _sincospi_double(turns)
     else:
         # adding and taking away 1.5 2^23 rounds to an integer: x - 2 k is exact and in [-1, 1]
         even = tl.fma(turns, 0.5, 12582912.0) - 12582912.0
@@ -64,6 +63,33 @@ def _sincospi_reduced(u):
     c = tl.fma(c, w, -0.9348014015262159)
     c = tl.fma(c, w, 0.9999999889445824)
     return s * tl.fma(-w, u, u), c * tl.fma(w, -4.0, 1.0)
+
+
+@triton.jit
+def _sincospi_double(turns):
+    """The same in float64, |x| < 2^50, to 4e-16; operators, since tl.fma rounds constants."""
+    even = (turns * 0.5 + 6755399441055744.0) - 6755399441055744.0
+    u = turns - 2.0 * even
+    w = u * u
+    s = w * -4.795585299774921e-10 + 2.2316263150901134e-08
+    s = s * w + -7.726653626528434e-07
+    s = s * w + 2.1142482257621263e-05
+    s = s * w + -0.00044516020078506175
+    s = s * w + 0.006925270697499447
+    s = s * w + -0.07522061590208608
+    s = s * w + 0.5240439134170486
+    s = s * w + -2.026120126460173
+    s = s * w + 3.141592653589793
+    c = w * -8.05331395730229e-10 + 3.4283071559158883e-08
+    c = c * w + -1.0669271789494348e-06
+    c = c * w + 2.5892581981078213e-05
+    c = c * w + -0.0004759203237541083
+    c = c * w + 0.006332742730945354
+    c = c * w + -0.057249471899557834
+    c = c * w + 0.31950332423783023
+    c = c * w + -0.9348022005446727
+    c = c * w + 1.0
+    return s * (u - u * w), c * (1.0 - 4.0 * w)
 
 
 @triton.jit

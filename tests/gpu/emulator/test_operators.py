@@ -11,15 +11,15 @@ from support.mixing import chain
 from support.tolerances import to_dtype, value_and_grads
 from torch import Tensor
 
-from cace_fast.errors import InputError, PropertyNotImplementedError, UnsupportedModelError
-from cace_fast.kernels import contraction, readout
+from cace_fast.errors import InputError, UnsupportedModelError
+from cace_fast.kernels import readout
 from cace_fast.kernels.edges import edges_of
 from cace_fast.kernels.triton import host_contraction, host_readout, operators
 from cace_fast.kernels.triton.host_contraction import Contraction
 from cace_fast.kernels.triton.host_ewald import EwaldSum
 from cace_fast.kernels.triton.host_readout import layers_of
 from cace_fast.reference.ewald import ewald
-from cace_fast.spec import MLP, Ewald, Readout
+from cace_fast.spec import MLP, Ewald
 
 F32 = torch.float32
 CASES = {
@@ -33,6 +33,8 @@ CASES = {
     "messages": lambda: cases.messages("all", "400 edges", k=3, n_rbf=6),
     "messages, hub": lambda: cases.messages("all", "hub atom", l_max=2, nu_max=2),
     "messages, shared": lambda: cases.messages("bchi shared", "63 edges", l_max=2, nu_max=2),
+    "ewald": lambda: cases.ewald("triclinic"),
+    "ewald, open": lambda: cases.ewald("open", n_q=1),
     "messages, no edges": lambda: cases.messages("all", "none", l_max=2, nu_max=2),
 }
 
@@ -116,41 +118,7 @@ def test_a_large_system_takes_other_layers(
         assert relative(found[key], want.double()) < 1e-6
 
 
-WHOLE = {
-    "contraction": lambda: cases.contraction(2, 2, n=5),
-    "readout": lambda: cases.readout("silu", True, n=5),
-    "messages": lambda: cases.messages("bchi shared", "63 edges", l_max=1, nu_max=2, n_rbf=2),
-}
-
-
-@pytest.mark.parametrize("name", WHOLE)
-def test_operators_compile_whole(name: str, device: torch.device) -> None:
-    case = WHOLE[name]()
-    given = {key: t.to(device) for key, t in to_dtype(case.tensors, F32).items()}
-    eager = case.kernels("triton")
-    compiled = torch.compile(eager, fullgraph=True, backend="aot_eager")
-    expected, found = value_and_grads(eager, given), value_and_grads(compiled, given)
-    for key, want in expected.items():
-        torch.testing.assert_close(found[key], want)
-
-
-def test_operators_pass_torchs_own_checks(device: torch.device) -> None:
-    a = cases.contraction(2, 2, n=5).tensors["a"].float().to(device).requires_grad_(True)
-    torch.library.opcheck(contraction._contraction, (a, 2, 2, "triton"))
-    x = cases.readout("silu", False, n=5).tensors["features"].float().to(device)
-    module = cases.NETWORKS["silu"]
-    weights = cases.network_weights(module, readout.PREFIX, False)
-    text = readout._described(Readout("E", module, linear=False))[1]
-    own = [w.float().to(device) for w in weights.values()]
-    torch.library.opcheck(readout._readout, (x.requires_grad_(True), own, text, "triton"))
-
-
 def test_refusals_name_the_remedy(device: torch.device) -> None:
-    a = torch.ones(2, 1, 4, 1, device=device, requires_grad=True)
-    b = contraction.contraction(a, 1, 2, backend="triton")
-    (slope,) = torch.autograd.grad((b * b).sum(), a, create_graph=True)
-    with pytest.raises(PropertyNotImplementedError, match=r"use cace_fast\.reference\.contraction"):
-        torch.autograd.grad(slope.sum(), a)
     residual = MLP((4, 3, 3, 1), residual=True)
     with pytest.raises(UnsupportedModelError, match="residual network in a read-out, with"):
         layers_of(residual, {}, "outputs.0.0")
