@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from cace_fast.errors import BackendUnavailableError, InputError, PropertyNotImplementedError
+from cace_fast.errors import BackendUnavailableError, InputError
 from cace_fast.kernels import backend as backends
 from cace_fast.spec import ModelSpec, Representation, to_json
 from cace_fast.weights import expected_shapes
@@ -109,15 +109,3 @@ def select_backend(device: torch.device, name: str | None) -> str:
     reason = state.reason or f"it does not serve the device {str(device)!r}"
     remedy = state.remedy or f"Use device={state.devices[0]!r}."
     raise BackendUnavailableError(state.name, reason, here or ["none"], remedy)
-
-
-def refuse(name: str, order: str) -> Callable[..., NoReturn]:
-    """Return the backward of an operator's highest derivative, which says that there is no more."""
-
-    def backward(ctx: Any, *gradients: Any) -> NoReturn:
-        raise PropertyNotImplementedError(
-            f"{name}: this operator has {order} derivatives at most in autograd "
-            f"(docs/kernels.md has the list); use cace_fast.reference.{name} for higher ones"
-        )
-
-    return backward

@@ -13,6 +13,7 @@ from torch import Tensor
 from cace_fast import tables
 from cace_fast.errors import InputError
 from cace_fast.kernels import _checks
+from cace_fast.kernels._autograd import differentiable, kept, refuse, slopes
 from cace_fast.kernels.cpu.operations import Operations
 from cace_fast.kernels.moments import array, operations_of
 from cace_fast.kernels.polynomials import rates_of_tensors
@@ -142,23 +143,16 @@ def _(along: Tensor, grad_out: Tensor, a: Tensor, *options: Any) -> tuple[Tensor
     return torch.empty_like(grad_out), torch.empty_like(a)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.l_max, ctx.nu_max, ctx.backend = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _saved(ctx: Any) -> tuple[Any, ...]:
-    return (*ctx.saved_tensors, ctx.l_max, ctx.nu_max, ctx.backend)
-
-
 def _backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
-    return _contraction_gradient(grad_out, *_saved(ctx)), None, None, None
+    arguments = kept(ctx)
+    return slopes(arguments, _contraction_gradient(grad_out, *arguments))
 
 
 def _gradient_backward(ctx: Any, along: Tensor) -> tuple[Any, ...]:
-    return (*_contraction_rates(along, *_saved(ctx)), None, None, None)
+    arguments = kept(ctx)
+    return slopes(arguments, *_contraction_rates(along, *arguments))
 
 
-_contraction.register_autograd(_backward, setup_context=_setup)
-_contraction_gradient.register_autograd(_gradient_backward, setup_context=_setup)
-_contraction_rates.register_autograd(_checks.refuse("contraction", "second"))
+differentiable(_contraction, _backward)
+differentiable(_contraction_gradient, _gradient_backward)
+differentiable(_contraction_rates, refuse("contraction", "second"))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cace_fast.errors import InputError
 from cace_fast.kernels import _checks
+from cace_fast.kernels._autograd import differentiable_once
 from cace_fast.kernels.cpu.library import EwaldSpec
 from cace_fast.kernels.cpu.long_range import EwaldSum
 from cace_fast.kernels.moments import array
@@ -234,15 +235,4 @@ def _(
     return torch.empty_like(charges), torch.empty_like(positions), torch.empty_like(cell)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    charges, positions, cell, k_cell, *ctx.options = inputs
-    ctx.save_for_backward(charges, positions, cell, k_cell)
-
-
-def _backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
-    found = _ewald_gradient(grad_out, *ctx.saved_tensors, *ctx.options)
-    return (*found, None, *(None for _ in ctx.options))
-
-
-_ewald.register_autograd(_backward, setup_context=_setup)
-_ewald_gradient.register_autograd(_checks.refuse("ewald", "first"))
+differentiable_once(_ewald, _ewald_gradient, "ewald")

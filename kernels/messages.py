@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cace_fast.errors import InputError
 from cace_fast.kernels import _checks
+from cace_fast.kernels._autograd import differentiable_once
 from cace_fast.kernels.moments import array, graph_of, operations_of
 from cace_fast.spec import Representation, from_json
 
@@ -148,17 +149,4 @@ def _(
     return torch.empty_like(a), torch.empty_like(b), torch.empty_like(vectors)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, weights, ctx.spec, ctx.step, ctx.backend = inputs
-    ctx.n_weights = len(weights)
-    ctx.save_for_backward(*tensors, *weights)
-
-
-def _backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
-    tensors, weights = ctx.saved_tensors[:6], list(ctx.saved_tensors[6:])
-    a, b, vectors = _messages_gradient(grad_out, *tensors, weights, ctx.spec, ctx.step, ctx.backend)
-    return a, b, vectors, None, None, None, [None] * ctx.n_weights, None, None, None
-
-
-_messages.register_autograd(_backward, setup_context=_setup)
-_messages_gradient.register_autograd(_checks.refuse("messages", "first"))
+differentiable_once(_messages, _messages_gradient, "messages")

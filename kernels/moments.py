@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cace_fast.kernels import _checks
+from cace_fast.kernels._autograd import differentiable, kept, refuse, slopes
 from cace_fast.kernels.cpu.edge_sums import EdgeSums
 from cace_fast.kernels.cpu.operations import Graph, Operations
 from cace_fast.kernels.edge_moments import EdgeMoments
@@ -229,41 +230,33 @@ def _(
     return [torch.empty_like(weight) for weight in weights]
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, weights, ctx.spec, ctx.backend = inputs
-    ctx.n_tensors, ctx.n_weights = len(tensors), len(weights)
-    ctx.save_for_backward(*tensors, *weights)
-
-
-def _saved(ctx: Any) -> tuple[Any, ...]:
-    tensors = ctx.saved_tensors
-    return (*tensors[: ctx.n_tensors], list(tensors[ctx.n_tensors :]), ctx.spec, ctx.backend)
-
-
-def _weights_gradient(ctx: Any, along: Tensor | None, *given: Any) -> list[Tensor | None]:
+def _weights_gradient(ctx: Any, along: Tensor | None, arguments: tuple[Any, ...]) -> list[Any]:
     """Return dE/dweight, or its change along ``along``, where a weight is trained."""
-    wanted = ctx.needs_input_grad[ctx.n_tensors]
+    *_, weights, _, _ = arguments
+    wanted = ctx.needs_input_grad[-3]  # in the place of the weights
     if not any(wanted):
-        return [None] * ctx.n_weights
-    found = _moments_by_weights(along, *given)
+        return [None] * len(weights)
+    found = _moments_by_weights(along, *arguments)
     return [grad if want else None for grad, want in zip(found, wanted, strict=True)]
 
 
 def _backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
-    saved = _saved(ctx)
-    by_vectors = _moments_gradient(grad_out, *saved) if ctx.needs_input_grad[0] else None
-    by_weights = _weights_gradient(ctx, None, grad_out, *saved)
-    return by_vectors, None, None, None, by_weights, None, None
+    arguments = kept(ctx)
+    by_vectors = None
+    if ctx.needs_input_grad[0]:
+        by_vectors = _moments_gradient(grad_out, *arguments)
+    by_weights = _weights_gradient(ctx, None, (grad_out, *arguments))
+    return slopes(arguments, by_vectors, None, None, None, by_weights)
 
 
 def _gradient_backward(ctx: Any, along: Tensor) -> tuple[Any, ...]:
-    saved = _saved(ctx)
-    by_grad_out, by_vectors = _moments_rates(along, *saved)
-    by_weights = _weights_gradient(ctx, along, *saved)
-    return by_grad_out, by_vectors, None, None, None, by_weights, None, None
+    arguments = kept(ctx)
+    by_grad_out, by_vectors = _moments_rates(along, *arguments)
+    by_weights = _weights_gradient(ctx, along, arguments)
+    return slopes(arguments, by_grad_out, by_vectors, None, None, None, by_weights)
 
 
-_moments.register_autograd(_backward, setup_context=_setup)
-_moments_gradient.register_autograd(_gradient_backward, setup_context=_setup)
-_moments_rates.register_autograd(_checks.refuse("moments", "second"))
-_moments_by_weights.register_autograd(_checks.refuse("moments", "second"))
+differentiable(_moments, _backward)
+differentiable(_moments_gradient, _gradient_backward)
+differentiable(_moments_rates, refuse("moments", "second"))
+differentiable(_moments_by_weights, refuse("moments", "second"))

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from cace_fast.kernels import _checks
+from cace_fast.kernels._autograd import differentiable_once
 from cace_fast.kernels.cpu.operations import Operations
 from cace_fast.kernels.moments import array, operations_of
 from cace_fast.spec import (
@@ -140,17 +141,4 @@ def _(grad_out: Tensor, features: Tensor, weights: list[Tensor], spec: str, back
     return torch.empty_like(features)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    features, weights, ctx.spec, ctx.backend = inputs
-    ctx.n_weights = len(weights)
-    ctx.save_for_backward(features, *weights)
-
-
-def _backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
-    features, *weights = ctx.saved_tensors
-    found = _readout_gradient(grad_out, features, list(weights), ctx.spec, ctx.backend)
-    return found, [None] * ctx.n_weights, None, None
-
-
-_readout.register_autograd(_backward, setup_context=_setup)
-_readout_gradient.register_autograd(_checks.refuse("readout", "first"))
+differentiable_once(_readout, _readout_gradient, "readout")

@@ -67,7 +67,7 @@ def _sincospi_reduced(u):
 
 @triton.jit
 def _sincospi_double(turns):
-    """The same in float64, |x| < 2^50, to 4e-16; operators, since tl.fma rounds constants."""
+    """Return them in float64, |x| < 2^50, to 4e-16; tl.fma would round the constants."""
     even = (turns * 0.5 + 6755399441055744.0) - 6755399441055744.0
     u = turns - 2.0 * even
     w = u * u
