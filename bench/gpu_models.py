@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -36,8 +35,10 @@ from cace_fast.spec import (
     Representation,
     SubModel,
 )
+from cace_fast.structures import graph_of
 from cace_fast.weights import Weights
 
+SKIN = 1.0
 DENSITY = 0.1  # atoms per cubic Angstrom, as in liquid water
 
 
@@ -140,27 +141,17 @@ class TorchTraffic(TorchDispatchMode):
         return out
 
 
-@contextmanager
-def counted_steps() -> Iterator[TorchTraffic]:
-    """Count what torch does in the engine's steps, beside the kernels."""
-    traffic, plain = TorchTraffic(), TritonEngine._run
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with traffic:
-            return plain(*args, **kwargs)
-
-    with mock.patch.object(TritonEngine, "_run", run):
-        yield traffic
-
-
 @dataclass(frozen=True)
 class Recording:
-    """What one step of a model launched, for a number of atoms, in order."""
+    """What a step of a model launched, for a number of atoms, in order, and what a new list did."""
 
     n_atoms: int
     launches: tuple[Launch, ...]
     kernels: tuple[Specialised, ...]  # of each launch
     torch: TorchTraffic
+    list_launches: tuple[Launch, ...]
+    list_kernels: tuple[Specialised, ...]
+    list_torch: TorchTraffic
 
 
 @contextmanager
@@ -183,12 +174,24 @@ def potential(shape: Shape) -> Potential:
 
 
 def record(shape: Shape, n_cells: int = 3, *, architecture: str = "sm_90") -> Recording:
-    """Run one step on the emulator and return what it launched."""
+    """Run a step of a system that stays on the emulated device; return what it launched.
+
+    The step is whole: what hands energy and forces out belongs to it.
+    """
     atoms = structure(shape, n_cells)
     with emulate(architecture, count_traffic=True) as device:
-        model = potential(shape)
-        model.evaluate([atoms], ("energy", "forces", "stress"))
+        engine = potential(shape)._engine
+        assert isinstance(engine, TritonEngine)
+        graph = graph_of(atoms, engine.spec.representation)
+        system = engine.moving(graph, SKIN)
+        wanted = ("forces", "virials")
+        system.evaluate(None, wanted, None)
         device.forget()
-        with counted_steps() as traffic:
-            model.evaluate([atoms], ("energy", "forces", "stress"))
-        return Recording(len(atoms), tuple(device.launches), tuple(device.launched), traffic)
+        with TorchTraffic() as traffic:
+            system.evaluate(None, wanted, None)
+        step = tuple(device.launches), tuple(device.launched), traffic
+        device.forget()
+        with TorchTraffic() as list_traffic:
+            system.make_list()
+        lists = tuple(device.launches), tuple(device.launched), list_traffic
+        return Recording(len(atoms), *step, *lists)

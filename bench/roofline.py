@@ -4,8 +4,9 @@
     python bench/roofline.py water-mp0-sr --device H100   # one model: its kernels and their bounds
 
 A step of a small crystal runs on the emulator, once for each tile of `configs.TILES`; counts grow
-in proportion to the atoms. The neighbour list is counted as torch runs it: one kernel for each
-operation. Everything printed here is a **prediction** (docs/kernels.md says what it leaves out).
+in proportion to the atoms. A new neighbour list every 20 steps is counted in the same way; an
+operation of torch is one launch. Everything printed here is a **prediction** (docs/kernels.md says
+what it leaves out).
 """
 
 from __future__ import annotations
@@ -18,41 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from gpu_models import SHAPES, Recording, TorchTraffic, record, structure, tiles
+from gpu_models import SHAPES, Recording, TorchTraffic, record, tiles
 
-from cace_fast.kernels.emulation import roofline
+from cace_fast.kernels.emulation import Launch, roofline
 from cace_fast.kernels.emulation.resources import Resources, Specialised, measure
 from cace_fast.kernels.triton import configs
 
 SIZES = (96, 192, 768, 3_072, 12_288, 98_304, 786_432)
 REBUILD_EVERY = 20  # steps
-SKIN = 1.0
 SEGMENTS = 1.9  # of an atom: elements among its neighbours
 PAGE = Path(__file__).resolve().parents[1] / "docs"
-
-
-@cache
-def list_cost(model: str) -> tuple[float, float]:
-    """Return the operations of a search for neighbours, and its bytes for each atom."""
-    from cace_fast.device_neighbors import device_neighbor_list
-    from cace_fast.engine.device_edges import sort_edges
-    from cace_fast.graph import AtomicGraph
-
-    shape = SHAPES[model]
-    atoms = structure(shape, 5)
-    cell = torch.tensor(np.asarray(atoms.cell), dtype=torch.float64)[None]
-    pbc = torch.ones(1, 3, dtype=torch.bool)
-    positions = torch.tensor(atoms.positions)
-    batch = torch.zeros(len(atoms), dtype=torch.long)
-    species = torch.tensor(atoms.numbers) - 1
-    with TorchTraffic() as traffic:
-        pairs = device_neighbor_list(positions, cell, pbc, shape.cutoff + SKIN, batch)
-        graph = AtomicGraph(
-            positions, species, cell, pbc, batch, pairs.senders, pairs.receivers, pairs.shifts
-        )
-        sort_edges(graph, shape.elements)
-    return float(traffic.calls), traffic.bytes / len(atoms)
 
 
 @cache
@@ -81,22 +57,41 @@ def step(model: str, device: roofline.Device, n_atoms: int) -> list[roofline.Cos
     segments = n_atoms * min(SEGMENTS, SHAPES[model].elements)
     number = next(k for k, (limit, _) in enumerate(configs.TILES) if segments < limit)
     held = recordings(model)[number]
+    growth = n_atoms / held.n_atoms
     found = [needs(kernel, device.architecture) for kernel in held.kernels]
-    costs = list(roofline.step(held.launches, found, device, n_atoms / held.n_atoms))
-    calls, size = list_cost(model)
-    costs.append(_torch("neighbour list", device, calls, size * n_atoms, REBUILD_EVERY))
-    if held.torch.calls:
-        moved = held.torch.bytes * n_atoms / held.n_atoms
-        costs.append(_torch("torch operations", device, held.torch.calls, moved, 1))
-    return costs
+    costs = list(roofline.step(held.launches, found, device, growth))
+    costs = [_in_turns(c, x, k, device, n_atoms) for c, x, k in zip(
+        costs, held.launches, found, strict=True)]  # fmt: skip
+    costs += _torch("torch operations", device, held.torch, growth)
+    found = [needs(kernel, device.architecture) for kernel in held.list_kernels]
+    lists = list(roofline.step(held.list_launches, found, device, growth))
+    lists += _torch("torch operations", device, held.list_torch, growth)
+    return [*costs, *(_share(cost) for cost in lists)]
+
+
+def _in_turns(
+    cost: roofline.Cost, launch: Launch, resources: Resources, device: roofline.Device, n: int
+) -> roofline.Cost:
+    """Return the cost of a kernel whose programs do not become more but go on longer."""
+    if launch.name != "totals":
+        return cost
+    once = roofline.predict(launch, resources, device, 1.0, 0.0).bounds["waiting"]
+    turns = -(-n // configs.SUM_BLOCK)
+    return roofline.Cost(cost.name, cost.bounds | {"waiting": once * turns}, cost.launch)
 
 
 def _torch(
-    name: str, device: roofline.Device, calls: float, moved: float, every: int
-) -> roofline.Cost:
-    """Return the cost of operations of torch that move so many bytes, once in so many steps."""
-    bounds = {"memory": moved / device.memory_rate * 1e-6 / every}
-    return roofline.Cost(name, bounds, calls * device.launch / every)
+    name: str, device: roofline.Device, traffic: TorchTraffic, growth: float
+) -> list[roofline.Cost]:
+    """Return the cost of operations of torch, each of which is one launch."""
+    moved = traffic.bytes * growth / device.memory_rate * 1e-6
+    return [roofline.Cost(name, {"memory": moved}, traffic.calls * device.launch)]
+
+
+def _share(cost: roofline.Cost) -> roofline.Cost:
+    """Return what one step has of the cost of a new list."""
+    bounds = {name: time / REBUILD_EVERY for name, time in cost.bounds.items()}
+    return roofline.Cost(f"list: {cost.name}", bounds, cost.launch / REBUILD_EVERY)
 
 
 def table(models: Sequence[str], devices: Sequence[roofline.Device]) -> list[dict[str, Any]]:

@@ -243,9 +243,11 @@ class DeviceStep:
         """Compute features and the outputs of read-outs."""
         self.features_forward()
         if self.kernels.readouts is not None:
+            inputs = self.inputs
             self.kernels.readouts.forward(
-                self.features, self.inputs.extras, self.results.outputs, self.readout_work
-            )
+                self.features, inputs.extras, self.results.outputs, self.readout_work,
+                None if self.terms else inputs.grad_outputs,
+            )  # fmt: skip
 
     def long_range(self) -> None:
         """Compute the long range, if there is any: energies of atoms, forces, dE/dq."""
@@ -283,7 +285,9 @@ class DeviceStep:
             if term.rows is not None:
                 inputs.grad_outputs[term.rows].add_(own.slopes, alpha=term.weight)
         if k.readouts is not None:
-            k.readouts.backward(inputs.grad_outputs, self.grad_features, self.readout_work)
+            k.readouts.backward(
+                inputs.grad_outputs, self.grad_features, self.readout_work, known=not self.terms
+            )
         if k.messages:
             self.grad_vectors.zero_()
             self._messages_backward()

@@ -167,8 +167,14 @@ class OnDevice:
         """The positions [n, 3], which may be written in place."""
         return self._run.positions
 
+    def make_list(self) -> None:
+        """Make the list of the positions as they stand: a step does so itself when it is due."""
+        with self._run.turn():
+            assert self._run.step is not None
+            self._run.step.make_list()
+
     def pairs(self) -> DevicePairs:
-        """Return the list of the last evaluation."""
+        """Return the list as it stands."""
         with self._run.turn():
             return self._run.pairs()
 

@@ -125,6 +125,11 @@ def place_atoms(
         _check_bins(system, cells, frames, grids, settings, reciprocals, faults)
 
 
+@triton.jit
+def _three(place):
+    return tl.load(place), tl.load(place + 1), tl.load(place + 2)
+
+
 @triton.jit(do_not_specialize=["n", "n_edges"])
 def near_pairs(
     placed, species, system_of, bins, members, bin_first, cells, frames, grids, settings, ends,
@@ -144,14 +149,11 @@ def near_pairs(
     x = tl.load(placed + receiver)
     y = tl.load(placed + n + receiver)
     z = tl.load(placed + 2 * n + receiver)
-    n0 = tl.load(grid)
-    n1 = tl.load(grid + 1)
-    n2 = tl.load(grid + 2)
-    far = (tl.load(grid + 3), tl.load(grid + 4), tl.load(grid + 5))
-    w0 = tl.load(grid + 6)
-    w1 = tl.load(grid + 7)
-    w2 = tl.load(grid + 8)
-    m = (tl.load(grid + 9), tl.load(grid + 10), tl.load(grid + 11))
+    numbers = _three(grid)
+    n0, n1, n2 = numbers
+    far = _three(grid + 3)
+    w0, w1, w2 = _three(grid + 6)
+    m = _three(grid + 9)
     first_bin = tl.load(grid + 15)
     own = tl.load(bins + receiver) - first_bin
     corner = (own // (n1 * n2), own // n2 % n1, own % n2)
@@ -165,7 +167,6 @@ def near_pairs(
         o = step + lane
         inside = o < w0 * w1 * w2
         offset = (o // (w1 * w2), o // w2 % w1, o % w2)
-        numbers = (n0, n1, n2)
         q = ()
         there = first_bin * 0
         for k in tl.static_range(3):

@@ -168,3 +168,100 @@ def layer(
                 flag = tl.load(flags + tl.minimum(h + i, n_out - 1))
                 value *= _activated_slope(before, flag, KINDS)
             tl.store(out + row * n + own, value, mask=wanted)
+
+
+@triton.jit
+def _of_kind(x, KINDS: tl.constexpr, FLAG: tl.constexpr):
+    """Return activation number FLAG of x, x itself for 0."""
+    if FLAG == 0:
+        return x
+    else:
+        return _value(x, get(KINDS, FLAG - 1))
+
+
+@triton.jit
+def _slope_of_kind(x, KINDS: tl.constexpr, FLAG: tl.constexpr):
+    if FLAG == 0:
+        return x * 0.0 + 1.0
+    else:
+        return _slope(x, get(KINDS, FLAG - 1))
+
+
+@triton.jit
+def _further_layers(pre, packed, NET: tl.constexpr, KINDS: tl.constexpr, FLAGS: tl.constexpr):
+    """Return what goes into the activations of all layers behind the second one, after ``pre``."""
+    for k in tl.static_range(1, length(NET)):
+        inputs = ()
+        for i in tl.static_range(get(NET, k, 0)):
+            before = pre[get(NET, k - 1, 5) + i]
+            inputs = inputs + (_of_kind(before, KINDS, get(FLAGS, get(NET, k - 1, 5) + i)),)
+        for o in tl.static_range(get(NET, k, 1)):
+            total = tl.load(packed + (get(NET, k, 3) + o))
+            for i in tl.static_range(get(NET, k, 0)):
+                weight = tl.load(packed + (get(NET, k, 2) + o * get(NET, k, 4) + i))
+                total += weight * inputs[i]
+            pre = pre + (total,)
+    return pre
+
+
+@triton.jit
+def _back_to_second(grad, pre, packed, NET: tl.constexpr, KINDS: tl.constexpr,
+                    FLAGS: tl.constexpr):  # fmt: skip
+    """Return dE/d of what goes into the activations of the second layer, of dE/dy."""
+    for back in tl.static_range(1, length(NET)):
+        below = ()
+        for i in tl.static_range(get(NET, length(NET) - back, 0)):
+            before = pre[get(NET, length(NET) - back - 1, 5) + i]
+            total = before * 0.0
+            for o in tl.static_range(get(NET, length(NET) - back, 1)):
+                row = get(NET, length(NET) - back, 2) + o * get(NET, length(NET) - back, 4)
+                total += tl.load(packed + (row + i)) * grad[o]
+            total *= _slope_of_kind(
+                before, KINDS, get(FLAGS, get(NET, length(NET) - back - 1, 5) + i)
+            )
+            below = below + (total,)
+        grad = below
+    return grad
+
+
+@triton.jit(do_not_specialize=["n"])
+def tail(
+    z, packed, flags, y, grad_y, grad_z, n, NET: tl.constexpr, FLAGS: tl.constexpr,
+    KINDS: tl.constexpr, PARTS: tl.constexpr, FORWARD: tl.constexpr, BACKWARD: tl.constexpr,
+    HC: tl.constexpr,
+):  # fmt: skip
+    """All layers behind the first one, for one atom: forwards, backwards, or both.
+
+    ``z`` [PARTS, n_1, n] are the first layer's sums, whose rows are the lanes; every later number
+    is the same in all lanes. NET has (inputs, outputs, where weights and biases begin in
+    ``packed``, length of a row, number of the first output in FLAGS) of each layer. Backwards,
+    ``grad_z`` [n_1, n] gets dE/dz of dE/dy.
+    """
+    N1: tl.constexpr = get(NET, 0, 0)
+    LAST: tl.constexpr = length(NET) - 1
+    atom = tl.program_id(0)
+    h = tl.arange(0, HC)
+    inside = h < N1
+    x = _summed(z, h, N1, n, atom, inside, PARTS)
+    flag = tl.load(flags + h, mask=inside, other=0)
+    first = tl.where(inside, _activated(x, flag, KINDS), 0.0)
+    pre = ()
+    for o in tl.static_range(get(NET, 0, 1)):
+        place = packed + (get(NET, 0, 2) + o * get(NET, 0, 4))
+        products = tl.load(place + h, mask=inside, other=0.0) * first
+        pre = pre + (tl.sum(products, 0) + tl.load(packed + (get(NET, 0, 3) + o)),)
+    pre = _further_layers(pre, packed, NET, KINDS, FLAGS)
+    if FORWARD:
+        for o in tl.static_range(get(NET, LAST, 1)):
+            tl.store(y + o * n + atom, pre[get(NET, LAST, 5) + o])
+    if BACKWARD:
+        grad = ()
+        for o in tl.static_range(get(NET, LAST, 1)):
+            grad = grad + (tl.load(grad_y + o * n + atom),)
+        grad = _back_to_second(grad, pre, packed, NET, KINDS, FLAGS)
+        total = x * 0.0
+        for o in tl.static_range(get(NET, 0, 1)):
+            place = packed + (get(NET, 0, 2) + o * get(NET, 0, 4))
+            total += tl.load(place + h, mask=inside, other=0.0) * grad[o]
+        total *= _activated_slope(x, flag, KINDS)
+        tl.store(grad_z + h * n + atom, total, mask=inside)

@@ -13,7 +13,8 @@ from cace_fast.kernels.edge_moments import embeddings
 from cace_fast.kernels.edges import Edges, radial_table
 from cace_fast.kernels.triton import _messages
 from cace_fast.kernels.triton.host_contraction import degrees, packed_mixing
-from cace_fast.kernels.triton.host_readout import Network, Work, layers_of
+from cace_fast.kernels.triton.host_readout import Network, Work
+from cace_fast.kernels.triton.networks import layers_of
 from cace_fast.spec import Bchi, Representation
 
 LANES = 32  # of a program of one warp

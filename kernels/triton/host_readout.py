@@ -1,8 +1,4 @@
-"""Host side of networks: all read-outs merged into one chain of layers, launched one by one.
-
-Rows that a network does not touch in a layer pass through it, so that networks of any depth, and
-the linear read-outs beside them, are rows of the same few products (docs/kernels.md).
-"""
+"""Host side of networks: all read-outs merged into one chain of layers, launched in two kernels."""
 
 from __future__ import annotations
 
@@ -12,107 +8,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cace_fast.errors import UnsupportedModelError
 from cace_fast.kernels.triton import _readout
-from cace_fast.spec import MLP, Readout
+from cace_fast.kernels.triton.networks import Layer, layers_of, merged
+from cace_fast.spec import Readout
 
-NORM_EPS = 1e-5  # of the batch normalisation of trained models
 LANES = 32  # a warp
 ROWS = 16  # weights are padded to a multiple of it
 LARGE = 20_000  # atoms from which a device is full without splitting the inputs
 FEW = (4, 32, 1)  # rows of a program, inputs taken at once, atoms of a lane
 MANY = (16, 2, 4)
 PER_PART = 96  # inputs of one part where there are fewer atoms
+TAIL_ROWS, TAIL_OUTPUTS, TAIL_WEIGHTS = 128, 64, 1024  # of first, second, and further layers
 
 Work = dict[str, Tensor]
-
-
-class Layer(NamedTuple):
-    """W [n_out, n_in] and b [n_out], float64, and the activation of every output ('' for none)."""
-
-    weight: Tensor
-    bias: Tensor
-    kinds: tuple[str, ...]
-
-
-def layers_of(
-    mlp: MLP, weights: Mapping[str, Tensor], prefix: str, linear: bool = False
-) -> list[Layer]:
-    """Return a network as layers with its batch normalisation and linear read-out in them.
-
-    Raises
-    ------
-    UnsupportedModelError
-        For residual networks.
-    """
-    if mlp.residual:
-        raise UnsupportedModelError("a residual network in a read-out, with backend='triton'")
-    pairs = [_affine(weights, f"{prefix}.layers.{k}") for k in range(mlp.n_layers)]
-    beside = _affine(weights, f"{prefix}.linear") if linear else None
-    if mlp.n_layers == 1:
-        w, b = pairs[0]
-        if beside is not None:
-            w, b = w + beside[0], b + beside[1]
-        return [Layer(w, b, ("",) * len(b))]
-    if beside is None:
-        names: list[str] = [mlp.activation] * (len(pairs) - 1) + [""]
-        kinds = [(name,) * len(b) for name, (_, b) in zip(names, pairs, strict=True)]
-        return [Layer(w, b, kind) for (w, b), kind in zip(pairs, kinds, strict=True)]
-    return _with_linear(pairs, beside, mlp.activation)
-
-
-def _with_linear(
-    pairs: list[tuple[Tensor, Tensor]], beside: tuple[Tensor, Tensor], activation: str
-) -> list[Layer]:
-    """Return layers whose last rows carry the linear read-out to the end."""
-    n_out = len(beside[1])
-    one, none = torch.eye(n_out).double(), torch.zeros(n_out).double()
-    found = []
-    for k, (w, b) in enumerate(pairs):
-        if k == len(pairs) - 1:
-            w, bias, kinds = torch.cat([w, one], 1), b, ("",) * n_out
-        else:
-            w = torch.cat([w, beside[0]]) if k == 0 else torch.block_diag(w, one)
-            bias = torch.cat([b, beside[1] if k == 0 else none])
-            kinds = (activation,) * len(b) + ("",) * n_out
-        found.append(Layer(w, bias, kinds))
-    return found
-
-
-def _affine(weights: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
-    """Return W, b of a linear layer with its stored normalisation in them, float64 on the CPU."""
-
-    def tensor(key: str) -> Tensor:
-        return weights[f"{name}.{key}"].detach().double().cpu()
-
-    w = tensor("weight")
-    b = tensor("bias") if f"{name}.bias" in weights else torch.zeros(len(w)).double()
-    if f"{name}.norm.mean" in weights:
-        scale = tensor("norm.weight") * torch.rsqrt(tensor("norm.variance") + NORM_EPS)
-        w, b = w * scale[:, None], (b - tensor("norm.mean")) * scale + tensor("norm.bias")
-    return w, b
-
-
-def merged(networks: Sequence[list[Layer]]) -> list[Layer]:
-    """Return one chain of at least two layers that computes all networks of the same inputs."""
-    depth = max(2, *(len(layers) for layers in networks))
-    found = []
-    for k in range(depth):
-        parts = [layers[k] if k < len(layers) else _through(layers[-1]) for layers in networks]
-        join = torch.cat if k == 0 else (lambda blocks: torch.block_diag(*blocks))
-        found.append(
-            Layer(
-                join([p.weight for p in parts]),
-                torch.cat([p.bias for p in parts]),
-                tuple(kind for p in parts for kind in p.kinds),
-            )
-        )
-    return found
-
-
-def _through(layer: Layer) -> Layer:
-    n = len(layer.bias)
-    return Layer(torch.eye(n).double(), torch.zeros(n).double(), ("",) * n)
 
 
 class _Packed(NamedTuple):
@@ -143,6 +51,7 @@ class Network:
         self.kinds = tuple(kinds)
         self.layers = [self._packed(layer, like) for layer in chain]
         self.n_in, self.n_out = self.layers[0].n_in, self.layers[-1].n_out
+        self.tail = Tail(chain[1:], self.layers[0].flags, self.kinds, like)
 
     def _packed(self, layer: Layer, like: Tensor) -> _Packed:
         flags = [self.kinds.index(k) + 1 if k in self.kinds else 0 for k in layer.kinds]
@@ -169,10 +78,16 @@ class Network:
             work[f"g{k}"] = like.new_empty(1, layer.n_out, n)
         return work
 
-    def forward(self, x: Tensor, y: Tensor, work: Work) -> None:
-        """Write y [n_out, n] of x [n_in, n]."""
+    def forward(self, x: Tensor, y: Tensor, work: Work, grad_y: Tensor | None = None) -> None:
+        """Write y [n_out, n] of x [n_in, n]; with dE/dy, the first part of the way back too.
+
+        :meth:`backward` is to be told then that dE/dy was known.
+        """
         before = x
         for k, layer in enumerate(self.layers):
+            if k == 1 and self.tail.fits:
+                self.tail.run(work, y, grad_y)
+                return
             last = k == len(self.layers) - 1
             out = y if last else work[f"z{k}"]
             flags = layer.flags if k == 0 else self.layers[k - 1].flags
@@ -182,11 +97,14 @@ class Network:
             )  # fmt: skip
             before = out
 
-    def backward(self, grad_y: Tensor, grad_x: Tensor, work: Work) -> None:
+    def backward(self, grad_y: Tensor, grad_x: Tensor, work: Work, *, known: bool = False) -> None:
         """Write dE/dx [n_in, n] of dE/dy [n_out, n], after :meth:`forward`."""
-        before = grad_y
-        for k in reversed(range(len(self.layers))):
-            layer = self.layers[k]
+        before, layers = grad_y, list(enumerate(self.layers))
+        if self.tail.fits:
+            if not known:
+                self.tail.run(work, None, grad_y)
+            before, layers = work["g0"], layers[:1]
+        for k, layer in reversed(layers):
             out = work[f"g{k - 1}"] if k else grad_x
             product(
                 before, layer.backward, out, n_in=layer.n_out, n_out=layer.n_in,
@@ -194,6 +112,56 @@ class Network:
                 flags=self.layers[k - 1].flags if k else layer.flags, kinds=self.kinds,
             )  # fmt: skip
             before = out
+
+
+class Tail:
+    """All layers of a network behind the first one, as one launch.
+
+    Parameters
+    ----------
+    layers
+        They, of a chain of at least two.
+    flags
+        The activation of every output of the first layer.
+    kinds
+        Names of activations; ``flags`` number them from 1 on.
+    like
+        A tensor whose device and dtype are those of the work.
+
+    Attributes
+    ----------
+    fits
+        Whether it is small enough: a lane holds all its numbers.
+    """
+
+    def __init__(
+        self, layers: Sequence[Layer], flags: Tensor, kinds: tuple[str, ...], like: Tensor
+    ) -> None:
+        sizes = [tuple(layer.weight.shape) for layer in layers]
+        within = sizes[0][1] <= TAIL_ROWS and sizes[0][0] <= TAIL_OUTPUTS
+        self.fits = within and sum(a * b for a, b in sizes[1:]) <= TAIL_WEIGHTS
+        self._flags, self._kinds = flags, kinds
+        net, packed, first, place = [], [], 0, 0
+        for layer in layers:
+            n_out, n_in = layer.weight.shape
+            net.append((n_in, n_out, place, place + n_out * n_in, n_in, first))
+            packed += [layer.weight.flatten(), layer.bias]
+            place, first = place + n_out * (n_in + 1), first + n_out
+        self._packed = torch.cat(packed).to(like)
+        numbers = [kinds.index(k) + 1 if k in kinds else 0 for x in layers for k in x.kinds]
+        self._net, self._numbers = tuple(net), tuple(numbers)
+
+    def run(self, work: Work, y: Tensor | None, grad_y: Tensor | None) -> None:
+        """Write y of the first layer's sums ``work["z0"]``, dE/dz to ``work["g0"]``, or both."""
+        z, grad_z = work["z0"], work["g0"]
+        n = z.shape[-1]
+        _readout.tail[(n,)](
+            z, self._packed, self._flags, grad_z if y is None else y,
+            grad_z if grad_y is None else grad_y, grad_z, n, NET=self._net, FLAGS=self._numbers,
+            KINDS=self._kinds, PARTS=z.shape[0], FORWARD=y is not None,
+            BACKWARD=grad_y is not None, HC=max(LANES, 1 << (self._net[0][0] - 1).bit_length()),
+            num_warps=1,
+        )  # fmt: skip
 
 
 def n_parts(n_in: int, n: int) -> int:
@@ -288,9 +256,13 @@ class Readouts:
         return self.network.buffers(n, self._n_more)
 
     def forward(
-        self, feats: Tensor, extras: Sequence[Tensor | None], y: Tensor, work: Work
-    ) -> None:
-        """Write y [n_out, n] of features [n_features, n] and extra inputs [n_extra, n] of heads."""
+        self, feats: Tensor, extras: Sequence[Tensor | None], y: Tensor, work: Work,
+        grad_y: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """Write y [n_out, n] of features [n_features, n] and extra inputs [n_extra, n] of heads.
+
+        ``grad_y`` is dE/dy where it is known before y.
+        """
         layer = self.network.layers[0]
         n_before = n_parts(layer.n_in, feats.shape[1])
         for weight, extra in zip(self._extra_weights, extras, strict=True):
@@ -301,8 +273,10 @@ class Readouts:
                     flags=layer.flags, n_before=n_before,
                 )  # fmt: skip
                 n_before += 1
-        self.network.forward(feats, y, work)
+        self.network.forward(feats, y, work, grad_y)
 
-    def backward(self, grad_y: Tensor, grad_feats: Tensor, work: Work) -> None:
-        """Write dE/dfeatures of dE/dy, after :meth:`forward`."""
-        self.network.backward(grad_y, grad_feats, work)
+    def backward(
+        self, grad_y: Tensor, grad_feats: Tensor, work: Work, *, known: bool = False
+    ) -> None:
+        """Write dE/dfeatures of dE/dy, after :meth:`forward`; ``known`` if that had it."""
+        self.network.backward(grad_y, grad_feats, work, known=known)

@@ -56,6 +56,14 @@ NETWORKS = {
     "no bias": MLP((21, 6, 3), bias=False),
     "wide": MLP((70, 9, 2)),
 }
+DEEP_NETWORKS = {
+    "residual": MLP((21, 6, 6, 3), residual=True, activation="tanh"),
+    "two residual blocks": MLP((12, 8, 6, 6, 6, 2), residual=True),
+    "residual and batch norm": MLP((21, 6, 5, 3), residual=True, batch_norm=True),
+    "residual of equal widths and batch norm": MLP((9, 9, 9, 1), residual=True, batch_norm=True),
+    "four layers": MLP((21, 7, 6, 5, 3)),
+    "one after the other": MLP((21, 6, 70, 3)),  # too large for all layers in one launch
+}
 
 
 def network_weights(mlp, prefix, linear, seed=4):
@@ -78,7 +86,7 @@ def network_weights(mlp, prefix, linear, seed=4):
 
 
 def readout(name, linear, n=37):
-    mlp = NETWORKS[name]
+    mlp = (NETWORKS | DEEP_NETWORKS)[name]
     module, weights = (
         Readout("E", mlp, linear=linear),
         network_weights(mlp, "outputs.4.2", linear),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from support import operator_cases as cases
@@ -11,15 +13,14 @@ from support.mixing import chain
 from support.tolerances import to_dtype, value_and_grads
 from torch import Tensor
 
-from cace_fast.errors import InputError, UnsupportedModelError
+from cace_fast.errors import InputError
 from cace_fast.kernels import readout
 from cace_fast.kernels.edges import edges_of
 from cace_fast.kernels.triton import host_contraction, host_readout, operators
 from cace_fast.kernels.triton.host_contraction import Contraction
 from cace_fast.kernels.triton.host_ewald import EwaldSum
-from cace_fast.kernels.triton.host_readout import layers_of
 from cace_fast.reference.ewald import ewald
-from cace_fast.spec import MLP, Ewald
+from cace_fast.spec import Ewald
 
 F32 = torch.float32
 CASES = {
@@ -30,6 +31,11 @@ CASES = {
     "readout, softplus": lambda: cases.readout("softplus", True),
     "readout, gelu": lambda: cases.readout("gelu", False),
     "readout, many inputs": lambda: cases.readout("wide", True),
+    **{
+        f"readout, {name}{', linear' * linear}": partial(cases.readout, name, linear)
+        for name in cases.DEEP_NETWORKS
+        for linear in (False, True)
+    },
     "messages": lambda: cases.messages("all", "400 edges", k=3, n_rbf=6),
     "messages, hub": lambda: cases.messages("all", "hub atom", l_max=2, nu_max=2),
     "messages, shared": lambda: cases.messages("bchi shared", "63 edges", l_max=2, nu_max=2),
@@ -119,9 +125,6 @@ def test_a_large_system_takes_other_layers(
 
 
 def test_refusals_name_the_remedy(device: torch.device) -> None:
-    residual = MLP((4, 3, 3, 1), residual=True)
-    with pytest.raises(UnsupportedModelError, match="residual network in a read-out, with"):
-        layers_of(residual, {}, "outputs.0.0")
     huge = torch.empty(1, device=device).expand(2**16, 2**6, 4, 2**10)
     with pytest.raises(InputError, match="atoms: expected an array of at most 2147483647 numbers"):
         operators.contraction_gradient(huge, huge, 1, 2)
