@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import cos, exp, isfinite, pi, radians
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -73,6 +74,22 @@ def vector_of(name: str, value: object) -> Vector:
     if vector.shape != (3,) or not np.isfinite(vector).all():
         raise InputError(name, "three finite numbers", value)
     return vector
+
+
+def add_field(found: dict[str, Any], field: ArrayLike) -> None:
+    """Add a field [3] in V/A to what a potential found in place, with neutral Born charges.
+
+    ``found`` holds ``bec``, and ``dipole`` where the structure is open; of ``energy``,
+    ``energies`` and ``forces`` what is there changes.
+    """
+    vector = vector_of("field", field)
+    if "dipole" in found:
+        own = -float(found["dipole"] @ vector)
+        for name, share in (("energy", 1), ("energies", len(found["bec"]))):
+            if name in found:
+                found[name] = found[name] + own / share
+    if "forces" in found:
+        found["forces"] = found["forces"] + neutral(found["bec"]) @ vector
 
 
 def neutral(born: Vector) -> Vector:

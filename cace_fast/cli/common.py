@@ -49,17 +49,19 @@ StructureArgument = Annotated[
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 DtypeOption = Annotated[Dtype, typer.Option("--default-dtype", help="Working precision.")]
 BackendOption = Annotated[str, typer.Option(help="auto, reference, cpu or triton.")]
+SlabOption = Annotated[
+    float | None,
+    typer.Option(help="A of vacuum of slabs with charges (docs/slabs.md); without it refused."),
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def load_model(
-    model: str, device: str, dtype: str, backend: str, k_set: str = "sphere"
-) -> Potential:
-    """Return the potential of a file or shipped name."""
+def load_model(model: str, device: str, dtype: str, backend: str, **long_range: Any) -> Potential:
+    """Return the potential of a file or shipped name; ``long_range`` are options of `load`."""
     from cace_fast.potential import load
 
-    return load(model, device=device, dtype=str(dtype), backend=backend, k_set=k_set)
+    return load(model, device=device, dtype=str(dtype), backend=backend, **long_range)
 
 
 def fingerprint(potential: Potential) -> str:
@@ -166,11 +168,15 @@ def frames_to_bytes(frames: list[Atoms]) -> bytes:
 def with_results(atoms: Atoms) -> Atoms:
     """Return a copy that is written with the results of its calculator.
 
-    Entries of the structure with the same names, which came with its file, give way.
+    Entries of the structure with the same names, which came with its file, give way. Born charges
+    are left out: ASE fails to write them.
     """
+    from ase.calculators.singlepoint import SinglePointCalculator
+
     frame: Atoms = atoms.copy()
-    frame.calc = atoms.calc
-    for name in atoms.calc.results:
+    results = {k: v for k, v in atoms.calc.results.items() if k != "born_effective_charges"}
+    frame.calc = SinglePointCalculator(frame, **results)
+    for name in results:
         frame.info.pop(name, None)
         frame.arrays.pop(name, None)
     return frame

@@ -18,6 +18,7 @@ from cace_fast.cli.common import (
     Dtype,
     DtypeOption,
     ForceOption,
+    SlabOption,
     append_whole,
     fingerprint,
     frames_to_bytes,
@@ -26,6 +27,7 @@ from cace_fast.cli.common import (
     progress,
     read_structures,
 )
+from cace_fast.cli.field import FieldOption, field_of
 from cace_fast.cli.resume import count_frames, resume
 from cace_fast.errors import InputError, PropertyNotImplementedError
 
@@ -52,6 +54,8 @@ def evaluate(
         str, typer.Option(help="What to predict, names as in Potential.compute.")
     ] = "energy,forces",
     info_prefix: Annotated[str, typer.Option(help="Prefix of the predicted keys.")] = "CACE_",
+    slab_vacuum: SlabOption = None,
+    field: FieldOption = None,
     force: ForceOption = False,
 ) -> None:
     """Predict energies, forces and more for every structure of a file.
@@ -61,12 +65,16 @@ def evaluate(
     """
     from cace_fast.properties import check_names
 
-    potential = load_model(model, device, default_dtype, backend)
+    potential = load_model(model, device, default_dtype, backend, slab_vacuum=slab_vacuum)
     names = [name.strip() for name in properties.split(",") if name.strip()]
     check_names(names)
     if not re.fullmatch(r"[A-Za-z]\w*", info_prefix):
         raise InputError("--info-prefix", "letters, digits and _", repr(info_prefix))
-    writer = Writer(potential, names, info_prefix, compute_stress or "stress" in names)
+    external = field_of(field)
+    writer = Writer(
+        potential, names, info_prefix, compute_stress or "stress" in names,
+        None if external is None else external.amplitude,
+    )  # fmt: skip
     if output.exists() and configs.exists() and output.samefile(configs):
         raise InputError("--output", "another file than --configs", str(output))
     frames = read_structures(configs, "--configs")
@@ -97,17 +105,29 @@ class Writer:
         Prefix of the keys in ``info`` and ``arrays``.
     stress
         Whether to add the stress of the structures that are periodic enough to have one.
+    field
+        Electric field [3] in V/A that acts as in the ASE calculator, or None.
     """
 
     def __init__(
-        self, potential: Potential, properties: Sequence[str], prefix: str, stress: bool
+        self,
+        potential: Potential,
+        properties: Sequence[str],
+        prefix: str,
+        stress: bool,
+        field: tuple[float, ...] | None = None,
     ) -> None:
+        self._field = field
         self.potential, self.prefix, self.stress = potential, prefix, stress
         self.properties = tuple(name for name in dict.fromkeys(properties) if name != "stress")
         needed = ("virials",) if stress else ()
         self.asked = tuple(dict.fromkeys((*self.properties, *needed)))
         dtype = str(potential.dtype).removeprefix("torch.")
-        self.source = f"{fingerprint(potential)[:16]}-{dtype}-{potential.backend}"
+        vacuum = potential.long_range.slab_vacuum
+        options = [fingerprint(potential)[:16]]
+        options += [] if vacuum is None else [f"slab_{vacuum!r}"]
+        options += [] if field is None else ["_".join(["field", *map(repr, field)])]
+        self.source = "-".join([*options, dtype, potential.backend])
 
     def keys(self, atoms: Atoms) -> set[str]:
         """Return the keys with the prefix that the frame of a structure has when it is written."""
@@ -149,7 +169,7 @@ class Writer:
     def _predicted(self, batch: list[Atoms], first: int) -> list[Atoms]:
         """Return the frames with predictions; an error names the frame in the file."""
         try:
-            results = self.potential.compute(batch, self.asked)
+            results = self._compute(batch)
         except Exception:
             for number, atoms in enumerate(batch):
                 self._alone(atoms, first + number)
@@ -158,9 +178,25 @@ class Writer:
             self._attach(atoms, result)
         return batch
 
+    def _compute(self, batch: list[Atoms]) -> list[dict[str, Any]]:
+        """Return what is asked for of each frame, within the field."""
+        if self._field is None:
+            return self.potential.compute(batch, self.asked)
+        from cace_fast.electric_field import add_field
+
+        results: list[dict[str, Any]] = [{}] * len(batch)
+        for is_open, more in ((False, ("bec",)), (True, ("bec", "dipole"))):
+            numbers = [k for k, atoms in enumerate(batch) if is_open == (not atoms.pbc.any())]
+            asked = tuple(dict.fromkeys((*self.asked, *more)))
+            found = self.potential.compute([batch[k] for k in numbers], asked)
+            for number, result in zip(numbers, found, strict=True):
+                add_field(result, self._field)
+                results[number] = result
+        return results
+
     def _alone(self, atoms: Atoms, number: int) -> None:
         try:
-            self.potential.compute(atoms, self.asked)
+            self._compute([atoms])
         except Exception as error:
             error.args = (f"frame {number}: {error}",)
             raise

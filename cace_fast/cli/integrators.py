@@ -41,8 +41,10 @@ class Settings:
         What is run: hashes of model and structure, dtype, backend and device.
     threads
         Number of threads of torch.
-    k_set
-        Which vectors k a long-range sum takes.
+    k_set, slab_vacuum
+        Which vectors k a long-range sum takes, and the vacuum of slabs in A.
+    field
+        The electric field, as text; None without one.
     """
 
     ensemble: str
@@ -58,6 +60,8 @@ class Settings:
     structure: str
     threads: int
     k_set: str
+    slab_vacuum: float | None = None
+    field: str | None = None
 
 
 def integrator(atoms: Atoms, settings: Settings, random: np.random.Generator) -> MolecularDynamics:

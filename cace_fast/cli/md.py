@@ -15,12 +15,20 @@ from cace_fast.cli.common import (
     ForceOption,
     KSet,
     ModelArgument,
+    SlabOption,
     StructureArgument,
     fingerprint,
     load_model,
     note,
     progress,
     read_structure,
+)
+from cace_fast.cli.field import (
+    FieldOption,
+    FrequencyOption,
+    PhaseOption,
+    PulseOption,
+    field_of,
 )
 from cace_fast.cli.integrators import Ensemble, Settings
 from cace_fast.cli.simulation import Simulation, digest
@@ -58,6 +66,11 @@ def md(
             "npt), or of every cell its own (sphere)."
         ),
     ] = None,
+    slab_vacuum: SlabOption = None,
+    field: FieldOption = None,
+    field_frequency: FrequencyOption = 0.0,
+    field_phase: PhaseOption = 0.0,
+    field_pulse: PulseOption = None,
     restart: Annotated[
         bool,
         typer.Option("--restart", help="Continue this run; begin it where nothing is there yet."),
@@ -69,6 +82,9 @@ def md(
     Writes OUTPUT.extxyz (frames), OUTPUT.csv (energies) and OUTPUT.restart.npz. A run that is
     killed at any moment continues with --restart and gives the same positions and momenta, bit
     for bit, as one that was not, on the same machine with the same number of threads.
+
+    At constant pressure the times of thermostat and barostat are 100 and 1000 time steps; begin
+    with a structure that nvt has brought to equilibrium. More: docs/dynamics.md.
     """
     import torch
 
@@ -80,7 +96,10 @@ def md(
         raise InputError("--force", "either --restart or --force", "both")
     if k_set is None:
         k_set = KSet.frozen if ensemble == Ensemble.npt else KSet.sphere
-    potential = load_model(model, device, default_dtype, backend, k_set.value)
+    external = field_of(field, field_frequency, field_phase, field_pulse)
+    potential = load_model(
+        model, device, default_dtype, backend, k_set=k_set.value, slab_vacuum=slab_vacuum
+    )
     atoms = read_structure(structure)
     dtype = str(potential.dtype).removeprefix("torch.")
     settings = Settings(
@@ -88,10 +107,11 @@ def md(
         friction=friction, traj_every=traj_every, log_every=log_every, seed=seed,
         model=fingerprint(potential), precision=f"{dtype} {potential.backend} {potential.device}",
         structure=digest(atoms), threads=torch.get_num_threads(), k_set=k_set.value,
+        slab_vacuum=slab_vacuum, field=None if external is None else str(external),
     )  # fmt: skip
     # with npt every step needs the stress: computed along with the forces
     stress = True if ensemble == Ensemble.npt else None
-    calculator = CACECalculator(potential, compute_stress=stress)
+    calculator = CACECalculator(potential, compute_stress=stress, external_field=external)
     simulation = Simulation(atoms, calculator, settings, output)
     with closing(simulation.outputs):
         if restart and simulation.restart_file.exists():
@@ -121,9 +141,10 @@ def _run(simulation: Simulation, steps: int, restart_every: int) -> None:
             note(f"interrupted after step {simulation.step}; --restart continues")
             raise
     state = simulation.state()
+    work = f", work of the field {state['work_eV']:.6f} eV" if "work_eV" in state else ""
     note(
         f"step {simulation.step}: {state['temperature_K']:.1f} K, potential "
-        f"{state['potential_eV']:.6f} eV, total {state['total_eV']:.6f} eV; wrote "
+        f"{state['potential_eV']:.6f} eV, total {state['total_eV']:.6f} eV{work}; wrote "
         f"{simulation.outputs.paths['trajectory']}, {simulation.outputs.paths['log']}, "
         f"{simulation.restart_file}"
     )

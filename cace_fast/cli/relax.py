@@ -15,6 +15,7 @@ from cace_fast.cli.common import (
     DtypeOption,
     ForceOption,
     ModelArgument,
+    SlabOption,
     StructureArgument,
     frames_to_bytes,
     load_model,
@@ -50,6 +51,7 @@ def relax(
     device: DeviceOption = "auto",
     default_dtype: DtypeOption = Dtype.float64,
     backend: BackendOption = "auto",
+    slab_vacuum: SlabOption = None,
     force: ForceOption = False,
 ) -> None:
     """Relax a structure, and its cell on request.
@@ -62,7 +64,7 @@ def relax(
     if not fmax > 0:
         raise InputError("--fmax", "a force above 0 eV/A", fmax)
     refuse_existing(output, force)
-    potential = load_model(model, device, default_dtype, backend)
+    potential = load_model(model, device, default_dtype, backend, slab_vacuum=slab_vacuum)
     atoms = read_structure(structure)
     atoms.calc = CACECalculator(potential, compute_stress=True if cell else None)
     with progress("relax", steps, "steps") as advance:

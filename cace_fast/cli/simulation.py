@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cace_fast.cli.common import REMEDY, frames_to_bytes, with_results
 from cace_fast.cli.integrators import Ensemble, Settings, draw_momenta, integrator
@@ -19,11 +18,14 @@ from cace_fast.spec import Ewald
 
 if TYPE_CHECKING:
     from ase import Atoms
+    from ase.md.md import MolecularDynamics
 
     from cace_fast.engine import LongRange
     from cace_fast.interfaces.ase import CACECalculator
+    from cace_fast.interfaces.field_work import FieldWork
 
-K_CELL = "long_range.reference_cell"  # in the restart file
+K_CELL = "long_range.reference_cell"  # these two in the restart file
+WORK = "field.work"
 MAY_CHANGE = ("threads",)  # settings that a continued run may have otherwise
 MOST_EXPANSION = 3.0  # of the volume at constant pressure, and compression
 
@@ -55,6 +57,7 @@ class Simulation:
             draw_momenta(atoms, settings.temperature, self.random)
         atoms.calc = calculator
         self.dynamics = integrator(atoms, settings, self.random)
+        self.field = _work_of(self.dynamics, calculator)
 
     @property
     def step(self) -> int:
@@ -69,6 +72,7 @@ class Simulation:
 
     def begin(self, force: bool) -> None:
         """Begin a new run; FileExistsError if there are files of one and ``force`` is false."""
+        self.atoms.get_forces()  # what model or structure do not allow comes before any file
         if force:
             self.restart_file.unlink(missing_ok=True)
             self.outputs.remove()
@@ -99,9 +103,12 @@ class Simulation:
         k_cell = saved.arrays.pop(K_CELL, None)
         if k_cell is not None:
             self._sums().reference_cell = k_cell
+        work = saved.arrays.pop(WORK, None)
         restore(self.atoms, self.dynamics, saved.arrays)
         self.random.bit_generator.state = saved.random
         self.calculator.reset_neighbors()
+        if self.field is not None and work is not None:
+            self.field.begin(work.item())
         self.atoms.get_forces()  # all results in one evaluation, as the run had them
         self.outputs.open(saved.lengths)
 
@@ -127,7 +134,8 @@ class Simulation:
         """Return what the log holds of the current step.
 
         Time, temperature, energies and volume; at constant pressure also the pressure, kinetic
-        part included, and the quantity that the integrator conserves.
+        part included, and the quantity that the integrator conserves; in an electric field the
+        field, its energy (in the potential energy of open systems) and its work so far.
         """
         from ase.md.nose_hoover_chain import IsotropicMTKNPT
 
@@ -145,6 +153,11 @@ class Simulation:
         if isinstance(self.dynamics, IsotropicMTKNPT):
             found["pressure_GPa"] = pressure(self.atoms)
             found["conserved_eV"] = self.dynamics.get_conserved_energy()
+        if self.field is not None and self.calculator.field is not None:
+            for axis, value in zip("xyz", self.calculator.field.tolist(), strict=True):
+                found[f"field_{axis}_V_A"] = value
+            found["field_eV"] = self.calculator.field_energy
+            found["work_eV"] = self.field.work
         return found
 
     def _check_volume(self) -> None:
@@ -160,13 +173,6 @@ class Simulation:
                 "The structure is far from equilibrium, or the model does not hold it together: "
                 "run --ensemble nvt first and begin with its last frame.",
             )
-
-    def _k_cell(self) -> NDArray[np.float64]:
-        """Return the cell whose vectors k are kept: the first one of the run."""
-        sums = self._sums()
-        if sums.reference_cell is None:
-            sums.reference_cell = np.array(self.atoms.cell[:])
-        return sums.reference_cell
 
     def _sums(self) -> LongRange:
         from cace_fast.potential import Potential  # brings torch: only when a run begins
@@ -188,8 +194,10 @@ class Simulation:
 
     def _save(self, lengths: dict[str, int]) -> None:
         arrays = state_of(self.atoms, self.dynamics)
-        if self.settings.k_set == "frozen" and np.all(self.atoms.pbc):
-            arrays[K_CELL] = self._k_cell()
+        if (k_cell := self._sums().reference_cell) is not None:  # of a frozen set
+            arrays[K_CELL] = k_cell
+        if self.field is not None:
+            arrays[WORK] = np.array(self.field.work)
         Restart(
             step=self.step,
             settings=asdict(self.settings),
@@ -199,6 +207,14 @@ class Simulation:
         ).save(self.restart_file)
         # a continued run searches neighbours anew: so does this one, that both stay equal
         self.calculator.reset_neighbors()
+        if self.field is not None:  # Born charges depend on the order of the list, in last bits
+            self.field.begin(self.field.work)
+
+
+def _work_of(dynamics: MolecularDynamics, calculator: CACECalculator) -> FieldWork | None:
+    from cace_fast.interfaces.field_work import FieldWork  # brings torch: only when a run begins
+
+    return FieldWork(dynamics) if calculator.field_of_time is not None else None
 
 
 def pressure(atoms: Atoms) -> float:

@@ -11,6 +11,7 @@ from ase.io import read, write
 from support.command import cace_fast, start, succeed
 from support.tiny_models import tiny_potential, tiny_spec, tiny_structure
 
+from cace_fast import CACECalculator
 from cace_fast.cli.resume import count_frames, next_frame
 from cace_fast.potential import load
 
@@ -53,6 +54,42 @@ def test_predictions_and_what_came_with_the_structures(files):
         if old.pbc.all():
             stress = potential.compute(old, ("stress",))["stress"]
             assert np.allclose(new.info["CACE_stress"], stress, atol=1e-7)
+
+
+def test_a_field_acts_as_in_the_calculator(files):
+    """Open frames gain -f.P, periodic ones forces only; names of frames in errors stay right."""
+    field = [0.1, -0.2, 0.3]
+    words = ("--default-dtype", "float64", "--properties", "energy,energies,forces", "--batch-size")
+    assert evaluate(files, *words, "3", "--field", "0.1,-0.2,0.3").exit_code == 0
+    calc = CACECalculator(files / "m.safetensors", default_dtype="float64", external_field=field)
+    plain = load(files / "m.safetensors", device="cpu", dtype="float64")
+    for old, new in zip(read(files / "in.xyz", ":"), read(files / "out.xyz", ":"), strict=True):
+        old.calc = calc
+        assert new.info["CACE_energy"] == pytest.approx(old.get_potential_energy(), abs=1e-8)
+        assert np.allclose(new.arrays["CACE_energies"], old.get_potential_energies(), atol=1e-7)
+        assert np.allclose(new.arrays["CACE_forces"], old.get_forces(), atol=1e-7)
+        without = plain.compute(old)
+        assert not np.allclose(new.arrays["CACE_forces"], without["forces"], atol=1e-4)
+        changed = abs(new.info["CACE_energy"] - without["energy"]) > 1e-4
+        assert changed == (not old.pbc.any())
+        assert "CACE_bec" not in new.arrays
+    other = evaluate(files, *words, "3", "--field", "0.1,-0.2,0.4")
+    assert "is of another model or other options (frame 0)" in other.stderr
+
+
+def test_slabs_need_their_vacuum(files):
+    frames = read(files / "in.xyz", ":")
+    frames[1].pbc = (True, True, False)
+    write(files / "in.xyz", frames, format="extxyz")
+    assert "frame 1: " in evaluate(files).stderr
+    (files / "out.xyz").unlink()
+    words = ("--default-dtype", "float64")
+    assert evaluate(files, *words, "--slab-vacuum", "12").exit_code == 0
+    potential = load(files / "m.safetensors", device="cpu", dtype="float64", slab_vacuum=12.0)
+    for old, new in zip(frames, read(files / "out.xyz", ":"), strict=True):
+        expected = potential.compute(old)
+        assert new.info["CACE_energy"] == pytest.approx(expected["energy"], abs=1e-8)
+    assert "of another model or other options" in evaluate(files, *words).stderr
 
 
 def test_options(files):
@@ -241,6 +278,8 @@ def test_a_killed_process_is_continued(files):
         (("--info-prefix", ""), "--info-prefix: expected letters, digits and _, got ''"),
         (("--properties", "energy,mood"), "properties: expected names among"),
         (("--output", "in.xyz"), "--output: expected another file than --configs"),
+        (("--field", "1,2"), "--field: expected numbers X,Y,Z, got '1,2'"),
+        (("--field", "1,2,inf"), "--field: expected three finite numbers, got"),
         (("--properties", "dipole"), "frame 1: dipole: defined for open systems only"),
     ],
 )

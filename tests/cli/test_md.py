@@ -23,12 +23,17 @@ from support.tiny_models import tiny_potential, tiny_spec, tiny_structure
 
 from cace_fast.cli.integrators import Settings, draw_momenta
 from cace_fast.cli.restart import Restart
-from cace_fast.cli.simulation import K_CELL, Simulation
+from cace_fast.cli.simulation import K_CELL, WORK, Simulation
+from cace_fast.electric_field import OscillatingField
 from cace_fast.interfaces.ase import CACECalculator
 from cace_fast.potential import load
 
 ENSEMBLES = ("nve", "nvt", "npt")
 OPTIONS = {"ewald_channels": 1, "steps": ("M",)}
+WAVE = OscillatingField((0.3, -0.2, 0.4), frequency=40.0, phase=30.0, pulse=(8.0, 6.0))
+FIELD = {
+    "field": "0.3,-0.2,0.4", "field-frequency": 40, "field-phase": 30, "field-pulse": "8,6",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -137,10 +142,11 @@ class Killed(BaseException):
     """Ends a run without any of the clean-up that a command does."""
 
 
-def simulation(ensemble, output, seed=0):
+def simulation(ensemble, output, seed=0, field=None):
     k_set = "frozen" if ensemble == "npt" else "sphere"
     potential = load("m.safetensors", device="cpu", k_set=k_set)
-    calculator = CACECalculator(potential, compute_stress=True if ensemble == "npt" else None)
+    stress = True if ensemble == "npt" else None
+    calculator = CACECalculator(potential, compute_stress=stress, external_field=field)
     settings = Settings(ensemble, 300.0, 0.1, 1.0, 0.02, 4, 1, seed, "m", "p", "s", 1, k_set)
     return Simulation(read("in.xyz"), calculator, settings, output)
 
@@ -153,14 +159,15 @@ def kill_after(step, run):
     return on_step
 
 
+@pytest.mark.parametrize("field", [None, WAVE], ids=["", "field"])
 @pytest.mark.parametrize("ensemble", ENSEMBLES)
-def test_runs_killed_after_any_step_continue_bit_for_bit(files, ensemble):
-    whole = simulation(ensemble, "whole")
+def test_runs_killed_after_any_step_continue_bit_for_bit(files, ensemble, field):
+    whole = simulation(ensemble, "whole", field=field)
     with closing(whole.outputs):
         whole.begin(force=False)
         whole.run(12, 5, lambda: None)
     for step in (1, 4, 5, 6, 10, 11):
-        run = simulation(ensemble, "cut")
+        run = simulation(ensemble, "cut", field=field)
         with closing(run.outputs):
             run.begin(force=True)
             with pytest.raises(Killed):
@@ -171,13 +178,14 @@ def test_runs_killed_after_any_step_continue_bit_for_bit(files, ensemble):
         with open("cut.csv", "ab") as file:
             file.write(b"7,7.0,")
         Path("cut.restart.npz.part").write_bytes(b"half a restart file")
-        again = simulation(ensemble, "cut", seed=0)
+        again = simulation(ensemble, "cut", field=field)
         with closing(again.outputs):
             again.resume()
             assert again.step == 5 * (step // 5)
             again.run(12, 5, lambda: None)
         assert_equal_runs("whole", "cut")
     assert not Path("cut.restart.npz.part").exists()
+    assert (WORK in Restart.load(Path("cut.restart.npz")).arrays) == (field is not None)
 
 
 @pytest.mark.parametrize("moment", ["before the restart file", "after it", "after the outputs"])
@@ -301,6 +309,46 @@ def test_a_cell_that_runs_away_ends_the_run(files):
     assert f"A^3 after step {last['step']}, at " in result.stderr
 
 
+@pytest.mark.parametrize("pbc", [True, False], ids=["periodic", "open"])
+def test_the_log_has_field_and_work_and_they_balance_the_energy(files, pbc):
+    atoms = read("in.xyz")
+    atoms.pbc = pbc
+    atoms.write("in.xyz")
+    run = {"default-dtype": "float64", "timestep": 0.25, "steps": 64} | FIELD
+    result = succeed(*arguments(**run))
+    rows = {key: np.array([float(row[key]) for row in log()]) for key in log()[0]}
+    assert f"work of the field {rows['work_eV'][-1]:.6f} eV" in result.stderr
+    for step in (0, 32, 64):
+        field = [rows[f"field_{axis}_V_A"][step] for axis in "xyz"]
+        np.testing.assert_allclose(field, WAVE(0.25 * step), rtol=1e-12)
+    balance = rows["total_eV"] - rows["field_eV"] - rows["work_eV"]
+    assert np.ptp(balance) < 0.05 * np.ptp(rows["work_eV"])
+    assert (np.abs(rows["field_eV"]).max() > 0.01) == (not pbc)
+    plain = read("run.extxyz", "-1")
+    energy = load("m.safetensors", device="cpu", dtype="float64").compute(plain)["energy"]
+    own = rows["potential_eV"][-1] - rows["field_eV"][-1]
+    assert own == pytest.approx(energy, abs=1e-6)
+    longer = succeed(*arguments(**run | {"steps": 80}), "--restart")
+    assert "continuing run after step 64" in longer.stderr
+    succeed(*arguments(output="whole", **run | {"steps": 80}))
+    assert_equal_runs("whole", "run")
+    other = cace_fast(*arguments(**run | {"steps": 90, "field-phase": 31}), "--restart")
+    assert "--restart: field: expected OscillatingField(amplitude=(0.3, -0.2, 0.4)" in other.stderr
+
+
+def test_slabs_run_with_their_vacuum(files):
+    atoms = read("in.xyz")
+    atoms.pbc = (True, True, False)
+    atoms.write("in.xyz")
+    assert "pbc: expected" in cace_fast(*arguments()).stderr
+    succeed(*arguments(**{"slab-vacuum": 15.0, "k-set": "frozen"}))
+    last = read("run.extxyz", "-1")
+    potential = load("m.safetensors", device="cpu", slab_vacuum=15.0)
+    expected = potential.compute(last)["energy"]
+    assert last.get_potential_energy() == pytest.approx(expected, abs=1e-5)
+    assert K_CELL in Restart.load(Path("run.restart.npz")).arrays
+
+
 def test_longer_runs_continue_shorter_ones(files):
     succeed(*arguments("nvt", "whole", steps=12))
     succeed(*arguments("nvt", steps=7), "--restart")
@@ -331,6 +379,8 @@ def test_neighbours_are_searched_anew_at_every_restart_write(files, monkeypatch)
         ({"traj-every": 2}, "traj_every: expected 4"),
         ({"default-dtype": "float64"}, "precision: expected float32 "),
         ({"ensemble": "npt"}, "ensemble: expected nve"),
+        ({"field": "0,0,0.1"}, "field: expected None"),
+        ({"slab-vacuum": 9}, "slab_vacuum: expected None"),
     ],
 )
 def test_other_settings_are_refused(files, options, name):
@@ -422,6 +472,13 @@ def test_wrong_arguments(files):
     assert "--timestep: expected a time above 0" in cace_fast(*arguments(timestep=0)).stderr
     both = cace_fast(*arguments(), "--restart", "--force")
     assert "--force: expected either --restart or --force" in both.stderr
+    for options, text in (
+        ({"field": "1,x,2"}, "--field: expected numbers X,Y,Z, got '1,x,2'"),
+        ({"field-frequency": 5}, "--field: expected X,Y,Z in V/A, with --field-..., got none"),
+        ({"field": "0,0,1", "field-pulse": "3"}, "--field-pulse: expected numbers T0,WIDTH, got"),
+        ({"field": "0,0,1", "field-pulse": "3,-1"}, "--field-pulse: expected a width above 0 fs"),
+    ):
+        assert text in cace_fast(*arguments(**options)).stderr
     atoms = read("in.xyz")
     atoms.pbc = False
     atoms.write("in.xyz")
