@@ -85,6 +85,8 @@ class MovingRun(DeviceRun):
             if rebuild and self._made_room(status):
                 self._due = True
                 continue
+            if rebuild:
+                self.check_slabs(self.positions)
             self._due = status.strayed > EARLY**2
             if rebuild or status.strayed <= 1.0:
                 break

@@ -18,13 +18,15 @@ from torch import Tensor
 from cace_fast.errors import CaceFastError, InputError
 from cace_fast.graph import AtomicGraph, ModelOutput, same_memory
 from cace_fast.kernels.triton.host_neighbors import PairSearch
+from cace_fast.kernels.triton.waves import How
 from cace_fast.reference import model
+from cace_fast.slab import Slab, require_fit
 from cace_fast.spec import Readout
 from cace_fast.structures import too_close
 
 from .device_edges import Capacity, roomy, sort_edges
 from .device_step import DeviceStep, Kernels
-from .long_range import LongRange
+from .long_range import OPEN, LongRange
 
 VIRIAL_ROWS = (0, 5, 4, 5, 1, 3, 4, 3, 2)  # of xx yy zz yz xz xy, as a 3 x 3 matrix
 
@@ -57,6 +59,7 @@ class DeviceRun:
         self._lock = threading.Lock()
         self._held: tuple[Tensor, ...] = ()
         self._cells: Tensor | None = None
+        self._slabs: dict[int, Slab] = {}
         self._captured: dict[tuple[bool, ...], Any] = {}
         self._done: Any = None
 
@@ -85,6 +88,7 @@ class DeviceRun:
         if with_inputs:
             self._take_extras(step, graph)
             self._take_systems(step, graph)
+            self.check_slabs(graph.positions)
         return step
 
     def _take_list(self, graph: AtomicGraph) -> DeviceStep:
@@ -147,19 +151,28 @@ class DeviceRun:
         cells = torch.cat([graph.cell.flatten(1), graph.pbc.double()], 1).cpu()
         if self._cells is not None and torch.equal(cells, self._cells):
             return
-        partly = [p for p in graph.pbc.tolist() if any(p) and not all(p)]
-        if partly:
-            raise model.partly_periodic(partly[0])
-        periodic = [all(p) for p in graph.pbc.tolist()]
-        kept = self.settings.k_cell(graph)
-        k_cells = None if kept is None else torch.from_numpy(kept).expand(graph.n_systems, 3, 3)
-        first_atom = step.inputs.first_atom.tolist()
+        kinds, slabs = self.settings.boundaries(graph.pbc), self.settings.slabs(graph)
+        boxes, k_cell = graph.cell.cpu().clone(), self.settings.k_cell(graph)
+        for s, slab in slabs.items():
+            boxes[s] = slab.cell
+        k_cells = None if k_cell is None else torch.from_numpy(k_cell).expand_as(boxes)
+        first_atom, periodic = step.inputs.first_atom.tolist(), (kinds != OPEN).tolist()
         for term, total, own in zip(self.kernels.long_range, step.sums, step.terms, strict=True):
-            total.set_systems(first_atom, graph.cell.cpu(), periodic, k_cells)
+            how = How(self.settings.method, self.settings.tolerance, len(own.charges))
+            if not total.set_systems(first_atom, boxes, periodic, k_cells, how, slabs):
+                self._captured = {}
             if term.fixed is not None:
                 charges = model.fixed_charges(term.fixed, self.kernels.rep, graph.species)
                 own.charges.copy_(charges.T)
-        self._cells, self._captured = cells, {}
+        self._cells, self._slabs = cells, slabs
+
+    def check_slabs(self, positions: Tensor) -> None:
+        """Raise for slabs whose atoms reach farther than their cell is high."""
+        step = self.step
+        assert step is not None
+        for s, slab in self._slabs.items():
+            first, end = step.inputs.first_atom[s : s + 2].tolist()
+            require_fit(positions[first:end].to(slab.normal.device), slab)
 
     def run(self, *, derivatives: bool, rebuild: bool = False) -> Status:
         """Run the step, with a new list where ``rebuild`` is true; return its status."""
@@ -176,7 +189,7 @@ class DeviceRun:
             step.long_range()
             step.finish(derivatives=derivatives)
 
-        if step.by_transforms:
+        if any(total.by_transforms for total in step.sums):
             self._replay((rebuild,), first)
             step.long_range()
             self._replay((rebuild, derivatives, True), lambda: step.finish(derivatives=derivatives))

@@ -175,7 +175,6 @@ class DeviceStep:
         )  # fmt: skip
         self.long_forces = floats(3, n) if k.long_range else None
         self.terms = [self._term_buffers(term) for term in k.long_range]
-        self.by_transforms = False
         self.sums = [EwaldSum(term.module, k.device) for term in k.long_range]
         self.message_work = [m.buffers(n, n_edges) for m in k.messages]
         self.readout_work = {} if k.readouts is None else k.readouts.buffers(n)

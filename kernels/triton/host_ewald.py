@@ -6,7 +6,7 @@ up, and everything that follows from structure factors and potentials is made, i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import pi, sqrt
 from typing import NamedTuple
 
@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 
 from cace_fast.errors import InputError
+from cace_fast.kernels.nufft import NufftSum, accuracy
+from cace_fast.kernels.transforms import make_transforms
 from cace_fast.kernels.triton import _ewald, launch
+from cace_fast.kernels.triton.waves import DIRECT, How, k_vectors, kernel, method_of
+from cace_fast.slab import Slab, planar_sum
 from cace_fast.spec import Ewald
 
 LANES = 32  # k vectors or atoms of a program of one warp
 RUN = 128  # atoms, k vectors or partners that a program sums in the working precision
-SPHERE = 1.0 - 1e-6  # k^2 below this fraction of k_max^2: vectors on the sphere are always out
 E2_PER_INTERNAL = 90.0474  # q^2 in internal units for one e^2
 VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 
@@ -51,6 +54,15 @@ class _Tables(NamedTuple):
     n_sums: int
 
 
+class _Transformed(NamedTuple):
+    """Who sums a system by transforms, its cell and that of the vectors k, and the tolerance."""
+
+    total: NufftSum
+    cell: Tensor
+    k_cell: Tensor
+    tolerance: float
+
+
 class EwaldSum:
     """The long range of several systems at once.
 
@@ -66,7 +78,17 @@ class EwaldSum:
         self.module, self.device = module, device
         self.first_atom: list[int] = []
         self.periodic: list[bool] = []
-        self._tables: _Tables
+        self.slabs: dict[int, Slab] = {}
+        self._transforms: dict[int, _Transformed] = {}
+        self._tables: _Tables | None = None
+        sharp = 1.0 / (module.sigma * sqrt(2.0))
+        settings = [sharp, 2.0 / sqrt(pi) * sharp, module.norm_factor / (2.0 * pi)]
+        self._settings = torch.tensor(settings, dtype=torch.float64).to(device)
+
+    @property
+    def by_transforms(self) -> bool:
+        """Whether a system is summed by transforms, which cannot be captured."""
+        return bool(self._transforms)
 
     def set_systems(
         self,
@@ -74,10 +96,26 @@ class EwaldSum:
         cells: Tensor,
         periodic: Sequence[bool],
         k_cells: Tensor | None = None,
-    ) -> None:
+        how: How = DIRECT,
+        slabs: Mapping[int, Slab] | None = None,
+    ) -> bool:
         """Take systems: ``first_atom`` [n_systems + 1], cells [n_systems, 3, 3] on the CPU.
 
-        The integer vectors k are those in the sphere of ``k_cells``, by default of each cell.
+        Parameters
+        ----------
+        first_atom, cells, periodic
+            The systems. That of a slab is periodic, its cell the box that is summed.
+        k_cells
+            The cells whose spheres choose the integer vectors k; by default each cell's own.
+        how
+            Method and tolerance of periodic systems, and the number of charges.
+        slabs
+            The boxes of systems that are slabs, by number.
+
+        Returns
+        -------
+        bool
+            Whether everything stands where it stood: what was captured before is still right.
 
         Raises
         ------
@@ -88,12 +126,47 @@ class EwaldSum:
             raise InputError(
                 "pbc", "a periodic system for an Ewald sum of exponent 6", "an open one"
             )
-        self.first_atom, self.periodic = list(first_atom), list(periodic)
-        vectors = [
-            k_vectors(cell, self.module.dl) if here else torch.zeros(0, 3).double()
-            for cell, here in zip(cells if k_cells is None else k_cells, periodic, strict=True)
+        chosen = (cells if k_cells is None else k_cells).double()
+        transformed = [
+            here and method_of(how, b - a, cell, self.module.dl) == "nufft"
+            for a, b, cell, here in zip(first_atom, first_atom[1:], chosen, periodic, strict=False)
         ]
-        self._tables = self._made(cells.double(), vectors)
+        vectors = [
+            k_vectors(cell, self.module.dl) if here and not other else torch.zeros(0, 3).double()
+            for cell, here, other in zip(chosen, periodic, transformed, strict=True)
+        ]
+        before, shape = self._tables, (self.first_atom, self.periodic, list(self._transforms))
+        self.first_atom, self.periodic = list(first_atom), list(periodic)
+        made = self._made(cells.double(), vectors)
+        self._set_transforms(transformed, cells.double(), chosen, how)
+        same = shape == (self.first_atom, self.periodic, list(self._transforms))
+        flat = not self.slabs and not slabs
+        self.slabs = {s: Slab(*(t.to(self.device) for t in x)) for s, x in (slabs or {}).items()}
+        if before is None or not same or before.ranges != made.ranges:
+            self._tables = made
+            return False
+        for held, new in zip(before, made, strict=True):
+            if isinstance(held, Tensor) and isinstance(new, Tensor):
+                held.copy_(new)
+        return flat or self.by_transforms  # slabs are new; with transforms nothing is captured
+
+    def _set_transforms(
+        self, transformed: Sequence[bool], cells: Tensor, chosen: Tensor, how: How
+    ) -> None:
+        """Keep what transforms a system as long as it does: libraries have plans in it."""
+        held, self._transforms = self._transforms, {}
+        module = self.module
+        for s, here in enumerate(transformed):
+            if not here:
+                continue
+            if s in held and held[s].tolerance == how.tolerance:
+                total = held[s].total
+            else:
+                wanted, dtype = accuracy(how.tolerance)
+                by = make_transforms(self.device, wanted, dtype)
+                total = NufftSum(module.dl, module.sigma, module.exponent, by, dtype)
+            places = (cells[s].to(self.device), chosen[s].to(self.device))
+            self._transforms[s] = _Transformed(total, *places, how.tolerance)
 
     def _made(self, cells: Tensor, vectors: list[Tensor]) -> _Tables:
         device = self.device
@@ -170,6 +243,7 @@ class EwaldSum:
             [n_systems, 6] float64, -dE/dstrain in the order xx yy zz yz xz xy.
         """
         t, n_q, n = self._tables, len(q), self.first_atom[-1]
+        assert t is not None
         energies, slopes, forces, virials = results
         sums = q.new_zeros(t.n_sums, n_q + 3, q.shape[1])
         structure = self._periodic(q, positions, sums) if t.turns.shape[1] else None
@@ -178,26 +252,60 @@ class EwaldSum:
         total = sums.sum(0, dtype=torch.float64)
         phi, force = total[:n_q, :n], -total[n_q:, :n]
         exact = q[:, :n].double()
-        # in a periodic system every channel loses the self terms of all: files were trained so
-        own = torch.where(t.inside, n_q * t.self_energy, t.self_energy)
-        for out in results:
-            out.zero_()
-        energies[:n] = (exact * (0.5 * phi + own * exact)).sum(0)
-        slopes[:, :n] = phi + 2.0 * own * exact
-        forces[:, :n] = force
+        virials.zero_()
         for s, (first, end) in enumerate(t.ranges):
-            if self.periodic[s]:
-                if structure is not None:
-                    virials[s] = t.virial[:, first:end] @ structure[first:end]
-            else:
+            if structure is not None and end > first:
+                virials[s] = t.virial[:, first:end] @ structure[first:end]
+            elif not self.periodic[s]:
                 atoms = slice(self.first_atom[s], self.first_atom[s + 1])
                 own_place = positions[atoms] - positions[atoms].mean(0)  # forces sum to nothing
                 virials[s] = _moment(own_place, force[:, atoms])
+        self._transform(exact, positions, phi, force, virials)
+        self._planar(exact, positions, phi, force, virials)
+        # in a periodic system every channel loses the self terms of all: files were trained so
+        own = torch.where(t.inside, n_q * t.self_energy, t.self_energy)
+        energies.zero_()
+        slopes.zero_()
+        forces.zero_()
+        energies[:n] = (exact * (0.5 * phi + own * exact)).sum(0)
+        slopes[:, :n] = phi + 2.0 * own * exact
+        forces[:, :n] = force
         self._extras(exact, positions, results)
+
+    def _transform(
+        self, q: Tensor, positions: Tensor, phi: Tensor, force: Tensor, virials: Tensor
+    ) -> None:
+        """Write what transforms give for their systems."""
+        norm = self.module.norm_factor
+        for s, (total, cell, k_cell, _) in self._transforms.items():
+            own = slice(self.first_atom[s], self.first_atom[s + 1])
+            found = total.evaluate(q[:, own].T.contiguous(), positions[own], cell, k_cell)
+            phi[:, own], force[:, own] = norm * found.potential.T, norm * found.forces.T
+            virials[s] = norm * torch.stack([found.virial[a, b] for a, b in VOIGT])
+
+    def _planar(
+        self, q: Tensor, positions: Tensor, phi: Tensor, force: Tensor, virials: Tensor
+    ) -> None:
+        """Make slabs of boxes that are periodic in three directions (docs/slabs.md)."""
+        norm = self.module.norm_factor
+        for s, slab in self.slabs.items():
+            own = slice(self.first_atom[s], self.first_atom[s + 1])
+            rows = {pair: virials[s, k] / norm for k, pair in enumerate(VOIGT)}
+            whole = torch.stack([
+                torch.stack([rows[min(a, b), max(a, b)] for b in range(3)]) for a in range(3)
+            ])  # fmt: skip
+            pull = force[:, own].T / norm
+            more, pull, whole = planar_sum(
+                q[:, own].T, positions[own], slab, self.module.sigma, pull, whole
+            )
+            phi[:, own] += norm * more.T
+            force[:, own] = norm * pull.T
+            virials[s] = norm * torch.stack([whole[a, b] for a, b in VOIGT])
 
     def _periodic(self, q: Tensor, positions: Tensor, sums: Tensor) -> Tensor:
         """Write potentials and dE/dr to ``sums``; return sum_c |S_c|^2 [n_k]."""
         t, n_q, n, atoms = self._tables, len(q), q.shape[1], self.first_atom[-1]
+        assert t is not None
         fraction = torch.einsum("ni,nij->jn", positions[:atoms], t.inverse)
         turns = integer_turns(torch.nn.functional.pad(fraction, (0, n - atoms)), q.dtype)
         half = 2.0**-31 if turns.dtype == torch.int32 else 2.0**-63
@@ -215,14 +323,13 @@ class EwaldSum:
         return (factors * factors).sum(0)
 
     def _open(self, q: Tensor, positions: Tensor, sums: Tensor) -> None:
-        t, sharp = self._tables, 1.0 / (self.module.sigma * sqrt(2.0))
+        t = self._tables
+        assert t is not None
         high, low = (q.new_empty(3, q.shape[1]) for _ in range(2))
         launch.split(positions, high, low)
-        unit = self.module.norm_factor / (2.0 * pi)
-        settings = torch.tensor([sharp, 2.0 / sqrt(pi) * sharp, unit], dtype=q.dtype)
         _ewald.open_pairs[(len(t.pairs),)](
-            t.pairs, high, low, q, sums, settings.to(q.device), q.shape[1], NQ=len(q), BL=LANES,
-            num_warps=1,
+            t.pairs, high, low, q, sums, self._settings.to(q.dtype), q.shape[1], NQ=len(q),
+            BL=LANES, num_warps=1,
         )  # fmt: skip
 
     def _extras(
@@ -272,38 +379,3 @@ def integer_turns(fraction: Tensor, dtype: torch.dtype) -> Tensor:
     if dtype == torch.float64:
         return torch.round(reduced * 2.0**62).to(torch.int64) << 2
     return torch.round(reduced * 2.0**32).to(torch.int64).to(torch.int32)
-
-
-def k_vectors(cell: Tensor, dl: float) -> Tensor:
-    """Return the integer vectors n [n_k, 3] float64 with 0 < |k| < 2 pi/dl, one of each pair +-k.
-
-    Raises
-    ------
-    InputError
-        If the cell is singular.
-    """
-    lengths = torch.linalg.vector_norm(cell, dim=1)
-    if not bool(torch.linalg.det(cell).abs() > 1e-9 * lengths.prod()):
-        raise InputError(
-            "cell", "three independent lattice vectors for a periodic Ewald sum", cell.tolist()
-        )
-    limits = [max(1, int(length / dl)) for length in lengths.tolist()]
-    axes = [torch.arange(-m, m + 1, dtype=torch.float64) for m in limits]
-    axes[0] = axes[0][limits[0] :]
-    n = torch.cartesian_prod(*axes)
-    half = (n[:, 0] > 0) | ((n[:, 0] == 0) & ((n[:, 1] > 0) | ((n[:, 1] == 0) & (n[:, 2] > 0))))
-    k = 2.0 * pi * n @ torch.linalg.inv(cell).T
-    return n[half & ((k * k).sum(1) < (2.0 * pi / dl) ** 2 * SPHERE)]
-
-
-def kernel(k2: Tensor, module: Ewald) -> tuple[Tensor, Tensor]:
-    """Return g [n_k] of squared wave vectors, and dg/dk^2 (docs/theory.md, equation 26)."""
-    sigma = module.sigma
-    if module.exponent == 1:
-        g = torch.exp(-0.5 * sigma**2 * k2) / k2
-        return g, -g * (0.5 * sigma**2 + 1.0 / k2)
-    k = k2.sqrt()
-    b = sigma * k / sqrt(2.0)
-    bell = torch.exp(-b * b)
-    g = -(k**3) * (sqrt(pi) * torch.erfc(b) + (0.5 / b**3 - 1.0 / b) * bell)
-    return g, 1.5 * g / k2 + 0.75 * sigma / sqrt(2.0) * k2 * bell / b**4
