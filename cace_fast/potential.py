@@ -16,6 +16,7 @@ from torch import Tensor
 from . import structures, weights
 from .engine import (
     LongRange,
+    ResidentSystem,
     VerletList,
     find_device,
     find_dtype,
@@ -249,6 +250,16 @@ class Potential:
         """Return the invariants [n, n_radial, n_B, C, n_stages] in the working dtype."""
         graph = graph_of(atoms, self.spec.representation, min_dist=MIN_DIST)
         return np.asarray(self._engine.features(graph.to(self.device)).cpu().numpy())
+
+    def resident(self, frames: Sequence[Atoms], skin: float = 1.0) -> ResidentSystem:
+        """Return structures that stay on the device as one batch, for loops that move them there.
+
+        ``skin`` in A; atomic energies are not added.
+        """
+        self._require_energy()
+        names, rep = {key: key for key in self._extra_inputs}, self.spec.representation
+        graphs = [graph_of(atoms, rep, inputs=names, min_dist=MIN_DIST) for atoms in frames]
+        return ResidentSystem(self._engine, join(graphs), skin)
 
     def hessian(self, atoms: Atoms) -> NDArray[np.float64]:
         """Return the second derivatives of the energy [n, 3, n, 3] in eV/A^2, by the reference.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from support.tiny_models import tiny_potential, tiny_structure
 
 from cace_fast import device_neighbors
 from cace_fast.device_neighbors import DeviceVerletList, device_neighbor_list
 from cace_fast.errors import InputError
 from cace_fast.neighbors import neighbor_list
+from cace_fast.potential import Potential
 
 CELLS = {
     "cubic": np.diag([11.0, 12.0, 13.0]),
@@ -139,3 +141,22 @@ def test_a_skin_keeps_the_list_until_two_atoms_moved_that_far() -> None:
     assert search.n_builds == 2
     assert search(near, cell * 1.001, pbc) is not None
     assert search.n_builds == 3
+
+
+def test_a_resident_system_of_the_reference_finds_its_pairs_as_they_are_due() -> None:
+    model = tiny_potential(l_max=1, n_rbf=2, n_radial=2)
+    atoms = tiny_structure(model.spec, side=2, spacing=2.7)
+    reference = Potential(model.spec, model.weights, device="cpu", backend="reference",
+                          dtype="float64")  # fmt: skip
+    system = reference.resident([atoms, atoms], skin=0.4)
+    for step in range(4):
+        found = system.evaluate(wanted=("forces",))
+        expected = model.compute(atoms, ("energy", "forces"))
+        np.testing.assert_allclose(found.energy, 2 * [expected["energy"]], rtol=1e-12)
+        np.testing.assert_allclose(found.forces[:8], expected["forces"], atol=1e-11)
+        move = 0.08 * np.cos(np.arange(24) + step).reshape(8, 3)
+        atoms.positions += move
+        system.positions += torch.from_numpy(np.concatenate([move, move]))
+    assert 1 < system.n_builds < 4
+    with pytest.raises(InputError, match=r"positions: expected a torch.float64 tensor of shape"):
+        system.evaluate(torch.zeros(3, 3))

@@ -54,6 +54,12 @@ class ResidentSystem:
         """The positions [n, 3] float64 on the device; a loop may write them in place."""
         return self._graph.positions if self._own is None else self._own.positions
 
+    @positions.setter
+    def positions(self, value: Tensor) -> None:
+        held = self.positions
+        if value is not held:
+            held.copy_(_like(held, value, "positions"))
+
     @property
     def n_builds(self) -> int:
         """How often pairs were searched."""
@@ -84,7 +90,7 @@ class ResidentSystem:
         """
         g = self._graph
         if positions is not None:
-            self.positions.copy_(_like(g.positions, positions, "positions"))
+            self.positions = positions
         if cell is not None:
             self._graph = g = replace(g, cell=_like(g.cell, cell, "cell"))
         if self._own is not None:

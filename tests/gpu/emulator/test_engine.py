@@ -273,3 +273,14 @@ def test_copies_compute_the_same_and_threads_wait_for_each_other(engines: Engine
         thread.join()
     for got, want in zip(found, expected, strict=True):
         np.testing.assert_array_equal(got, want)
+
+
+def test_born_charges_of_the_reference_are_made_where_the_graph_is() -> None:
+    spec = tiny_spec(**PLAIN, ewald_channels=1)
+    weights = tiny_weights(spec).to("cpu", torch.float64)
+    engine = ReferenceEngine(spec, weights, energy_terms(spec))
+    for pbc in (True, False):
+        given = graph(spec, pbc=pbc)
+        with torch.device("meta"):  # what names no device would go there
+            found = engine.evaluate(given, (*WANTED, "born_charges"))
+        assert found.born_charges.device.type == "cpu"

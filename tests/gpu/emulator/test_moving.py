@@ -11,8 +11,11 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from ase import units
+from ase.md.verlet import VelocityVerlet
 from support.moving import (
     CELLS,
+    MODEL,
     PBC,
     SKIN,
     engine_of,
@@ -21,12 +24,15 @@ from support.moving import (
     run_of,
     same_pairs,
 )
+from support.tiny_models import tiny_potential, tiny_structure
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cace_fast.engine import ReferenceEngine, ResidentSystem
 from cace_fast.engine.device_moving import MovingRun
 from cace_fast.errors import InputError
+from cace_fast.interfaces.ase import CACECalculator
 from cace_fast.neighbors import neighbor_list
+from cace_fast.potential import Potential
 
 WANTED = ("forces", "virials")
 
@@ -248,3 +254,35 @@ def test_mistakes_are_named(device: torch.device) -> None:
         MovingRun(run.kernels, run.settings, run._graph, -1.0)
     with pytest.raises(InputError, match="images"):
         run_of([np.zeros((1, 3))], [np.diag([0.05, 0.05, 0.05])], [PBC["ppp"]])
+
+
+def test_dynamics_on_the_device_keeps_its_energy_and_ends_where_ase_ends(
+    device: torch.device,
+) -> None:
+    model = tiny_potential(dtype="float64", **MODEL)
+    spec, weights = model.spec, model.weights
+    fast = Potential(spec, weights, device=device, dtype="float32", backend="triton")
+    frames = [tiny_structure(spec, side=2, seed=k, spacing=2.7) for k in (1, 2)]
+    system = fast.resident(frames, skin=0.3)
+    n, dt, mass = len(frames[0]), 1.0 * units.fs, 12.0
+    velocities = torch.zeros_like(system.positions)
+    forces, start = None, None
+    for _ in range(40):
+        if forces is not None:
+            velocities += 0.5 * dt / mass * forces
+            system.positions += dt * velocities
+        found = system.evaluate(wanted=("forces",))
+        if forces is None:
+            start = found.energy
+        else:
+            velocities += 0.5 * dt / mass * found.forces
+        forces = found.forces
+    kinetic = 0.5 * mass * (velocities**2).sum(1).reshape(2, n).sum(1)
+    assert float(kinetic.min()) > 0.01
+    assert torch.allclose(found.energy + kinetic, start, atol=2e-3 * float(kinetic.max()))
+    for atoms, end in zip(frames, system.positions.cpu().split(n), strict=True):
+        atoms.set_masses([mass] * n)
+        atoms.calc = CACECalculator(model)
+        VelocityVerlet(atoms, dt).run(39)
+        np.testing.assert_allclose(atoms.positions, end, atol=2e-4)
+    assert system.n_builds > 1
