@@ -1,9 +1,10 @@
 """Infrared spectrum of a crystal from molecular dynamics with latent charges.
 
-No shipped potential has charges, so the example makes one: atoms of two elements repel each other,
-and carry opposite charges that depend on how densely they are surrounded. The rest is what one
-does with a trained potential: constant energy, Born charges Z* along the way, and the spectrum of
-the current J = sum Z* v, which is dP/dt. Its integral is compared with the polarisation itself.
+No shipped potential has charges, so the example makes one: atoms of two elements repel each other
+at short distance, and where they are surrounded they carry opposite charges, which hold a crystal
+of the rock-salt structure together. The rest is what one does with a trained potential: constant
+energy, Born charges Z* along the way, and the spectrum of the current J = sum Z* v, which is dP/dt.
+Beside it is the spectrum of differences of the polarisation itself.
 
     python examples/infrared.py --out infrared.png
 """
@@ -42,23 +43,24 @@ from cace_fast.weights import Weights, expected_shapes
 
 ELEMENTS = (12, 8)
 LATTICE_CONSTANT = 4.2  # A
-REPULSION = 40.0  # eV for each directed pair at no distance, falling with a width of 0.8 A
-CHARGE = 0.5  # internal units for each neighbour
+REPULSION = 10.5  # eV for each directed pair at no distance, falling with a width of 0.6 A
+CHARGE = 0.8 * 90.0474**0.5  # internal units, of 0.8 e, of an atom that is surrounded
+NEARLY = 5.0  # a sum over neighbours far beyond it counts as surrounded, far below minus it as well
 TEMPERATURE = 300.0
 PER_CM = 1e15 / units._c / 100.0  # 1/fs in 1/cm
 
 Floats = NDArray[np.float64]
 
 
-def make_potential() -> cace_fast.Potential:
+def make_potential(dl: float = 1.5) -> cace_fast.Potential:
     """Return a potential of two radial functions whose weights are written down, not trained."""
     basis = RadialBasis("gaussian", 2, 1.0)
     cutoff = CutoffFunction("polynomial", 4.0, p=5.0)
     rep = Representation(ELEMENTS, 2, False, 4.0, basis, cutoff, 2, 1, 2)
     modules = (
         Readout("E_sr", MLP((rep.n_features, 2, 1))),
-        Readout("tot_q", MLP((rep.n_features, 2, 1), bias=False), per_atom_key="q"),
-        Ewald("q", "E_lr", dl=1.5, sigma=1.0),
+        Readout("tot_q", MLP((rep.n_features, 2, 1)), per_atom_key="q"),
+        Ewald("q", "E_lr", dl=dl, sigma=1.0, remove_self_interaction=True),
         Add(("E_sr", "E_lr"), "energy"),
         Forces("energy", "forces"),
     )
@@ -71,13 +73,18 @@ def make_potential() -> cace_fast.Potential:
     weights["embedding.sender"][:, 0] = 1.0
     weights["embedding.receiver"][:, 0] = 1.0  # channel 0 sees every pair alike
     weights["embedding.receiver"][:, 1] = torch.tensor([1.0, -1.0])  # channel 1 the own element
-    weights["radial.offsets"] = torch.tensor([0.0, 2.1], dtype=torch.float64)
-    weights["radial.widths"] = torch.tensor([0.8, 1.2], dtype=torch.float64)
+    weights["radial.offsets"] = torch.tensor([0.0, 0.0], dtype=torch.float64)
+    weights["radial.widths"] = torch.tensor([0.6, 3.0], dtype=torch.float64)
     for number in range(2):
         weights["mixing.0"][number, number] = 1.0
     stride = rep.n_invariants * rep.n_channels  # features are flattened as (radial, B, channel)
     weights["outputs.0.0.linear.weight"][0, 0] = REPULSION
-    weights["outputs.0.1.linear.weight"][0, stride + 1] = CHARGE
+    # q = CHARGE (silu(s + NEARLY) - silu(s - NEARLY) - NEARLY)/NEARLY, from -CHARGE to CHARGE
+    signs = torch.tensor([1.0, -1.0])
+    weights["outputs.0.1.layers.0.weight"][:, stride + 1] = 2.5
+    weights["outputs.0.1.layers.0.bias"][:] = NEARLY * signs
+    weights["outputs.0.1.layers.1.weight"][0] = CHARGE / NEARLY * signs
+    weights["outputs.0.1.layers.1.bias"][0] = -CHARGE
     return cace_fast.Potential(spec, Weights(spec, weights), dtype="float64")
 
 
@@ -108,6 +115,17 @@ def spectrum(current: Floats, interval: float) -> tuple[Floats, Floats]:
     return np.fft.rfftfreq(len(current), interval) * PER_CM, power / power.max()
 
 
+def harmonic(atoms: Atoms, potential: cace_fast.Potential) -> float:
+    """Return the wave number in 1/cm of the vibration at rest that light drives most."""
+    masses = np.repeat(atoms.get_masses(), 3)
+    hessian = potential.hessian(atoms).reshape(len(masses), len(masses))
+    squares, modes = np.linalg.eigh(hessian / np.sqrt(np.outer(masses, masses)))
+    born = potential.compute(atoms, ("bec",))["bec"].reshape(-1, 3)
+    driven = (((modes / np.sqrt(masses)[:, None]).T @ born) ** 2).sum(1)
+    omega = np.sqrt(max(squares[driven.argmax()], 0.0)) * units.fs
+    return float(omega / (2.0 * np.pi) * PER_CM)
+
+
 def main(
     out: Annotated[Path, typer.Option(help="The picture.")] = Path("infrared.png"),
     quick: Annotated[bool, typer.Option("--quick", help="A short run, for tests.")] = False,
@@ -116,7 +134,9 @@ def main(
     """Run, print and draw."""
     console = Console()
     atoms = bulk("MgO", "rocksalt", a=LATTICE_CONSTANT, cubic=True)
-    atoms.calc = cace_fast.CACECalculator(make_potential())
+    potential = make_potential()
+    atoms.calc = cace_fast.CACECalculator(potential)
+    at_rest = harmonic(atoms, potential)
     rng = np.random.default_rng(seed)
     atoms.rattle(0.02, rng=rng)
     heat = {"temperature_K": TEMPERATURE, "friction": 0.02 / units.fs, "rng": rng, "fixcm": False}
@@ -130,10 +150,11 @@ def main(
     numbers, power = spectrum(current, interval)
     own = spectrum(np.gradient(moment, interval, axis=0), interval)[1]
     peak = numbers[power.argmax()]
-    charge = atoms.calc.potential.compute(atoms, ("bec",))["bec"][0].trace() / 3.0
+    charge = potential.compute(atoms, ("bec",))["bec"][0].trace() / 3.0
     console.print(f"Born charge of Mg          {charge:+.3f} e")
     console.print(f"energy drift               {1e3 * drift:+.3f} meV/atom")
     console.print(f"strongest line             {peak:.0f} 1/cm")
+    console.print(f"harmonic, at rest          {at_rest:.0f} 1/cm")
     console.print(f"that of dP/dt itself       {numbers[own.argmax()]:.0f} 1/cm")
     figure = Figure(figsize=(6.4, 3.6))
     axes = figure.subplots()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -14,61 +13,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import units
-from ase.build import bulk
 from ase.io import read
 from ase.md.verlet import VelocityVerlet
-from scipy.optimize import brentq
 from support.command import cace_fast, start, succeed
+from support.md_runs import (
+    ENSEMBLES,
+    OPTIONS,
+    WAVE,
+    Killed,
+    arguments,
+    assert_equal_runs,
+    kill_after,
+    log,
+    simulation,
+)
 from support.tiny_models import tiny_potential, tiny_spec, tiny_structure
 
-from cace_fast.cli.integrators import Settings, draw_momenta
 from cace_fast.cli.restart import Restart
-from cace_fast.cli.simulation import K_CELL, WORK, Simulation
-from cace_fast.electric_field import OscillatingField
+from cace_fast.cli.simulation import WORK, Simulation
 from cace_fast.interfaces.ase import CACECalculator
 from cace_fast.potential import load
 
-ENSEMBLES = ("nve", "nvt", "npt")
-OPTIONS = {"ewald_channels": 1, "steps": ("M",)}
-WAVE = OscillatingField((0.3, -0.2, 0.4), frequency=40.0, phase=30.0, pulse=(8.0, 6.0))
-FIELD = {
-    "field": "0.3,-0.2,0.4", "field-frequency": 40, "field-phase": 30, "field-pulse": "8,6",
-}  # fmt: skip
-
-
-@pytest.fixture
-def files(tmp_path, monkeypatch):
-    tiny_potential(**OPTIONS).save(tmp_path / "m.safetensors")
-    tiny_structure(tiny_spec(**OPTIONS), 2).write(tmp_path / "in.xyz")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def arguments(ensemble="nve", output="run", **options):
-    options = {"log-every": 1, "traj-every": 4, "restart-every": 5, "steps": 12} | options
-    base = ["md", "m.safetensors", "in.xyz", "--ensemble", ensemble, "--output", output]
-    return base + [word for name, value in options.items() for word in (f"--{name}", value)]
-
-
-def log(output="run"):
-    with open(f"{output}.csv") as file:
-        return list(csv.DictReader(file))
-
-
-def assert_equal_runs(one, other):
-    """Both runs left the same bytes and the same state."""
-    for ending in ("extxyz", "csv"):
-        first, second = (Path(f"{name}.{ending}").read_bytes() for name in (one, other))
-        assert first == second, ending
-    first, second = (Restart.load(Path(f"{name}.restart.npz")) for name in (one, other))
-    assert first.arrays.keys() == second.arrays.keys()
-    for name, array in first.arrays.items():
-        assert np.array_equal(array, second.arrays[name]), name
-    assert (first.step, first.random) == (second.step, second.random)
-
 
 @pytest.mark.parametrize("ensemble", ENSEMBLES)
-def test_outputs(files, ensemble):
+def test_outputs(md_files, ensemble):
     succeed(*arguments(ensemble))
     rows, frames = log(), read("run.extxyz", ":")
     assert [int(row["step"]) for row in rows] == list(range(13))
@@ -88,7 +56,7 @@ def test_outputs(files, ensemble):
     assert ("pressure_GPa" in rows[0]) == ("conserved_eV" in rows[0]) == (ensemble == "npt")
 
 
-def test_nve_is_velocity_verlet_of_the_model(files):
+def test_nve_is_velocity_verlet_of_the_model(md_files):
     succeed(*arguments("nve", timestep=0.5, **{"default-dtype": "float64"}))
     first, *_, last = read("run.extxyz", ":")
     rows = log()
@@ -101,7 +69,7 @@ def test_nve_is_velocity_verlet_of_the_model(files):
     assert np.allclose(atoms.positions, last.positions, atol=1e-6)
 
 
-def test_first_momenta(files):
+def test_first_momenta(md_files):
     """Drawn from the temperature with the seed, the centre of mass at rest; else those given."""
     tiny_structure(tiny_spec(**OPTIONS), 6).write("in.xyz")
     for output, options in (("a", {}), ("b", {}), ("c", {"seed": 1}), ("d", {"temperature": 1200})):
@@ -119,7 +87,7 @@ def test_first_momenta(files):
     assert np.allclose(read("e.extxyz", "0").get_momenta(), 3 * a, atol=1e-7)
 
 
-def test_thermostat_and_barostat_get_their_settings(files):
+def test_thermostat_and_barostat_get_their_settings(md_files):
     """With strong friction the temperature goes to the bath's; pressure sets the volume's way."""
     succeed(*arguments(output="warm", steps=1))
     read("warm.extxyz", "0").write("in.xyz")  # has momenta of 300 K
@@ -138,30 +106,9 @@ def test_thermostat_and_barostat_get_their_settings(files):
     assert volumes[0] < float(log("pressed")[0]["volume_A3"]) < volumes[1]
 
 
-class Killed(BaseException):
-    """Ends a run without any of the clean-up that a command does."""
-
-
-def simulation(ensemble, output, seed=0, field=None):
-    k_set = "frozen" if ensemble == "npt" else "sphere"
-    potential = load("m.safetensors", device="cpu", k_set=k_set)
-    stress = True if ensemble == "npt" else None
-    calculator = CACECalculator(potential, compute_stress=stress, external_field=field)
-    settings = Settings(ensemble, 300.0, 0.1, 1.0, 0.02, 4, 1, seed, "m", "p", "s", 1, k_set)
-    return Simulation(read("in.xyz"), calculator, settings, output)
-
-
-def kill_after(step, run):
-    def on_step():
-        if run.step == step:
-            raise Killed
-
-    return on_step
-
-
 @pytest.mark.parametrize("field", [None, WAVE], ids=["", "field"])
 @pytest.mark.parametrize("ensemble", ENSEMBLES)
-def test_runs_killed_after_any_step_continue_bit_for_bit(files, ensemble, field):
+def test_runs_killed_after_any_step_continue_bit_for_bit(md_files, ensemble, field):
     whole = simulation(ensemble, "whole", field=field)
     with closing(whole.outputs):
         whole.begin(force=False)
@@ -189,7 +136,7 @@ def test_runs_killed_after_any_step_continue_bit_for_bit(files, ensemble, field)
 
 
 @pytest.mark.parametrize("moment", ["before the restart file", "after it", "after the outputs"])
-def test_runs_killed_while_they_begin_continue(files, monkeypatch, moment):
+def test_runs_killed_while_they_begin_continue(md_files, monkeypatch, moment):
     succeed(*arguments(output="whole"))
     places = {
         "before the restart file": "cace_fast.cli.simulation.Simulation._save",
@@ -204,13 +151,13 @@ def test_runs_killed_while_they_begin_continue(files, monkeypatch, moment):
     with pytest.raises(Killed):
         cace_fast(*arguments(), catch_exceptions=False)
     monkeypatch.undo()
-    monkeypatch.chdir(files)
+    monkeypatch.chdir(md_files)
     succeed(*arguments(), "--restart")
     assert_equal_runs("whole", "run")
 
 
 @pytest.mark.parametrize(("ensemble", "lines"), [("nve", 12), ("nvt", 26), ("npt", 45)])
-def test_a_process_killed_by_sigkill_continues_bit_for_bit(files, ensemble, lines):
+def test_a_process_killed_by_sigkill_continues_bit_for_bit(md_files, ensemble, lines):
     """The real thing: SIGKILL, another process, and a third that nobody killed."""
     words = [*arguments(ensemble, steps=60, **{"restart-every": 7}), "--restart"]
     process = start(*words)
@@ -234,122 +181,7 @@ def test_a_process_killed_by_sigkill_continues_bit_for_bit(files, ensemble, line
     assert_equal_runs("whole", "run")
 
 
-def test_constant_pressure_keeps_the_vectors_k_of_the_first_cell(files):
-    first = read("in.xyz").cell[:]
-    result = succeed(*arguments("npt", steps=12, pressure=20))
-    assert "the vectors k of the first cell, kept (--k-set frozen)" in result.stderr
-    saved = Restart.load(Path("run.restart.npz")).arrays
-    assert np.array_equal(saved[K_CELL], first)
-    assert not np.array_equal(saved["atoms.cell"], first)
-    potential = load("m.safetensors", device="cpu", k_set="frozen")
-    potential.long_range.reference_cell, last = first, read("run.extxyz", "-1")
-    assert abs(last.get_potential_energy() - potential.compute(last)["energy"]) < 1e-6
-    result = succeed(*arguments("npt", "own", pressure=20), "--k-set", "sphere")
-    assert "vectors k" not in result.stderr
-    assert K_CELL not in Restart.load(Path("own.restart.npz")).arrays
-    other = cace_fast(*arguments("npt", "own", steps=20, pressure=20), "--restart")
-    assert "--restart: k_set: expected sphere as in the run" in other.stderr
-
-
-def copper(volume, pressure, steps, timestep):
-    """Return the log of 32 atoms of copper at constant pressure that begin at 300 K."""
-    atoms = bulk("Cu", cubic=True) * (2, 2, 2)
-    atoms.set_cell(np.eye(3) * volume ** (1 / 3), scale_atoms=True)
-    draw_momenta(atoms, 600.0, np.random.default_rng(0))  # half of it goes into the lattice
-    atoms.write("cu.xyz")
-    run = {"steps": steps, "timestep": timestep, "pressure": pressure, "traj-every": 10**6}
-    words = arguments("npt", **run, **{"default-dtype": "float64", "restart-every": 10**6})
-    succeed("md", "copper-emt", "cu.xyz", *words[3:], "--force")
-    return {key: np.array([float(row[key]) for row in log()]) for key in log()[0]}
-
-
-def test_constant_pressure_is_that_of_the_equation_of_state(files):
-    """Begun at the volume of 5 GPa by another way, a crystal stays there; begun wide, it goes."""
-    potential = load("copper-emt", device="cpu", dtype="float64")
-
-    def excess(volume):
-        atoms = bulk("Cu", cubic=True)
-        atoms.set_cell(np.eye(3) * (volume / 8) ** (1 / 3), scale_atoms=True)
-        cold = -potential.compute(atoms, ("stress",))["stress"].trace() / 3
-        thermal = 2.0 * 3 * units.kB * 300.0 * 32 / volume  # Grueneisen's, gamma about 2
-        return (cold + thermal) / units.GPa - 5.0
-
-    volume = brentq(excess, 350.0, 390.0)
-    found = copper(volume, 5.0, 600, 3.0)
-    assert found["volume_A3"].mean() == pytest.approx(volume, rel=3e-3)
-    assert found["pressure_GPa"].mean() == pytest.approx(5.0, abs=0.2)
-    assert found["temperature_K"].mean() == pytest.approx(300.0, abs=40.0)
-    wide = copper(1.02 * volume, 5.0, 150, 3.0)["volume_A3"]
-    assert wide.min() < volume < wide[0]
-
-
-def test_constant_pressure_conserves_to_the_order_of_the_integrator(files):
-    wide, fine = (np.ptp(copper(378.0, 0.0, 160 * k, 4.0 / k)["conserved_eV"]) for k in (1, 2))
-    assert 3.0 < wide / fine < 5.5
-    kinetic = 1.5 * 32 * units.kB * 300.0
-    assert wide < 0.01 * kinetic
-
-
-def test_a_cell_that_runs_away_ends_the_run(files):
-    """Atoms on top of each other: the typed error comes before the volume is nonsense."""
-    atoms = read("in.xyz")
-    atoms.set_cell(0.6 * atoms.cell[:], scale_atoms=True)
-    atoms.write("in.xyz")
-    words = arguments("npt", steps=400, temperature=3000, timestep=0.5)
-    result = cace_fast(*words, "--k-set", "sphere")
-    assert result.exit_code == 3
-    volume = atoms.get_volume()
-    assert (
-        f"--ensemble npt: expected a volume within a factor of 3 of the first, {volume:.0f} A^3"
-        in (result.stderr)
-    )
-    assert "run --ensemble nvt first and begin with its last frame" in result.stderr
-    last = log()[-1]
-    assert float(last["volume_A3"]) > 3 * volume > float(log()[-2]["volume_A3"])
-    assert f"A^3 after step {last['step']}, at " in result.stderr
-
-
-@pytest.mark.parametrize("pbc", [True, False], ids=["periodic", "open"])
-def test_the_log_has_field_and_work_and_they_balance_the_energy(files, pbc):
-    atoms = read("in.xyz")
-    atoms.pbc = pbc
-    atoms.write("in.xyz")
-    run = {"default-dtype": "float64", "timestep": 0.25, "steps": 64} | FIELD
-    result = succeed(*arguments(**run))
-    rows = {key: np.array([float(row[key]) for row in log()]) for key in log()[0]}
-    assert f"work of the field {rows['work_eV'][-1]:.6f} eV" in result.stderr
-    for step in (0, 32, 64):
-        field = [rows[f"field_{axis}_V_A"][step] for axis in "xyz"]
-        np.testing.assert_allclose(field, WAVE(0.25 * step), rtol=1e-12)
-    balance = rows["total_eV"] - rows["field_eV"] - rows["work_eV"]
-    assert np.ptp(balance) < 0.05 * np.ptp(rows["work_eV"])
-    assert (np.abs(rows["field_eV"]).max() > 0.01) == (not pbc)
-    plain = read("run.extxyz", "-1")
-    energy = load("m.safetensors", device="cpu", dtype="float64").compute(plain)["energy"]
-    own = rows["potential_eV"][-1] - rows["field_eV"][-1]
-    assert own == pytest.approx(energy, abs=1e-6)
-    longer = succeed(*arguments(**run | {"steps": 80}), "--restart")
-    assert "continuing run after step 64" in longer.stderr
-    succeed(*arguments(output="whole", **run | {"steps": 80}))
-    assert_equal_runs("whole", "run")
-    other = cace_fast(*arguments(**run | {"steps": 90, "field-phase": 31}), "--restart")
-    assert "--restart: field: expected OscillatingField(amplitude=(0.3, -0.2, 0.4)" in other.stderr
-
-
-def test_slabs_run_with_their_vacuum(files):
-    atoms = read("in.xyz")
-    atoms.pbc = (True, True, False)
-    atoms.write("in.xyz")
-    assert "pbc: expected" in cace_fast(*arguments()).stderr
-    succeed(*arguments(**{"slab-vacuum": 15.0, "k-set": "frozen"}))
-    last = read("run.extxyz", "-1")
-    potential = load("m.safetensors", device="cpu", slab_vacuum=15.0)
-    expected = potential.compute(last)["energy"]
-    assert last.get_potential_energy() == pytest.approx(expected, abs=1e-5)
-    assert K_CELL in Restart.load(Path("run.restart.npz")).arrays
-
-
-def test_longer_runs_continue_shorter_ones(files):
+def test_longer_runs_continue_shorter_ones(md_files):
     succeed(*arguments("nvt", "whole", steps=12))
     succeed(*arguments("nvt", steps=7), "--restart")
     result = succeed(*arguments("nvt", steps=12), "--restart")
@@ -360,7 +192,7 @@ def test_longer_runs_continue_shorter_ones(files):
     assert_equal_runs("whole", "run")
 
 
-def test_neighbours_are_searched_anew_at_every_restart_write(files, monkeypatch):
+def test_neighbours_are_searched_anew_at_every_restart_write(md_files, monkeypatch):
     calls = []
     honest = CACECalculator.reset_neighbors
     monkeypatch.setattr(
@@ -383,7 +215,7 @@ def test_neighbours_are_searched_anew_at_every_restart_write(files, monkeypatch)
         ({"slab-vacuum": 9}, "slab_vacuum: expected None"),
     ],
 )
-def test_other_settings_are_refused(files, options, name):
+def test_other_settings_are_refused(md_files, options, name):
     succeed(*arguments(steps=6))
     before = Path("run.extxyz").read_bytes()
     result = cace_fast(*arguments(options.pop("ensemble", "nve"), steps=12, **options), "--restart")
@@ -392,7 +224,7 @@ def test_other_settings_are_refused(files, options, name):
     assert Path("run.extxyz").read_bytes() == before
 
 
-def test_another_model_or_structure_is_refused(files):
+def test_another_model_or_structure_is_refused(md_files):
     succeed(*arguments(steps=6))
     shutil.copy("m.safetensors", "kept")
     tiny_potential(seed=2, **OPTIONS).save("m.safetensors")
@@ -404,19 +236,19 @@ def test_another_model_or_structure_is_refused(files):
     assert "--restart: structure: expected" in cace_fast(*arguments(), "--restart").stderr
 
 
-def test_nothing_is_overwritten_without_force(files):
+def test_nothing_is_overwritten_without_force(md_files):
     succeed(*arguments(steps=6))
-    before = {p: p.read_bytes() for p in files.iterdir()}
+    before = {p: p.read_bytes() for p in md_files.iterdir()}
     result = cace_fast(*arguments(steps=6))
     assert result.exit_code == 3
     assert "run.restart.npz exists already. Pass --restart to continue its run." in result.stderr
     Path("run.restart.npz").unlink()
     lost = cace_fast(*arguments(steps=6), "--restart")
     assert "run.extxyz exists already" in lost.stderr
-    after = {p: p.read_bytes() for p in files.iterdir()}
+    after = {p: p.read_bytes() for p in md_files.iterdir()}
     assert after == {p: b for p, b in before.items() if p.name != "run.restart.npz"}
     succeed(*arguments(steps=6, seed=3), "--force")
-    assert Path("run.csv").read_bytes() != before[files / "run.csv"]
+    assert Path("run.csv").read_bytes() != before[md_files / "run.csv"]
 
 
 def damaged(path):
@@ -440,7 +272,7 @@ def with_objects(path):
 
 
 @pytest.mark.parametrize("spoil", [damaged, of_other_kind, with_objects])
-def test_damaged_restart_files(files, spoil):
+def test_damaged_restart_files(md_files, spoil):
     succeed(*arguments(steps=6))
     spoil(Path("run.restart.npz"))
     result = cace_fast(*arguments(), "--restart")
@@ -449,7 +281,7 @@ def test_damaged_restart_files(files, spoil):
     assert not Path("trapped").exists()
 
 
-def test_outputs_that_are_too_short(files):
+def test_outputs_that_are_too_short(md_files):
     succeed(*arguments(steps=6))
     Path("run.csv").write_bytes(b"")
     result = cace_fast(*arguments(), "--restart")
@@ -457,7 +289,7 @@ def test_outputs_that_are_too_short(files):
     assert "got 0 bytes in run.csv" in result.stderr
 
 
-def test_states_of_another_ase_are_refused(files):
+def test_states_of_another_ase_are_refused(md_files):
     """An attribute that the integrator has and the file lacks would be lost without a word."""
     succeed(*arguments("npt", steps=6))
     saved = Restart.load(Path("run.restart.npz"))
@@ -468,7 +300,7 @@ def test_states_of_another_ase_are_refused(files):
     assert "got one without _thermostat._p_eta" in result.stderr
 
 
-def test_wrong_arguments(files):
+def test_wrong_arguments(md_files):
     assert "--timestep: expected a time above 0" in cace_fast(*arguments(timestep=0)).stderr
     both = cace_fast(*arguments(), "--restart", "--force")
     assert "--force: expected either --restart or --force" in both.stderr
@@ -488,7 +320,7 @@ def test_wrong_arguments(files):
     assert not Path("run.csv").exists()
 
 
-def test_interrupts_say_how_to_continue(files, monkeypatch):
+def test_interrupts_say_how_to_continue(md_files, monkeypatch):
     def interrupt(self, steps, restart_every, on_step):
         raise KeyboardInterrupt
 
@@ -498,7 +330,7 @@ def test_interrupts_say_how_to_continue(files, monkeypatch):
     assert "interrupted after step 0; --restart continues" in result.stderr
 
 
-def test_further_inputs_and_results_of_the_file(files):
+def test_further_inputs_and_results_of_the_file(md_files):
     """Inputs of the model go along, and an old energy does not stand in the way."""
     options = {"inputs": ("charge_states",)}
     tiny_potential(**options).save("m.safetensors")

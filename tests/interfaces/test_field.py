@@ -145,6 +145,8 @@ def test_the_clock_begins_where_the_run_stands(charged):
     work = FieldWork(dynamics)
     np.testing.assert_allclose(atoms.calc.field, WAVE(10.0))
     assert not np.allclose(atoms.get_forces(), early, atol=1e-3)
+    atoms.get_stress()  # is not there yet: calculated for the same structure, at its own time
+    np.testing.assert_allclose(atoms.calc.field, WAVE(10.0))
     work.begin(work=0.75)
     assert work.work == 0.75
 
