@@ -20,11 +20,11 @@ def test_the_log_has_field_and_work_and_they_balance_the_energy(md_files, pbc):
     atoms = read("in.xyz")
     atoms.pbc = pbc
     atoms.write("in.xyz")
-    run = {"default-dtype": "float64", "timestep": 0.25, "steps": 32} | FIELD
+    run = {"default-dtype": "float64", "timestep": 0.25, "steps": 64} | FIELD
     result = succeed(*arguments(**run))
     rows = {key: np.array([float(row[key]) for row in log()]) for key in log()[0]}
     assert f"work of the field {rows['work_eV'][-1]:.6f} eV" in result.stderr
-    for step in (0, 16, 32):
+    for step in (0, 32, 64):
         field = [rows[f"field_{axis}_V_A"][step] for axis in "xyz"]
         np.testing.assert_allclose(field, WAVE(0.25 * step), rtol=1e-12)
     balance = rows["total_eV"] - rows["field_eV"] - rows["work_eV"]
@@ -34,11 +34,11 @@ def test_the_log_has_field_and_work_and_they_balance_the_energy(md_files, pbc):
     energy = load("m.safetensors", device="cpu", dtype="float64").compute(plain)["energy"]
     own = rows["potential_eV"][-1] - rows["field_eV"][-1]
     assert own == pytest.approx(energy, abs=1e-6)
-    longer = succeed(*arguments(**run | {"steps": 40}), "--restart")
-    assert "continuing run after step 32" in longer.stderr
-    succeed(*arguments(output="whole", **run | {"steps": 40}))
+    longer = succeed(*arguments(**run | {"steps": 72}), "--restart")
+    assert "continuing run after step 64" in longer.stderr
+    succeed(*arguments(output="whole", **run | {"steps": 72}))
     assert_equal_runs("whole", "run")
-    other = cace_fast(*arguments(**run | {"steps": 45, "field-phase": 31}), "--restart")
+    other = cace_fast(*arguments(**run | {"steps": 75, "field-phase": 31}), "--restart")
     assert "--restart: field: expected OscillatingField(amplitude=(0.3, -0.2, 0.4)" in other.stderr
 
 
