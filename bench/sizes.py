@@ -1,4 +1,4 @@
-"""Cost of a step against the number of atoms, on one thread and on two; table and picture.
+"""Cost of a step against the number of atoms, for one model or several; table and picture.
 
     python bench/sizes.py ../shared/data/upstream/water-mp0-sr --plot docs/cpu_sizes.png
 
@@ -9,6 +9,7 @@ brought to 300 K. Rebuilds of the list are included; thread counts alternate in 
 from __future__ import annotations
 
 import argparse
+import gc
 import resource
 import time
 import warnings
@@ -115,30 +116,37 @@ def plot(path: Path, rows: list[tuple[int, list[float]]], threads: list[int], ti
 
 
 def main() -> None:
-    """Measure all sizes, print a table, draw it."""
+    """Measure all sizes, print a table, draw the first model's."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("model", type=Path, help="folder with model.pth and structures.xyz")
+    parser.add_argument("models", nargs="+", type=Path, help="folders: model.pth, structures.xyz")
     parser.add_argument("--atoms", nargs="+", type=int, default=list(SIZES))
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
-    calc = CACECalculator(options.model / "model.pth", "cpu", backend="cpu")
+    first = CACECalculator(options.models[0] / "model.pth", "cpu")
     loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak = library.peak(32)
-    title = f"{options.model.name}, float32, {library.isa()}, {peak / 1e9:.0f} GFlop/s on one core"
-    print(title)
-    print(f"{'atoms':>8}" + "".join(f"{f'us/atom x{n}':>14}" for n in options.threads)
-          + f"{'ratio':>8}{'kB/atom':>9}")  # fmt: skip
+    print(f"float32, {library.isa()}, {peak / 1e9:.0f} GFlop/s on one core")
+    times = "".join(f"{f'us/atom x{n}':>14}" for n in options.threads)
+    print(f"{'atoms':>8}  {'model':<20}{times}{'ratio':>8}{'Mflop added':>13}{'kB/atom':>9}")
     rows = []
-    for atoms in boxes(options.model, options.atoms, calc):
-        us = measure(atoms, calc, options.threads, options.rounds if len(atoms) < 5e5 else 1)
-        rows.append((len(atoms), us))
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - loaded
-        print(f"{len(atoms):>8}" + "".join(f"{u:>14.3g}" for u in us)
-              + f"{us[0] / us[-1]:>8.2f}{1.024 * memory / len(atoms):>9.3g}",
-              flush=True)  # fmt: skip
+    for atoms in boxes(options.models[0], options.atoms, first):
+        for folder in options.models:
+            rounds = options.rounds if len(atoms) < 5e5 else 1
+            calc = CACECalculator(folder / "model.pth", "cpu")
+            us = measure(atoms.copy(), calc, options.threads, rounds)
+            del calc
+            gc.collect()  # its buffers go before those of the next come
+            if folder == options.models[0]:
+                rows.append((len(atoms), us))
+            added = 1e-12 * (us[0] - rows[-1][1][0]) * peak
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - loaded
+            print(f"{len(atoms):>8}  {folder.name:<20}" + "".join(f"{u:>14.3g}" for u in us)
+                  + f"{us[0] / us[-1]:>8.2f}{added:>13.2f}{1.024 * memory / len(atoms):>9.3g}",
+                  flush=True)  # fmt: skip
     if options.plot:
+        title = f"{options.models[0].name}, float32, {library.isa()}, {peak / 1e9:.0f} GFlop/s"
         plot(options.plot, rows, options.threads, title)
 
 
