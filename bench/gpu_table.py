@@ -68,7 +68,8 @@ def kernels(model: str) -> tuple[Specialised, ...]:
     last = len(configs.TILES) - 1
     for number in range(last + 1) if model in ALL_GPUS else (last,):
         with tiles(number):
-            found |= {id(k.source): k for k in record(SHAPES[model], 2).kernels}
+            recorded = record(SHAPES[model], 2)
+            found |= {id(k.source): k for k in (*recorded.kernels, *recorded.list_kernels)}
     return tuple(found.values())
 
 

@@ -192,10 +192,16 @@ def predict(
 
 
 def step(
-    launches: Sequence[Launch], resources: Sequence[Resources], device: Device, growth: float
+    launches: Sequence[Launch],
+    resources: Sequence[Resources],
+    device: Device,
+    growths: Sequence[float],
 ) -> Iterator[Cost]:
-    """Predict every launch of a step; the arguments are those of `predict`."""
-    touched = sum(x.traffic.unique_loaded + x.traffic.unique_stored for x in launches)
-    for launch, needs in zip(launches, resources, strict=True):
+    """Predict every launch of a step; the arguments are those of `predict`, for each launch."""
+    touched = sum(
+        (x.traffic.unique_loaded + x.traffic.unique_stored) * growth
+        for x, growth in zip(launches, growths, strict=True)
+    )
+    for launch, needs, growth in zip(launches, resources, growths, strict=True):
         # Arrays are read by several launches: half of what they touch together is distinct.
-        yield predict(launch, needs, device, growth, touched / 2 * growth * 1e-6)
+        yield predict(launch, needs, device, growth, touched / 2 * 1e-6)

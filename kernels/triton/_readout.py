@@ -232,23 +232,27 @@ def tail(
 ):  # fmt: skip
     """All layers behind the first one, for one atom: forwards, backwards, or both.
 
-    ``z`` [PARTS, n_1, n] are the first layer's sums, whose rows are the lanes; every later number
-    is the same in all lanes. NET has (inputs, outputs, where weights and biases begin in
-    ``packed``, length of a row, number of the first output in FLAGS) of each layer. Backwards,
-    ``grad_z`` [n_1, n] gets dE/dz of dE/dy.
+    ``z`` [PARTS, n_1, n] are the first layer's sums: HC times 32 lanes have a row each (in turns
+    of 32, as a wider array would go through shared memory), and every later number is the same in
+    all lanes. NET has (inputs, outputs, where weights and biases begin in ``packed``, length of a
+    row, number of the first output in FLAGS) of each layer. Backwards, ``grad_z`` [n_1, n] gets
+    dE/dz of dE/dy.
     """
     N1: tl.constexpr = get(NET, 0, 0)
     LAST: tl.constexpr = length(NET) - 1
     atom = tl.program_id(0)
-    h = tl.arange(0, HC)
-    inside = h < N1
-    x = _summed(z, h, N1, n, atom, inside, PARTS)
-    flag = tl.load(flags + h, mask=inside, other=0)
-    first = tl.where(inside, _activated(x, flag, KINDS), 0.0)
+    h = tl.arange(0, 32)
+    first = ()
+    for c in tl.static_range(HC):
+        x = _summed(z, h + c * 32, N1, n, atom, h + c * 32 < N1, PARTS)
+        flag = tl.load(flags + (h + c * 32), mask=h + c * 32 < N1, other=0)
+        first = first + (tl.where(h + c * 32 < N1, _activated(x, flag, KINDS), 0.0),)
     pre = ()
     for o in tl.static_range(get(NET, 0, 1)):
         place = packed + (get(NET, 0, 2) + o * get(NET, 0, 4))
-        products = tl.load(place + h, mask=inside, other=0.0) * first
+        products = first[0] * 0.0
+        for c in tl.static_range(HC):
+            products += tl.load(place + (h + c * 32), mask=h + c * 32 < N1, other=0.0) * first[c]
         pre = pre + (tl.sum(products, 0) + tl.load(packed + (get(NET, 0, 3) + o)),)
     pre = _further_layers(pre, packed, NET, KINDS, FLAGS)
     if FORWARD:
@@ -259,9 +263,13 @@ def tail(
         for o in tl.static_range(get(NET, LAST, 1)):
             grad = grad + (tl.load(grad_y + o * n + atom),)
         grad = _back_to_second(grad, pre, packed, NET, KINDS, FLAGS)
-        total = x * 0.0
-        for o in tl.static_range(get(NET, 0, 1)):
-            place = packed + (get(NET, 0, 2) + o * get(NET, 0, 4))
-            total += tl.load(place + h, mask=inside, other=0.0) * grad[o]
-        total *= _activated_slope(x, flag, KINDS)
-        tl.store(grad_z + h * n + atom, total, mask=inside)
+        for c in tl.static_range(HC):
+            x = _summed(z, h + c * 32, N1, n, atom, h + c * 32 < N1, PARTS)
+            flag = tl.load(flags + (h + c * 32), mask=h + c * 32 < N1, other=0)
+            total = x * 0.0
+            for o in tl.static_range(get(NET, 0, 1)):
+                place = packed + (get(NET, 0, 2) + o * get(NET, 0, 4))
+                weight = tl.load(place + (h + c * 32), mask=h + c * 32 < N1, other=0.0)
+                total += weight * grad[o]
+            total *= _activated_slope(x, flag, KINDS)
+            tl.store(grad_z + (h + c * 32) * n + atom, total, mask=h + c * 32 < N1)

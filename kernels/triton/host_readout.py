@@ -159,7 +159,7 @@ class Tail:
             z, self._packed, self._flags, grad_z if y is None else y,
             grad_z if grad_y is None else grad_y, grad_z, n, NET=self._net, FLAGS=self._numbers,
             KINDS=self._kinds, PARTS=z.shape[0], FORWARD=y is not None,
-            BACKWARD=grad_y is not None, HC=max(LANES, 1 << (self._net[0][0] - 1).bit_length()),
+            BACKWARD=grad_y is not None, HC=-(-self._net[0][0] // LANES),
             num_warps=1,
         )  # fmt: skip
 
