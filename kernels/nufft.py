@@ -18,8 +18,9 @@ from torch import Tensor
 from cace_fast.errors import InputError
 
 SPHERE = 1.0 - 1e-6  # k^2 below this fraction of the limit: as reference/ewald.py
-SINGLE_FROM = 1e-4  # tolerances that transforms in single precision keep, also in crystals
-SAFETY = 0.03  # accuracy asked of a transform, as a fraction of that promised for the forces
+SINGLE_FROM = 1e-3  # tolerances that transforms in single precision keep, also in crystals
+SAFETY = 0.003  # accuracy that a transform has to have, as a fraction of that of the forces
+LOOSEST = 3e-4  # tolerance: coarser kernels than it needs are not accurate in proportion
 MAX_POINTS = 2**31  # of the grid of integer vectors
 
 
@@ -202,7 +203,7 @@ class NufftSum:
 def accuracy(tolerance: float) -> tuple[float, torch.dtype]:
     """Return what to ask of transforms for an error of forces: their accuracy, and their type."""
     single = tolerance >= SINGLE_FROM
-    return SAFETY * tolerance, torch.complex64 if single else torch.complex128
+    return SAFETY * min(tolerance, LOOSEST), torch.complex64 if single else torch.complex128
 
 
 def _grid(cell: Tensor, k_cell: Tensor, dl: float, sigma: float, exponent: int) -> _Grid:

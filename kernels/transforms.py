@@ -14,6 +14,10 @@ from cace_fast.kernels.nufft import Transforms
 from cace_fast.kernels.plain_nufft import PlainTransforms
 
 Shape = tuple[int, int, int]
+# FINUFFT's grid 1.25 times as fine as the modes keeps what it is asked for within a factor of 8,
+# its grid twice as fine is off by up to 350 (bench/long_range_errors.py). So the first is asked
+# ten times less than the second; but it cannot do better than 1e-9.
+COARSE, COARSE_FROM, COARSE_ASKS = 1.25, 3e-10, 10.0
 KEPT_POINTS = 4_000_000  # of modes, for which plans are kept: their memory is bounded
 
 
@@ -41,7 +45,10 @@ class LibraryTransforms:
         self._accuracy, self._dtype = accuracy, dtype
         self._options: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch.")}
         if n_threads is not None:
-            self._options |= {"nthreads": n_threads, "showwarn": 0}
+            self._options |= {"nthreads": n_threads, "showwarn": 0, "upsampfac": 2.0}
+            if accuracy >= COARSE_FROM:
+                self._options["upsampfac"] = COARSE
+                self._accuracy = COARSE_ASKS * accuracy
         self._on_host = n_threads is not None
         self._plans: dict[tuple[int, Shape, int], Any] = {}
         self._ready: set[tuple[int, Shape, int]] = set()  # plans that have the current points
