@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import runpy
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from ase import units
 from ase.md.langevin import Langevin
 from ase.md.nose_hoover_chain import IsotropicMTKNPT
 from ase.md.verlet import VelocityVerlet
+from support.markdown import blocks
+from support.paths import REPOSITORY
 from support.tiny_models import tiny_potential, tiny_structure
 
 from cace_fast import CACECalculator, FieldWork, OscillatingField, load
@@ -173,3 +176,13 @@ def test_wrong_uses_are_refused(charged):
     atoms.numbers[:] = 29
     with pytest.raises(NotImplementedError, match="charge"):
         atoms.get_forces()
+
+
+def test_the_page_shows_how():
+    """The block of docs/dynamics.md runs, and its energy changes by the work."""
+    page = (REPOSITORY / "docs" / "dynamics.md").read_text()
+    (block,) = (b for b in blocks(page) if b.info == ("python",))
+    names = {}
+    exec(block.code, names)
+    crystal = runpy.run_path(str(REPOSITORY / "examples" / "infrared.py"))["make_potential"]()
+    assert abs(names["run"](crystal)) < 1e-4
