@@ -4,7 +4,7 @@
 
 Forces against the direct sum, relative to the largest force: ten thousand random charges in a cubic
 box and in one of 1:20, and a barely rattled crystal, whose forces are small differences. Single
-precision is taken for all tolerances here, to show where it ends; the engine takes it from 1e-3 on.
+precision is taken for all tolerances here, to show where it ends; the engine takes it from 3e-3 on.
 """
 
 from __future__ import annotations

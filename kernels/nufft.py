@@ -18,7 +18,7 @@ from torch import Tensor
 from cace_fast.errors import InputError
 
 SPHERE = 1.0 - 1e-6  # k^2 below this fraction of the limit: as reference/ewald.py
-SINGLE_FROM = 1e-3  # tolerances that transforms in single precision keep, also in crystals
+SINGLE_FROM = 3e-3  # tolerances that transforms in single precision keep, also in crystals
 SAFETY = 0.003  # accuracy that a transform has to have, as a fraction of that of the forces
 LOOSEST = 3e-4  # tolerance: coarser kernels than it needs are not accurate in proportion
 MAX_POINTS = 2**31  # of the grid of integer vectors

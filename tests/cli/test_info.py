@@ -35,6 +35,7 @@ def test_what_a_person_looks_for(model):
         "further inputs charge_states",
         "long range E_lr: Ewald sum over 'q', 1/r^1, dl 1.7 A, sigma 1 A",
         "direct sum below about",
+        "long range of a slab E_lr: where its vacuum is stated (slab_vacuum",
         "precision of the file float64",
         "licence MIT",
         "note made for tests",
@@ -53,6 +54,14 @@ def test_json_holds_the_whole_specification(model):
     assert from_json(json.dumps(found["specification"])) == spec
     assert found["parameters"] == sum(t.numel() for t in tiny_weights(spec).values())
     assert found["features per atom"] == spec.representation.n_features
+
+
+def test_a_long_range_that_slabs_do_not_have(tmp_path):
+    path = tmp_path / "model.safetensors"
+    tiny_potential(ewald_channels=1, ewald={"exponent": 6}).save(path)
+    assert json.loads(succeed("info", path, "--json").stdout)["long range of a slab"] == [
+        "E_lr: none for 1/r^6"
+    ]
 
 
 def test_full_lists_tensors(model):

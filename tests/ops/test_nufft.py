@@ -263,7 +263,7 @@ class StandIn:
         return torch.from_numpy(self.plan.execute(data.numpy()))
 
 
-@pytest.mark.parametrize("tolerance", [1e-3, 1e-6])
+@pytest.mark.parametrize("tolerance", [3e-3, 1e-6])
 def test_cufinufft_gets_what_it_takes(monkeypatch, tolerance):
     """Plans, arguments and results on the device, against a stand-in with its interface."""
     monkeypatch.setattr(StandIn, "calls", [])
