@@ -351,6 +351,12 @@ class TestRefusals:
         ):
             potential(backend=backend).compute(atoms)
 
+    def test_the_one_of_a_batch_is_named(self, backend):
+        bad = slab()
+        bad.cell[2] *= 0.2
+        with pytest.raises(InputError, match=r"structure 1: positions: expected atoms of a slab"):
+            potential(backend=backend).compute([slab(), bad])
+
     def test_a_cell_without_a_height(self, backend):
         atoms = slab()
         atoms.cell[2] = 0.0
