@@ -30,12 +30,8 @@ def charges(n=7, n_q=2, seed=0, cell=CELL):
     return rng.normal(size=(n, n_q)), rng.uniform(0.0, 0.9, (n, 3)) @ cell
 
 
-def erf(x):
-    return torch.special.erf(torch.from_numpy(x)).numpy()
-
-
-def erfc(x):
-    return torch.special.erfc(torch.from_numpy(x)).numpy()
+def special(name, x):
+    return getattr(torch.special, name)(torch.from_numpy(x)).numpy()
 
 
 def plane_sum(q, r, cell):
@@ -46,7 +42,8 @@ def plane_sum(q, r, cell):
     d = r[:, None] - r[None]
     z = d @ normal
     terms = -0.5 * (
-        z * erf(z / (sqrt(2) * SIGMA)) + SIGMA * sqrt(2 / pi) * np.exp(-0.5 * (z / SIGMA) ** 2)
+        z * special("erf", z / (sqrt(2) * SIGMA))
+        + SIGMA * sqrt(2 / pi) * np.exp(-0.5 * (z / SIGMA) ** 2)
     )
     dual = 2 * pi * np.linalg.inv(np.array([cell[0], cell[1], normal])).T
     for i, j in np.ndindex(17, 17):
@@ -54,7 +51,8 @@ def plane_sum(q, r, cell):
         length = np.linalg.norm(k)
         if 0 < length < 12.0:
             up, down = (
-                np.exp(s * length * z) * erfc(length * SIGMA / sqrt(2) + s * z / (sqrt(2) * SIGMA))
+                np.exp(s * length * z)
+                * special("erfc", length * SIGMA / sqrt(2) + s * z / (sqrt(2) * SIGMA))
                 for s in (1, -1)
             )
             terms = terms + np.cos(d @ k) / (4 * length) * (up + down)
