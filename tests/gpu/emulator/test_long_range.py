@@ -143,6 +143,18 @@ def test_a_cell_that_changes_keeps_what_was_captured_where_it_can(
     assert (run._captured is captured) == always
 
 
+def test_a_new_box_of_a_slab_needs_a_new_capture(device: torch.device) -> None:
+    engine, reference = engines(device, LongRange("direct", 1e-7, "frozen", slab_vacuum=8.0))
+    given = system((True, True, False))
+    moving = ResidentSystem(engine, given, skin=0.6)
+    moving.evaluate(wanted=WANTED)
+    captured = moving._own._run._captured
+    wider = replace(given, positions=1.004 * given.positions, cell=1.004 * given.cell)
+    found = moving.evaluate(wider.positions.to(device), wider.cell.to(device), wanted=WANTED)
+    assert_equal(found, reference.evaluate(with_pairs(wider), WANTED))
+    assert moving._own._run._captured is not captured
+
+
 def with_pairs(graph: AtomicGraph) -> AtomicGraph:
     found = neighbor_list(
         graph.positions.numpy(), graph.cell[0].numpy(), graph.pbc[0].numpy(),
