@@ -113,15 +113,17 @@ def test_training_sums_directly(taken):
 
 def test_tolerance_and_set_of_vectors(taken):
     module = like.water_like()
-    assert accelerate(module).long_range.tolerance == 1e-6
+    default = accelerate(module)
+    assert default.long_range.tolerance == 1e-6
+    default.double()
+    default(dictionary(box(2), CUTOFF))
+    assert default.long_range.tolerance == 1e-10
+    module.float()
     fast = accelerate(module, long_range="nufft", k_set="frozen", long_range_tolerance=1e-5)
     fast.double()
     fast(dictionary(box(3), CUTOFF))
     assert fast.long_range.tolerance == 1e-5
     np.testing.assert_allclose(fast.long_range.reference_cell, box(3).cell[:])
-    plain = accelerate(module)
-    plain(dictionary(box(2), CUTOFF))
-    assert plain.long_range.tolerance == 1e-10
     for options in ({"long_range": "fast"}, {"k_set": "cube"}, {"long_range_tolerance": 2.0}):
         with pytest.raises(InputError, match=next(iter(options))):
             accelerate(module, **options)
