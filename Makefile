@@ -9,7 +9,7 @@ COMPILED := setup.py $(wildcard kernels/cpu/build.py kernels/cpu/generate.py ker
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test coverage lint format types floors wheel bench clean \
-  gpu-checks gpu-checks-full gpu-table gpu-test gpu-bench
+  gpu-checks gpu-checks-full gpu-interpreted gpu-emulated gpu-table gpu-test gpu-bench
 
 help:  ## show this list
 	@echo "cace-fast: fast, safe inference for CACE interatomic potentials"
@@ -55,12 +55,17 @@ bench: $(STAMP)  ## time the operations (pytest-benchmark)
 	@$(BIN)/pytest bench --benchmark-only $(ARGS)
 
 gpu-checks: $(STAMP)  ## prove the GPU kernels without a GPU: interpreter, emulator, compile matrix
-	@TRITON_INTERPRET=1 $(BIN)/pytest tests/gpu/interpreter -m "not slow" $(ARGS)
-	@$(BIN)/pytest tests/gpu/emulator tests/gpu/device tests/gpu/matrix -m "not slow" $(ARGS)
+	@$(MAKE) --no-print-directory -j2 -Otarget gpu-interpreted gpu-emulated SPEED='-m "not slow"'
 
 gpu-checks-full: $(STAMP)  ## the same with all models and architectures (an hour)
-	@TRITON_INTERPRET=1 $(BIN)/pytest tests/gpu/interpreter $(ARGS)
-	@$(BIN)/pytest tests/gpu/emulator tests/gpu/device tests/gpu/matrix $(ARGS)
+	@$(MAKE) --no-print-directory -j2 -Otarget gpu-interpreted gpu-emulated
+
+# Each keeps one core busy, whatever torch would take.
+gpu-interpreted: $(STAMP)
+	@OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/pytest tests/gpu/interpreter $(SPEED) $(ARGS)
+
+gpu-emulated: $(STAMP)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest tests/gpu/emulator tests/gpu/device tests/gpu/matrix $(SPEED) $(ARGS)
 
 gpu-table: $(STAMP)  ## compile all kernels for all GPUs, write the table that the checks compare with
 	@$(BIN)/python bench/gpu_table.py $(ARGS)
