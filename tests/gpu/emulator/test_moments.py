@@ -95,17 +95,17 @@ def test_vectors_in_a_large_box_keep_single_precision_of_their_own_length() -> N
     generator = torch.Generator().manual_seed(5)
     edges, _ = some_edges(60, 5, F32)
     n_edges = len(edges.sender)
-    cell = torch.diag(torch.tensor([812.3456789, 700.1234567, 640.7654321]).double())[None]
-    positions = torch.rand(60, 3, generator=generator).double() @ cell[0]
+    cell = torch.diag(torch.tensor([812.3456789, 700.1234567, 640.7654321]).double())
+    positions = torch.rand(60, 3, generator=generator).double() @ cell
     numbers = torch.randint(-1, 2, (3, 20), generator=generator, dtype=torch.int32)
     shift = torch.randint(0, 20, (n_edges,), generator=generator, dtype=torch.int32)
-    atoms, shifts = ([nans(3, k) for _ in "hl"] for k in (60, 20))
+    atoms, shifts = ((nans(3, k), nans(3, k)) for k in (60, 20))
+    cells = torch.stack([cell, torch.eye(3).double()])
+    lists = launch.Lists(shift, numbers, torch.zeros(20, dtype=torch.int32), cells, atoms, shifts)
     with emulate("sm_90"):
-        launch.split(positions, *atoms)
-        launch.shift_vectors(numbers, torch.zeros(20, dtype=torch.int32), cell, *shifts)
-        closest = nans(launch.n_blocks(n_edges))
-        launch.edge_vectors(atoms, shifts, edges, shift, closest)
-    moved = numbers[:, shift].T.double() @ cell[0]
+        launch.places(positions, lists)
+        launch.edge_vectors(lists, edges, nans(launch.n_blocks(n_edges)))
+    moved = numbers[:, shift].T.double() @ cell
     expected = (positions[edges.receiver] - positions[edges.sender] + moved).T
     error = (edges.vectors.double() - expected).abs()
     assert bool((error <= 1.2e-7 * expected.abs() + 1e-9).all())
