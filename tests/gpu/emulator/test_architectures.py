@@ -50,7 +50,8 @@ def check(model: str, architecture: str, tile: int) -> None:
     for name in PROPERTIES:
         scale = np.abs(exact[name]).max()
         error, plain = (np.abs(x[name] - exact[name]).max() / scale for x in (found, usual))
-        allowed = MORE_ERROR * plain + 5e-6  # of energies that nearly cancel
+        # the slack is for the energies of licl-gaf3-lr0, whose cause is not known
+        allowed = MORE_ERROR * plain + 5e-6
         assert error < allowed, f"{name}: {error:.1e}, allowed {allowed:.1e}"
 
 
