@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from support.boxes import CELLS, PBC, places
 from support.tiny_models import tiny_potential, tiny_structure
 
 from cace_fast import device_neighbors
@@ -12,28 +13,6 @@ from cace_fast.device_neighbors import DeviceVerletList, device_neighbor_list
 from cace_fast.errors import InputError
 from cace_fast.neighbors import neighbor_list
 from cace_fast.potential import Potential
-
-CELLS = {
-    "cubic": np.diag([11.0, 12.0, 13.0]),
-    "triclinic": np.array([[9.0, 0.0, 0.0], [3.0, 8.0, 0.0], [-2.0, 2.5, 7.5]]),
-    "small": np.array([[3.1, 0.0, 0.0], [1.4, 2.9, 0.0], [0.3, -0.8, 3.3]]),
-    "flat": np.diag([2.5, 20.0, 6.0]),
-    "left-handed": np.array([[0.0, 6.0, 0.0], [7.0, 0.0, 0.0], [0.5, 0.5, 8.0]]),
-}
-PBC = {
-    "ppp": (True,) * 3,
-    "ppo": (True, True, False),
-    "opo": (False, True, False),
-    "ooo": (False,) * 3,
-}
-
-
-def positions(n: int, cell: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Return atoms in and around a cell: some lie several cells away."""
-    rng = np.random.default_rng(seed)
-    return (
-        rng.random((n, 3)) * 1.2 + rng.integers(-2, 3, (n, 3)) * (rng.random((n, 1)) < 0.3)
-    ) @ cell
 
 
 @pytest.fixture(params=["all pairs", "bins"], autouse=True)
@@ -56,19 +35,19 @@ def compare(r: np.ndarray, cell: np.ndarray, pbc: tuple[bool, ...], cutoff: floa
 @pytest.mark.parametrize("pbc", PBC.values(), ids=PBC)
 @pytest.mark.parametrize("name", CELLS)
 def test_pairs_are_those_of_vesin(name: str, pbc: tuple[bool, ...]) -> None:
-    assert compare(positions(40, CELLS[name]), CELLS[name], pbc, 4.5) > 40
+    assert compare(places(40, CELLS[name]), CELLS[name], pbc, 4.5) > 40
 
 
 @pytest.mark.parametrize("n", [0, 1, 2])
 def test_few_atoms(n: int) -> None:
-    compare(positions(n, CELLS["small"]), CELLS["small"], (True,) * 3, 5.5)
-    compare(positions(n, CELLS["small"]), CELLS["small"], (False,) * 3, 5.5)
+    compare(places(n, CELLS["small"]), CELLS["small"], (True,) * 3, 5.5)
+    compare(places(n, CELLS["small"]), CELLS["small"], (False,) * 3, 5.5)
 
 
 def test_chunks_do_not_change_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_neighbors, "AT_ONCE", 500)
-    assert compare(positions(60, CELLS["triclinic"]), CELLS["triclinic"], (True,) * 3, 4.0) > 1000
-    assert compare(positions(30, CELLS["small"]), CELLS["small"], (True,) * 3, 4.0) > 1000
+    assert compare(places(60, CELLS["triclinic"]), CELLS["triclinic"], (True,) * 3, 4.0) > 1000
+    assert compare(places(30, CELLS["small"]), CELLS["small"], (True,) * 3, 4.0) > 1000
 
 
 def test_a_line_of_atoms_without_a_cell() -> None:
@@ -81,7 +60,7 @@ def test_systems_of_a_batch_do_not_see_each_other() -> None:
     names, sizes = ["cubic", "small", "triclinic"], [20, 7, 13]
     flags = [PBC["ppp"], PBC["ppp"], PBC["ppo"]]
     parts = [
-        positions(n, CELLS[name], k) for k, (n, name) in enumerate(zip(sizes, names, strict=True))
+        places(n, CELLS[name], k) for k, (n, name) in enumerate(zip(sizes, names, strict=True))
     ]
     found = device_neighbor_list(
         torch.from_numpy(np.concatenate(parts)),
@@ -115,7 +94,7 @@ def test_errors_name_what_is_wrong() -> None:
 def test_a_skin_keeps_the_list_until_two_atoms_moved_that_far() -> None:
     cell = torch.from_numpy(CELLS["cubic"])[None]
     pbc = torch.tensor([[True] * 3])
-    r = torch.from_numpy(positions(30, CELLS["cubic"]))
+    r = torch.from_numpy(places(30, CELLS["cubic"]))
     search = DeviceVerletList(4.0, 0.6)
     first = search(r, cell, pbc)
     near = r.clone()

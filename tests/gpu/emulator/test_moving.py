@@ -13,14 +13,12 @@ import pytest
 import torch
 from ase import units
 from ase.md.verlet import VelocityVerlet
+from support.boxes import CELLS, PBC, places
 from support.moving import (
-    CELLS,
     MODEL,
-    PBC,
     SKIN,
     engine_of,
     graph_without_pairs,
-    places,
     run_of,
     same_pairs,
 )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.moving import CELLS, PBC, places, run_of, same_pairs
+from support.boxes import CELLS, PBC, places
+from support.moving import run_of, same_pairs
 
 from cace_fast.engine.device_moving import MovingRun
 from cace_fast.kernels.emulation.guard import watch
