@@ -160,7 +160,8 @@ class DeviceStep:
         self.pairs = EdgeBuffers(capacity, k.device, k.dtype, rep.cutoff)
         self.rho, self.grad_rho = floats(n_rho, n_segments), floats(n_rho, n_segments)
         self.features, self.grad_features = (floats(stages * self.n_features, n) for _ in "xg")
-        self.a = [floats(n_a, n) for _ in range(stages)] if stages > 1 else []
+        kept = [n_a if t or self._is_read(0) else 0 for t in range(stages)]
+        self.a = [floats(rows, n) for rows in kept]  # the first one can be made of rho again
         self.grad_a = [floats(n_a, n) for _ in range(stages)]
         self.grad_vectors = floats(3, n_edges)
         ints = torch.zeros(n_systems + 1, dtype=torch.int32, device=k.device)
@@ -228,7 +229,7 @@ class DeviceStep:
         launch.places(self.inputs.positions, self.pairs.lists, kept, strayed)
         launch.edge_vectors(self.pairs.lists, edges, self.results.closest)
         k.moments.forward(edges, self.rho)
-        first = self.a[0] if self.a else None
+        first = self.a[0] if self._is_read(0) else None
         k.contraction.forward(self.rho, edges, species, self._stage(self.features, 0), first)
         for t, messages in enumerate(k.messages):
             b = self._stage(self.features, t)
@@ -290,24 +291,27 @@ class DeviceStep:
         if k.messages:
             self.grad_vectors.zero_()
             self._messages_backward()
-        later = bool(k.messages)
         k.contraction.backward(
             self.rho, edges, species, self._stage(self.grad_features, 0), self.grad_a[0],
-            self.grad_rho, add=later,
+            self.grad_rho, add=self._is_read(0),
         )  # fmt: skip
-        k.moments.backward(edges, self.grad_rho, self.grad_vectors, add=later)
+        k.moments.backward(edges, self.grad_rho, self.grad_vectors, add=bool(k.messages))
         self._forces()
 
     def _messages_backward(self) -> None:
-        """Go back through the generations; dE/dA of the first one goes to ``grad_a[0]``."""
+        """Go back through the generations; dE/dA of each but the last goes to ``grad_a``."""
         k, edges = self.kernels, self.pairs.edges
         for t in reversed(range(len(k.messages))):
             grad = self.grad_a[t + 1]
             grad_b = self._stage(self.grad_features, t + 1)
-            later = t + 1 < len(k.messages)
-            k.contraction.contract_backward(self.a[t + 1], grad_b, grad, add=later)
+            read = self._is_read(t + 1)
+            k.contraction.contract_backward(self.a[t + 1], grad_b, grad, add=read)
             before = (self.grad_a[t], self._stage(self.grad_features, t), self.grad_vectors)
             k.messages[t].backward(edges, self.inputs.species, grad, before, self.message_work[t])
+
+    def _is_read(self, t: int) -> bool:
+        """Return whether a message reads A of a generation: then ``grad_a`` has its share."""
+        return t < len(self.kernels.messages) and self.kernels.messages[t].reads_a
 
     def _forces(self) -> None:
         """Gather forces and virials of atoms."""

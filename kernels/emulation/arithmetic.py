@@ -118,6 +118,15 @@ def _extract(x: Array, position: Array, length: Array) -> Array:
     return np.asarray(moved & ones)
 
 
+def _extract_signed(x: Array, position: Array, length: Array) -> Array:
+    """Bits of a signed number from ``position`` on, the last of them (or of x) repeated upwards."""
+    bits = np.uint32(x.dtype.itemsize * 8)
+    first, count = (np.minimum(y & np.uint32(0xFF), bits) for y in (position, length))
+    up = bits - np.minimum(first + count, bits)
+    moved = _shift(left=False)(_shift(left=True)(x, up), up + first)
+    return np.where(count == 0, x.dtype.type(0), moved)
+
+
 _UNARY: dict[str, Function] = {
     "rcp": lambda x: 1 / x, "sqrt": np.sqrt, "rsqrt": lambda x: 1 / np.sqrt(x), "sin": np.sin,
     "cos": np.cos, "ex2": np.exp2, "lg2": np.log2, "tanh": np.tanh,
@@ -229,6 +238,8 @@ def _logic(i: Instruction, names: set[str], kind: str) -> Operation:
         return Operation((kind, "u32"), kind, _shift(left=False))
     if i.name == "bfe" and not names and kind in ("u32", "u64"):
         return Operation((kind, "u32", "u32"), kind, _extract)
+    if i.name == "bfe" and not names and kind in ("s32", "s64"):
+        return Operation((kind, "u32", "u32"), kind, _extract_signed)
     if i.name == "popc" and not names and kind in BITS:
         return Operation((kind,), "u32", lambda x: np.bitwise_count(x).astype(np.uint32))
     raise KeyError(i.name)

@@ -323,6 +323,38 @@ def _vote(kernel: Kernel, i: Instruction) -> Step:
     return vote
 
 
+def _matrix(kernel: Kernel, i: Instruction) -> Step:
+    """``ldmatrix``, ``stmatrix``: 8 rows of 16 bytes for each register, whose places 8 lanes name.
+
+    Lane t has bytes 4 (t % 4) to 4 (t % 4) + 3 of row t / 4.
+    """
+    loads, counts = i.name == "ldmatrix", {"x1": 1, "x2": 2, "x4": 4}
+    _space(i, ("shared",))
+    count = counts.get(i.parts[4], 0)
+    group, address = _group(i.operands[not loads]), _address(kernel, i.operands[loads], i)
+    if i.parts[1:4] != ("sync", "aligned", "m8n8") or len(i.parts) != 7 or count != len(group):
+        raise i.error("this variant is not emulated")
+    writers = [target(o, i) for o in group] if loads else []
+    readers = [] if loads else [source(kernel, o, "u32", i) for o in group]
+
+    def move(lanes: Lanes, active: Active) -> None:
+        every, places = lanes.lanes(active), address(lanes, None)
+        if len(every) % 32 or (places & 15).any():
+            raise i.error("whole warps and rows at multiples of 16 bytes are needed")
+        who = lanes.program[every], lanes.thread[every]
+        for k in range(count):
+            place = places[every // 32 * 32 + 8 * k + every % 32 // 4] + 4 * (every % 4)
+            try:
+                if loads:
+                    writers[k](lanes, active, lanes.shared.load(place, DTYPES["u32"], 1, *who)[0])
+                else:
+                    lanes.shared.store(place, [readers[k](lanes, active)], *who)
+            except PtxError as error:
+                raise i.error(f"access to {error}") from None
+
+    return move
+
+
 def _policy(kernel: Kernel, i: Instruction) -> Step:
     """Give a caching policy some number: it has no meaning here."""
     write: Target = target(i.operands[0], i)
@@ -332,6 +364,7 @@ def _policy(kernel: Kernel, i: Instruction) -> Step:
 DECODERS: dict[str, Callable[[Kernel, Instruction], Step]] = {
     "mov": _move, "cvta": _move, "ld": _load, "st": _store, "atom": _atomic, "red": _atomic,
     "shfl": _shuffle, "redux": _vote, "vote": _vote, "createpolicy": _policy,
+    "ldmatrix": _matrix, "stmatrix": _matrix,
 }  # fmt: skip
 
 

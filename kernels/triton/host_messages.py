@@ -1,4 +1,4 @@
-"""Host side of message passing: packs weights once, launches kernels; copies are torch's."""
+"""Host side of message passing: packs weights once, launches kernels, no arithmetic."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from torch import Tensor
 from cace_fast.kernels import shapes
 from cace_fast.kernels.edge_moments import embeddings
 from cace_fast.kernels.edges import Edges, radial_table
-from cace_fast.kernels.triton import _messages
+from cace_fast.kernels.triton import _layout, _messages
 from cace_fast.kernels.triton.host_contraction import degrees, packed_mixing
 from cace_fast.kernels.triton.host_readout import Network, Work
 from cace_fast.kernels.triton.networks import layers_of
 from cace_fast.spec import Bchi, Representation
 
 LANES = 32  # of a program of one warp
+TURNED = {"BA": 64, "BN": 16, "num_warps": 1}  # atoms and numbers of a tile between layouts
 
 
 class Messages:
@@ -32,11 +33,17 @@ class Messages:
         The representation and its tensors; their device and dtype are those of the work.
     step
         Which step, from 0.
+
+    Attributes
+    ----------
+    reads_a
+        Whether A' depends on A: Bchi alone does not read it.
     """
 
     def __init__(self, spec: Representation, weights: Mapping[str, Tensor], step: int) -> None:
         like = weights["embedding.sender"]
         self.parts = spec.steps[step]
+        self.reads_a = self.parts.memory or self.parts.ar
         self.n_b, self.c, self.k = spec.radial.n_rbf, spec.n_channels, spec.n_embedding
         self.n_a, self.n_radial, self.n_degrees = spec.n_monomials, spec.n_radial, spec.l_max + 1
         self.rc = self.n_radial * self.c
@@ -81,15 +88,15 @@ class Messages:
     def buffers(self, n: int, n_edges: int) -> Work:
         """Return the buffers for ``n`` atoms and ``n_edges`` edges."""
         like, lanes, wide = self.scale, (self.n_a, self.rc), self.n_b * self.c
-        work = {name: like.new_empty(n, *lanes) for name in ("a", "grad", "out")}
+        held = ("a", "grad", "out") if self.reads_a else ("grad", "out")
+        work = {name: like.new_empty(n, *lanes) for name in held}
         if self.parts.ar:
             work["slopes"] = like.new_empty(-(-self.rc // LANES), n_edges)
         if self.network is not None:
             work |= self.network.buffers(n)
             work["w"] = like.new_empty(self.n_degrees * self.c, n)
             work["grad_b"] = like.new_empty(self.network.n_in, n)
-            for name in ("v", "h"):
-                work[name] = like.new_empty(n, self.n_degrees * self.c)
+            work["v"] = like.new_empty(n, self.n_degrees * self.c)
             for name in ("sums", "grad_sums"):
                 work[name] = like.new_empty(n, self.n_a, wide)
             work["grad_v"] = like.new_empty(n, self.n_degrees, self.n_b, self.c)
@@ -100,23 +107,24 @@ class Messages:
     ) -> None:
         """Write A' [R n_A C, n]; ``species`` [n] is int32."""
         n, n_edges = species.shape[0], edges.vectors.shape[1]
-        self._rows_of_atoms(work["a"]).copy_(self._components(a))
+        if self.reads_a:
+            self._to_atoms(a, work["a"], species)
         if self.network is not None:
             self.network.forward(b, work["w"], work)
-            torch.index_select(self.sender, 0, species, out=work["h"])
-            torch.mul(work["h"], work["w"].T, out=work["v"])
+            self._to_atoms(work["w"], work["v"], species, self.sender)
             _messages.bchi_sum[self._grid(n, self.n_b * self.c)](
                 edges.vectors, edges.sender, edges.atom_first, edges.seg_first, self.table,
                 work["v"], work["sums"], n_edges, **self.sums, **self.shape,
             )  # fmt: skip
+        unused = work["grad"]
         _messages.messages_forward[self._grid(n, self.rc)](
-            work["a"], work.get("sums", work["a"]), edges.vectors, edges.sender, edges.atom_first,
-            edges.seg_first, species, self.table, self.receiver, self.mixing, self.decay,
-            self.memory, work["out"], n_edges, self.scale,
+            work.get("a", unused), work.get("sums", unused), edges.vectors, edges.sender,
+            edges.atom_first, edges.seg_first, species, self.table, self.receiver, self.mixing,
+            self.decay, self.memory, work["out"], n_edges, self.scale,
             NB=self.n_b, K=self.k, RADIAL_OUT=self.n_radial, AR=self.parts.ar,
             BCHI=self.network is not None, MEMORY=self.parts.memory, **self.shape,
         )  # fmt: skip
-        self._components(out).copy_(self._rows_of_atoms(work["out"]))
+        self._to_components(work["out"], out, species)
 
     def backward(
         self,
@@ -128,17 +136,19 @@ class Messages:
     ) -> None:
         """Write or add the gradients of dE/dA' ``grad_out``, after :meth:`forward`.
 
-        ``grads`` are those of A, which is written, and of B and vectors, to which is added.
+        ``grads`` are those of A, which is written if it is read, and of B and vectors, to which
+        is added.
         """
         grad_a, grad_b, grad_vectors = grads
         n, n_edges = species.shape[0], edges.vectors.shape[1]
-        self._rows_of_atoms(work["grad"]).copy_(self._components(grad_out))
-        _messages.messages_backward[self._grid(n, self.rc)](
-            work["grad"], edges.vectors, edges.receiver, edges.sent_first, edges.sent_edge,
-            self.table, self.decay, self.memory, work["out"], n_edges, self.scale,
-            NB=self.n_b, RC=self.rc, AR=self.parts.ar, MEMORY=self.parts.memory, **self.shape,
-        )  # fmt: skip
-        self._components(grad_a).copy_(self._rows_of_atoms(work["out"]))
+        self._to_atoms(grad_out, work["grad"], species)
+        if self.reads_a:
+            _messages.messages_backward[self._grid(n, self.rc)](
+                work["grad"], edges.vectors, edges.receiver, edges.sent_first, edges.sent_edge,
+                self.table, self.decay, self.memory, work["out"], n_edges, self.scale,
+                NB=self.n_b, RC=self.rc, AR=self.parts.ar, MEMORY=self.parts.memory, **self.shape,
+            )  # fmt: skip
+            self._to_components(work["out"], grad_a, species)
         if self.parts.ar:
             _messages.ar_slopes[self._grid(n, self.rc)](
                 work["a"], work["grad"], edges.vectors, edges.sender, edges.atom_first,
@@ -148,7 +158,7 @@ class Messages:
         if self.network is not None:
             self._network_backward(edges, species, grad_b, work)
         if self.parts.ar or self.network is not None:
-            unused = work["a"]
+            unused = work["grad"]
             _messages.edge_gradient[(-(-n_edges // LANES),)](
                 work.get("grad_sums", unused), work.get("v", unused), work.get("slopes", unused),
                 edges.vectors, edges.sender, edges.receiver, edges.seg_first, self.table,
@@ -171,18 +181,34 @@ class Messages:
             work["grad_sums"], edges.vectors, edges.receiver, edges.sent_first, edges.sent_edge,
             self.table, work["grad_v"], n_edges, **self.sums, **self.shape,
         )  # fmt: skip
-        by_atom = work["grad_v"].sum(2).flatten(1).mul_(work["h"])
-        work["w"].copy_(by_atom.T)
+        self._to_components(work["grad_v"], work["w"], species, self.sender)
         self.network.backward(work["w"], work["grad_b"], work)
         grad_b.add_(work["grad_b"])
 
-    def _components(self, x: Tensor) -> Tensor:
-        """Return [R n_A C, n] as [R, n_A, C, n]."""
-        return x.view(self.n_radial, self.n_a, self.c, x.shape[1])
+    def _to_atoms(self, x: Tensor, y: Tensor, species: Tensor, table: Tensor | None = None) -> None:
+        """Write y atom-major of x [.., n]: A, or with a ``table`` [n_species, ..] weights by l."""
+        _layout.to_atoms[self._tiles(x)](
+            x, x if table is None else table, species, y, x.shape[1], FACTOR=table is not None,
+            **self._numbers(table),
+        )  # fmt: skip
 
-    def _rows_of_atoms(self, x: Tensor) -> Tensor:
-        """Return [n, n_A, R C] as [R, n_A, C, n]."""
-        return x.view(len(x), self.n_a, self.n_radial, self.c).permute(2, 1, 3, 0)
+    def _to_components(
+        self, y: Tensor, x: Tensor, species: Tensor, table: Tensor | None = None
+    ) -> None:
+        """Write x [.., n] of y atom-major: A, or with a ``table`` weights by l, summed over n."""
+        _layout.to_components[self._tiles(x)](
+            y, y if table is None else table, species, x, x.shape[1], FACTOR=table is not None,
+            SUMMED=1 if table is None else self.n_b, **self._numbers(table),
+        )  # fmt: skip
+
+    def _numbers(self, table: Tensor | None) -> dict[str, int]:
+        """Return how the numbers of an atom are counted: those of A, or of the weights by l."""
+        q, m = (self.n_radial, self.n_a) if table is None else (1, self.n_degrees)
+        return {"Q": q, "M": m, "C": self.c, **TURNED}
+
+    def _tiles(self, x: Tensor) -> tuple[int]:
+        rows, n = x.shape
+        return (-(-rows // TURNED["BN"]) * -(-n // TURNED["BA"]),)
 
     def _grid(self, n: int, lanes: int) -> tuple[int]:
         return (n * -(-lanes // LANES),)

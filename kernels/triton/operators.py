@@ -114,7 +114,7 @@ class Step:
         """Return the gradients with respect to A, B and the vectors."""
         self.value(a, b)
         grad = _components(grad_out)
-        by_a, by_b = torch.empty_like(grad), torch.zeros_like(_components(b))
+        by_a, by_b = torch.zeros_like(grad), torch.zeros_like(_components(b))
         by_vectors = torch.zeros_like(self.edges.vectors)
         grads = (by_a, by_b, by_vectors)
         self.messages.backward(self.edges, self.species, grad, grads, self.work)

@@ -181,6 +181,20 @@ def test_signs(kind):
     same(run(f"abs.{kind}", kind, (kind, x)), np.abs(x))
 
 
+@pytest.mark.parametrize("kind", ["s32", "s64"])
+def test_signed_bit_fields(kind):
+    x, bits = numbers(kind), int(kind[1:])
+    first, count = (np.random.default_rng(k).integers(0, bits + 9, N) for k in (1, 2))
+    expected = []
+    for value, low, length in zip(x.tolist(), first.tolist(), count.tolist(), strict=True):
+        last = min(low + length, bits) - 1  # its bit is repeated upwards
+        sign = -(value >> last & 1) << max(last - low, 0) if length else 0
+        expected.append(sign | (value >> low & ((1 << max(last - low, 0)) - 1)))
+    got = run(f"bfe.{kind}", kind, (kind, x), ("u32", first.astype(np.uint32)),
+              ("u32", count.astype(np.uint32)))  # fmt: skip
+    same(got, np.array(expected, x.dtype))
+
+
 @pytest.mark.parametrize(
     ("opcode", "function"),
     [

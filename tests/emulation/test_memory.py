@@ -184,6 +184,35 @@ $over: st.global.f32 [%d3], %r10;"""
         machine(code, 64).run((1,), torch.zeros(64), torch.zeros(64), 1.0)
 
 
+# rows of 16 bytes from the last to the first: lane l names that at 16 (31 - l)
+ROWS = """mov.u32 %r4, held; and.b32 %r5, %r0, 31; sub.s32 %r5, 31, %r5; shl.b32 %r5, %r5, 4;
+ add.s32 %r5, %r4, %r5; shl.b32 %r6, %r0, 2; add.s32 %r6, %r4, %r6; shr.u32 %r7, %r0, 5;
+ setp.eq.u32 %p1, %r7, 1; setp.eq.u32 %p2, %r7, 2; setp.eq.u32 %p3, %r7, 3;
+ setp.eq.u32 %p4, %r7, 0;
+"""
+LOADED = """ld.global.b32 %r8, [%d2]; st.shared.b32 [%r6], %r8; bar.sync 0;
+ ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r8, %r9, %r11, %r12}, [%r5];
+ @%p1 mov.b32 %r8, %r9; @%p2 mov.b32 %r8, %r11; @%p3 mov.b32 %r8, %r12;
+ st.global.b32 [%d3], %r8;
+"""
+STORED = """ld.global.b32 %r8, [%d2]; ld.global.b32 %r9, [%d2+128]; ld.global.b32 %r11, [%d2+256];
+ ld.global.b32 %r12, [%d2+384];
+ @%p4 stmatrix.sync.aligned.m8n8.x4.shared.b16 [%r5], {%r8, %r9, %r11, %r12};
+ bar.sync 0; ld.shared.b32 %r8, [%r6]; st.global.b32 [%d3], %r8;
+"""
+
+
+@pytest.mark.parametrize("code", [LOADED, STORED], ids=["ldmatrix", "stmatrix"])
+def test_rows_of_matrices_in_shared_memory(code):
+    x, y = torch.arange(256.0), torch.zeros(128)
+    machine(ROWS + code, 128).run((1,), x, y, 1.0)
+    assert torch.equal(y, x[:128].reshape(32, 4).flip(0).reshape(-1))
+    with pytest.raises(PtxError, match="no barrier"):
+        machine(ROWS + code.replace("bar.sync 0;", ""), 128).run((1,), x, y, 1.0)
+    with pytest.raises(PtxError, match="multiples of 16 bytes"):
+        machine(ROWS + "add.s32 %r5, %r5, 4;" + code, 128).run((1,), x, y, 1.0)
+
+
 def test_shared_memory_has_an_end():
     code = REVERSE.format(barrier="bar.sync 0;").replace("%r0, 63", "%r0, 255")
     with pytest.raises(PtxError, match="outside the 256 bytes of shared memory"):
@@ -225,7 +254,8 @@ def test_approximate_results_are_disturbed_reproducibly():
         "ld.acquire.gpu.global.b32 %r1, [%d2]", "sin.f32 %r1, %r2", "cvt.rn.bf16.f32 %r1, %r2",
         "cvt.sat.s32.s32 %r1, %r2", "call.uni foo, (%r1)", "shfl.bfly.b32 %r1, %r2, 1, 31",
         "atom.global.cas.b32 %r1, [%d2], %r3, %r4", "setp.lt.and.f32 %p1, %r1, %r2, %p2",
-        "mov.u32 %r1, %smid", "bfe.s32 %r1, %r2, %r3, %r4", "prmt.b32 %r1, %r2, %r3, 1",
+        "mov.u32 %r1, %smid", "bfi.b32 %r1, %r2, %r3, 1, 2",
+        "ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%r1}, [%r2]", "prmt.b32 %r1, %r2, %r3, 1",
         "add.f64 %r1, %d2, %d3", "min.xorsign.abs.f32 %r1, %r2, %r3", "lop3.b32 %r1, %r2, %r3, 1",
         "vote.sync.any.pred %p1, %p2, -1", "bra $nowhere", "@%p1 bar.sync 0",
     ],
