@@ -34,13 +34,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="sm_90", help="cuda, or the GPU to emulate (sm_90)")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On a real GPU run what runs there, and nothing that would emulate another."""
+    if config.getoption("--device") != "cuda":
+        return
+    if not torch.cuda.is_available():
+        raise pytest.UsageError("--device cuda: torch finds no GPU")
+    kept = [item for item in items if "device" in getattr(item, "fixturenames", ())]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
+
+
 @pytest.fixture
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     """Return where tensors belong: a GPU with ``--device cuda``, else the CPU under emulation."""
     chosen = request.config.getoption("--device")
     if chosen == "cuda":
-        if not torch.cuda.is_available():
-            pytest.fail("--device cuda: torch finds no GPU")
         yield torch.device("cuda")
         return
     with emulate(chosen):

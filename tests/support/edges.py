@@ -71,4 +71,4 @@ def rho_of(
 
 def relative(found: Tensor, expected: Tensor) -> float:
     """Return the largest error in units of the largest number."""
-    return float((found.double() - expected).abs().max() / expected.abs().max())
+    return float((found.double().cpu() - expected).abs().max() / expected.abs().max())

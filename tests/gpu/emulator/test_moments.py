@@ -22,11 +22,14 @@ CASES = {
 }
 
 
-def nans(*shape: int) -> torch.Tensor:
-    return torch.full(shape, torch.nan)
+CPU = torch.device("cpu")
 
 
-def check(*, rates: bool = True, **options: object) -> None:
+def nans(*shape: int, device: torch.device = CPU) -> torch.Tensor:
+    return torch.full(shape, torch.nan, device=device)
+
+
+def check(device: torch.device, *, rates: bool = True, **options: object) -> None:
     rep = radial_representation(**options)  # type: ignore[arg-type]
     single = radial_weights(rep, F32)
     weights = {name: w.double() for name, w in single.items()}
@@ -37,28 +40,28 @@ def check(*, rates: bool = True, **options: object) -> None:
     along = torch.randn_like(vectors)
     (grad,) = torch.autograd.grad((rho * grad_rho).sum(), leaf, create_graph=True)
     bend, rate = torch.autograd.grad((grad * along).sum(), (leaf, grad_rho))
-    grad_rho = grad_rho.detach()
-    kernels, along = launch.Moments(rep, single), along.T.contiguous()
-    found = nans(*rho.shape)
+    grad_rho, along = grad_rho.detach().to(device), along.T.contiguous().to(device)
+    edges = type(edges)(*(t.to(device) for t in edges))
+    kernels = launch.Moments(rep, {name: w.to(device) for name, w in single.items()})
+    found = nans(*rho.shape, device=device)
     kernels.forward(edges, found)
     assert relative(found, rho.detach()) < 1e-6
-    found = nans(3, len(vectors))
+    found = nans(3, len(vectors), device=device)
     kernels.backward(edges, grad_rho, found)
     assert relative(found, grad.detach().T) < 2e-6
     if not rates:  # they take long to compile
         return
-    found = nans(*rho.shape)
+    found = nans(*rho.shape, device=device)
     kernels.rate(edges, along, found)
     assert relative(found, rate) < 2e-6
-    found = nans(3, len(vectors))
+    found = nans(3, len(vectors), device=device)
     kernels.backward_rate(edges, along, grad_rho, found)
     assert relative(found, bend.T) < 4e-6
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_values_and_derivatives(name: str) -> None:
-    with emulate("sm_90"):
-        check(**CASES[name])
+def test_values_and_derivatives(name: str, device: torch.device) -> None:
+    check(device, **CASES[name])
 
 
 @pytest.mark.slow
@@ -67,23 +70,24 @@ def test_values_and_derivatives(name: str) -> None:
 )
 def test_other_gpus_and_split_sums(architecture: str, l_max: int) -> None:
     with emulate(architecture):
-        check(l_max=l_max, n_rbf=6, rates=False)
+        check(CPU, l_max=l_max, n_rbf=6, rates=False)
 
 
 @pytest.mark.parametrize("tile", [t for _, t in configs.TILES])
-def test_every_shipped_tile(tile: Tile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_shipped_tile(
+    tile: Tile, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(configs, "TILES", ((2**31, tile),))
-    with emulate("sm_90"):
-        check(l_max=1, n_rbf=2, rates=False)
+    check(device, l_max=1, n_rbf=2, rates=False)
 
 
-def test_forces_are_the_same_bits_from_run_to_run() -> None:
+def test_forces_are_the_same_bits_from_run_to_run(device: torch.device) -> None:
     edges, vectors = some_edges(90, 25, F32)
     grad, before = torch.randn(3, len(vectors)), torch.randn(3, 90)
-    with emulate("sm_90"):
-        found = [(nans(3, 90), nans(6, 90)) for _ in range(2)]
-        for forces, virials in found:
-            launch.gather_forces(edges, grad, forces, virials, before)
+    found = [(nans(3, 90, device=device), nans(6, 90, device=device)) for _ in range(2)]
+    there = type(edges)(*(t.to(device) for t in edges))
+    for forces, virials in found:
+        launch.gather_forces(there, grad.to(device), forces, virials, before.to(device))
     assert torch.equal(found[0][0], found[1][0])
     assert torch.equal(found[0][1], found[1][1])
     wide = torch.zeros(90, 3).double().index_add(0, edges.receiver.long(), -grad.T.double())
@@ -91,7 +95,9 @@ def test_forces_are_the_same_bits_from_run_to_run() -> None:
     assert relative(found[0][0], wide) < 1e-6
 
 
-def test_vectors_in_a_large_box_keep_single_precision_of_their_own_length() -> None:
+def test_vectors_in_a_large_box_keep_single_precision_of_their_own_length(
+    device: torch.device,
+) -> None:
     generator = torch.Generator().manual_seed(5)
     edges, _ = some_edges(60, 5, F32)
     n_edges = len(edges.sender)
@@ -99,13 +105,14 @@ def test_vectors_in_a_large_box_keep_single_precision_of_their_own_length() -> N
     positions = torch.rand(60, 3, generator=generator).double() @ cell
     numbers = torch.randint(-1, 2, (3, 20), generator=generator, dtype=torch.int32)
     shift = torch.randint(0, 20, (n_edges,), generator=generator, dtype=torch.int32)
-    atoms, shifts = ((nans(3, k), nans(3, k)) for k in (60, 20))
     cells = torch.stack([cell, torch.eye(3).double()])
-    lists = launch.Lists(shift, numbers, torch.zeros(20, dtype=torch.int32), cells, atoms, shifts)
-    with emulate("sm_90"):
-        launch.places(positions, lists)
-        launch.edge_vectors(lists, edges, nans(launch.n_blocks(n_edges)))
+    atoms, shifts = ((nans(3, k, device=device), nans(3, k, device=device)) for k in (60, 20))
+    system = torch.zeros(20, dtype=torch.int32)
+    given = (x.to(device) for x in (shift, numbers, system, cells))
+    lists, there = launch.Lists(*given, atoms, shifts), type(edges)(*(t.to(device) for t in edges))
+    launch.places(positions.to(device), lists)
+    launch.edge_vectors(lists, there, nans(launch.n_blocks(n_edges), device=device))
     moved = numbers[:, shift].T.double() @ cell
     expected = (positions[edges.receiver] - positions[edges.sender] + moved).T
-    error = (edges.vectors.double() - expected).abs()
+    error = (there.vectors.double().cpu() - expected).abs()
     assert bool((error <= 1.2e-7 * expected.abs() + 1e-9).all())
