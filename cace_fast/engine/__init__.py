@@ -11,10 +11,11 @@ from cace_fast.kernels import backend as kernels
 from cace_fast.spec import EnergyTerm, ModelSpec
 from cace_fast.weights import Weights
 
+from .charges import physical_charges
 from .cpu import CpuEngine
 from .long_range import LongRange
 from .precision import find_device, find_dtype
-from .reference import ReferenceEngine, physical_charges
+from .reference import ReferenceEngine
 from .resident import ResidentSystem
 from .skin import VerletList
 

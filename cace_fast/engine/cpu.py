@@ -37,9 +37,9 @@ class _Held(NamedTuple):
 class CpuEngine(ReferenceEngine):
     """Evaluates a model with the compiled kernels.
 
-    Energies, forces, virials, charges and features come from the library; second derivatives and
-    Born charges from the reference, whose class this inherits. It takes candidate pairs and drops
-    those beyond the cutoff itself. Calls from several threads wait for each other.
+    All comes from the library but second derivatives, which are those of the reference, whose class
+    this inherits. It takes candidate pairs and drops those beyond the cutoff itself. Calls from
+    several threads wait for each other.
 
     Parameters
     ----------
@@ -125,13 +125,13 @@ class CpuEngine(ReferenceEngine):
                 found = self._evaluator.run(
                     structures, pairs, [*names, "charges"], torch.get_num_threads()
                 )
+                latent = None if term is None else self._latent(term, found.charges, graph)
+                born = None
+                if "born_charges" in wanted and latent is not None:
+                    born = self._born(graph, latent, self._charge_gradients)
             except CaceFastError as error:
                 self._held = None
                 raise _explained(error, graph, min_dist) from None
-        born = None
-        if "born_charges" in wanted:
-            ordered = graph.select(torch.argsort(graph.receivers, stable=True))
-            born = super().evaluate(ordered, ("born_charges",)).born_charges
         energies = torch.from_numpy(found.energies_sr + found.energies_lr)
         return ModelOutput(
             energy=model.by_system(energies, graph),
@@ -139,7 +139,7 @@ class CpuEngine(ReferenceEngine):
             energies_sr=torch.from_numpy(found.energies_sr),
             forces=None if found.forces is None else torch.from_numpy(found.forces),
             virials=None if found.virials is None else torch.from_numpy(found.virials),
-            latent_charges=None if term is None else self._latent(term, found.charges, graph),
+            latent_charges=latent,
             born_charges=born,
         )
 
@@ -203,6 +203,15 @@ class CpuEngine(ReferenceEngine):
                 return None
         senders, receivers, shifts = (np.ascontiguousarray(t.numpy()) for t in edges)
         return senders, receivers, shifts.astype(np.int64, copy=False)
+
+    def _charge_gradients(self, weights: Tensor) -> Tensor:
+        """Return the gradients [m, n, 3] of sum_i weights_i q_i, of what was evaluated last."""
+        (native,) = self._plan.terms
+        given = np.zeros((*weights.shape, self._evaluator.n_charges))
+        if native.fixed:  # charges that do not depend on positions
+            return torch.zeros((*weights.shape, 3), dtype=torch.float64)
+        given[:, :, native.first_charge] = weights.numpy()
+        return torch.from_numpy(self._evaluator.charge_gradients(given))
 
     def _latent(
         self, term: EnergyTerm, charges: library.Floats | None, graph: AtomicGraph

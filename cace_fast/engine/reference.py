@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from math import pi, sqrt
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -12,10 +11,10 @@ from torch import Tensor
 from cace_fast.errors import PropertyNotImplementedError
 from cace_fast.graph import AtomicGraph, ModelOutput
 from cace_fast.reference import model
-from cace_fast.reference.ewald import E2_PER_INTERNAL
 from cace_fast.spec import EnergyTerm, Ewald, ModelSpec
 from cace_fast.structures import trim
 
+from .charges import born_charges
 from .long_range import LongRange
 
 
@@ -131,7 +130,7 @@ class ReferenceEngine:
             charges = self._charges(moved, feats) if _needs_charges(wanted) else None
             born = None
             if "born_charges" in wanted and charges is not None:
-                born = self._born_charges(moved, leaf.positions, charges)
+                born = self._born(moved, charges, _gradients_of(charges, leaf.positions))
             forces, virials = self._derivatives(per_atom, leaf.positions, strain, wanted)
         return ModelOutput(
             energy=model.by_system(per_atom.detach(), graph),
@@ -193,6 +192,9 @@ class ReferenceEngine:
         forces = -next(gradients) if "forces" in wanted else None
         return forces, -next(gradients) if "virials" in wanted else None
 
+    def _born(self, graph: AtomicGraph, q: Tensor, gradients: Callable[[Tensor], Tensor]) -> Tensor:
+        return born_charges(q, graph, self.charge_term, self._boxes(graph), gradients)
+
     def _boxes(self, graph: AtomicGraph) -> Tensor:
         """Return the cells [n_systems, 3, 3] of polarisations, unit cells if open."""
         whole = graph.pbc.any(1)[:, None, None]
@@ -202,44 +204,15 @@ class ReferenceEngine:
             boxes[system] = slab.cell
         return boxes
 
-    def _born_charges(self, graph: AtomicGraph, positions: Tensor, q: Tensor) -> Tensor:
-        """Return dP_b/dr_ia [n, 3, 3] in e (docs/theory.md, equations 33 and 34)."""
-        if q.shape[1] != 1:
-            raise PropertyNotImplementedError(
-                f"bec: a model with one charge channel is needed, this one has {q.shape[1]}"
-            )
-        charge = physical_charges(q[:, 0], graph, self.charge_term)
-        cell = self._boxes(graph)
-        fraction = (positions[:, None, :] @ torch.linalg.inv(cell)[graph.batch])[:, 0].detach()
-        phase = 2.0 * pi * fraction
-        cos, sin = torch.cos(phase), torch.sin(phase)
-        # along an open direction P has sum q s: s stands where a periodic one has sin
-        weight = torch.where(graph.pbc[graph.batch], sin / (2.0 * pi), fraction)
-        out = torch.diag_embed(charge.detach()[:, None].expand(-1, 3)).clone()
-        for gamma in range(3):
-            periodic = graph.pbc[graph.batch, gamma, None]
-            c, s = cos[:, gamma, None], sin[:, gamma, None]
-            (along,) = _grad((charge * weight[:, gamma]).sum(), (positions,), retain_graph=True)
-            if bool(periodic.any()):
-                y = (charge * c[:, 0]).sum() / (2.0 * pi)
-                (by_cos,) = _grad(y, (positions,), retain_graph=True)
-                along = torch.where(periodic, along * c - by_cos * s, along)
-            out = out + along[:, :, None] * cell[graph.batch, gamma][:, None, :]
-        return out
 
+def _gradients_of(q: Tensor, positions: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return what gives the gradients [m, n, 3] of sum_i w_i q_i for weights w [m, n]."""
 
-def physical_charges(q: Tensor, graph: AtomicGraph, term: EnergyTerm) -> Tensor:
-    """Return charges [n] float64 in e: q sqrt(w norm/90.0474) minus its mean over each system."""
-    assert isinstance(term.module, Ewald)
-    scale = term.weight * term.module.norm_factor / E2_PER_INTERNAL
-    if scale < 0:
-        raise PropertyNotImplementedError(
-            f"charges: the long-range energy has the negative weight {term.weight:g}, so its "
-            "charges have no physical counterpart"
-        )
-    charge = q.to(torch.float64) * sqrt(scale)
-    count = torch.bincount(graph.batch, minlength=graph.n_systems).clamp(min=1)
-    return charge - (model.by_system(charge, graph) / count)[graph.batch]
+    def gradients(weights: Tensor) -> Tensor:
+        sums = (weights * q[:, 0].to(torch.float64)).sum(1)
+        return torch.stack([_grad(y, (positions,), retain_graph=True)[0] for y in sums])
+
+    return gradients
 
 
 def _needs_charges(wanted: Collection[str]) -> bool:

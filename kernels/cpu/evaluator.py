@@ -184,6 +184,21 @@ class Evaluator:
             self._finish(self._lib.cf_step_run(self._step, byref(given), byref(out)))
         return result
 
+    def charge_gradients(self, weights: library.Floats) -> library.Floats:
+        """Return the gradients [m, n, 3] of sum_i weights_i q_i with respect to positions.
+
+        Of the structures of the last :meth:`run`, which have to live still and which nothing else
+        may have followed; ``weights`` [m, n, n_charges] is float64 in C order.
+        """
+        found = np.empty((*weights.shape[:2], 3))
+        with self._lock:
+            self._finish(
+                self._lib.cf_step_charge_gradients(
+                    self._step, len(weights), address(weights), address(found)
+                )
+            )
+        return found
+
     def features(
         self,
         structures: Structures,

@@ -304,7 +304,7 @@ def test_partly_periodic_charges_are_refused():
         potential_of().compute(atoms)
 
 
-def test_second_derivatives_and_born_charges_come_from_the_reference():
+def test_second_derivatives_come_from_the_reference_and_charges_agree():
     spec = tiny_spec(ewald_channels=1)
     weights, atoms = tiny_weights(spec), tiny_structure(spec, 1)
     atoms = tiny_structure(spec, 2, pbc=False)[:3]

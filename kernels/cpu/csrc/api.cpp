@@ -18,6 +18,7 @@ struct cf_state {
   std::string error;
   int64_t bad_atom = -1;
   int next_forward = -1, next_backward = -1, n_threads = 1;  // -1: not now
+  bool all_forward = false;  // of the frame that the engine holds
 };
 
 namespace cace_fast {
@@ -53,7 +54,7 @@ int phase(cf_state* state, const F& f) {
   state->error.clear();
   state->bad_atom = -1;
   const int code = guarded(state->error, &state->bad_atom, f);
-  if (code != CF_OK) state->next_forward = state->next_backward = -1;
+  if (code != CF_OK) state->next_forward = state->next_backward = -1, state->all_forward = false;
   return code;
 }
 
@@ -86,6 +87,7 @@ void begin(cf_state* state, const cf_frame* frame) {
   state->engine->begin(*frame);
   state->next_forward = 0;
   state->next_backward = -1;
+  state->all_forward = false;
 }
 
 template <class F>
@@ -98,6 +100,7 @@ int operation(cf_state* state, const cf_frame* frame, const F& f) {
       state->engine->threads(team_size(state->n_threads));
     }
     state->next_forward = state->next_backward = -1;
+    state->all_forward = false;
     f(*state->engine);
     return int(CF_OK);
   });
@@ -252,6 +255,7 @@ int cf_forward(cf_state* state, int32_t t) {
     const bool last = t == state->model->stages - 1;
     state->next_forward = last ? -1 : t + 1;
     state->next_backward = last ? t : -1;
+    state->all_forward = last;
     return int(CF_OK);
   });
 }
@@ -299,6 +303,13 @@ int cf_get_gradients(const cf_state* state, int32_t t, double* dw, double* da) {
 int cf_add_gradients(cf_state* state, int32_t t, const double* dw, const double* da) {
   if (t < 0 || t != state->next_backward) return out_of_order(state);
   state->engine->add_gradients(t, dw, da);
+  return CF_OK;
+}
+
+int cf_rewind(cf_state* state, int32_t charges_only) {
+  if (!state->all_forward) return out_of_order(state);
+  state->next_backward = state->model->stages - 1;
+  state->engine->energies_count(charges_only == 0);
   return CF_OK;
 }
 

@@ -166,6 +166,10 @@ CF_API int cf_backward(cf_state *state, int32_t t);
 CF_API int cf_get_gradients(const cf_state *state, int32_t t, double *dw, double *da);
 CF_API int cf_add_gradients(cf_state *state, int32_t t, const double *dw, const double *da);
 CF_API int cf_finish(cf_state *state, const cf_result *result);
+/* Back to where charges are known, from any place after the last cf_forward until the next cf_begin:
+ * cf_set_charge_gradient, cf_backward and cf_finish may follow once more.  With charges_only forces and
+ * virials are then those of sum_i de_dq_i q_i alone, without the energies of read-outs. */
+CF_API int cf_rewind(cf_state *state, int32_t charges_only);
 
 /* --- single operations, for tests and for the operators of the Python package ---------------- */
 

@@ -144,6 +144,11 @@ CF_API int cf_step_pairs(cf_step *step, const cf_structures *structures, int64_t
                          const int64_t *receivers, const int64_t *senders, const int64_t *shifts);
 CF_API int cf_step_run(cf_step *step, const cf_structures *structures,
                        const cf_step_result *result);
+/* After cf_step_run, whose arrays still stand: for each of `count` rows of weights
+ * [n_atoms][n_charges] the gradient [n_atoms][3] of sum_i weight_i q_i with respect to positions, which
+ * Born charges are made of. */
+CF_API int cf_step_charge_gradients(cf_step *step, int32_t count, const double *weights,
+                                    double *gradients);
 /* Invariants as in cf_features. */
 CF_API int cf_step_features(cf_step *step, const cf_structures *structures, double *features);
 CF_API const char *cf_step_error(const cf_step *step);

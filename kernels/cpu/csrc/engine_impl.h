@@ -96,6 +96,7 @@ class EngineOf final : public Engine {
     ::memcpy(charge_gradient_.data(), de_dq,
              sizeof(double) * size_t(frame_.n_owned) * m_.n_charges);
   }
+  void energies_count(bool too) override { energies_too_ = too; }
   void get_messages(int t, double* w, double* a) const override;
   void set_messages(int t, const double* w, const double* a) override;
   void get_gradients(int t, double* dw, double* da) const override;
@@ -249,6 +250,7 @@ class EngineOf final : public Engine {
   Buffer<V> kept_grad_;         // [block][R][C][n_A] dE/dA of the generation after, for memory
   Buffer<T> segment_sums_;  // [segment][n_all][n_l n_x] dE/d(factors)
   int n_segments_ = 0;
+  bool energies_too_ = true;
   // With Ar, of every pair: r (-1 beyond the cutoff), dE/dr by Ar.
   Buffer<T> distance_, pair_dr_;
   Buffer<int32_t> receiver_;

@@ -5,6 +5,7 @@ void EngineOf<T>::begin(const cf_frame& frame) {
   frame_ = frame;
   list_ = *frame.list;
   frame_.list = &list_;
+  energies_too_ = true;
   const size_t n = frame.n_owned, n_all = frame.n_all, n_pairs = list_.n_pairs;
   n_blocks_ = (int64_t(n) + W - 1) / W;
   Site* sites = sites_.roomy(n_all + 1);
@@ -212,7 +213,7 @@ void EngineOf<T>::read_out(Work<T>& work, const Block& block, bool backward_too)
         }
         if (k == info.energy_column) {
           energy[lane] += info.energy_weight / size * y;
-          slope += info.energy_weight / size;
+          if (energies_too_) slope += info.energy_weight / size;
         }
         gradients[tape.output() + k][lane] = T(slope);
       }

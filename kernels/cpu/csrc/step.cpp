@@ -125,6 +125,7 @@ void cf_step_threads(cf_step* step, int32_t n_threads) {
 int cf_step_pairs(cf_step* step, const cf_structures* in, int64_t n_pairs, const int64_t* receivers,
                   const int64_t* senders, const int64_t* shifts) {
   return guarded(step->error, [&] {
+    step->n_evaluated = -1;
     systems_of(*in, step->system);
     return cf_pairs_set(&step->pairs, in->n_atoms, in->n_atoms, in->species, step->system.data(),
                         n_pairs, receivers, senders, shifts, step->n_threads, step->error);
@@ -135,8 +136,10 @@ int cf_step_run(cf_step* step, const cf_structures* in, const cf_step_result* ou
   return guarded(step->error, [&] {
     cf_frame frame;
     cf_list list;
+    step->n_evaluated = -1;
     const int code = frame_of(*step, *in, frame, list);
     if (code != CF_OK) return code;
+    step->n_evaluated = in->n_atoms;
     if (!step->terms.empty() || step->n_charges > 0) return run_phases(*step, *in, frame, *out);
     if (out->energies_lr != nullptr) std::fill_n(out->energies_lr, in->n_atoms, 0.0);
     const cf_result result{out->energies_sr, out->forces, out->virials};
@@ -144,10 +147,30 @@ int cf_step_run(cf_step* step, const cf_structures* in, const cf_step_result* ou
   });
 }
 
+int cf_step_charge_gradients(cf_step* step, int32_t count, const double* weights, double* gradients) {
+  return guarded(step->error, [&] {
+    const int stages = static_cast<int>(cf_model_query(step->model, "n_stages"));
+    const int64_t n = step->n_evaluated;
+    if (n < 0) return fail(step->error, CF_ORDER, "charges: their gradients come after cf_step_run");
+    int code = CF_OK;
+    for (int32_t k = 0; code == CF_OK && k < count; ++k) {
+      double* own = gradients + 3 * n * k;
+      code = cf_rewind(step->state, 1);
+      if (code == CF_OK) code = cf_set_charge_gradient(step->state, weights + n * step->n_charges * k);
+      for (int t = stages - 1; code == CF_OK && t >= 0; --t) code = cf_backward(step->state, t);
+      const cf_result result{nullptr, own, nullptr};
+      if (code == CF_OK) code = cf_finish(step->state, &result);
+      for (int64_t i = 0; i < 3 * n; ++i) own[i] = -own[i];  // forces fall along the gradient
+    }
+    return of_state(*step, code);
+  });
+}
+
 int cf_step_features(cf_step* step, const cf_structures* in, double* features) {
   return guarded(step->error, [&] {
     cf_frame frame;
     cf_list list;
+    step->n_evaluated = -1;
     const int code = frame_of(*step, *in, frame, list);
     return code != CF_OK ? code : of_state(*step, cf_features(step->state, &frame, features));
   });

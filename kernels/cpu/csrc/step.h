@@ -36,6 +36,7 @@ struct cf_step {
   cf_host_sum host = nullptr;
   void* host_context = nullptr;
   cf_pairs pairs;
+  int64_t n_evaluated = -1;  // atoms of the last run, while its list is here
   // buffers of a step; they grow and are reused
   std::vector<double> shift_vectors, charges, slopes, own_q, own_energies, own_slopes, forces, virials;
   std::vector<int32_t> system;

@@ -1,0 +1,89 @@
+"""Physical charges, and Born charges from whatever gives gradients of charges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import pi, sqrt
+
+import torch
+from torch import Tensor
+
+from cace_fast.errors import PropertyNotImplementedError
+from cace_fast.graph import AtomicGraph
+from cace_fast.reference.ewald import E2_PER_INTERNAL
+from cace_fast.spec import EnergyTerm, Ewald
+
+
+def charge_scale(term: EnergyTerm) -> float:
+    """Return the charge in e of one internal unit, sqrt(w norm/90.0474), of an Ewald term."""
+    assert isinstance(term.module, Ewald)
+    scale = term.weight * term.module.norm_factor / E2_PER_INTERNAL
+    if scale < 0:
+        raise PropertyNotImplementedError(
+            f"charges: the long-range energy has the negative weight {term.weight:g}, so its "
+            "charges have no physical counterpart"
+        )
+    return sqrt(scale)
+
+
+def physical_charges(q: Tensor, graph: AtomicGraph, term: EnergyTerm) -> Tensor:
+    """Return charges [n] float64 in e: q sqrt(w norm/90.0474) minus its mean over each system."""
+    return _neutral(q.to(torch.float64)[None] * charge_scale(term), graph)[0]
+
+
+def born_charges(
+    q: Tensor,
+    graph: AtomicGraph,
+    term: EnergyTerm,
+    cells: Tensor,
+    gradients: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Return dP_b/dr_ia [n, 3, 3] in e (``docs/theory.md``, equations 33 and 34).
+
+    Parameters
+    ----------
+    q
+        Latent charges [n, n_q], in internal units.
+    graph
+        The systems.
+    term
+        The Ewald term of the charges.
+    cells
+        Of polarisations [n_systems, 3, 3] in A, unit cells of open systems.
+    gradients
+        Of weights [m, n] float64 the gradients [m, n, 3] of sum_i weights_i q_i with respect to
+        positions, float64.
+
+    Raises
+    ------
+    PropertyNotImplementedError
+        If there is more than one charge channel.
+    """
+    if q.shape[1] != 1:
+        raise PropertyNotImplementedError(
+            f"bec: a model with one charge channel is needed, this one has {q.shape[1]}"
+        )
+    charge = physical_charges(q[:, 0].detach(), graph, term)
+    of_atom, periodic = cells[graph.batch], graph.pbc[graph.batch].T
+    places = (graph.positions.detach()[:, None, :] @ torch.linalg.inv(cells)[graph.batch])[:, 0].T
+    cos, sin = torch.cos(2.0 * pi * places), torch.sin(2.0 * pi * places)
+    # along an open direction P has sum q s: s stands where a periodic one has sin
+    weights = [torch.where(periodic, sin / (2.0 * pi), places)]
+    turning = [g for g in range(3) if bool(periodic[g].any())]
+    weights.append(cos[turning] / (2.0 * pi))
+    # Q is q times the scale minus its mean, and so are weights of Q those of q
+    of_charges = _neutral(torch.cat(weights) * charge_scale(term), graph)
+    found = gradients(of_charges)
+    along = found[:3]
+    for k, g in enumerate(turning):
+        dephased = found[g] * cos[g, :, None] - found[3 + k] * sin[g, :, None]
+        along[g] = torch.where(periodic[g, :, None], dephased, found[g])
+    own = torch.diag_embed(charge[:, None].expand(-1, 3))
+    return own + torch.einsum("gna,ngb->nab", along, of_atom)
+
+
+def _neutral(values: Tensor, graph: AtomicGraph) -> Tensor:
+    """Return values [m, n] minus their means over each system."""
+    count = torch.bincount(graph.batch, minlength=graph.n_systems).clamp(min=1)
+    sums = values.new_zeros((len(values), graph.n_systems)).index_add(1, graph.batch, values)
+    return values - (sums / count)[:, graph.batch]
