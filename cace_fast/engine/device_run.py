@@ -55,6 +55,7 @@ class DeviceRun:
     def __init__(self, kernels: Kernels, long_range: LongRange) -> None:
         self.kernels, self.settings = kernels, long_range
         self.device = kernels.device
+        self.captures = self.device.type == "cuda"
         self.step: DeviceStep | None = None
         self._lock = threading.Lock()
         self._held: tuple[Tensor, ...] = ()
@@ -199,7 +200,7 @@ class DeviceRun:
 
     def _replay(self, key: tuple[bool, ...], work: Callable[[], None]) -> None:
         """Do the work; on CUDA launch by launch first, then as one captured graph."""
-        if self.device.type != "cuda":
+        if not self.captures:
             work()
             return
         captured = self._captured.get(key)
@@ -209,7 +210,8 @@ class DeviceRun:
             return
         if captured == "warm":
             captured = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(captured):
+            # other threads may allocate meanwhile, for engines of their own
+            with torch.cuda.graph(captured, capture_error_mode="thread_local"):
                 work()
             self._captured[key] = captured
         captured.replay()
