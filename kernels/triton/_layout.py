@@ -49,16 +49,10 @@ def to_atoms(
 
 @triton.jit(do_not_specialize=["n"])
 def to_components(
-    y, table, species, x, n, Q: tl.constexpr, M: tl.constexpr, C: tl.constexpr,
-    SUMMED: tl.constexpr, FACTOR: tl.constexpr, BA: tl.constexpr, BN: tl.constexpr,
+    y, x, n, Q: tl.constexpr, M: tl.constexpr, C: tl.constexpr, BA: tl.constexpr,
+    BN: tl.constexpr,
 ):  # fmt: skip
-    """Write x [q, m, c, atom] of y [atom, m, s, q, c], summed over s, by ``table`` if FACTOR."""
+    """Write x [q, m, c, atom] of y [atom, m, q, c]."""
     atom, number, exists = _tile(n, Q * M * C, BA, BN)
-    first = (number // (Q * C) * SUMMED) * (Q * C) + number % (Q * C)
-    place = y + atom.to(tl.int64) * (Q * M * C * SUMMED) + first
-    value = tl.load(place, mask=exists, other=0.0)
-    for s in tl.static_range(1, SUMMED):
-        value += tl.load(place + s * (Q * C), mask=exists, other=0.0)
-    if FACTOR:
-        value *= _factor(table, species, atom, number, exists, n, Q * M * C)
+    value = tl.load(y + atom.to(tl.int64) * (Q * M * C) + number, mask=exists, other=0.0)
     tl.store(x + _component(number, Q, M, C) * n + atom, value, mask=exists)

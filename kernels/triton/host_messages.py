@@ -11,9 +11,10 @@ from torch import Tensor
 from cace_fast.kernels import shapes
 from cace_fast.kernels.edge_moments import embeddings
 from cace_fast.kernels.edges import Edges, radial_table
-from cace_fast.kernels.triton import _layout, _messages
+from cace_fast.kernels.triton import _bchi, _layout, _messages
 from cace_fast.kernels.triton.host_contraction import degrees, packed_mixing
 from cace_fast.kernels.triton.host_readout import Network, Work
+from cace_fast.kernels.triton.launch import tiles
 from cace_fast.kernels.triton.networks import layers_of
 from cace_fast.spec import Bchi, Representation
 
@@ -49,7 +50,7 @@ class Messages:
         self.rc = self.n_radial * self.c
         self.table = radial_table(spec, weights)
         sender, self.receiver = embeddings(spec, weights)
-        self.sender = sender.repeat_interleave(self.k, 1).repeat(1, self.n_degrees).contiguous()
+        self.sender = sender.repeat_interleave(self.k * self.n_degrees, 1)
         self.mixing = packed_mixing(spec, weights)
         self.scale = like.new_tensor([spec.mp_norm_factor])
         names = [
@@ -66,13 +67,14 @@ class Messages:
             kinds = tuple(last.kinds[k] for k in rows.tolist())
             layers[-1] = last._replace(weight=last.weight[rows], bias=last.bias[rows], kinds=kinds)
             self.network = Network([layers], like)
+        self.chunks = shapes.radial_chunks(self.n_b, spec.l_max)
+        degree: dict[str, Any] = {"DEG": degrees(spec.l_max), "NDEG": self.n_degrees}
+        radial = shapes.radial_shape(spec)
         self.sums: dict[str, Any] = {
-            "NB": self.n_b, "C": self.c, "PAR": shapes.parents(spec.l_max),
+            "NB": self.n_b, "C": self.c, "RADIAL": radial, "PAR": shapes.parents(spec.l_max),
+            **degree,
         }  # fmt: skip
-        self.shape: dict[str, Any] = {
-            "RADIAL": shapes.radial_shape(spec), "DEG": degrees(spec.l_max),
-            "NDEG": self.n_degrees, "BL": LANES, "num_warps": 1,
-        }  # fmt: skip
+        self.shape: dict[str, Any] = {**degree, "RADIAL": radial, "BL": LANES, "num_warps": 1}
         self.slopes = shapes.derivatives(spec.l_max)
 
     def _by_degree(self, weights: Mapping[str, Tensor], name: str) -> Tensor:
@@ -96,10 +98,10 @@ class Messages:
             work |= self.network.buffers(n)
             work["w"] = like.new_empty(self.n_degrees * self.c, n)
             work["grad_b"] = like.new_empty(self.network.n_in, n)
-            work["v"] = like.new_empty(n, self.n_degrees * self.c)
+            work["v"] = like.new_empty(n, self.c * self.n_degrees)
+            work["sent"] = like.new_empty(n_edges, self.c * self.n_degrees)
             for name in ("sums", "grad_sums"):
                 work[name] = like.new_empty(n, self.n_a, wide)
-            work["grad_v"] = like.new_empty(n, self.n_degrees, self.n_b, self.c)
         return work
 
     def forward(
@@ -112,10 +114,13 @@ class Messages:
         if self.network is not None:
             self.network.forward(b, work["w"], work)
             self._to_atoms(work["w"], work["v"], species, self.sender)
-            _messages.bchi_sum[self._grid(n, self.n_b * self.c)](
-                edges.vectors, edges.sender, edges.atom_first, edges.seg_first, self.table,
-                work["v"], work["sums"], n_edges, **self.sums, **self.shape,
-            )  # fmt: skip
+            tile, grid = tiles(n * self.c)
+            for first, count in self.chunks:
+                _bchi.bchi_sum[grid](
+                    edges.vectors, edges.sender, edges.atom_first, edges.seg_first, self.table,
+                    work["v"], work["sums"], n, n_edges, N0=first, NR=count, **self.sums,
+                    BA=tile.rows, BE=tile.lanes, num_warps=tile.warps,
+                )  # fmt: skip
         unused = work["grad"]
         _messages.messages_forward[self._grid(n, self.rc)](
             work.get("a", unused), work.get("sums", unused), edges.vectors, edges.sender,
@@ -124,7 +129,7 @@ class Messages:
             NB=self.n_b, K=self.k, RADIAL_OUT=self.n_radial, AR=self.parts.ar,
             BCHI=self.network is not None, MEMORY=self.parts.memory, **self.shape,
         )  # fmt: skip
-        self._to_components(work["out"], out, species)
+        self._to_components(work["out"], out)
 
     def backward(
         self,
@@ -148,7 +153,7 @@ class Messages:
                 self.table, self.decay, self.memory, work["out"], n_edges, self.scale,
                 NB=self.n_b, RC=self.rc, AR=self.parts.ar, MEMORY=self.parts.memory, **self.shape,
             )  # fmt: skip
-            self._to_components(work["out"], grad_a, species)
+            self._to_components(work["out"], grad_a)
         if self.parts.ar:
             _messages.ar_slopes[self._grid(n, self.rc)](
                 work["a"], work["grad"], edges.vectors, edges.sender, edges.atom_first,
@@ -156,59 +161,56 @@ class Messages:
                 NB=self.n_b, RC=self.rc, **self.shape,
             )  # fmt: skip
         if self.network is not None:
-            self._network_backward(edges, species, grad_b, work)
+            fixed = {key: self.shape[key] for key in ("DEG", "NDEG", "BL", "num_warps")}
+            _bchi.mixing_gradient[self._grid(n, self.n_b * self.c)](
+                work["grad"], species, self.receiver, self.mixing, work["grad_sums"], self.scale,
+                NB=self.n_b, K=self.k, RADIAL_OUT=self.n_radial, **fixed,
+            )  # fmt: skip
         if self.parts.ar or self.network is not None:
             unused = work["grad"]
-            _messages.edge_gradient[(-(-n_edges // LANES),)](
+            _bchi.edge_gradient[(-(-n_edges // LANES),)](
                 work.get("grad_sums", unused), work.get("v", unused), work.get("slopes", unused),
                 edges.vectors, edges.sender, edges.receiver, edges.seg_first, self.table,
-                grad_vectors, edges.seg_atom.shape[0], n_edges, **self.sums, DER=self.slopes,
-                PARTS=-(-self.rc // LANES) if self.parts.ar else 0,
-                BCHI=self.network is not None, **self.shape,
+                grad_vectors, work.get("sent", unused), edges.seg_atom.shape[0], n_edges,
+                **self.sums, DER=self.slopes, PARTS=-(-self.rc // LANES) if self.parts.ar else 0,
+                BCHI=self.network is not None, BL=LANES, num_warps=1,
             )  # fmt: skip
+        if self.network is not None:
+            self._network_backward(edges, species, grad_b, work)
 
     def _network_backward(self, edges: Edges, species: Tensor, grad_b: Tensor, work: Work) -> None:
         """Add dE/dB through the weights of the senders."""
         assert self.network is not None
-        n, n_edges = species.shape[0], edges.vectors.shape[1]
-        grid = self._grid(n, self.n_b * self.c)
-        fixed = {key: self.shape[key] for key in ("DEG", "NDEG", "BL", "num_warps")}
-        _messages.mixing_gradient[grid](
-            work["grad"], species, self.receiver, self.mixing, work["grad_sums"], self.scale,
-            NB=self.n_b, K=self.k, RADIAL_OUT=self.n_radial, **fixed,
+        n = species.shape[0]
+        tile, grid = tiles(n * self.c * self.n_degrees)
+        _bchi.bchi_backward[grid](
+            work["sent"], species, self.sender, edges.sent_first, edges.sent_edge, work["w"], n,
+            C=self.c, NDEG=self.n_degrees, BA=tile.rows, BE=tile.lanes, num_warps=tile.warps,
         )  # fmt: skip
-        _messages.bchi_backward[grid](
-            work["grad_sums"], edges.vectors, edges.receiver, edges.sent_first, edges.sent_edge,
-            self.table, work["grad_v"], n_edges, **self.sums, **self.shape,
-        )  # fmt: skip
-        self._to_components(work["grad_v"], work["w"], species, self.sender)
         self.network.backward(work["w"], work["grad_b"], work)
         grad_b.add_(work["grad_b"])
 
     def _to_atoms(self, x: Tensor, y: Tensor, species: Tensor, table: Tensor | None = None) -> None:
-        """Write y atom-major of x [.., n]: A, or with a ``table`` [n_species, ..] weights by l."""
-        _layout.to_atoms[self._tiles(x)](
-            x, x if table is None else table, species, y, x.shape[1], FACTOR=table is not None,
-            **self._numbers(table),
+        """Write A atom-major of x [.., n]; or v [n, c, l] with ``table``, h_s of every (c, l)."""
+        q, m, c = (
+            (self.n_radial, self.n_a, self.c) if table is None else (self.n_degrees, self.c, 1)
+        )
+        _layout.to_atoms[_turned(x)](
+            x, x if table is None else table, species, y, x.shape[1], Q=q, M=m, C=c,
+            FACTOR=table is not None, **TURNED,
         )  # fmt: skip
 
-    def _to_components(
-        self, y: Tensor, x: Tensor, species: Tensor, table: Tensor | None = None
-    ) -> None:
-        """Write x [.., n] of y atom-major: A, or with a ``table`` weights by l, summed over n."""
-        _layout.to_components[self._tiles(x)](
-            y, y if table is None else table, species, x, x.shape[1], FACTOR=table is not None,
-            SUMMED=1 if table is None else self.n_b, **self._numbers(table),
-        )  # fmt: skip
-
-    def _numbers(self, table: Tensor | None) -> dict[str, int]:
-        """Return how the numbers of an atom are counted: those of A, or of the weights by l."""
-        q, m = (self.n_radial, self.n_a) if table is None else (1, self.n_degrees)
-        return {"Q": q, "M": m, "C": self.c, **TURNED}
-
-    def _tiles(self, x: Tensor) -> tuple[int]:
-        rows, n = x.shape
-        return (-(-rows // TURNED["BN"]) * -(-n // TURNED["BA"]),)
+    def _to_components(self, y: Tensor, x: Tensor) -> None:
+        """Write A [.., n] of y atom-major."""
+        _layout.to_components[_turned(x)](
+            y, x, x.shape[1], Q=self.n_radial, M=self.n_a, C=self.c, **TURNED
+        )
 
     def _grid(self, n: int, lanes: int) -> tuple[int]:
         return (n * -(-lanes // LANES),)
+
+
+def _turned(x: Tensor) -> tuple[int]:
+    """Return how many tiles [rows, n] has."""
+    rows, n = x.shape
+    return (-(-rows // TURNED["BN"]) * -(-n // TURNED["BA"]),)

@@ -103,7 +103,7 @@ class Moments:
 
     def forward(self, edges: Edges, rho: Tensor) -> None:
         """Write rho [n_b n_A, S]."""
-        tile, grid = _tiles(rho.shape[1])
+        tile, grid = tiles(rho.shape[1])
         for first, count in self.chunks:
             _moments.moments_forward[grid](
                 edges.vectors, edges.seg_first, self.table, rho, rho.shape[1],
@@ -115,7 +115,7 @@ class Moments:
         self, edges: Edges, grad_rho: Tensor, grad_vectors: Tensor, *, add: bool = False
     ) -> None:
         """Write dE/dd [3, E] of dE/drho [n_b n_A, S], or add it to what is there."""
-        tile, grid = _tiles(grad_rho.shape[1])
+        tile, grid = tiles(grad_rho.shape[1])
         for first, count in self.chunks:
             _moments.moments_backward[grid](
                 edges.vectors, edges.seg_first, self.table, grad_rho, grad_vectors,
@@ -126,7 +126,7 @@ class Moments:
 
     def rate(self, edges: Edges, along: Tensor, out: Tensor) -> None:
         """Write the change of rho [n_b n_A, S] when vectors change by ``along`` [3, E]."""
-        tile, grid = _tiles(out.shape[1])
+        tile, grid = tiles(out.shape[1])
         for first, count in self.chunks:
             _moments.moments_rate[grid](
                 edges.vectors, along, edges.seg_first, self.table, out, out.shape[1],
@@ -201,7 +201,7 @@ def gather_forces(
 ) -> None:
     """Write forces [3, n] of dE/dd [3, E], added to ``more``; and virials [6, n] of atoms."""
     n = forces.shape[1]
-    tile, grid = _tiles(n)
+    tile, grid = tiles(n)
     _forces.gather_forces[grid](
         edges.vectors, grad_vectors, edges.seg_first, edges.atom_first, edges.sent_first,
         edges.sent_edge, forces if more is None else more, forces,
@@ -241,6 +241,7 @@ def _blocks(n: int) -> tuple[int]:
     return (n_blocks(n),)
 
 
-def _tiles(n_rows: int) -> tuple[configs.Tile, tuple[int]]:
+def tiles(n_rows: int) -> tuple[configs.Tile, tuple[int]]:
+    """Return the tile for a number of rows, and how many programs that makes."""
     tile = configs.tile(n_rows)
     return tile, (-(-n_rows // tile.rows),)
