@@ -40,6 +40,7 @@ from cace_fast.weights import Weights
 
 SKIN = 1.0
 DENSITY = 0.1  # atoms per cubic Angstrom, as in liquid water
+DL = 2.0  # A, of the sums over k
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def specification(shape: Shape) -> ModelSpec:
         network = MLP((rep.n_features, *s.head, s.charges), bias=False)
         modules += [
             Readout("charges", network, per_atom_key="q"),
-            Ewald("q", "lr", dl=2.0, sigma=1.0), Add(("energy", "lr"), "sum"),
+            Ewald("q", "lr", dl=DL, sigma=1.0), Add(("energy", "lr"), "sum"),
         ]  # fmt: skip
         total = "sum"
     modules.append(Forces(total, "forces", calc_stress=True))

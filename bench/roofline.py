@@ -4,9 +4,9 @@
     python bench/roofline.py water-mp0-sr --device H100   # one model: its kernels and their bounds
 
 A step of a small crystal runs on the emulator, once for each tile of `configs.TILES`; counts grow
-in proportion to the atoms. A new neighbour list every 20 steps is counted in the same way; an
-operation of torch is one launch. Everything printed here is a **prediction** (docs/kernels.md says
-what it leaves out).
+in proportion to the atoms, those of sums over k with their square. A new neighbour list every 20
+steps is counted in the same way; an operation of torch is one launch. Everything printed here is a
+**prediction** (docs/kernels.md says what it leaves out).
 """
 
 from __future__ import annotations
@@ -19,18 +19,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu_models import DENSITY, SHAPES, Recording, TorchTraffic, record, tiles
+from gpu_models import DENSITY, DL, SHAPES, Recording, TorchTraffic, record, tiles
 
 from cace_fast.kernels.emulation import Launch, roofline
 from cace_fast.kernels.emulation.resources import Resources, Specialised, measure
 from cace_fast.kernels.sums import n_k_vectors
 from cace_fast.kernels.triton import configs
+from cace_fast.kernels.triton.ewald_tables import RUN
+from cace_fast.kernels.triton.host_ewald import TURN
 from cace_fast.kernels.triton.waves import MOST_PAIRS
 
 SIZES = (96, 192, 768, 3_072, 12_288, 98_304, 786_432)
 SMALL, LARGE = 192, (3_072, 98_304)  # of the table of all launches
 DETAILED = "H100"
-PAIRS = ("structure_factors", "potentials")  # go as the square of the atoms
+# What goes as the square of the atoms: pairs of an atom and a vector k, and parts of their sums.
+PAIRS = ("structure_factors", "potentials", "sum_factors", "sum_potentials")
 REBUILD_EVERY = 20  # steps
 SEGMENTS = 1.9  # of an atom: elements among its neighbours
 PAGE = Path(__file__).resolve().parents[1] / "docs"
@@ -66,10 +69,9 @@ def step(model: str, device: roofline.Device, n_atoms: int) -> list[roofline.Cos
     found = [needs(kernel, device.architecture) for kernel in held.kernels]
     growths = [growth**2 if x.name in PAIRS else growth for x in held.launches]
     costs = list(roofline.step(held.launches, found, device, growths))
-    costs = [_in_turns(c, x, k, device, n_atoms) for c, x, k in zip(
+    costs = [_in_turns(c, x, k, device, held.n_atoms, n_atoms) for c, x, k in zip(
         costs, held.launches, found, strict=True)]  # fmt: skip
-    most = growth**2 if SHAPES[model].charges else growth
-    costs += _torch("torch operations", device, held.torch, most)
+    costs += _torch("torch operations", device, held.torch, growth)
     found = [needs(kernel, device.architecture) for kernel in held.list_kernels]
     growths = [growth] * len(held.list_launches)
     lists = list(roofline.step(held.list_launches, found, device, growths))
@@ -84,18 +86,31 @@ def sizes(model: str, wanted: Sequence[int] = SIZES) -> list[int]:
     """
     if not SHAPES[model].charges:
         return list(wanted)
-    return [n for n in wanted if n * n_k_vectors(np.eye(3) * (n / DENSITY) ** (1 / 3), 2.0)
-            <= MOST_PAIRS]  # fmt: skip
+    return [n for n in wanted if n * _n_k(n) <= MOST_PAIRS]
+
+
+def _n_k(n: int) -> int:
+    """Return how many vectors k a cubic system of n atoms has."""
+    return n_k_vectors(np.eye(3) * (n / DENSITY) ** (1 / 3), DL)
 
 
 def _in_turns(
-    cost: roofline.Cost, launch: Launch, resources: Resources, device: roofline.Device, n: int
-) -> roofline.Cost:
-    """Return the cost of a kernel whose programs do not become more but go on longer."""
-    if launch.name != "totals":
+    cost: roofline.Cost, launch: Launch, resources: Resources, device: roofline.Device,
+    recorded: int, n: int,
+) -> roofline.Cost:  # fmt: skip
+    """Return the cost of a kernel whose programs go on longer in larger systems.
+
+    Those of sums over a system do not become more, those of sums of parts do; a turn is what a
+    program has under way at once.
+    """
+    if launch.name not in ("totals", "sum_virials", "sum_factors", "sum_potentials"):
         return cost
-    once = roofline.predict(launch, resources, device, 1.0, 0.0).bounds["waiting"]
-    turns = -(-n // configs.SUM_BLOCK)
+    alone = launch.name in ("totals", "sum_virials")
+    terms = _n_k if launch.name in ("sum_virials", "sum_potentials") else int
+    size = configs.SUM_BLOCK if alone else RUN * TURN
+    turns = -(-terms(n) // size) / -(-terms(recorded) // size)
+    growth = 1.0 if alone else n / recorded
+    once = roofline.predict(launch, resources, device, growth, 0.0).bounds["waiting"]
     return roofline.Cost(cost.name, cost.bounds | {"waiting": once * turns}, cost.launch)
 
 

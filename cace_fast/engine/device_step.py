@@ -124,13 +124,11 @@ class Inputs:
 
 @dataclass
 class TermBuffers:
-    """What one Ewald term takes and gives: charges and dE/dq [n_q, n], energies [n], and so on."""
+    """Charges of one Ewald term, its dE/dq, and what that is added to, if anything: [n_q, n]."""
 
-    energies: Tensor
-    slopes: Tensor
-    forces: Tensor
-    virial: Tensor
     charges: Tensor
+    slopes: Tensor
+    known: Tensor | None
 
 
 class DeviceStep:
@@ -172,11 +170,12 @@ class DeviceStep:
         )  # fmt: skip
         self.results = Results(
             doubles(2, n), doubles(2, n_systems), floats(launch.n_blocks(n_edges)),
-            floats(self.n_out, n), floats(3, n), floats(6, n), doubles(6, n_systems), doubles(5),
+            floats(self.n_out, n), floats(3, n), floats(6, n), doubles(6, n_systems),
+            doubles(6, n_systems), doubles(5),
         )  # fmt: skip
         self.long_forces = floats(3, n) if k.long_range else None
-        self.terms = [self._term_buffers(term) for term in k.long_range]
-        self.sums = [EwaldSum(term.module, k.device) for term in k.long_range]
+        self.terms = [self._term_buffers(number) for number in range(len(k.long_range))]
+        self.sums = [EwaldSum(x.module, k.device, k.dtype, x.weight) for x in k.long_range]
         self.message_work = [m.buffers(n, n_edges) for m in k.messages]
         self.readout_work = {} if k.readouts is None else k.readouts.buffers(n)
 
@@ -195,14 +194,14 @@ class DeviceStep:
         if numbers > MOST_NUMBERS:
             raise too_large(self.capacity.atoms)
 
-    def _term_buffers(self, term: LongRange) -> TermBuffers:
-        n, n_systems = self.capacity.atoms, self.capacity.systems
-        n_q = 1 if term.rows is None else term.rows.stop - term.rows.start
-        charges = self._floats(1, n) if term.rows is None else self.results.outputs[term.rows]
-        return TermBuffers(
-            self._doubles(n), self._floats(n_q, n), self._floats(3, n),
-            self._doubles(n_systems, 6), charges,
-        )  # fmt: skip
+    def _term_buffers(self, number: int) -> TermBuffers:
+        rows, n = self.kernels.long_range[number].rows, self.capacity.atoms
+        if rows is None:
+            return TermBuffers(self._floats(1, n), self._floats(1, n), None)
+        before = any(term.rows == rows for term in self.kernels.long_range[:number])
+        slopes = self.inputs.grad_outputs[rows]
+        known = slopes if before else self.inputs.energy_weights[rows]
+        return TermBuffers(self.results.outputs[rows], slopes, known)
 
     @property
     def n_bytes(self) -> int:
@@ -250,18 +249,12 @@ class DeviceStep:
             )  # fmt: skip
 
     def long_range(self) -> None:
-        """Compute the long range, if there is any: energies of atoms, forces, dE/dq."""
+        """Compute the long range, if there is any: energies of atoms, forces, virials, dE/dq."""
         results = self.results
-        for term, total, own in self._long_range():
-            found = (own.energies, own.slopes, own.forces, own.virial)
-            total.evaluate(own.charges, self.inputs.positions, found)
-            if own is self.terms[0]:
-                torch.mul(own.energies, term.weight, out=results.energies[1])
-            else:
-                results.energies[1].add_(own.energies, alpha=term.weight)
-
-    def _long_range(self) -> list[tuple[LongRange, EwaldSum, TermBuffers]]:
-        return list(zip(self.kernels.long_range, self.sums, self.terms, strict=True))
+        for number, (total, own) in enumerate(zip(self.sums, self.terms, strict=True)):
+            assert self.long_forces is not None
+            found = (results.energies[1], own.slopes, self.long_forces, results.long_virials)
+            total.evaluate(own.charges, self.inputs.positions, found, own.known, add=number > 0)
 
     def finish(self, *, derivatives: bool) -> None:
         """Compute forces and virials with ``derivatives``, sums over systems, and the status."""
@@ -272,18 +265,10 @@ class DeviceStep:
             derivatives=derivatives, long_range=bool(self.terms),
             kept=None if self.search is None else self.search.found,
         )  # fmt: skip
-        if derivatives:
-            for term, _, own in self._long_range():
-                self.results.virial_sums.add_(own.virial.T, alpha=term.weight)
 
     def _backward(self) -> None:
         """Compute forces, and virials of atoms."""
         k, edges, species, inputs = self.kernels, self.pairs.edges, self.inputs.species, self.inputs
-        if self.terms:
-            inputs.grad_outputs.copy_(inputs.energy_weights)
-        for term, own in zip(k.long_range, self.terms, strict=True):
-            if term.rows is not None:
-                inputs.grad_outputs[term.rows].add_(own.slopes, alpha=term.weight)
         if k.readouts is not None:
             k.readouts.backward(
                 inputs.grad_outputs, self.grad_features, self.readout_work, known=not self.terms
@@ -316,12 +301,6 @@ class DeviceStep:
     def _forces(self) -> None:
         """Gather forces and virials of atoms."""
         results = self.results
-        for term, own in zip(self.kernels.long_range, self.terms, strict=True):
-            assert self.long_forces is not None
-            if own is self.terms[0]:
-                torch.mul(own.forces, term.weight, out=self.long_forces)
-            else:
-                self.long_forces.add_(own.forces, alpha=term.weight)
         launch.gather_forces(
             self.pairs.edges, self.grad_vectors, results.forces, results.virials, self.long_forces
         )

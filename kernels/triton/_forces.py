@@ -205,14 +205,15 @@ def _largest(values, n, start, BLOCK: tl.constexpr, SMALLEST: tl.constexpr):
 
 @triton.jit(do_not_specialize=["n", "n_out", "n_systems", "n_closest", "n_strayed", "long_range"])
 def totals(
-    outputs, energy_weights, energies, virials, first_atom, energy_sums, virial_sums, closest,
-    strayed, faults, need, status, n, n_out, n_systems, n_closest, n_strayed, long_range,
+    outputs, energy_weights, energies, virials, first_atom, energy_sums, virial_sums, long_virials,
+    closest, strayed, faults, need, status, n, n_out, n_systems, n_closest, n_strayed, long_range,
     KEPT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Write the energies of atoms, float64 sums over systems, and the status of the step.
 
     Programs are (system, row): row 0 the read-outs' energies, which it makes of ``outputs``
-    [n_out, n], row 1 those of the long range, rows 2 to 7 the virials [6, n]. The system behind
+    [n_out, n], row 1 those of the long range, rows 2 to 7 the virials [6, n], to which what the
+    long range has of each system is added. The system behind
     the last one is the status: the smallest squared distance, and if KEPT the largest of
     ``strayed``, how many systems have too few bins, and the edges and segments that a list has.
     """
@@ -241,7 +242,10 @@ def totals(
         if row < 2:
             tl.store(energy_sums + row * n_systems + system, whole)
         else:
-            tl.store(virial_sums + (row - 2) * n_systems + system, whole)
+            place = (row - 2) * n_systems + system
+            if long_range > 0:
+                whole += tl.load(long_virials + place)
+            tl.store(virial_sums + place, whole)
     elif row == 0:
         tl.store(status, _largest(closest, n_closest, float("inf"), BLOCK, True))
         if KEPT:

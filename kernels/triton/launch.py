@@ -66,8 +66,9 @@ class Found(NamedTuple):
 class Results:
     """What a step leaves.
 
-    ``energies`` [2, n] of atoms, short and long range, their sums ``totals`` [2, n_systems] and
-    ``virial_sums`` [6, n_systems] (xx yy zz yz xz xy) are float64. ``outputs`` y [n_out, n],
+    ``energies`` [2, n] of atoms, short and long range, their sums ``totals`` [2, n_systems],
+    ``virial_sums`` [6, n_systems] (xx yy zz yz xz xy) and the share of the long range in these,
+    ``long_virials``, are float64. ``outputs`` y [n_out, n],
     ``forces`` [3, n] and ``virials`` [6, n] of atoms are in the working precision. ``closest``
     holds the smallest squared distance of every block of edges, ``status`` [5] float64 what the
     host reads after a step (``_forces.totals``).
@@ -80,6 +81,7 @@ class Results:
     forces: Tensor
     virials: Tensor
     virial_sums: Tensor
+    long_virials: Tensor
     status: Tensor
 
 
@@ -225,8 +227,8 @@ def totals(
     strayed, faults, need = (results.closest,) * 3 if kept is None else kept
     _forces.totals[(n_systems + 1, 8 if derivatives else 2)](
         results.outputs, energy_weights, results.energies, results.virials, first_atom,
-        results.totals, results.virial_sums, results.closest, strayed, faults, need,
-        results.status, n, n_out, n_systems, results.closest.shape[0], strayed.shape[0],
+        results.totals, results.virial_sums, results.long_virials, results.closest, strayed, faults,
+        need, results.status, n, n_out, n_systems, results.closest.shape[0], strayed.shape[0],
         int(long_range), KEPT=kept is not None, BLOCK=configs.SUM_BLOCK,
         num_warps=configs.BLOCK_WARPS,
     )  # fmt: skip

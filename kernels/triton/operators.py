@@ -12,8 +12,9 @@ from torch import Tensor
 
 from cace_fast.errors import InputError
 from cace_fast.kernels.edges import edges_of
+from cace_fast.kernels.triton.ewald_tables import VOIGT
 from cace_fast.kernels.triton.host_contraction import Alone
-from cace_fast.kernels.triton.host_ewald import VOIGT, EwaldSum
+from cace_fast.kernels.triton.host_ewald import EwaldSum
 from cace_fast.kernels.triton.host_messages import Messages
 from cace_fast.kernels.triton.host_readout import Readouts, Work
 from cace_fast.spec import Ewald, Readout, Representation
@@ -130,14 +131,14 @@ def ewald(
 
     All but ``q`` are float64; the work is done in the dtype of ``q``.
     """
-    total = EwaldSum(module, q.device)
+    total = EwaldSum(module, q.device, q.dtype)
     cells = cell.detach().cpu()[None]
     total.set_systems([0, len(q)], cells, [periodic], k_cell.detach().cpu()[None])
     charges = q.detach().T.contiguous()
-    energies, virial = (q.new_empty(s, dtype=torch.float64) for s in ((len(q),), (1, 6)))
+    energies, virial = (q.new_empty(s, dtype=torch.float64) for s in ((len(q),), (6, 1)))
     slopes, forces = torch.empty_like(charges), q.new_empty(3, len(q))
     total.evaluate(charges, positions.detach(), (energies, slopes, forces, virial))
     whole = virial.new_empty(3, 3)
     for k, (i, j) in enumerate(VOIGT):
-        whole[i, j] = whole[j, i] = virial[0, k]
+        whole[i, j] = whole[j, i] = virial[k, 0]
     return slopes.T.contiguous(), forces.T.contiguous(), whole

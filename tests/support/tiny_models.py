@@ -8,7 +8,7 @@ everywhere else: every part of a model acts, and molecular dynamics with it is t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,9 @@ from cace_fast.spec import (
     Add,
     Bchi,
     CutoffFunction,
+    EnergyTerm,
     Ewald,
+    FixedCharge,
     Forces,
     MessageStep,
     ModelSpec,
@@ -31,6 +33,7 @@ from cace_fast.spec import (
     Readout,
     Representation,
     SubModel,
+    energy_terms,
 )
 from cace_fast.weights import Weights, expected_shapes
 
@@ -86,6 +89,25 @@ def tiny_spec(**options: Any) -> ModelSpec:
         atomic_energies=tiny.atomic_energies,
         provenance=Provenance(licence="MIT", note="made for tests"),
     )
+
+
+def tiny_terms() -> tuple[ModelSpec, tuple[EnergyTerm, ...]]:
+    """Return a model of several Ewald sums, two of the same charges, and its terms with weights."""
+    spec = tiny_spec(l_max=1, n_rbf=2, n_radial=2, ewald_channels=2)
+    short, charges = spec.submodels[0].modules[:2]
+    field = {"external_field": 0.3, "external_field_direction": 1, "charge_neutral_lambda": 0.8}
+    modules = (
+        short, charges, FixedCharge("z", ((8, -0.8), (1, 0.4))),
+        Ewald("q", "E_field", 1.7, 1.0, norm_factor=1.2, **field),
+        Ewald("q", "E_plain", 2.1, 0.8, remove_self_interaction=True),
+        Ewald("z", "E_fixed", 1.9, 0.9, external_field=-0.2, external_field_direction=2),
+        Add(("E_sr", "E_field", "E_plain", "E_fixed"), "CACE_energy"),
+        Forces("CACE_energy", "CACE_forces", calc_stress=True),
+    )  # fmt: skip
+    spec = replace(spec, submodels=(SubModel(modules, strain=True),))
+    weights = (1.0, 0.7, -0.4, 1.3)
+    terms = zip(energy_terms(spec), weights, strict=True)
+    return spec, tuple(replace(term, weight=weight) for term, weight in terms)
 
 
 def tiny_weights(spec: ModelSpec, seed: int = 1) -> Weights:

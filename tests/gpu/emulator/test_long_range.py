@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.tiny_models import tiny_spec, tiny_structure, tiny_weights
+from support.tiny_models import tiny_spec, tiny_structure, tiny_terms, tiny_weights
 
 from cace_fast.engine import ReferenceEngine, ResidentSystem
 from cace_fast.engine.long_range import LongRange
@@ -83,6 +83,20 @@ def test_open_systems_slabs_and_crystals_in_one_batch(method: str, device: torch
         system((True, False, True), seed=6),
     ])  # fmt: skip
     assert_equal(engine.evaluate(batch, WANTED), reference.evaluate(batch, WANTED))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_terms_with_field_penalty_and_fixed_charges_in_one_energy(
+    method: str, device: torch.device
+) -> None:
+    spec, terms = tiny_terms()
+    single, how = tiny_weights(spec).to(device, torch.float32), METHODS[method]
+    double = {name: w.cpu().double() for name, w in single.items()}
+    parts = [system(), system(False, seed=3), system(side=1)]
+    engine = TritonEngine(spec, single, terms, None, how)
+    reference = ReferenceEngine(spec, double, terms, None, METHODS["direct"])
+    for graph in (join(parts), parts[1], join(parts)):  # buffers of another size in between
+        assert_equal(engine.evaluate(graph, WANTED), reference.evaluate(graph, WANTED))
 
 
 def test_slabs_are_refused_without_vacuum_and_wires_always(device: torch.device) -> None:

@@ -70,12 +70,12 @@ def test_ewald_keeps_float32(cell: str, device: torch.device) -> None:
     leaves = [q.requires_grad_(True), r.requires_grad_(True)]
     exact = ewald(*leaves, box, module, periodic=periodic).energies
     by_q, by_r = torch.autograd.grad(exact.sum(), leaves)
-    total = EwaldSum(module, device)
+    total = EwaldSum(module, device, F32)
     total.set_systems([0, n], box[None], [periodic])
     wide = torch.float64
     out = (
         torch.empty(n, dtype=wide, device=device), torch.empty(2, n, device=device),
-        torch.empty(3, n, device=device), torch.empty(1, 6, dtype=wide, device=device),
+        torch.empty(3, n, device=device), torch.empty(6, 1, dtype=wide, device=device),
     )  # fmt: skip
     total.evaluate(q.detach().float().T.contiguous().to(device), r.detach().to(device), out)
     for found, want in zip(out, (exact.sum(1), by_q.T, -by_r.T), strict=False):

@@ -20,7 +20,6 @@ PLAIN = {"l_max": 1, "n_rbf": 2, "n_radial": 2}
 MODELS = {
     "plain": PLAIN,
     "one step": PLAIN | {"steps": ("M+Ar+Bchi",)},
-    "charges": PLAIN | {"ewald_channels": 1},
 }
 
 

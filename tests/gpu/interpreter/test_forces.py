@@ -93,7 +93,8 @@ def test_sums_of_systems_and_the_status(derivatives: bool) -> None:
     results = launch.Results(
         torch.randn(2, n, dtype=F64), *(torch.full((k, 3), torch.nan, dtype=F64) for k in (2,)),
         torch.rand(1500), torch.randn(n_out, n), torch.zeros(3, n), torch.randn(6, n),
-        torch.full((6, 3), torch.nan, dtype=F64), torch.zeros(5, dtype=F64),
+        torch.full((6, 3), torch.nan, dtype=F64), torch.randn(6, 3, dtype=F64),
+        torch.zeros(5, dtype=F64),
     )  # fmt: skip
     weights = torch.randn(n_out, n, dtype=F64)
     strayed, faults = torch.rand(1700), torch.tensor([0, 0, 1], dtype=torch.int32)
@@ -110,7 +111,7 @@ def test_sums_of_systems_and_the_status(derivatives: bool) -> None:
                         for r in rows])  # fmt: skip
     assert relative(results.totals, sums[:2]) < 1e-13
     if derivatives:
-        assert relative(results.virial_sums, sums[2:]) < 1e-13
+        assert relative(results.virial_sums, sums[2:] + results.long_virials) < 1e-13
     else:
         assert torch.isnan(results.virial_sums).all()
     extremes = [float(results.closest.min()), float(strayed.max())]

@@ -1,0 +1,187 @@
+"""Device code around the sums of the long range: turns before them, float64 sums of parts after.
+
+Parts are added in order, so results are the same bits from run to run. Two tables say what a system
+is. ``spans`` int32 [n_systems, SPAN]: first atom, end of atoms, first k, end of k, parts of its
+structure factors, parts of its potentials, whether it is open. ``systems`` float64
+[n_systems, WIDTH]: its inverse cell, and what a unit charge adds to the energy of its own channel,
+alone and for each channel that there is. ``settings`` float64: weight of the term, field.
+"""
+
+import triton
+import triton.language as tl
+
+SPAN = tl.constexpr(7)
+WIDTH = tl.constexpr(11)
+
+
+@triton.jit(do_not_specialize=["n_atoms", "n"])
+def integer_turns(positions, system_of, systems, turns, n_atoms, n, BLOCK: tl.constexpr):
+    """Write fractional coordinates modulo 1 as integers [3, n] of 32 bits, or of 64."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < n_atoms
+    inverse = systems + WIDTH * tl.load(system_of + i, mask=inside, other=0)
+    for axis in tl.static_range(3):
+        f = tl.zeros((BLOCK,), tl.float64)
+        for x in tl.static_range(3):
+            r = tl.load(positions + 3 * i + x, mask=inside, other=0.0)
+            f += r * tl.load(inverse + 3 * x + axis, mask=inside, other=0.0)
+        f -= tl.floor(f + 0.5)
+        if turns.dtype.element_ty == tl.int64:
+            whole = tl.floor(f * 4611686018427387904.0 + 0.5).to(tl.int64) << 2
+        else:
+            whole = tl.floor(f * 4294967296.0 + 0.5).to(tl.int64)
+        tl.store(turns + axis * n + i, whole.to(turns.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["n_k"])
+def sum_factors(
+    parts, k_system, spans, potential, weighted, squares, n_k,
+    NQ: tl.constexpr, TURN: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Add up the parts of S_c; write what potentials take [2 NQ, n_k], and sum_c |S_c|^2 [n_k]."""
+    k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = k < n_k
+    own = tl.load(k_system + k, mask=inside, other=0)
+    count = tl.load(spans + SPAN * own + 4, mask=inside, other=0)
+    stride = n_k.to(tl.int64)
+    sums = ()
+    for c in tl.static_range(2 * NQ):
+        sums = sums + (tl.zeros((BLOCK,), tl.float64),)
+    for first in range(0, tl.max(count, 0), TURN):
+        for turn in tl.static_range(TURN):
+            place = parts + (first + turn) * (2 * NQ) * stride + k
+            added = ()
+            for c in tl.static_range(2 * NQ):
+                part = tl.load(place + c * stride, mask=first + turn < count, other=0.0)
+                added = added + (sums[c] + part.to(tl.float64),)
+            sums = added
+    unit = tl.load(potential + k, mask=inside, other=0.0)
+    square = tl.zeros((BLOCK,), tl.float64)
+    for c in tl.static_range(2 * NQ):
+        value = (sums[c] * unit).to(weighted.dtype.element_ty)
+        tl.store(weighted + c * stride + k, value, mask=inside)
+        square += sums[c] * sums[c]
+    tl.store(squares + k, square, mask=inside)
+
+
+@triton.jit(do_not_specialize=["n_atoms", "n"])
+def sum_potentials(
+    parts, given, positions, q, system_of, spans, systems, settings, known, energies, slopes,
+    forces, moments, n_atoms, n, NQ: tl.constexpr, AXIS: tl.constexpr, GIVEN: tl.constexpr,
+    KNOWN: tl.constexpr, ADD: tl.constexpr, MOMENTS: tl.constexpr, TURN: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Add up the parts of potentials and dE/dr; write what atoms have of them, times the weight.
+
+    Energies [n] and forces [3, n] are added to what is there with ADD, dE/dq [NQ, n] to ``known``
+    with KNOWN; GIVEN are potentials and dE/dr [NQ + 3, n] that were summed elsewhere. AXIS is that
+    of the field, or -1. With MOMENTS also r_i F_i [6, n], symmetric, without weight: of open
+    systems and of the field. Behind the last atom there are zeros.
+    """
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    exists = i < n_atoms
+    inside = i < n
+    own = tl.load(system_of + i, mask=exists, other=0)
+    span = spans + SPAN * own
+    count = tl.load(span + 5, mask=exists, other=0)
+    stride = n.to(tl.int64)
+    sums = ()
+    for row in tl.static_range(NQ + 3):
+        if GIVEN:
+            sums = sums + (tl.load(given + row * stride + i, mask=exists, other=0.0),)
+        else:
+            sums = sums + (tl.zeros((BLOCK,), tl.float64),)
+    for first in range(0, tl.max(count, 0), TURN):
+        for turn in tl.static_range(TURN):
+            place = parts + (first + turn) * (NQ + 3) * stride + i
+            added = ()
+            for row in tl.static_range(NQ + 3):
+                part = tl.load(place + row * stride, mask=first + turn < count, other=0.0)
+                added = added + (sums[row] + part.to(tl.float64),)
+            sums = added
+    weight = tl.load(settings)
+    field = tl.load(settings + 1) * NQ  # every channel gets it of all
+    alone = tl.load(systems + WIDTH * own + 9) + tl.load(systems + WIDTH * own + 10) * NQ
+    r = ()
+    for x in tl.static_range(3):
+        r = r + (tl.load(positions + 3 * i + x, mask=exists, other=0.0),)
+    energy = tl.zeros((BLOCK,), tl.float64)
+    push = tl.zeros((BLOCK,), tl.float64)
+    for c in tl.static_range(NQ):
+        charge = tl.load(q + c * stride + i, mask=exists, other=0.0).to(tl.float64)
+        energy += charge * (0.5 * sums[c] + alone * charge)
+        slope = sums[c] + 2.0 * alone * charge
+        if AXIS >= 0:
+            energy -= field * charge * r[AXIS]
+            slope -= field * r[AXIS]  # nothing behind the last atom
+            push += field * charge
+        slope *= weight
+        if KNOWN:
+            slope += tl.load(known + c * stride + i, mask=inside, other=0.0).to(tl.float64)
+        tl.store(slopes + c * stride + i, slope.to(slopes.dtype.element_ty), mask=inside)
+    energy *= weight
+    if ADD:
+        energy += tl.load(energies + i, mask=inside, other=0.0)
+    tl.store(energies + i, energy, mask=inside)
+    for x in tl.static_range(3):
+        force = -sums[NQ + x]
+        if x == AXIS:
+            force += push
+        force *= weight
+        if ADD:
+            force += tl.load(forces + x * stride + i, mask=inside, other=0.0).to(tl.float64)
+        tl.store(forces + x * stride + i, force.to(forces.dtype.element_ty), mask=inside)
+    if MOMENTS:
+        open_ = tl.load(span + 6, mask=exists, other=0) > 0
+        center = positions + 3 * tl.load(span, mask=exists, other=0)  # forces sum to nothing
+        arm = ()
+        pull = ()
+        pushed = ()
+        for x in tl.static_range(3):
+            arm = arm + (r[x] - tl.load(center + x, mask=exists, other=0.0),)
+            pull = pull + (tl.where(open_, -sums[NQ + x], 0.0),)
+            pushed = pushed + (push if x == AXIS else push * 0.0,)
+        inner = _moments(arm, pull)
+        outer = _moments(r, pushed)
+        for row in tl.static_range(6):
+            tl.store(moments + row * stride + i, inner[row] + outer[row], mask=exists)
+
+
+@triton.jit
+def _moments(r, f):
+    """Return r_a f_b, its symmetric part: xx yy zz yz xz xy."""
+    yz = 0.5 * (r[1] * f[2] + r[2] * f[1])
+    xz = 0.5 * (r[0] * f[2] + r[2] * f[0])
+    xy = 0.5 * (r[0] * f[1] + r[1] * f[0])
+    return r[0] * f[0], r[1] * f[1], r[2] * f[2], yz, xz, xy
+
+
+@triton.jit(do_not_specialize=["n_k", "n", "n_systems"])
+def sum_virials(
+    squares, virial, moments, spans, settings, virials, n_k, n, n_systems,
+    PERIODIC: tl.constexpr, MOMENTS: tl.constexpr, ADD: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write virials [6, n_systems] times the weight, or add them; programs are (system, row).
+
+    PERIODIC: of sum_c |S_c|^2 and ``virial`` [6, n_k]; MOMENTS: of r_i F_i [6, n].
+    """
+    system = tl.program_id(0)
+    row = tl.program_id(1).to(tl.int64)
+    total = tl.zeros((BLOCK,), tl.float64)
+    span = spans + SPAN * system
+    if PERIODIC:
+        end = tl.load(span + 3)
+        for first in range(tl.load(span + 2), end, BLOCK):
+            k = first + tl.arange(0, BLOCK)
+            unit = tl.load(virial + row * n_k + k, mask=k < end, other=0.0)
+            total += unit * tl.load(squares + k, mask=k < end, other=0.0)
+    if MOMENTS:
+        end = tl.load(span + 1)
+        for first in range(tl.load(span), end, BLOCK):
+            i = first + tl.arange(0, BLOCK)
+            total += tl.load(moments + row * n + i, mask=i < end, other=0.0)
+    place = virials + row * n_systems + system
+    whole = tl.sum(total, 0) * tl.load(settings)
+    if ADD:
+        whole += tl.load(place)
+    tl.store(place, whole)
