@@ -52,9 +52,12 @@ def constant(function: Function) -> Function:
     return function
 
 
-@constant
 def described(spec: Representation) -> tuple[list[str], str]:
     """Return the names of a representation's tensors, and itself as text for operators."""
+    return spec.derive(_described)
+
+
+def _described(spec: Representation) -> tuple[list[str], str]:
     whole = ModelSpec(spec)
     return list(expected_shapes(whole)), to_json(whole)
 

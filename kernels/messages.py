@@ -64,7 +64,7 @@ def messages(
     if not 0 <= step < len(spec.steps):
         raise InputError("step", f"one of the {len(spec.steps)} steps of the specification", step)
     n, r, c = species.shape[0], spec.n_radial, spec.n_channels
-    for name, tensor, rows in zip(("a", "b"), (a, b), _rows(spec), strict=True):
+    for name, tensor, rows in zip(("a", "b"), (a, b), spec.derive(_rows), strict=True):
         _checks.require(name, tensor, (n, r, rows, c), (vectors.dtype,))
     chosen = _checks.select_backend(vectors.device, backend)
     names, text = _checks.described(spec)
@@ -75,7 +75,6 @@ def messages(
     return out
 
 
-@_checks.constant
 def _rows(spec: Representation) -> tuple[int, int]:
     """Return the numbers of monomials and invariants."""
     return spec.n_monomials, spec.n_invariants

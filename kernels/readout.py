@@ -66,13 +66,12 @@ def readout(
     """
     _checks.require("features", features, (None, spec.mlp.widths[0]), _checks.FLOATS)
     chosen = _checks.select_backend(features.device, backend)
-    names, text = _described(spec)
+    names, text = spec.derive(_described)
     tensors = _checks.require_constant(weights, [prefix + name for name in names])
     out: Tensor = _readout(features.contiguous(), tensors, text, chosen)
     return out
 
 
-@_checks.constant
 def _described(spec: Readout) -> tuple[list[str], str]:
     """Return what follows the prefix in the names of the tensors, and the read-out as text."""
     whole = _model(spec)

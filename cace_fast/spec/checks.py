@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import isfinite
-from typing import get_args
+from typing import Any, TypeVar, get_args
 
 from cace_fast.errors import SpecError
 
 MAX_SIZE = 100_000  # no width, channel or table of a real model comes near; guards hostile files
+
+Found = TypeVar("Found")
+
+
+class Constant:
+    """A part of a specification: what follows from it alone is constant for ``torch.compile``."""
+
+    def derive(self, function: Callable[[Any], Found]) -> Found:
+        """Return ``function(self)``, which ``torch.compile`` calls once, while it traces."""
+        return function(self)
+
+    # What torch.compiler.assume_constant_result does, without importing dynamo (170 MB). A method,
+    # since torch 2.11 takes no frozen dataclass as the argument of a constant function.
+    derive._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def require(condition: bool, owner: object, field: str, expected: str) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .checks import require, require_bools, require_float, require_names, require_tuple
+from .checks import Constant, require, require_bools, require_float, require_names, require_tuple
 from .representation import MLP
 
 
 @dataclass(frozen=True)
-class Readout:
+class Readout(Constant):
     """Per-atom network on features, summed over atoms, ``docs/theory.md`` section 7."""
 
     output_key: str

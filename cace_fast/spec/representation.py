@@ -10,6 +10,7 @@ from cace_fast.errors import SpecError
 
 from .checks import (
     MAX_SIZE,
+    Constant,
     require,
     require_bools,
     require_choice,
@@ -150,7 +151,7 @@ class MessageStep:
 
 
 @dataclass(frozen=True)
-class Representation:
+class Representation(Constant):
     """The CACE descriptor, ``docs/theory.md`` sections 1 to 6.
 
     ``elements`` are atomic numbers in the order of the embedding rows; ``cutoff`` (A) is that of
