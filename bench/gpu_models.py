@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +14,14 @@ from ase import Atoms
 from ase.build import bulk
 from systems import random_weights
 from torch.utils._python_dispatch import TorchDispatchMode
+from triton.runtime.jit import JITFunction
 
 from cace_fast.engine.triton import TritonEngine
+from cace_fast.graph import AtomicGraph
 from cace_fast.kernels.emulation import Launch, emulate
 from cace_fast.kernels.emulation.resources import Specialised
 from cace_fast.kernels.triton import configs, host_readout
+from cace_fast.nn import Contraction, Moments
 from cace_fast.potential import Potential
 from cace_fast.spec import (
     MLP,
@@ -74,6 +77,15 @@ SHAPES = {
     "electrolyte-lr-c5.5": Shape(elements=5, embedding=5, charges=1),
     "ag-cluster": Shape(elements=1, embedding=1, radial=8, cutoff=5.29),
 }
+
+# Descriptors for training on forces, whose second derivatives are kernels that no step launches.
+TRAINING = {
+    "training-l2-nu2": Shape(l_max=2, nu_max=2),
+    "training-l3-nu3": Shape(),
+    "training-l4-nu3": Shape(elements=3, embedding=4, l_max=4, cutoff=4.0),
+    "training-l4-nu4": Shape(elements=3, embedding=4, l_max=4, nu_max=4, cutoff=4.0),
+}
+TRAINED = ("moments_rate", "moments_backward_rate", "moments_by_table", "contract_rates")
 
 
 def specification(shape: Shape) -> ModelSpec:
@@ -196,3 +208,34 @@ def record(shape: Shape, n_cells: int = 3, *, architecture: str = "sm_90") -> Re
             system.make_list()
         lists = tuple(device.launches), tuple(device.launched), list_traffic
         return Recording(len(atoms), *step, *lists)
+
+
+def training(shape: Shape, graph: AtomicGraph) -> None:
+    """Run what training on forces needs of the descriptor of a model, on the emulated device."""
+    rep = specification(shape).representation
+    vectors = graph.vectors().float().requires_grad_(True)
+    a = Moments(rep, backend="triton")(vectors, graph.senders, graph.receivers, graph.species)
+    b = Contraction(rep.l_max, rep.nu_max, backend="triton")(a)
+    (slope,) = torch.autograd.grad(b.square().sum(), vectors, create_graph=True)
+    slope.square().sum().backward()
+
+
+def training_kernels(shape: Shape) -> tuple[Specialised, ...]:
+    """Return the kernels that only :func:`training` launches, each once: compiled, not run."""
+    found: dict[int, Specialised] = {}
+    original: Callable[..., Any] = JITFunction.run
+
+    def run(self: Any, *args: Any, **options: Any) -> None:
+        if self.fn.__name__ in TRAINED:
+            kernel = original(self, *args, **options | {"warmup": True})
+            warps = kernel.metadata.num_warps
+            found[id(kernel.src)] = Specialised(kernel.src.name, kernel.src, warps)
+
+    graph = graph_of(structure(shape, 1), specification(shape).representation)
+    JITFunction.run = run
+    try:
+        with emulate("sm_90"), tiles(len(configs.TILES) - 1):
+            training(shape, graph)
+    finally:
+        JITFunction.run = original
+    return tuple(found.values())

@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_models import SHAPES, SKIN, potential, specification, structure
+from gpu_models import SHAPES, SKIN, potential, specification, structure, training
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
 from cace_fast.engine.triton import TritonEngine
 from cace_fast.kernels.emulation import emulate
-from cace_fast.nn import Contraction, Moments
 from cace_fast.structures import graph_of
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
@@ -96,18 +95,6 @@ def step(model: str, periodic: bool = True) -> None:
     system.evaluate(None, ("forces", "virials"), None)
 
 
-def training(model: str) -> None:
-    """Run what training on forces needs of the descriptor of a model."""
-    shape = SHAPES[model]
-    rep = specification(shape).representation
-    graph = graph_of(structure(shape, 2), rep)
-    vectors = graph.vectors().float().requires_grad_(True)
-    a = Moments(rep, backend="triton")(vectors, graph.senders, graph.receivers, graph.species)
-    b = Contraction(rep.l_max, rep.nu_max, backend="triton")(a)
-    (slope,) = torch.autograd.grad(b.square().sum(), vectors, create_graph=True)
-    slope.square().sum().backward()
-
-
 def measure(architecture: str) -> dict[str, Error]:
     """Return the errors of all kernels of the models, by name."""
     errors: dict[str, Error] = {}
@@ -115,7 +102,9 @@ def measure(architecture: str) -> dict[str, Error]:
         for model in MODELS:
             step(model)
         step(MODELS[-1], periodic=False)
-        training(MODELS[0])
+        shape = SHAPES[MODELS[0]]
+        graph = graph_of(structure(shape, 2), specification(shape).representation)
+        training(shape, graph)
     return dict(sorted(errors.items()))
 
 
@@ -136,12 +125,12 @@ def held() -> dict[str, float]:
     return {row[1].strip(" `"): float(row[3]) for row in rows}
 
 
-def write(text: str) -> None:
+def write(text: str, begin: str = BEGIN, end: str = END) -> None:
     """Put a table between the marks on the page."""
     page = PAGE.read_text()
-    head, _, rest = page.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    PAGE.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}")
+    head, _, rest = page.partition(begin)
+    _, _, tail = rest.partition(end)
+    PAGE.write_text(f"{head}{begin}\n{text}\n{end}{tail}")
 
 
 def main() -> None:

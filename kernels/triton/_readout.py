@@ -128,6 +128,8 @@ def layer(
 ):  # fmt: skip
     """Write a layer's sums [parts, n_out, n]: a part of it for each run of ``per_part`` inputs.
 
+    Rounding grows with the length of a chain of additions and the size of what they go to: so
+    there are parts, and the bias, which may be larger than all sums, comes last.
     ACTIVATE: inputs go through the activation that ``flags`` name. SLOPE: outputs are multiplied by
     the activation's derivative at z, for a backward pass. x and z may come in parts. ``n_before``
     parts of ``out`` stand in front of the first one written. Inputs are taken TURN at a time, so
@@ -142,11 +144,8 @@ def layer(
     end = tl.minimum(first + per_part, n_in)
     sums = ()
     for i in tl.static_range(HC):
-        total = tl.zeros((BL,), x.dtype.element_ty)
-        if BIAS:
-            total += tl.where(part == 0, tl.load(bias + h + i), 0.0)
         for _ in tl.static_range(REP):
-            sums = sums + (total,)
+            sums = sums + (tl.zeros((BL,), x.dtype.element_ty),)
     for f in range(first, end, TURN):
         values = _inputs(x, flags, f, end, n_in, n, atom, KINDS, ACTIVATE, X_PARTS, TURN, REP, BL)
         for t in tl.static_range(TURN):
@@ -157,12 +156,15 @@ def layer(
                 for k in tl.static_range(REP):
                     added = added + (sums[i * REP + k] + values[t * REP + k] * weight,)
             sums = added
+    last = part == tl.num_programs(1) - 1
     for i in tl.static_range(HC):
         row = (n_before + part) * n_out + h + i
         for k in tl.static_range(REP):
             own = atom + k * BL
             wanted = (own < n) & (h + i < n_out)
             value = sums[i * REP + k]
+            if BIAS:
+                value += tl.where(last, tl.load(bias + h + i), 0.0)
             if SLOPE:
                 before = _summed(z, h + i, n_out, n, own, wanted, Z_PARTS)
                 flag = tl.load(flags + tl.minimum(h + i, n_out - 1))
@@ -196,11 +198,11 @@ def _further_layers(pre, packed, NET: tl.constexpr, KINDS: tl.constexpr, FLAGS: 
             before = pre[get(NET, k - 1, 5) + i]
             inputs = inputs + (_of_kind(before, KINDS, get(FLAGS, get(NET, k - 1, 5) + i)),)
         for o in tl.static_range(get(NET, k, 1)):
-            total = tl.load(packed + (get(NET, k, 3) + o))
+            total = inputs[0] * 0.0
             for i in tl.static_range(get(NET, k, 0)):
                 weight = tl.load(packed + (get(NET, k, 2) + o * get(NET, k, 4) + i))
                 total += weight * inputs[i]
-            pre = pre + (total,)
+            pre = pre + (total + tl.load(packed + (get(NET, k, 3) + o)),)
     return pre
 
 

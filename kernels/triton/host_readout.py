@@ -14,10 +14,10 @@ from cace_fast.spec import Readout
 
 LANES = 32  # a warp
 ROWS = 16  # weights are padded to a multiple of it
-LARGE = 20_000  # atoms from which a device is full without splitting the inputs
+LARGE = 20_000  # atoms from which a device is full without so many programs
 FEW = (4, 32, 1)  # rows of a program, inputs taken at once, atoms of a lane
 MANY = (16, 2, 4)
-PER_PART = 96  # inputs of one part where there are fewer atoms
+PER_PART, PER_LONG_PART = 96, 256  # inputs of one part, and where there are many atoms
 TAIL_ROWS, TAIL_OUTPUTS, TAIL_WEIGHTS = 128, 64, 1024  # of first, second, and further layers
 
 Work = dict[str, Tensor]
@@ -166,7 +166,7 @@ class Tail:
 
 def n_parts(n_in: int, n: int) -> int:
     """Return into how many parts the first layer's inputs are split."""
-    return 1 if n >= LARGE else -(-n_in // PER_PART)
+    return -(-n_in // (PER_LONG_PART if n >= LARGE else PER_PART))
 
 
 def product(x: Tensor, w: Tensor, out: Tensor, **given: Any) -> None:

@@ -2,20 +2,24 @@
 // and channel. Vectors run over the channels (q, c) here, not over atoms.
 
 // sum[m] = sum_p from_p[m] exp(-r_p V) f_p for the monomials of degree L and W of the (q, c), kept
-// in registers over the pairs of one atom.
+// in registers over kPart pairs of one atom.
 template <class T, int L>
 inline void ar_degree(const StepData<T>& s, ArPairs<T>& pairs, int i, Vec<T>* sum) {
   typedef Vec<T> V;
   constexpr int begin = degree_offset(L), size = degree_size(L);
   const V v = load(s.inverse_range.data() + size_t(L) * s.n_q + i * Simd<T>::width);
-  V own[size] = {};
-  for (int64_t p = 0; p < pairs.n; ++p) {
-    const V decay = exponential<T>(-pairs.r[p] * v) * pairs.f[p];
-    const V* from = pairs.from[p] + i * s.n_a + begin;
-    CF_UNROLL
-    for (int k = 0; k < size; ++k) own[k] += from[k] * decay;
+  V* to = sum + i * s.n_a + begin;
+  for (int k = 0; k < size; ++k) to[k] = V{};
+  for (int64_t first = 0; first < pairs.n; first += kPart) {
+    V own[size] = {};
+    for (int64_t p = first; p < part_end(first, pairs.n); ++p) {
+      const V decay = exponential<T>(-pairs.r[p] * v) * pairs.f[p];
+      const V* from = pairs.from[p] + i * s.n_a + begin;
+      CF_UNROLL
+      for (int k = 0; k < size; ++k) own[k] += from[k] * decay;
+    }
+    for (int k = 0; k < size; ++k) to[k] += own[k];
   }
-  for (int k = 0; k < size; ++k) sum[i * s.n_a + begin + k] = own[k];
 }
 
 // The same for what a sender gets back, and dr_p += (sum_m from_p[m] a[m]) d/dr of that decay.
@@ -26,20 +30,24 @@ inline void ar_degree_gradient(const StepData<T>& s, ArPairs<T>& pairs, int i,
   constexpr int begin = degree_offset(L), size = degree_size(L);
   const V v = load(s.inverse_range.data() + size_t(L) * s.n_q + i * Simd<T>::width);
   a += i * s.n_a + begin;
-  V own[size] = {};
-  for (int64_t p = 0; p < pairs.n; ++p) {
-    const V e = exponential<T>(-pairs.r[p] * v);
-    const V decay = e * pairs.f[p];
-    const V* from = pairs.from[p] + i * s.n_a + begin;
-    V both = {};
-    CF_UNROLL
-    for (int k = 0; k < size; ++k) {
-      own[k] += from[k] * decay;
-      both += from[k] * a[k];
+  V* to = sum + i * s.n_a + begin;
+  for (int k = 0; k < size; ++k) to[k] = V{};
+  for (int64_t first = 0; first < pairs.n; first += kPart) {
+    V own[size] = {};
+    for (int64_t p = first; p < part_end(first, pairs.n); ++p) {
+      const V e = exponential<T>(-pairs.r[p] * v);
+      const V decay = e * pairs.f[p];
+      const V* from = pairs.from[p] + i * s.n_a + begin;
+      V both = {};
+      CF_UNROLL
+      for (int k = 0; k < size; ++k) {
+        own[k] += from[k] * decay;
+        both += from[k] * a[k];
+      }
+      pairs.dr[p] += both * e * (pairs.df[p] - v * pairs.f[p]);
     }
-    pairs.dr[p] += both * e * (pairs.df[p] - v * pairs.f[p]);
+    for (int k = 0; k < size; ++k) to[k] += own[k];
   }
-  for (int k = 0; k < size; ++k) sum[i * s.n_a + begin + k] = own[k];
 }
 
 template <class T, int L = 0>

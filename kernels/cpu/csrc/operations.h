@@ -145,21 +145,29 @@ void EngineOf<T>::op_messages_gradient(int step, const double* a, const double* 
   copy_pair_gradients(grad_vectors);
 }
 
-// The first layers of one network, from inputs in the order of its file.
+// Values of the first layers of one network, from inputs in the order of its file.
 template <class T>
-inline void root_values(const Net& net, const double* x, const Block& block, Vec<T>* values) {
-  for (const Affine& root : net.roots)
-    for (int i = 0; i < root.out; ++i, ++values) *values = spread<T>(T(root.b[i]));
-  values -= net.n_root_rows();
-  for (int j = 0; j < net.n_in; ++j) {
-    Vec<T> column = {};
-    for (int lane = 0; lane < block.n_lanes; ++lane)
-      column[lane] = T(x[(block.first + lane) * net.n_in + j]);
-    int row = 0;
+inline void root_values(const Net& net, const Tape<T>& tape, const double* x, const Block& block,
+                        Vec<T>* values) {
+  for (int i = 0; i < tape.n_roots(); ++i) values[i] = Vec<T>{};
+  Vec<T> columns[kPart];
+  for (int first = 0; first < net.n_in; first += kPart) {
+    const int n = int(part_end(first, net.n_in)) - first;
+    for (int j = 0; j < n; ++j) {
+      columns[j] = Vec<T>{};
+      for (int lane = 0; lane < block.n_lanes; ++lane)
+        columns[j][lane] = T(x[(block.first + lane) * net.n_in + first + j]);
+    }
+    Vec<T>* to = values;
     for (const Affine& root : net.roots)
-      for (int i = 0; i < root.out; ++i, ++row)
-        values[row] += T(root.w[size_t(i) * net.n_in + j]) * column;
+      for (int i = 0; i < root.out; ++i, ++to) {
+        const double* w = root.w.data() + size_t(i) * net.n_in + first;
+        Vec<T> sum = {};
+        for (int j = 0; j < n; ++j) sum += T(w[j]) * columns[j];
+        *to += sum;
+      }
   }
+  tape.begin(values, values);
 }
 
 template <class T>
@@ -168,7 +176,7 @@ void EngineOf<T>::op_readout(int h, int64_t n, const double* x, double* y) {
   const Tape<T>& tape = tapes_[h];
   over_blocks_of(n, (n + W - 1) / W, [&](Work<T>& work, const Block& block) {
     V* values = work.values.need(largest_tape_);
-    root_values<T>(net, x, block, values);
+    root_values<T>(net, tape, x, block, values);
     tape.forward(values, work.slopes.need(largest_tape_));
     for (int lane = 0; lane < block.n_lanes; ++lane)
       for (int k = 0; k < tape.n_out(); ++k)
@@ -185,7 +193,7 @@ void EngineOf<T>::op_readout_gradient(int h, int64_t n, const double* x, const d
     V* values = work.values.need(largest_tape_);
     V* slopes = work.slopes.need(largest_tape_);
     V* gradients = work.gradients.need(largest_tape_);
-    root_values<T>(net, x, block, values);
+    root_values<T>(net, tape, x, block, values);
     tape.forward(values, slopes);
     for (int i = 0; i < tape.size(); ++i) gradients[i] = V{};
     for (int lane = 0; lane < block.n_lanes; ++lane)

@@ -54,12 +54,13 @@ inline void weighted_rows(const Packed<T>& p, const int* offsets, const Vec<T>* 
 
 // Long sums are made in parts: rounding grows with the length of a chain of additions.
 constexpr int kPart = 64;
+inline int64_t part_end(int64_t first, int64_t n) { return n - first < kPart ? n : first + kPart; }
 
 template <class T, int NI>
 inline void add_weighted_tile(int ni, const T* w, int n_k, const Vec<T>* x, Vec<T>* out) {
   if (ni == NI) {
     for (int first = 0; first < n_k; first += kPart) {
-      const int end = n_k - first < kPart ? n_k : first + kPart;
+      const int end = int(part_end(first, n_k));
       Vec<T> sum[NI];
       CF_UNROLL
       for (int i = 0; i < NI; ++i) sum[i] = w[i] * x[first];

@@ -24,7 +24,9 @@ struct Cutoff {
   // (1-x)^3 sum_k (k+1)(k+2)/2 x^k: the expanded form loses digits in float.  The slope is
   // -p(p+1)(p+2)/2 x^(p-1) (1-x)^2.
   void polynomial(Vec<T> r, Vec<T>& f, Vec<T>& df) const {
-    const Vec<T> x = r * T(1.0 / radius);
+    // 1/r_c in two parts: its own rounding would be an error of the same sign for all pairs
+    const T inverse = T(1.0 / radius), rest_of_it = T(1.0 / radius - inverse);
+    const Vec<T> x = r * inverse + r * rest_of_it;
     const Vec<T> rest = greater(T(1) - x, Vec<T>{});
     Vec<T> series = spread<T>(T(p * (p + 1.0) / 2.0));
     Vec<T> high = spread<T>(T(1));

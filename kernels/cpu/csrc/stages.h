@@ -101,7 +101,7 @@ void EngineOf<T>::make_moments(Work<T>& work, const Block& block, int t, V* a) {
   if (step->ar) ar_sums(work, m_, s, block, list_, a);
 }
 
-// What the first layers of the read-outs start from: biases, and further inputs of the atoms.
+// What the first layers of the read-outs start from: further inputs of the atoms. No biases yet.
 template <class T>
 void EngineOf<T>::start_rows(const Block& block, V* rows) const {
   int row = 0;
@@ -109,7 +109,7 @@ void EngineOf<T>::start_rows(const Block& block, V* rows) const {
     const Head& head = m_.heads[h];
     for (const Affine& root : head.net.roots)
       for (int i = 0; i < root.out; ++i, ++row) {
-        rows[row] = spread<T>(T(root.b[i]));
+        rows[row] = V{};
         for (int x = 0; x < head.n_extra; ++x) {
           const int column = x < head.info.extra_before ? x : root.in - head.n_extra + x;
           const T w = T(root.w[size_t(i) * root.in + column]);
@@ -153,10 +153,7 @@ void EngineOf<T>::first_layers(Work<T>& work, const Block& block, int t) {
   } else {
     for (int i = 0; i < stack.n_readout; ++i) rows[i] = kept[i];
   }
-  int row = stack.n_readout;
-  if (stack.n_message)
-    for (const Affine& root : m_.steps[t].net.roots)
-      for (int i = 0; i < root.out; ++i) rows[row++] = spread<T>(T(root.b[i]));
+  for (int i = stack.n_readout; i < stack.rows(); ++i) rows[i] = V{};
   add_weighted(stack.forward, work.b.data(), rows);
   for (int i = 0; i < stack.n_readout; ++i) kept[i] = rows[i];
 }
@@ -169,8 +166,8 @@ void EngineOf<T>::make_message(Work<T>& work, const Block& block, int t, const V
     Section timer(work.ticks_of, kReadout);
     V* values = work.values.need(largest_tape_);
     V* kept = s.rows.data() + size_t(block.number) * s.tape.n_roots();
-    for (int i = 0; i < s.tape.n_roots(); ++i)
-      kept[i] = values[i] = work.rows[stacks_[t].n_readout + i];
+    for (int i = 0; i < s.tape.n_roots(); ++i) kept[i] = work.rows[stacks_[t].n_readout + i];
+    s.tape.begin(kept, values);
     s.tape.forward(values, work.slopes.need(largest_tape_));
     for (int lane = 0; lane < block.n_lanes; ++lane) {
       const size_t atom = block.first + lane;
@@ -195,8 +192,7 @@ void EngineOf<T>::read_out(Work<T>& work, const Block& block, bool backward_too)
   for (size_t h = 0, row = 0; h < m_.heads.size(); row += tapes_[h].n_roots(), ++h) {
     const Tape<T>& tape = tapes_[h];
     const cf_head& info = m_.heads[h].info;
-    const V* rows = work.rows.data() + row;
-    for (int i = 0; i < tape.n_roots(); ++i) values[i] = rows[i];
+    tape.begin(work.rows.data() + row, values);
     tape.forward(values, slopes);
     for (int i = 0; i < tape.size(); ++i) gradients[i] = V{};
     for (int lane = 0; lane < block.n_lanes; ++lane) {

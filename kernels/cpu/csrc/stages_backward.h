@@ -20,8 +20,7 @@ void EngineOf<T>::message_rows_gradient(Work<T>& work, const Block& block, int t
   V* values = work.values.need(largest_tape_);
   V* slopes = work.slopes.need(largest_tape_);
   V* gradients = work.gradients.need(largest_tape_);
-  for (int i = 0; i < tape.n_roots(); ++i)
-    values[i] = s.rows[size_t(block.number) * tape.n_roots() + i];
+  tape.begin(s.rows.data() + size_t(block.number) * tape.n_roots(), values);
   tape.forward(values, slopes);
   for (int i = 0; i < tape.size(); ++i) gradients[i] = V{};
   for (int lane = 0; lane < block.n_lanes; ++lane)

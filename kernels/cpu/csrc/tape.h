@@ -64,6 +64,9 @@ class Tape {
       total += net.sizes[v];
     }
     size_ = total;
+    T* bias = bias_.need(n_roots() + 1);
+    for (const Affine& root : net.roots)
+      for (int i = 0; i < root.out; ++i) *bias++ = T(root.b[i]);
     const size_t n_layers = net.layers.size();
     forward_ = new Packed<T>[n_layers];
     backward_ = new Packed<T>[n_layers];
@@ -87,6 +90,12 @@ class Tape {
   int output() const { return first_[net_->output]; }
   int n_out() const { return net_->n_out(); }
   int n_roots() const { return net_->n_root_rows(); }
+
+  // Roots of the sums that they are without bias.  A bias may be larger than the whole sum: to
+  // begin with it would round every part of the sum to its size.
+  void begin(const V* sums, V* values) const {
+    for (int i = 0; i < n_roots(); ++i) values[i] = sums[i] + bias_[i];
+  }
 
   // values [size]: roots are given, the rest is computed; slopes [size] is kept for backward.
   void forward(V* values, V* slopes) const {
@@ -138,6 +147,7 @@ class Tape {
  private:
   const Net* net_ = nullptr;
   Buffer<int> first_;
+  Buffer<T> bias_;  // of the roots
   int size_ = 0;
   Packed<T>*forward_ = nullptr, *backward_ = nullptr;
 };

@@ -14,7 +14,8 @@ constexpr int kTile = 12;
 #define CF_INLINE inline __attribute__((always_inline))
 
 // C[i][j] (+)= sum_k A[k][i] B[k][j], all vectors.  Strides count vectors; *_k is from one k to the
-// next.
+// next.  A sum is made by itself before it is added: of what comes in chunks, as neighbours do,
+// parts are added up, whose rounding is less than that of one long chain.
 template <class V, int NI, int NJ, bool kAdd>
 inline void product_tile(const V* a, ptrdiff_t a_k, ptrdiff_t a_i, const V* b, ptrdiff_t b_k,
                          ptrdiff_t b_j, int n_k, V* c, ptrdiff_t c_i, ptrdiff_t c_j) {
@@ -22,7 +23,7 @@ inline void product_tile(const V* a, ptrdiff_t a_k, ptrdiff_t a_i, const V* b, p
   CF_UNROLL
   for (int i = 0; i < NI; ++i)
     CF_UNROLL
-    for (int j = 0; j < NJ; ++j) sum[i][j] = kAdd ? c[i * c_i + j * c_j] : V{};
+    for (int j = 0; j < NJ; ++j) sum[i][j] = V{};
   for (int k = 0; k < n_k; ++k, a += a_k, b += b_k) {
     V row[NJ];
     CF_UNROLL
@@ -37,7 +38,10 @@ inline void product_tile(const V* a, ptrdiff_t a_k, ptrdiff_t a_i, const V* b, p
   CF_UNROLL
   for (int i = 0; i < NI; ++i)
     CF_UNROLL
-    for (int j = 0; j < NJ; ++j) c[i * c_i + j * c_j] = sum[i][j];
+    for (int j = 0; j < NJ; ++j) {
+      V& to = c[i * c_i + j * c_j];
+      to = kAdd ? to + sum[i][j] : sum[i][j];
+    }
 }
 
 // Columns of a tile with NI rows.

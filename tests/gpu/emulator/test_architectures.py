@@ -21,6 +21,7 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_120")
 TILES = range(len(configs.TILES))
 PROPERTIES = ("energy", "forces", "stress")
 MORE_ERROR = 6.0  # times that of plain torch in float32, as in tests/gpu/device
+LEAST = 3e-6  # of the largest number: few atoms' energies are sums that happen to be exact
 # The smallest and the largest systems take other kernels, not only other tiles.
 QUICK = [
     *(("water-mp0-sr", architecture, tile) for architecture in ARCHITECTURES for tile in TILES),
@@ -50,8 +51,7 @@ def check(model: str, architecture: str, tile: int) -> None:
     for name in PROPERTIES:
         scale = np.abs(exact[name]).max()
         error, plain = (np.abs(x[name] - exact[name]).max() / scale for x in (found, usual))
-        # the slack is for the energies of licl-gaf3-lr0, whose cause is not known
-        allowed = MORE_ERROR * plain + 5e-6
+        allowed = max(MORE_ERROR * plain, LEAST)
         assert error < allowed, f"{name}: {error:.1e}, allowed {allowed:.1e}"
 
 

@@ -1,13 +1,18 @@
-"""The table of every kernel's error in float32, on docs/performance.md."""
+"""The tables of errors in float32 on docs/performance.md, and what long sums need."""
 
 from __future__ import annotations
 
 import kernel_errors
+import large_errors
 import pytest
 import torch
 from kernel_errors import Error, held, measure
+from large_errors import Case, Found, descriptor, error_of, long_range, wide_readout
+
+from cace_fast.kernels.emulation import emulate
 
 LIMIT = 2e-6  # of the largest number
+MORE, LEAST = 4.0, 3e-7  # times the error of plain torch in float32; of the largest number
 
 
 def test_no_kernel_of_the_table_is_worse_than_float32() -> None:
@@ -30,3 +35,43 @@ def test_the_table_is_what_is_measured() -> None:
     assert set(found) == set(table), f"run python {kernel_errors.__file__}"
     for name, error in found.items():
         assert error.largest < max(LIMIT, 1.5 * table[name]), name
+
+
+def exact(case: Case) -> Found:
+    return case.exact(**{name: t.double() for name, t in case.tensors.items()})
+
+
+def judge(case: Case, found: Found) -> None:
+    assert case.plain is not None
+    true, usual = exact(case), case.plain(**case.tensors)
+    for name in true:
+        allowed = max(MORE * error_of(usual, true, name), LEAST)
+        assert error_of(found, true, name) < allowed, name
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["few atoms", "many atoms"])
+def test_wide_readout_with_a_large_bias_on_the_gpu(many: bool) -> None:
+    case = wide_readout(many, 1_500)
+    with emulate("sm_90"):
+        judge(case, case.gpu(**case.tensors))
+
+
+@pytest.mark.parametrize("case", [descriptor("moments"), wide_readout(False)], ids=lambda c: c.name)
+def test_long_sums_in_the_compiled_library(case: Case) -> None:
+    assert case.cpu is not None
+    judge(case, case.cpu(**case.tensors))
+
+
+def test_many_charges_on_the_gpu() -> None:
+    case = long_range(2_500, 6.0, True)
+    with emulate("sm_90"):
+        found = case.gpu(**case.tensors)
+    for name in (true := exact(case)):
+        assert error_of(found, true, name) < LIMIT, name
+
+
+@pytest.mark.slow
+def test_the_table_of_long_sums_is_what_is_measured() -> None:
+    for case in large_errors.cases():
+        for row in large_errors.measure(case):
+            assert row.gpu < large_errors.held()[row.case, row.result] * 1.5 + LEAST, row
