@@ -82,6 +82,9 @@ def summarise(model: str, spec: ModelSpec, weights: Weights) -> dict[str, Any]:
 def gpu_memory(spec: ModelSpec, weights: Weights, n_atoms: int) -> str:
     """Return what the buffers of the GPU engine take, in words, at the density of condensed matter.
 
+    They are those of a system whose list is made on the device, with the room that a next list
+    may need.
+
     Raises
     ------
     BackendUnavailableError
@@ -101,7 +104,7 @@ def gpu_memory(spec: ModelSpec, weights: Weights, n_atoms: int) -> str:
     engine = TritonEngine(spec, weights.to("cpu", torch.float32), terms)
     neighbors = DENSITY * 4.0 / 3.0 * pi * (spec.representation.cutoff + SKIN) ** 3
     elements = min(spec.representation.n_elements, MOST_ELEMENTS)
-    each = engine.bytes_per_atom(neighbors, elements)
+    each = engine.bytes_per_atom(DENSITY, SKIN, elements)
     return (
         f"{each * n_atoms / 2**30:.3g} GiB for {n_atoms} atoms, {each / 1000:.1f} kB each with "
         f"{neighbors:.0f} neighbours of {elements} elements"

@@ -30,6 +30,18 @@ FIRST_EDGES, FIRST_SEGMENTS = 16, 2  # of an atom, as a guess: the first list te
 NOWHERE = np.zeros((0, 3))
 
 
+def guessed(n_atoms: int, n_shifts: int, n_systems: int) -> Capacity:
+    """Return the capacity of the first buffers, before there is a list."""
+    need = Capacity(n_atoms, FIRST_EDGES * n_atoms, FIRST_SEGMENTS * n_atoms, 0, n_systems)
+    return roomy(need)._replace(shifts=n_shifts)
+
+
+def grown(have: Capacity, n_edges: int, n_segments: int) -> Capacity:
+    """Return the capacity that follows on one which a list does not fit."""
+    edges, segments = max(n_edges, have.edges), max(n_segments, have.segments)
+    return roomy(have._replace(edges=edges, segments=segments))._replace(shifts=have.shifts)
+
+
 class MovingRun(DeviceRun):
     """A system or batch whose positions and list stay on the device.
 
@@ -60,8 +72,6 @@ class MovingRun(DeviceRun):
         reach = kernels.rep.cutoff + skin
         self._search = PairSearch(graph.species.int(), first_atom, reach, skin)
         self._first_atom: list[int] = first_atom.tolist()
-        n = graph.n_atoms
-        self._need = Capacity(n, FIRST_EDGES * n, FIRST_SEGMENTS * n, 0, graph.n_systems)
         self._set_grids()
 
     def set_cell(self, cell: Tensor) -> None:
@@ -103,8 +113,7 @@ class MovingRun(DeviceRun):
             return True
         if need[0] <= c.edges and need[1] <= c.segments:
             return False
-        self._need = c._replace(edges=max(need[0], c.edges), segments=max(need[1], c.segments))
-        self._fill(roomy(self._need)._replace(shifts=c.shifts))
+        self._fill(grown(c, *need))
         return True
 
     def _set_grids(self) -> None:
@@ -122,8 +131,10 @@ class MovingRun(DeviceRun):
             frames.append(frame)
             grids.append(grid_of(frame, pbc[s], extent, b - a, search.reach))
         self._shifts = search.set_grids(np.stack(frames), grids)
-        capacity = roomy(self._need) if self.step is None else self.step.capacity
-        self._fill(capacity._replace(shifts=search.n_shifts))
+        if self.step is None:
+            self._fill(guessed(g.n_atoms, search.n_shifts, g.n_systems))
+        else:
+            self._fill(self.step.capacity._replace(shifts=search.n_shifts))
 
     def _fill(self, capacity: Capacity) -> None:
         """Make buffers of a capacity and give them all that does not move."""

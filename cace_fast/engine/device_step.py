@@ -205,8 +205,9 @@ class DeviceStep:
 
     @property
     def n_bytes(self) -> int:
-        """Memory of all buffers."""
-        return sum({t.data_ptr(): t.nbytes for t in _tensors(vars(self))}.values())
+        """Memory of all buffers, those of the search included."""
+        storages = [t.untyped_storage() for t in _tensors(vars(self))]
+        return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
 
     def make_list(self) -> None:
         """Make the list of the positions and cells that the buffers hold."""

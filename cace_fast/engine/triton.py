@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from math import pi
 from typing import Any
 
+import numpy as np
 import torch
 import triton
 from torch import Tensor
@@ -14,17 +16,17 @@ from cace_fast.device_neighbors import DevicePairs
 from cace_fast.errors import UnsupportedModelError
 from cace_fast.graph import AtomicGraph, ModelOutput
 from cace_fast.kernels import emulation
+from cace_fast.kernels.triton.host_neighbors import PairSearch, grid_of
 from cace_fast.spec import EnergyTerm, ModelSpec
 
-from .device_edges import Capacity
-from .device_moving import MovingRun
+from .device_moving import MovingRun, grown, guessed
 from .device_run import DeviceRun
 from .device_step import DeviceStep, Kernels
 from .long_range import LongRange
 from .plan import Plan, plan_of
 from .reference import ReferenceEngine
 
-PROBE = 512  # atoms of the buffers that memory is measured with
+PROBE = 2_048  # atoms of the buffers that memory is measured with
 
 
 class TritonEngine(ReferenceEngine):
@@ -85,17 +87,34 @@ class TritonEngine(ReferenceEngine):
         """Memory held by the buffers of the last evaluation."""
         return 0 if self._graphs.step is None else self._graphs.step.n_bytes
 
-    def bytes_per_atom(self, n_edges: float, n_segments: float) -> float:
-        """Return the memory of the buffers for each atom of a large system.
+    def bytes_per_atom(
+        self, density: float, skin: float, n_segments: float, n_atoms: int = PROBE
+    ) -> float:
+        """Return the memory of the buffers for each atom of a system that makes its own list.
 
         Parameters
         ----------
-        n_edges, n_segments
-            Candidate pairs and elements of neighbours for each atom.
+        density
+            Atoms in a cubic A.
+        skin
+            Of the list, in A.
+        n_segments
+            Elements among the neighbours of an atom.
+        n_atoms
+            Of the buffers that are measured.
         """
-        n = PROBE
-        capacity = Capacity(n, round(n_edges * n), round(n_segments * n), 1, 1)
-        return DeviceStep(self._kernels, capacity).n_bytes / n
+        n, reach = n_atoms, self.spec.representation.cutoff + skin
+        n_edges = density * 4.0 / 3.0 * pi * reach**3
+        cell = (n / density) ** (1.0 / 3.0) * np.eye(3)
+        first_atom = torch.tensor([0, n], device=self.device)
+        species = torch.zeros(n, dtype=torch.int32, device=self.device)
+        search = PairSearch(species, first_atom, reach, skin)
+        grid = grid_of(cell, np.ones(3, dtype=bool), np.zeros(3), n, reach)
+        search.set_grids(cell[None], [grid])
+        capacity = guessed(n, search.n_shifts, 1)
+        if n_edges * n > capacity.edges or n_segments * n > capacity.segments:
+            capacity = grown(capacity, round(n_edges * n), round(n_segments * n))
+        return DeviceStep(self._kernels, capacity, search).n_bytes / n
 
     def evaluate(
         self, graph: AtomicGraph, wanted: Collection[str] = (), *, min_dist: float | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 import torch
 from ase import units
 from ase.md.verlet import VelocityVerlet
+from gpu_models import DENSITY, SHAPES, potential, structure
 from support.boxes import CELLS, PBC, places
 from support.moving import (
     MODEL,
@@ -27,10 +29,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cace_fast.engine import ReferenceEngine, ResidentSystem
 from cace_fast.engine.device_moving import MovingRun
+from cace_fast.engine.triton import TritonEngine
 from cace_fast.errors import InputError
 from cace_fast.interfaces.ase import CACECalculator
+from cace_fast.kernels.emulation import emulate
 from cace_fast.neighbors import neighbor_list
 from cace_fast.potential import Potential
+from cace_fast.structures import graph_of
 
 WANTED = ("forces", "virials")
 
@@ -284,3 +289,25 @@ def test_dynamics_on_the_device_keeps_its_energy_and_ends_where_ase_ends(
         VelocityVerlet(atoms, dt).run(39)
         np.testing.assert_allclose(atoms.positions, end, atol=2e-4)
     assert system.n_builds > 1
+
+
+def live_bytes() -> int:
+    """Return the memory of all tensors that are alive."""
+    gc.collect()
+    storages = (x.untyped_storage() for x in gc.get_objects() if issubclass(type(x), torch.Tensor))
+    return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
+
+
+def test_memory_is_what_info_counts_beforehand() -> None:
+    shape, skin = SHAPES["ag-cluster"], 0.5
+    with emulate("sm_90"):
+        engine, atoms = potential(shape)._engine, structure(shape)
+        assert isinstance(engine, TritonEngine)
+        n = len(atoms)
+        expected = n * engine.bytes_per_atom(DENSITY, skin, shape.elements, n)
+        graph, before = graph_of(atoms, engine.spec.representation), live_bytes()
+        system = engine.moving(graph, skin)
+        system.evaluate(None, (), None)
+    assert system._run.step is not None
+    assert system._run.step.n_bytes == pytest.approx(expected, rel=0.05)
+    assert live_bytes() - before == pytest.approx(expected, rel=0.05)
