@@ -30,8 +30,8 @@ class Transforms(Protocol):
     def set_points(self, theta: Tensor, n_modes: tuple[int, int, int]) -> None:
         """Take points [3, n] in [-pi, pi) and the odd numbers of modes -m .. m of each axis."""
 
-    def to_modes(self, strengths: Tensor) -> Tensor:
-        """Return sum_i c_i exp(+i n.theta_i) [t, M1, M2, M3] for strengths [t, n]."""
+    def to_modes(self, strengths: Tensor, out: Tensor) -> None:
+        """Write sum_i c_i exp(+i n.theta_i) [t, M1, M2, M3] for strengths [t, n] to ``out``."""
 
     def to_points(self, modes: Tensor) -> Tensor:
         """Return sum_n f_n exp(-i n.theta_i) [t, n] for modes [t, M1, M2, M3]."""
@@ -80,6 +80,8 @@ class NufftSum:
         self._dl, self._sigma, self._exponent = dl, sigma, exponent
         self._transforms, self._dtype = transforms, dtype
         self._grid: tuple[Tensor, Tensor, _Grid] | None = None
+        # arrays of the size of the grid, used again: memory new to a process has its cost
+        self._memory: dict[str, Tensor] = {}
         self._lock = threading.Lock()
 
     def evaluate(
@@ -104,7 +106,8 @@ class NufftSum:
         """
         with self._lock:
             grid = self._prepare(r, cell, k_cell)
-            structure = self._structure(q)
+            shape = (_n_pairs(q), *grid.shape)
+            structure = self._structure(q, self._array("structure", shape, q.device, self._dtype))
             return self._finish(grid, structure, q, derivatives)
 
     def structure_factors(self, q: Tensor, r: Tensor, cell: Tensor, k_cell: Tensor) -> Tensor:
@@ -113,8 +116,9 @@ class NufftSum:
         Entry p holds channels 2p and 2p + 1 as S_a + i S_b. Arguments as in :meth:`evaluate`.
         """
         with self._lock:
-            self._prepare(r, cell, k_cell)
-            return self._structure(q)
+            grid = self._prepare(r, cell, k_cell)
+            shape = (_n_pairs(q), *grid.shape)
+            return self._structure(q, torch.empty(shape, dtype=self._dtype, device=q.device))
 
     def finish(
         self, structure: Tensor, q: Tensor, r: Tensor, cell: Tensor, k_cell: Tensor
@@ -140,61 +144,78 @@ class NufftSum:
             held = self._grid = (cell.clone(), k_cell.clone(), made)
         grid = held[2]
         fraction = (r @ grid.inverse).T
-        theta = 2.0 * pi * (fraction - torch.round(fraction))
+        theta = fraction.sub_(torch.round(fraction)).mul_(2.0 * pi)
         self._transforms.set_points(theta.to(grid.factor.dtype).contiguous(), grid.shape)
         return grid
 
-    def _structure(self, q: Tensor) -> Tensor:
+    def _array(
+        self, name: str, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
+    ) -> Tensor:
+        """Return the array of a name, that of the last call where it fits; its values are any."""
+        held = self._memory.get(name)
+        if held is None or held.shape != shape or held.device != device:
+            held = self._memory[name] = torch.empty(shape, dtype=dtype, device=device)
+        return held
+
+    def _structure(self, q: Tensor, out: Tensor) -> Tensor:
         n, n_q = q.shape
-        pairs = torch.zeros(((n_q + 1) // 2, n), dtype=self._dtype, device=q.device)
+        pairs = torch.zeros((len(out), n), dtype=self._dtype, device=q.device)
         pairs.real = q[:, 0::2].T.to(pairs.real.dtype)
         pairs.imag[: n_q // 2] = q[:, 1::2].T.to(pairs.real.dtype)
         # one after the other: the grid inside a transform is the largest array there is
-        return torch.cat([self._transforms.to_modes(pair[None]) for pair in pairs])
+        for p in range(len(out)):
+            self._transforms.to_modes(pairs[p : p + 1], out[p : p + 1])
+        return out
 
     def _finish(self, grid: _Grid, structure: Tensor, q: Tensor, derivatives: bool) -> BareSum:
         n, n_q = q.shape
         potential = torch.empty_like(q)
         forces = torch.zeros((n, 3), dtype=q.dtype, device=q.device)
         virial = torch.zeros((3, 3), dtype=q.dtype, device=q.device)
+        modes = self._array("modes", (2, *grid.shape), q.device, self._dtype)
         for p, s in enumerate(structure):
             own = slice(2 * p, min(2 * p + 2, n_q))
             alone = own.stop - own.start == 1
             if not derivatives:
-                phi = self._transforms.to_points((grid.factor * s)[None])[0]
+                phi = self._transforms.to_points(_scaled(s, grid.factor, modes[0])[None])[0]
                 potential[:, own] = torch.view_as_real(phi)[:, : own.stop - own.start].to(q)
                 continue
-            power = s.real * s.real + s.imag * s.imag
-            phi, gradient = (self._single if alone else self._pair)(grid, s, power)
+            phi, gradient = (self._single if alone else self._pair)(grid, s, modes)
             potential[:, own] = phi
             forces -= (q[:, own, None] * gradient).sum(1)
+            power = self._array("power", grid.shape, q.device, grid.factor.dtype)
+            torch.mul(s.real, s.real, out=power).addcmul_(s.imag, s.imag)
             virial += _virial(grid, power).to(virial)
         return BareSum(potential, forces, virial)
 
-    def _single(self, grid: _Grid, s: Tensor, power: Tensor) -> tuple[Tensor, Tensor]:
+    def _single(self, grid: _Grid, s: Tensor, modes: Tensor) -> tuple[Tensor, Tensor]:
         """Return potential [n, 1] and gradient [n, 1, 3] of one channel, by two transforms."""
         lengths = torch.linalg.vector_norm(grid.reciprocal, dim=1).tolist()
         # k along each reciprocal vector
         x, y, z = (n * length for n, length in zip(grid.axes, lengths, strict=True))
-        weighted = grid.factor * s
-        size = grid.factor.square() * power
+        weighted = _scaled(s, grid.factor, modes[1])
+        planes = torch.view_as_real(weighted).flatten(2).flatten(0, 1)  # [M1 M2, 2 M3]
+        size = torch.linalg.vector_norm(planes, dim=0).square().reshape(-1, 2).sum(1)
         # potential and slope share a transform, hence its error: they are made equally large
-        whole, along = float(size.sum()), float((size.sum((0, 1)) * z.flatten() ** 2).sum())
+        whole, along = float(size.sum()), float((size * z.flatten() ** 2).sum())
         scale = sqrt(along / whole) if along > 0.0 and whole > 0.0 else 1.0
-        modes = torch.stack([weighted * torch.complex(*_together(y, -x)), weighted * (scale - z)])
+        torch.mul(weighted, torch.complex(*_together(y, -x)), out=modes[0])
+        weighted.mul_(scale - z)
         found = torch.view_as_real(self._transforms.to_points(modes)).to(torch.float64)
         # the second one lacks a factor i: (u + i v) i = -v + i u
         slopes = torch.stack([found[0, :, 0], found[0, :, 1], -found[1, :, 1]], -1)
         return found[1, :, :1] / scale, (slopes @ _unit(grid))[:, None]
 
-    def _pair(self, grid: _Grid, s: Tensor, power: Tensor) -> tuple[Tensor, Tensor]:
+    def _pair(self, grid: _Grid, s: Tensor, modes: Tensor) -> tuple[Tensor, Tensor]:
         """Return potentials [n, 2] and gradients [n, 2, 3] of two channels."""
         lengths = torch.linalg.vector_norm(grid.reciprocal, dim=1).tolist()
-        weighted = grid.factor * s
-        steep = -1j * weighted
-        axes = [n * length for n, length in zip(grid.axes, lengths, strict=True)]
-        phi, first = self._transforms.to_points(torch.stack([weighted, steep * axes[0]]))
-        rest = self._transforms.to_points(torch.stack([steep * axes[1], steep * axes[2]]))
+        x, y, z = (-1j * n * length for n, length in zip(grid.axes, lengths, strict=True))
+        weighted = _scaled(s, grid.factor, modes[0])
+        torch.mul(weighted, x, out=modes[1])
+        phi, first = self._transforms.to_points(modes)
+        torch.mul(weighted, z, out=modes[1])
+        weighted.mul_(y)
+        rest = self._transforms.to_points(modes)
         found = torch.view_as_real(torch.stack([first, *rest], -1)).to(torch.float64)
         gradient = found.transpose(1, 2) @ _unit(grid)
         return torch.view_as_real(phi).to(torch.float64), gradient
@@ -259,8 +280,9 @@ def _kernel(k2: Tensor, sigma: float, exponent: int) -> tuple[Tensor, Tensor]:
 
 
 def _virial(grid: _Grid, power: Tensor) -> Tensor:
-    """Return -dE/dstrain [3, 3] of one pair of channels with |S_a|^2 + |S_b|^2 = ``power``."""
-    steep = grid.slope * power
+    """Return -dE/dstrain [3, 3] of two channels; ``power`` |S_a|^2 + |S_b|^2 is overwritten."""
+    energy = 0.5 * torch.vdot(grid.factor.flatten(), power.flatten()).to(torch.float64)
+    steep = power.mul_(grid.slope)
     by_axis = [n.flatten().to(torch.float64) for n in grid.axes]
     planes = {(0, 1): steep.sum(2), (0, 2): steep.sum(1), (1, 2): steep.sum(0)}
     moments = torch.zeros((3, 3), dtype=torch.float64, device=power.device)
@@ -270,10 +292,20 @@ def _virial(grid: _Grid, power: Tensor) -> Tensor:
         if b == a + 1:
             moments[a, a] = (by_axis[a] ** 2) @ of_plane.sum(1)
     moments[2, 2] = (by_axis[2] ** 2) @ planes[0, 2].to(torch.float64).sum(0)
-    energy = 0.5 * torch.vdot(grid.factor.flatten(), power.flatten()).to(torch.float64)
     eye = torch.eye(3, dtype=torch.float64, device=power.device)
     virial: Tensor = energy * eye + grid.reciprocal.T @ moments @ grid.reciprocal
     return virial
+
+
+def _n_pairs(q: Tensor) -> int:
+    return (q.shape[1] + 1) // 2
+
+
+def _scaled(values: Tensor, factor: Tensor, out: Tensor) -> Tensor:
+    """Write complex values times real factors to ``out``; no array of factors is made complex."""
+    torch.mul(values.real, factor, out=out.real)
+    torch.mul(values.imag, factor, out=out.imag)
+    return out
 
 
 def _unit(grid: _Grid) -> Tensor:

@@ -54,7 +54,7 @@ class PlainTransforms:
             self._weights.append(self._kernel(z))
             self._indices.append((first.long()[:, None] + offsets) % fine)
 
-    def to_modes(self, strengths: Tensor) -> Tensor:
+    def to_modes(self, strengths: Tensor, out: Tensor) -> None:
         """Transform of type 1."""
         t, n = strengths.shape
         fine = torch.zeros((t, int(np.prod(self._fine))), dtype=strengths.dtype).to(strengths)
@@ -68,7 +68,7 @@ class PlainTransforms:
         for axis, (m, factor) in enumerate(zip(self._modes, self._corrections, strict=True)):
             order = torch.arange(-(m // 2), m // 2 + 1, device=fine.device) % self._fine[axis]
             spectrum = spectrum.index_select(axis + 1, order) * _along(factor, axis)
-        return spectrum
+        out.copy_(spectrum)
 
     def to_points(self, modes: Tensor) -> Tensor:
         """Transform of type 2."""

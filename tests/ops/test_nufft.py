@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-import sys
-import types
-
-import finufft
 import numpy as np
 import pytest
 import torch
+from support.k_sums import CELLS, DL, SIGMA, direct, error, evaluate, liquid
 
 from cace_fast.errors import BackendUnavailableError, InputError
 from cace_fast.kernels import ewald as kernel_ewald
 from cace_fast.kernels import transforms
-from cace_fast.kernels.cpu.library import EwaldSpec
-from cace_fast.kernels.cpu.long_range import EwaldSum
 from cace_fast.kernels.nufft import NufftSum, accuracy
 from cace_fast.kernels.plain_nufft import PlainTransforms
 from cace_fast.kernels.sums import choose, crossover, predicted_costs
-from cace_fast.kernels.transforms import LibraryTransforms, make_transforms
+from cace_fast.kernels.transforms import make_transforms
 from cace_fast.reference import ewald as ref_ewald
 from cace_fast.spec import Ewald
 
-DL, SIGMA = 1.9, 0.8
 CPU = torch.device("cpu")
-CELLS = {
-    "cubic": np.eye(3) * 11.0,
-    "triclinic": np.array([[12.0, 0, 0], [5.1, 11.4, 0], [-4.3, 2.7, 13.1]]),
-    "left-handed": np.array([[5.1, 11.4, 0], [12.0, 0, 0], [-4.3, 2.7, 13.1]]),
-    "elongated": np.diag([5.0, 5.5, 100.0]),
-}
-
-
-def liquid(cell, n, n_q, seed=0):
-    rng = np.random.default_rng(seed)
-    return rng.normal(size=(n, n_q)), rng.uniform(-1.0, 2.0, (n, 3)) @ cell
 
 
 def crystal(times, n_q):
@@ -45,24 +28,9 @@ def crystal(times, n_q):
     return q, 2.8 * numbers + rng.normal(size=(len(q), 3)) * 0.02, np.eye(3) * 2.8 * times
 
 
-def direct(q, r, cell, exponent=1, k_cell=None):
-    total = EwaldSum(EwaldSpec(DL, SIGMA, 1.0, 0.0, 0.0, exponent, 0, 0), k_cell)
-    return total.evaluate(q, r, cell, periodic=True, n_threads=1)[1:]
-
-
 def by_transforms(tolerance, exponent=1, by="auto"):
     wanted, dtype = accuracy(tolerance)
     return NufftSum(DL, SIGMA, exponent, make_transforms(CPU, wanted, dtype, by=by), dtype)
-
-
-def evaluate(total, q, r, cell, k_cell=None, **options):
-    given = (torch.from_numpy(x) for x in (q, r, cell, cell if k_cell is None else k_cell))
-    return [x.numpy() for x in total.evaluate(*given, **options)]
-
-
-def error(got, want):
-    """Largest error of potentials, forces and virial, each relative to its largest number."""
-    return max(np.abs(a - b).max() / np.abs(b).max() for a, b in zip(got, want, strict=True))
 
 
 @pytest.mark.parametrize("tolerance", [1e-4, 1e-6, 1e-10])
@@ -236,51 +204,6 @@ def test_refusals():
     with pytest.raises(BackendUnavailableError, match=r"cannot be imported.*cace-fast\[gpu\]"):
         make_transforms(cuda, 1e-6, torch.complex128, by="cufinufft")
     assert isinstance(make_transforms(cuda, 1e-6, torch.complex128), PlainTransforms)
-
-
-class StandIn:
-    """cufinufft's Plan as its documentation has it, computing with FINUFFT on the CPU."""
-
-    calls: list[tuple[str, tuple[object, ...], dict[str, object]]] = []  # noqa: RUF012
-
-    def __init__(
-        self, nufft_type, n_modes, n_trans=1, eps=1e-6, isign=None, dtype="complex64", **kw
-    ):
-        assert not kw, "no options of the CPU library"
-        self.calls.append(("plan", (nufft_type, n_modes, n_trans, eps, isign), {"dtype": dtype}))
-        self.plan = finufft.Plan(
-            nufft_type, n_modes, n_trans, eps, isign, dtype=dtype, nthreads=1, showwarn=0
-        )
-
-    def setpts(self, x, y, z):
-        assert all(isinstance(t, torch.Tensor) and t.is_contiguous() for t in (x, y, z))
-        self.calls.append(("setpts", (len(x),), {}))
-        self.plan.setpts(x.numpy(), y.numpy(), z.numpy())
-
-    def execute(self, data):
-        assert isinstance(data, torch.Tensor)
-        assert data.is_contiguous()
-        return torch.from_numpy(self.plan.execute(data.numpy()))
-
-
-@pytest.mark.parametrize("tolerance", [3e-3, 1e-6])
-def test_cufinufft_gets_what_it_takes(monkeypatch, tolerance):
-    """Plans, arguments and results on the device, against a stand-in with its interface."""
-    monkeypatch.setattr(StandIn, "calls", [])
-    monkeypatch.setitem(sys.modules, "cufinufft", types.SimpleNamespace(Plan=StandIn))
-    wanted, dtype = accuracy(tolerance)
-    made = make_transforms(torch.device("cuda"), wanted, dtype)
-    assert isinstance(made, LibraryTransforms)
-    cell = CELLS["triclinic"]
-    for n_q in (1, 2):
-        q, r = liquid(cell, 70, n_q)
-        got = evaluate(NufftSum(DL, SIGMA, 1, made, dtype), q, r, cell)
-        assert error(got, direct(q, r, cell)) < tolerance
-    plans = [arguments for name, arguments, _ in StandIn.calls if name == "plan"]
-    modes = tuple(2 * int(np.linalg.norm(row) / DL) + 1 for row in cell)
-    assert plans == [(1, modes, 1, wanted, 1), (2, modes, 2, wanted, -1)]
-    names = {options["dtype"] for name, _, options in StandIn.calls if name == "plan"}
-    assert names == {str(dtype).removeprefix("torch.")}
 
 
 def test_structure_factors_of_parts_add_up():
