@@ -23,11 +23,10 @@ from gpu_models import DENSITY, DL, SHAPES, Recording, TorchTraffic, record, til
 
 from cace_fast.kernels.emulation import Launch, roofline
 from cace_fast.kernels.emulation.resources import Resources, Specialised, measure
-from cace_fast.kernels.sums import n_k_vectors
+from cace_fast.kernels.sums import MOST_PAIRS_ON_GPU, n_k_vectors
 from cace_fast.kernels.triton import configs
 from cace_fast.kernels.triton.ewald_tables import RUN
 from cace_fast.kernels.triton.host_ewald import TURN
-from cace_fast.kernels.triton.waves import MOST_PAIRS
 
 SIZES = (96, 192, 768, 3_072, 12_288, 98_304, 786_432)
 SMALL, LARGE = 192, (3_072, 98_304)  # of the table of all launches
@@ -86,7 +85,7 @@ def sizes(model: str, wanted: Sequence[int] = SIZES) -> list[int]:
     """
     if not SHAPES[model].charges:
         return list(wanted)
-    return [n for n in wanted if n * _n_k(n) <= MOST_PAIRS]
+    return [n for n in wanted if n * _n_k(n) <= MOST_PAIRS_ON_GPU]
 
 
 def _n_k(n: int) -> int:

@@ -160,7 +160,8 @@ def _energies(spec: ModelSpec) -> dict[str, Any]:
         ],
         "long range in a periodic box": [
             f"{m.output_key}: direct sum below about {_crossover(sub, m):,} atoms (of 0.1 per "
-            "A^3), Fourier transforms above"
+            f"A^3), Fourier transforms above; on a GPU about {_crossover_on_gpu(m):,}, a prediction "
+            "of one side only: what transforms take there was not measured"
             for sub in spec.submodels
             for m in sub.modules
             if isinstance(m, Ewald)
@@ -182,6 +183,14 @@ def _crossover(sub: SubModel, module: Ewald) -> int:
     producer = sub.producer(module.feature_key)
     n_q = producer.n_out if isinstance(producer, Readout) else 1
     return crossover(n_q, module.dl, 1e-6)
+
+
+def _crossover_on_gpu(module: Ewald) -> int:
+    """Return the same for the triton backend, to two digits."""
+    from cace_fast.kernels.sums import MOST_PAIRS_ON_GPU
+
+    atoms = (MOST_PAIRS_ON_GPU * DENSITY * module.dl**3 * 1.5 / pi) ** 0.5  # sums.n_k_vectors
+    return int(float(f"{atoms:.1e}"))
 
 
 def _print_summary(summary: dict[str, Any]) -> None:

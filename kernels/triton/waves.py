@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from cace_fast.errors import InputError
-from cace_fast.kernels.sums import TIGHTEST, choose, n_k_vectors
+from cace_fast.kernels.sums import MOST_PAIRS_ON_GPU, TIGHTEST, choose, n_k_vectors
 from cace_fast.spec import Ewald
 
 SPHERE = 1.0 - 1e-6  # k^2 below this fraction of k_max^2: vectors on the sphere are always out
-MOST_PAIRS = 3e8  # of an atom and a vector k, up to which a sum is direct
 
 
 class How(NamedTuple):
@@ -31,10 +30,10 @@ def method_of(how: How, n: int, cell: Tensor, dl: float) -> str:
     """Return ``"direct"`` or ``"nufft"`` for a periodic system of n atoms.
 
     By itself a GPU sums directly for longer than a processor: all its lanes have work, and the sum
-    is part of the captured step. MOST_PAIRS is a prediction (docs/kernels.md).
+    is part of the captured step. MOST_PAIRS_ON_GPU is a prediction (docs/kernels.md).
     """
     n_k = n_k_vectors(cell.numpy(), dl)
-    if how.method == "auto" and (n * n_k <= MOST_PAIRS or how.tolerance < TIGHTEST):
+    if how.method == "auto" and (n * n_k <= MOST_PAIRS_ON_GPU or how.tolerance < TIGHTEST):
         return "direct"
     method = "nufft" if how.method == "auto" else how.method
     return choose(method, n, how.n_q, cell.numpy(), dl, how.tolerance)

@@ -45,6 +45,27 @@ def test_the_cell_relaxes_on_request(files):
     assert abs(atoms.get_volume() / read(files / "in.xyz").get_volume() - 1.0) > 0.01
 
 
+def test_slabs_relax_with_their_vacuum(files):
+    """Its forces are those of the slab with this vacuum, and of no other."""
+    tiny_potential(ewald_channels=1, ewald={"norm_factor": 5.0}).save(files / "m.safetensors")
+    atoms = read(files / "in.xyz")
+    atoms.pbc = (True, True, False)
+    atoms.write(files / "in.xyz")
+    assert "pbc: expected all or no directions periodic" in relax(files).stderr
+    assert not (files / "out.xyz").exists()
+    words = ("--steps", "3", "--default-dtype", "float64")
+    assert "NOT converged after 3 steps" in relax(files, "--slab-vacuum", "2.5", *words).stderr
+    atoms = read(files / "out.xyz")
+    forces = {
+        vacuum: load(
+            files / "m.safetensors", dtype="float64", device="cpu", slab_vacuum=vacuum
+        ).compute(atoms)["forces"]
+        for vacuum in (2.5, 12.0)
+    }
+    assert np.allclose(atoms.get_forces(), forces[2.5], rtol=0, atol=1e-6)
+    assert not np.allclose(atoms.get_forces(), forces[12.0], rtol=0, atol=1e-4)
+
+
 def test_what_has_not_converged_is_written_and_said(files):
     result = relax(files, "--steps", "2")
     assert result.exit_code == 1

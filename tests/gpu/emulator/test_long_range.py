@@ -120,7 +120,7 @@ def test_by_itself_the_sum_is_direct_up_to_a_number_of_pairs(
 ) -> None:
     given = system()
     for most, transformed in ((3e8, False), (1.0, True)):
-        monkeypatch.setattr(waves, "MOST_PAIRS", most)
+        monkeypatch.setattr(waves, "MOST_PAIRS_ON_GPU", most)
         monkeypatch.setattr(waves, "choose", lambda method, *rest: method)
         engine, reference = engines(device, LongRange("auto", 1e-7))
         assert_equal(engine.evaluate(given, WANTED), reference.evaluate(given, WANTED))
