@@ -160,8 +160,8 @@ def _energies(spec: ModelSpec) -> dict[str, Any]:
         ],
         "long range in a periodic box": [
             f"{m.output_key}: direct sum below about {_crossover(sub, m):,} atoms (of 0.1 per "
-            f"A^3), Fourier transforms above; on a GPU about {_crossover_on_gpu(m):,}, a prediction "
-            "of one side only: what transforms take there was not measured"
+            f"A^3), Fourier transforms above; on a GPU about {_crossover_on_gpu(m):,}, a "
+            "prediction of one side only: what transforms take there was not measured"
             for sub in spec.submodels
             for m in sub.modules
             if isinstance(m, Ewald)
