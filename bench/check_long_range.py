@@ -1,6 +1,9 @@
-"""The recorded results of real checkpoints with each method of the long range forced.
+r"""The recorded results of real checkpoints with each method of the long range forced.
 
     python bench/check_long_range.py ../shared/tools/check_upstream.py
+
+    CACE_FAST_EMULATE=sm_90 python bench/check_long_range.py TOOL --backend triton --dtype float32 \
+        --only water-mp0-lr --max-atoms 9
 
 Runs that comparison once for each backend, precision and method, through `cace_fast.load` and
 `CACECalculator`, and prints its last line of each and the largest deviation in units of what is
@@ -36,9 +39,9 @@ def tool_at(path: Path) -> ModuleType:
     return module
 
 
-def force(method: str, seen: dict[str, bool]) -> None:
+def force(method: str, k_set: str, seen: dict[str, bool]) -> None:
     """Let both entrances that the comparison uses sum by one method; note which models have one."""
-    load = partial(LOAD, long_range=method)
+    load = partial(LOAD, long_range=method, k_set=k_set)
 
     def noted(path: Path, **options: Any) -> cace_fast.Potential:
         potential = load(path, **options)
@@ -72,13 +75,14 @@ def main() -> int:
     parser.add_argument("--backend", nargs="+", default=["cpu", "reference"])
     parser.add_argument("--dtype", nargs="+", default=["float64", "float32"])
     parser.add_argument("--method", nargs="+", default=["direct", "nufft"])
+    parser.add_argument("--k-set", choices=["sphere", "frozen"], default="sphere")
     options, rest = parser.parse_known_args()
     tool, failed = tool_at(options.tool), 0
     for backend in options.backend:
         for dtype in options.dtype:
             for method in options.method:
                 seen: dict[str, bool] = {}
-                force(method, seen)
+                force(method, options.k_set, seen)
                 sys.argv = [str(options.tool), "--backend", backend, "--dtype", dtype, *rest]
                 said = io.StringIO()
                 with contextlib.redirect_stdout(said):

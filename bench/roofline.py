@@ -59,10 +59,21 @@ def needs(kernel: Specialised, architecture: str) -> Resources:
     return _needs[key]
 
 
-def step(model: str, device: roofline.Device, n_atoms: int) -> list[roofline.Cost]:
-    """Predict every launch of a step, and a step's share of a new neighbour list."""
-    segments = n_atoms * min(SEGMENTS, SHAPES[model].elements)
-    number = next(k for k, (limit, _) in enumerate(configs.TILES) if segments < limit)
+def tile_number(model: str, device: roofline.Device, n_atoms: int) -> int:
+    """Return which entry of the table of tiles a system runs with on a device."""
+    segments = round(n_atoms * min(SEGMENTS, SHAPES[model].elements))
+    tiles = [tile for _, tile in configs.TILES]
+    return tiles.index(configs.tile(segments, device.units))
+
+
+def step(
+    model: str, device: roofline.Device, n_atoms: int, number: int | None = None
+) -> list[roofline.Cost]:
+    """Predict every launch of a step, and a step's share of a new neighbour list.
+
+    ``number`` is the entry of the table of tiles, by default the one that it says.
+    """
+    number = tile_number(model, device, n_atoms) if number is None else number
     held = recordings(model)[number]
     growth = n_atoms / held.n_atoms
     found = [needs(kernel, device.architecture) for kernel in held.kernels]

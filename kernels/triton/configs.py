@@ -1,13 +1,16 @@
-"""Which tile a kernel runs with, by size: a table, so that every run of a model runs the same code.
+"""Which tile a kernel runs with, by size and device: a table, and no timing when a program runs.
 
 BA segments (or atoms) by BE lanes of their edges for each program of one warp. More lanes for each
-segment fill a device when there are few segments; fewer waste less at ends. ``docs/kernels.md`` has
-the counts that the limits come from.
+segment fill a device when there are few segments; fewer waste less at ends. How many fill a device
+goes as its multiprocessors: limits are for `UNITS` of them and scale (``docs/kernels.md``).
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
+
+import torch
 
 
 class Tile(NamedTuple):
@@ -18,12 +21,31 @@ class Tile(NamedTuple):
     warps: int = 1
 
 
-TILES = ((2_000, Tile(2, 16)), (20_000, Tile(8, 4)), (2**31, Tile(16, 2)))
+UNITS = 132  # multiprocessors of the device that limits are stated for (H100)
+TILES = ((1_360, Tile(2, 16)), (22_500, Tile(8, 4)), (2**62, Tile(16, 2)))
 BLOCK = 128  # lanes of a program where one lane is one edge or one atom
 BLOCK_WARPS = 4
 SUM_BLOCK = 1024  # numbers that a program of the float64 sums takes at once
 
 
-def tile(n_rows: int) -> Tile:
-    """Return the tile for a number of segments or atoms."""
-    return next(found for limit, found in TILES if n_rows < limit)
+def tile(n_rows: int, units: int | None = None) -> Tile:
+    """Return the tile for a number of segments or atoms, on a device of so many multiprocessors.
+
+    By default on the current one.
+    """
+    return next(found for limit, found in TILES if below(n_rows, limit, units))
+
+
+def below(n: int, limit: int, units: int | None = None) -> bool:
+    """Return whether ``n`` is below a limit, which is one for `UNITS` multiprocessors."""
+    return n * UNITS < limit * (current_units() if units is None else units)
+
+
+def current_units() -> int:
+    """Return the number of multiprocessors of the current GPU; `UNITS` where there is none."""
+    return _units(torch.cuda.current_device()) if torch.cuda.is_initialized() else UNITS
+
+
+@cache
+def _units(device: int) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cace_fast.kernels.triton import _readout
+from cace_fast.kernels.triton import _readout, configs
 from cace_fast.kernels.triton.networks import Layer, layers_of, merged
 from cace_fast.spec import Readout
 
 LANES = 32  # a warp
 ROWS = 16  # weights are padded to a multiple of it
-LARGE = 20_000  # atoms from which a device is full without so many programs
+LARGE = 12_000  # atoms from which a device is full without so many programs
 FEW = (4, 32, 1)  # rows of a program, inputs taken at once, atoms of a lane
 MANY = (16, 2, 4)
 PER_PART, PER_LONG_PART = 96, 256  # inputs of one part, and where there are many atoms
@@ -166,7 +166,7 @@ class Tail:
 
 def n_parts(n_in: int, n: int) -> int:
     """Return into how many parts the first layer's inputs are split."""
-    return -(-n_in // (PER_LONG_PART if n >= LARGE else PER_PART))
+    return -(-n_in // (PER_PART if configs.below(n, LARGE) else PER_LONG_PART))
 
 
 def product(x: Tensor, w: Tensor, out: Tensor, **given: Any) -> None:
@@ -174,7 +174,7 @@ def product(x: Tensor, w: Tensor, out: Tensor, **given: Any) -> None:
     n, n_in = x.shape[-1], given["n_in"]
     bias, z, kinds = given.get("bias"), given.get("z"), given.get("kinds", ())
     parts = n_parts(n_in, n) if given.get("split") else 1
-    rows, turn, repeat = MANY if n >= LARGE and z is None else FEW
+    rows, turn, repeat = FEW if configs.below(n, LARGE) or z is not None else MANY
     forward = z is None and given.get("bias") is not None
     _readout.layer[(-(-n // (LANES * repeat)) * (w.shape[1] // rows), parts)](
         x, w, x if bias is None else bias, given["flags"], x if z is None else z, out,
