@@ -85,12 +85,64 @@ def planar_potential(q: Tensor, r: Tensor, slab: Slab, sigma: float) -> Tensor:
     channels do not see each other.
     """
     along = r @ slab.normal
-    z = (along - along.detach().mean())[:, None]
-    total, moment, second = q.sum(0), (q * z).sum(0), (q * z * z).sum(0)
-    volume = torch.linalg.det(slab.cell).abs()
+    z = along - along.detach().mean()
+    return planar_terms(q, z, slab, sigma, planar_moments(q, z))[0]
+
+
+def planar_moments(q: Tensor, z: Tensor) -> Tensor:
+    """Return sum q, sum q z and sum q z^2 [3, n_q] of atoms; those of parts add up.
+
+    ``z`` [n] are places along the normal in A, from one origin for all parts, near the slab.
+    """
+    height = z[:, None]
+    return torch.stack([q.sum(0), (q * height).sum(0), (q * height * height).sum(0)])
+
+
+def planar_terms(
+    q: Tensor, z: Tensor, slab: Slab, sigma: float, moments: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return what potential [n, n_q] and forces [n, 3] of atoms have beyond the sum over k.
+
+    ``moments`` are those of all atoms; both are without norm.
+    """
+    total, moment, second = moments
+    volume, height = torch.linalg.det(slab.cell).abs(), z[:, None]
     constant = slab.period**2 / 6.0 + sigma**2
-    potential: Tensor = (2.0 * moment * z - second - total * (z * z + constant)) / volume
-    return potential
+    potential = (2.0 * moment * height - second - total * (height * height + constant)) / volume
+    pull = -2.0 * (q * (moment - total * height)).sum(1) / volume
+    return potential, pull[:, None] * slab.normal
+
+
+def planar_virial(
+    slab: Slab, sigma: float, moments: Tensor, lean: Tensor, virial: Tensor
+) -> Tensor:
+    """Return the virial [3, 3] of a slab, in whose strain the vacuum keeps its width.
+
+    Parameters
+    ----------
+    slab, sigma
+        Its box, and the width of the charges in A.
+    moments
+        Of all atoms, from :func:`planar_moments`.
+    lean
+        The sum of F z [3] over all atoms, F being forces of the sum over k; parts add up.
+    virial
+        That of the sum over k in ``slab.cell`` [3, 3], without norm.
+    """
+    n, (total, moment, second) = slab.normal, moments
+    volume, share = torch.linalg.det(slab.cell).abs(), slab.height / slab.period
+    constant = slab.period**2 / 6.0 + sigma**2
+    # the sum over k: only in the plane does its strain move its box as it moves the slab
+    outer = torch.outer(n, n)
+    flat = torch.eye(3, dtype=virial.dtype, device=virial.device) - outer
+    tilt = torch.outer(n, flat @ lean)
+    upright = (1.0 - share) * (n @ lean) + share * (n @ virial @ n)
+    of_sum = flat @ virial @ flat + tilt + tilt.T + upright * outer
+    squares = (moment * moment - total * second).sum()
+    energy = (squares - 0.5 * (total * total).sum() * constant) / volume
+    rise = (2.0 * squares - (total * total).sum() * slab.period * slab.height / 6.0) / volume
+    found: Tensor = of_sum + energy * (flat + share * outer) - rise * outer
+    return found
 
 
 def planar_sum(
@@ -113,21 +165,9 @@ def planar_sum(
         What is to be added to the potential [n, n_q] of that sum; and the forces [n, 3] and the
         virial [3, 3] of the slab, in whose strain the vacuum keeps its width.
     """
-    n, along = slab.normal, r @ slab.normal
-    z = (along - along.mean())[:, None]
-    total, moment, second = q.sum(0), (q * z).sum(0), (q * z * z).sum(0)
-    volume, share = torch.linalg.det(slab.cell).abs(), slab.height / slab.period
-    constant = slab.period**2 / 6.0 + sigma**2
-    potential = (2.0 * moment * z - second - total * (z * z + constant)) / volume
-    pull = -2.0 * (q * (moment - total * z)).sum(1) / volume
-    # the sum over k: only in the plane does its strain move its box as it moves the slab
-    outer, lean = torch.outer(n, n), (forces * z).sum(0)
-    flat = torch.eye(3, dtype=q.dtype, device=q.device) - outer
-    tilt = torch.outer(n, flat @ lean)
-    upright = (1.0 - share) * (n @ lean) + share * (n @ virial @ n)
-    of_sum = flat @ virial @ flat + tilt + tilt.T + upright * outer
-    squares = (moment * moment - total * second).sum()
-    energy = (squares - 0.5 * (total * total).sum() * constant) / volume
-    rise = (2.0 * squares - (total * total).sum() * slab.period * slab.height / 6.0) / volume
-    own = energy * (flat + share * outer) - rise * outer
-    return potential, forces + pull[:, None] * n, of_sum + own
+    along = r @ slab.normal
+    z = along - along.mean()
+    moments = planar_moments(q, z)
+    potential, pull = planar_terms(q, z, slab, sigma, moments)
+    lean = (forces * z[:, None]).sum(0)
+    return potential, forces + pull, planar_virial(slab, sigma, moments, lean, virial)

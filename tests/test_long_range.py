@@ -16,6 +16,7 @@ from cace_fast import InputError, Potential
 from cace_fast.kernels.cpu import long_range as cpu_long_range
 from cace_fast.kernels.cpu.library import EwaldSpec
 from cace_fast.kernels.cpu.long_range import EwaldSum
+from cace_fast.slab import planar_virial, slab_of
 
 PROPERTIES = ("energy", "energies", "forces", "virials", "latent_charges")
 MODELS = {
@@ -236,3 +237,29 @@ def test_a_box_on_several_processes(processes, size):
         np.testing.assert_allclose(got, want[k], rtol=0, atol=1e-12 * scale)
     for one in found:
         np.testing.assert_allclose(one[3], want[3], rtol=0, atol=1e-12 * np.abs(want[3]).max())
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_a_slab_on_several_processes(processes, size):
+    """Beside structure factors of its box, moments add up, and for the virial sums of F z."""
+    rng = np.random.default_rng(4)
+    cell = np.array([[9.0, 0.3, -0.2], [2.1, 8.4, 0.4], [0.3, -0.4, 7.2]])
+    q, r = rng.normal(size=(77, 2)), rng.uniform(0.0, 0.9, (77, 3)) @ cell
+    spec, vacuum, origin = EwaldSpec(*distributed.NUMBERS), 9.0, 3.0
+    want = EwaldSum(spec, slab_vacuum=vacuum).evaluate(q, r, cell, periodic=4, n_threads=1)
+    ends = [k * len(q) // size for k in range(size + 1)]
+    parts = [
+        (q[a:b].copy(), r[a:b].copy(), cell, vacuum, origin) for a, b in itertools.pairwise(ends)
+    ]
+    sums = processes.starmap(distributed.slab_factors, parts)
+    structure, moments = (sum(row) for row in zip(*sums, strict=True))
+    found = processes.starmap(distributed.slab_finish, [(structure, moments, *p) for p in parts])
+    for k in range(3):
+        got, scale = np.concatenate([f[k] for f in found]), np.abs(want[k]).max()
+        np.testing.assert_allclose(got, want[k], rtol=0, atol=1e-12 * scale)
+    slab, norm = slab_of(torch.from_numpy(cell), 2, vacuum), spec.norm
+    lean = torch.from_numpy(sum(one[4] for one in found))
+    for one in found:
+        bare = (torch.from_numpy(moments), lean / norm, torch.from_numpy(one[3]) / norm)
+        virial = norm * planar_virial(slab, spec.sigma, *bare).numpy()
+        np.testing.assert_allclose(virial, want[3], rtol=0, atol=1e-12 * np.abs(want[3]).max())

@@ -60,7 +60,8 @@ CF_API void cf_ewald_threads(cf_ewald *ewald, int32_t n_threads); /* 1 at first 
 CF_API void cf_ewald_freeze(cf_ewald *ewald, const double *cell);
 /* Slabs, periodic = 2 + a for one that is periodic along all lattice vectors but a: their box is the two
  * others and, along the normal, the height of vector a above them plus `vacuum` in A. 0: refused, as at
- * first. Not for sums in parts. */
+ * first. Sums in parts do not know slabs: a host gives cf_ewald_cell the box, and adds equations 36 and 37
+ * of docs/theory.md, whose three moments add up over ranks. */
 CF_API void cf_ewald_slab(cf_ewald *ewald, double vacuum);
 
 /* One system, all of its atoms here: energies [n][n_q] (they sum to E), slopes [n][n_q] = dE/dq of
