@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from cace_fast.kernels.triton._device import geometry, get, length, monomials, radial
-from cace_fast.kernels.triton._messages import by_degree, owner, zeros
+from cace_fast.kernels.triton._messages import by_degree, owner, vector, zeros
 
 
 @triton.constexpr_function
@@ -43,15 +43,11 @@ def bchi_sum(
     lane = tl.arange(0, BE)[None, :]
     wide = (row + tl.minimum(first, 0))[:, None] + tl.zeros((BA, BE), tl.int32)
     c = wide % C
-    found = ()
-    for k in tl.static_range(NR * NL):
-        found = found + (tl.zeros((BA, BE), sums.dtype.element_ty),)
+    found = zeros(NR * NL, BA, BE, sums)
     for step in range(0, tl.max(end - first, 0), BE):
         e = first[:, None] + (lane + step)
         inside = e < end[:, None]
-        x = tl.load(vectors + e, mask=inside, other=1.0)
-        y = tl.load(vectors + n_edges + e, mask=inside, other=0.0)
-        z = tl.load(vectors + 2 * n_edges + e, mask=inside, other=0.0)
+        x, y, z = vector(vectors, e, inside, n_edges)
         r, inverse, shorter, ux, uy, uz = geometry(x, y, z)
         f, df, ddf = radial(r, inverse, table, N0, NR, NB, RADIAL)
         h = monomials(ux, uy, uz, PAR)
@@ -75,6 +71,37 @@ def bchi_sum(
 
 
 @triton.jit
+def mix_sums(
+    sums, species, receiver, mixing, out, scale,
+    NB: tl.constexpr, K: tl.constexpr, RADIAL_OUT: tl.constexpr, DEG: tl.constexpr,
+    NDEG: tl.constexpr, ADD: tl.constexpr, BL: tl.constexpr,
+):  # fmt: skip
+    """Write s times the edge sums mixed to A', lanes (q, c); with ADD, to what is there."""
+    NL: tl.constexpr = length(DEG)
+    C: tl.constexpr = K * K
+    RC: tl.constexpr = RADIAL_OUT * C
+    atom, lane, exists = owner(RC, BL)
+    c = lane % C
+    h = tl.load(receiver + tl.load(species + atom) * K + c % K) * tl.load(scale)
+    found = zeros(NL, 1, BL, out)
+    lane, exists, c, h = lane[None, :], exists[None, :], c[None, :], h[None, :]
+    for n in range(NB):
+        w = by_degree(mixing + n * (NDEG * RC) + lane, RC, exists, NDEG)
+        row = sums + atom.to(tl.int64) * (NL * NB * C) + n * C + c
+        added = ()
+        for m in tl.static_range(NL):
+            value = tl.load(row + m * (NB * C), mask=exists, other=0.0)
+            added = added + (found[m] + w[get(DEG, m)] * value,)
+        found = added
+    own = out + atom.to(tl.int64) * (NL * RC) + lane
+    for m in tl.static_range(NL):
+        value = found[m] * h
+        if ADD:
+            value += tl.load(own + m * RC, mask=exists, other=0.0)
+        tl.store(own + m * RC, value, mask=exists)
+
+
+@triton.jit
 def mixing_gradient(
     grad, species, receiver, mixing, grad_sums, scale,
     NB: tl.constexpr, K: tl.constexpr, RADIAL_OUT: tl.constexpr, DEG: tl.constexpr,
@@ -87,7 +114,8 @@ def mixing_gradient(
     atom, lane, exists = owner(NB * C, BL)
     c = lane % C
     h = tl.load(receiver + tl.load(species + atom) * K + c % K) * tl.load(scale)
-    found = zeros(NL, BL, grad_sums)
+    found = zeros(NL, 1, BL, grad_sums)
+    lane, exists, c, h = lane[None, :], exists[None, :], c[None, :], h[None, :]
     for q in range(RADIAL_OUT):
         place = mixing + lane // C * (NDEG * RC) + q * C + c
         w = by_degree(place, RC, exists, NDEG)
@@ -203,9 +231,7 @@ def edge_gradient(
     NL: tl.constexpr = length(DEG)
     e = tl.program_id(0) * BL + tl.arange(0, BL)
     inside = e < tl.load(seg_first + n_seg)
-    x = tl.load(vectors + e, mask=inside, other=1.0)
-    y = tl.load(vectors + n_edges + e, mask=inside, other=0.0)
-    z = tl.load(vectors + 2 * n_edges + e, mask=inside, other=0.0)
+    x, y, z = vector(vectors, e, inside, n_edges)
     r, inverse, shorter, ux, uy, uz = geometry(x, y, z)
     along = r * 0.0
     for k in tl.static_range(PARTS):

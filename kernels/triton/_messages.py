@@ -1,9 +1,9 @@
-"""Device code of message passing: Ar, Bchi's edge sums mixed, and memory, forwards and backwards.
+"""Device code of Ar and memory, which carry A from one generation to the next, and back.
 
-Everything here is atom-major, [atom, monomial, lane]: a program owns one atom and BL lanes, which
-are (q, c) of A, and walks through the edges that the atom receives or sends, one at a time. What a
-neighbour contributes is read as whole rows; sums stay in registers in a fixed order; hub atoms and
-atoms without edges are nothing special. What is Bchi's own: ``_bchi.py``.
+Arrays are atom-major, [atom, monomial, lane], lanes being (q, c) of A: what a neighbour contributes
+is read as whole rows. A program has BA rows, which are (atom, lane), and BE slots that share the
+edges of a row; sums stay in registers, in a fixed order; hub atoms and atoms without edges are
+nothing special. What is Bchi's: ``_bchi.py``.
 """
 
 import triton
@@ -27,155 +27,106 @@ def owner(LANES: tl.constexpr, BL: tl.constexpr):
 
 
 @triton.jit
-def _received(atom_first, seg_first, atom):
-    """Return the first edge that an atom receives, and the end of them."""
-    first = tl.load(seg_first + tl.load(atom_first + atom))
-    return first, tl.load(seg_first + tl.load(atom_first + atom + 1))
+def vector(vectors, e, inside, n_edges):
+    """Return the components of edges; (1, 0, 0) where there is none."""
+    x = tl.load(vectors + e, mask=inside, other=1.0)
+    y = tl.load(vectors + n_edges + e, mask=inside, other=0.0)
+    z = tl.load(vectors + 2 * n_edges + e, mask=inside, other=0.0)
+    return x, y, z
 
 
 @triton.jit
-def _edge(vectors, e, n_edges):
-    """Return |d|, 1/|d|, 1/(|d| + 1e-9) and the unit vector of one edge."""
-    x = vectors + e
-    return geometry(tl.load(x), tl.load(x + n_edges), tl.load(x + 2 * n_edges))
-
-
-@triton.jit
-def zeros(COUNT: tl.constexpr, BL: tl.constexpr, like):
+def zeros(COUNT: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, like):
     out = ()
     for k in tl.static_range(COUNT):
-        out = out + (tl.zeros((BL,), like.dtype.element_ty),)
+        out = out + (tl.zeros((ROWS, LANES), like.dtype.element_ty),)
     return out
 
 
 @triton.jit
 def by_degree(place, step: tl.constexpr, exists, NDEG: tl.constexpr):
-    """Return one row for each degree, ``step`` numbers apart."""
+    """Return one number for each degree, ``step`` places apart."""
     out = ()
     for degree in tl.static_range(NDEG):
         out = out + (tl.load(place + degree * step, mask=exists, other=0.0),)
     return out
 
 
-@triton.jit(do_not_specialize=["n_edges"])
-def messages_forward(
-    a, sums, vectors, sender, atom_first, seg_first, species, table, receiver, mixing, decay,
-    memory, out, n_edges, scale,
-    NB: tl.constexpr, K: tl.constexpr, RADIAL_OUT: tl.constexpr, RADIAL: tl.constexpr,
-    DEG: tl.constexpr, NDEG: tl.constexpr, AR: tl.constexpr, BCHI: tl.constexpr,
-    MEMORY: tl.constexpr, BL: tl.constexpr,
+@triton.jit(do_not_specialize=["n", "n_edges"])
+def carry(
+    x, vectors, other, first_of, through, table, decay, memory, y, n, n_edges, scale,
+    NB: tl.constexpr, RC: tl.constexpr, RADIAL: tl.constexpr, DEG: tl.constexpr,
+    NDEG: tl.constexpr, AR: tl.constexpr, MEMORY: tl.constexpr, SENT: tl.constexpr,
+    BA: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
-    """Write A' = s (ar + bc) + mem, lanes (q, c) (equations 17 to 21).
+    """Write s P_l sum_e exp(-r V_l) f_c x[other end] + m_l x (equations 17, 18), or one of them.
 
-    ``decay`` are P_l and V_l [2, NDEG, RC], ``memory`` m_l [NDEG, RC].
+    Of A and the edges that an atom receives this is A'; then ``first_of`` are ``atom_first`` and
+    ``through`` are ``seg_first``. Of dE/dA' and the edges that it sends, with SENT, it is dE/dA;
+    then they are ``sent_first`` and ``sent_edge``. ``decay`` are P_l and V_l [2, NDEG, RC],
+    ``memory`` m_l [NDEG, RC].
     """
     NL: tl.constexpr = length(DEG)
-    C: tl.constexpr = K * K
-    RC: tl.constexpr = RADIAL_OUT * C
-    atom, lane, exists = owner(RC, BL)
-    own = atom.to(tl.int64) * (NL * RC) + lane
-    found = zeros(NL, BL, out)
+    row = tl.program_id(0) * BA + tl.arange(0, BA)
+    atom, exists = row // RC, row < n * RC
+    first = tl.load(first_of + atom, mask=exists, other=0)
+    end = tl.load(first_of + atom + 1, mask=exists, other=0)
+    if not SENT:
+        first, end = tl.load(through + first), tl.load(through + end)
+    slot = tl.arange(0, BE)[None, :]
+    wide = (row + tl.minimum(first, 0))[:, None] + tl.zeros((BA, BE), tl.int32)
+    lane = wide % RC
+    some = exists[:, None] & (wide >= 0)
+    found = zeros(NL, BA, BE, y)
     if AR:
-        first, end = _received(atom_first, seg_first, atom)
-        found = _decayed(found, a, vectors, sender, first, end, table, decay, lane, exists,
-                         n_edges, NB, RADIAL, DEG, NDEG, RC)  # fmt: skip
-        prefactor = by_degree(decay + lane, RC, exists, NDEG)
-        scaled = ()
-        for m in tl.static_range(NL):
-            scaled = scaled + (found[m] * prefactor[get(DEG, m)],)
-        found = scaled
-    if BCHI:
-        c = lane % C
-        h = tl.load(receiver + tl.load(species + atom) * K + c % K)
-        for n in range(NB):
-            w = by_degree(mixing + n * (NDEG * RC) + lane, RC, exists, NDEG)
-            row = sums + atom.to(tl.int64) * (NL * NB * C) + n * C + c
-            added = ()
-            for m in tl.static_range(NL):
-                value = tl.load(row + m * (NB * C), mask=exists, other=0.0)
-                added = added + (found[m] + (h * w[get(DEG, m)]) * value,)
-            found = added
-    s = tl.load(scale)
-    if MEMORY:
-        kept = by_degree(memory + lane, RC, exists, NDEG)
-    for m in tl.static_range(NL):
-        value = found[m] * s
-        if MEMORY:
-            value += kept[get(DEG, m)] * tl.load(a + own + m * RC, mask=exists, other=0.0)
-        tl.store(out + own + m * RC, value, mask=exists)
-
-
-@triton.jit
-def _decayed(found, a, vectors, neighbour, first, end, table, decay, lane, exists, n_edges,
-             NB: tl.constexpr, RADIAL: tl.constexpr, DEG: tl.constexpr, NDEG: tl.constexpr,
-             RC: tl.constexpr):  # fmt: skip
-    """Return ``found`` + sum over received edges of the sender's A times exp(-r V_l) f_c."""
-    NL: tl.constexpr = length(DEG)
-    rates = by_degree(decay + NDEG * RC + lane, RC, exists, NDEG)
-    for e in range(first, end):
-        r, inverse, shorter, ux, uy, uz = _edge(vectors, e, n_edges)
-        fc, slope, bend = cutoff(r, table, NB, RADIAL)
-        factor = ()
-        for degree in tl.static_range(NDEG):
-            factor = factor + (tl.exp(-r * rates[degree]) * fc,)
-        row = a + tl.load(neighbour + e).to(tl.int64) * (NL * RC) + lane
-        added = ()
-        for m in tl.static_range(NL):
-            value = tl.load(row + m * RC, mask=exists, other=0.0)
-            added = added + (found[m] + value * factor[get(DEG, m)],)
-        found = added
-    return found
-
-
-@triton.jit(do_not_specialize=["n_edges"])
-def messages_backward(
-    grad, vectors, receiver_of, sent_first, sent_edge, table, decay, memory, grad_a,
-    n_edges, scale,
-    NB: tl.constexpr, RC: tl.constexpr, RADIAL: tl.constexpr, DEG: tl.constexpr,
-    NDEG: tl.constexpr, AR: tl.constexpr, MEMORY: tl.constexpr, BL: tl.constexpr,
-):  # fmt: skip
-    """Write dE/dA of dE/dA' through Ar, a sum over the edges that an atom sends, and memory."""
-    NL: tl.constexpr = length(DEG)
-    atom, lane, exists = owner(RC, BL)
-    own = atom.to(tl.int64) * (NL * RC) + lane
-    found = zeros(NL, BL, grad_a)
-    if AR:
-        rates = by_degree(decay + NDEG * RC + lane, RC, exists, NDEG)
-        for k in range(tl.load(sent_first + atom), tl.load(sent_first + atom + 1)):
-            e = tl.load(sent_edge + k)
-            r, inverse, shorter, ux, uy, uz = _edge(vectors, e, n_edges)
+        rates = by_degree(decay + NDEG * RC + lane, RC, some, NDEG)
+        for step in range(0, tl.max(end - first, 0), BE):
+            k = first[:, None] + (slot + step)
+            inside = k < end[:, None]
+            e = k
+            if SENT:
+                e = tl.load(through + k, mask=inside, other=0)
+            dx, dy, dz = vector(vectors, e, inside, n_edges)
+            r, inverse, shorter, ux, uy, uz = geometry(dx, dy, dz)
             fc, slope, bend = cutoff(r, table, NB, RADIAL)
             factor = ()
             for degree in tl.static_range(NDEG):
                 factor = factor + (tl.exp(-r * rates[degree]) * fc,)
-            row = grad + tl.load(receiver_of + e).to(tl.int64) * (NL * RC) + lane
+            place = x + tl.load(other + e, mask=inside, other=0).to(tl.int64) * (NL * RC) + lane
             added = ()
             for m in tl.static_range(NL):
-                value = tl.load(row + m * RC, mask=exists, other=0.0)
+                value = tl.load(place + m * RC, mask=inside, other=0.0)
                 added = added + (found[m] + value * factor[get(DEG, m)],)
             found = added
     s = tl.load(scale)
-    prefactor = by_degree(decay + lane, RC, exists & AR, NDEG)
-    if MEMORY:
-        kept = by_degree(memory + lane, RC, exists, NDEG)
+    store = exists[:, None] & (slot == 0)
+    prefactor = by_degree(decay + lane, RC, some & AR, NDEG)
+    kept = by_degree(memory + lane, RC, some & MEMORY, NDEG)
+    own = (wide // RC).to(tl.int64) * (NL * RC) + lane
     for m in tl.static_range(NL):
-        value = found[m] * (s * prefactor[get(DEG, m)])
+        value = tl.broadcast_to(tl.sum(found[m], 1, keep_dims=True), (BA, BE))
+        value *= s * prefactor[get(DEG, m)]
         if MEMORY:
-            value += kept[get(DEG, m)] * tl.load(grad + own + m * RC, mask=exists, other=0.0)
-        tl.store(grad_a + own + m * RC, value, mask=exists)
+            value += kept[get(DEG, m)] * tl.load(x + own + m * RC, mask=store, other=0.0)
+        tl.store(y + own + m * RC, value, mask=store)
 
 
 @triton.jit(do_not_specialize=["n_edges"])
 def ar_slopes(
     a, grad, vectors, sender, atom_first, seg_first, table, decay, slopes, n_edges, scale,
     NB: tl.constexpr, RC: tl.constexpr, RADIAL: tl.constexpr, DEG: tl.constexpr,
-    NDEG: tl.constexpr, BL: tl.constexpr,
+    NDEG: tl.constexpr, BL: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
-    """Write dE/dr of every received edge through Ar, a part for each run of lanes [parts, E]."""
+    """Write dE/dr of every received edge through Ar, a part for each run of lanes [parts, E].
+
+    A program has one atom and BL lanes; a lane takes BE edges at once.
+    """
     NL: tl.constexpr = length(DEG)
     CHUNKS: tl.constexpr = (RC + BL - 1) // BL
     atom, lane, exists = owner(RC, BL)
-    first, end = _received(atom_first, seg_first, atom)
+    first = tl.load(seg_first + tl.load(atom_first + atom))
+    end = tl.load(seg_first + tl.load(atom_first + atom + 1))
+    lane, exists = lane[None, :], exists[None, :]
     rates = by_degree(decay + NDEG * RC + lane, RC, exists, NDEG)
     prefactor = by_degree(decay + lane, RC, exists, NDEG)
     own = grad + atom.to(tl.int64) * (NL * RC) + lane
@@ -185,16 +136,20 @@ def ar_slopes(
     for m in tl.static_range(NL):
         value = tl.load(own + m * RC, mask=exists, other=0.0)
         g = g + (value * (s * prefactor[get(DEG, m)]),)
-    for e in range(first, end):
-        r, inverse, shorter, ux, uy, uz = _edge(vectors, e, n_edges)
+    for step in range(first, end, BE):
+        e = (step + tl.arange(0, BE))[:, None]
+        inside = e < end
+        dx, dy, dz = vector(vectors, e, inside, n_edges)
+        r, inverse, shorter, ux, uy, uz = geometry(dx, dy, dz)
         fc, dfc, bend = cutoff(r, table, NB, RADIAL)
         factor = ()
         for degree in tl.static_range(NDEG):
             rate = rates[degree]
             factor = factor + (tl.exp(-r * rate) * (dfc - rate * fc),)
-        row = a + tl.load(sender + e).to(tl.int64) * (NL * RC) + lane
-        total = g[0] * tl.load(row, mask=exists, other=0.0) * factor[0]
+        place = a + tl.load(sender + e, mask=inside, other=0).to(tl.int64) * (NL * RC) + lane
+        some = inside & exists
+        total = g[0] * tl.load(place, mask=some, other=0.0) * factor[0]
         for m in tl.static_range(1, NL):
-            value = tl.load(row + m * RC, mask=exists, other=0.0)
-            total += g[m] * value * factor[get(DEG, m)]
-        tl.store(slopes + part + e, tl.sum(total, 0))
+            sent = tl.load(place + m * RC, mask=some, other=0.0)
+            total += g[m] * sent * factor[get(DEG, m)]
+        tl.store(slopes + part + e, tl.sum(total, 1, keep_dims=True), mask=inside)

@@ -19,6 +19,7 @@ from cace_fast.kernels.triton.networks import layers_of
 from cace_fast.spec import Bchi, Representation
 
 LANES = 32  # of a program of one warp
+AT_ONCE = 4  # edges whose loads are under way together
 TURNED = {"BA": 64, "BN": 16, "num_warps": 1}  # atoms and numbers of a tile between layouts
 
 
@@ -45,6 +46,7 @@ class Messages:
         like = weights["embedding.sender"]
         self.parts = spec.steps[step]
         self.reads_a = self.parts.memory or self.parts.ar
+        self.empty = not self.reads_a and self.parts.bchi is None
         self.n_b, self.c, self.k = spec.radial.n_rbf, spec.n_channels, spec.n_embedding
         self.n_a, self.n_radial, self.n_degrees = spec.n_monomials, spec.n_radial, spec.l_max + 1
         self.rc = self.n_radial * self.c
@@ -74,7 +76,13 @@ class Messages:
             "NB": self.n_b, "C": self.c, "RADIAL": radial, "PAR": shapes.parents(spec.l_max),
             **degree,
         }  # fmt: skip
-        self.shape: dict[str, Any] = {**degree, "RADIAL": radial, "BL": LANES, "num_warps": 1}
+        self.mixed: dict[str, Any] = {
+            "NB": self.n_b, "K": self.k, "RADIAL_OUT": self.n_radial, **degree, "BL": LANES,
+            "num_warps": 1,
+        }  # fmt: skip
+        self.carried: dict[str, Any] = {
+            "NB": self.n_b, "RC": self.rc, "RADIAL": radial, **degree,
+        }  # fmt: skip
         self.slopes = shapes.derivatives(spec.l_max)
 
     def _by_degree(self, weights: Mapping[str, Tensor], name: str) -> Tensor:
@@ -109,8 +117,12 @@ class Messages:
     ) -> None:
         """Write A' [R n_A C, n]; ``species`` [n] is int32."""
         n, n_edges = species.shape[0], edges.vectors.shape[1]
+        if self.empty:
+            out.zero_()
+            return
         if self.reads_a:
             self._to_atoms(a, work["a"], species)
+            self._carry(work["a"], edges, work["out"], sent=False)
         if self.network is not None:
             self.network.forward(b, work["w"], work)
             self._to_atoms(work["w"], work["v"], species, self.sender)
@@ -121,14 +133,10 @@ class Messages:
                     work["v"], work["sums"], n, n_edges, N0=first, NR=count, **self.sums,
                     BA=tile.rows, BE=tile.lanes, num_warps=tile.warps,
                 )  # fmt: skip
-        unused = work["grad"]
-        _messages.messages_forward[self._grid(n, self.rc)](
-            work.get("a", unused), work.get("sums", unused), edges.vectors, edges.sender,
-            edges.atom_first, edges.seg_first, species, self.table, self.receiver, self.mixing,
-            self.decay, self.memory, work["out"], n_edges, self.scale,
-            NB=self.n_b, K=self.k, RADIAL_OUT=self.n_radial, AR=self.parts.ar,
-            BCHI=self.network is not None, MEMORY=self.parts.memory, **self.shape,
-        )  # fmt: skip
+            _bchi.mix_sums[self._grid(n, self.rc)](
+                work["sums"], species, self.receiver, self.mixing, work["out"], self.scale,
+                ADD=self.reads_a, **self.mixed,
+            )  # fmt: skip
         self._to_components(work["out"], out)
 
     def backward(
@@ -146,25 +154,22 @@ class Messages:
         """
         grad_a, grad_b, grad_vectors = grads
         n, n_edges = species.shape[0], edges.vectors.shape[1]
+        if self.empty:
+            return
         self._to_atoms(grad_out, work["grad"], species)
         if self.reads_a:
-            _messages.messages_backward[self._grid(n, self.rc)](
-                work["grad"], edges.vectors, edges.receiver, edges.sent_first, edges.sent_edge,
-                self.table, self.decay, self.memory, work["out"], n_edges, self.scale,
-                NB=self.n_b, RC=self.rc, AR=self.parts.ar, MEMORY=self.parts.memory, **self.shape,
-            )  # fmt: skip
+            self._carry(work["grad"], edges, work["out"], sent=True)
             self._to_components(work["out"], grad_a)
         if self.parts.ar:
             _messages.ar_slopes[self._grid(n, self.rc)](
                 work["a"], work["grad"], edges.vectors, edges.sender, edges.atom_first,
                 edges.seg_first, self.table, self.decay, work["slopes"], n_edges, self.scale,
-                NB=self.n_b, RC=self.rc, **self.shape,
+                **self.carried, BL=LANES, BE=AT_ONCE, num_warps=1,
             )  # fmt: skip
         if self.network is not None:
-            fixed = {key: self.shape[key] for key in ("DEG", "NDEG", "BL", "num_warps")}
             _bchi.mixing_gradient[self._grid(n, self.n_b * self.c)](
                 work["grad"], species, self.receiver, self.mixing, work["grad_sums"], self.scale,
-                NB=self.n_b, K=self.k, RADIAL_OUT=self.n_radial, **fixed,
+                **self.mixed,
             )  # fmt: skip
         if self.parts.ar or self.network is not None:
             unused = work["grad"]
@@ -189,6 +194,20 @@ class Messages:
         )  # fmt: skip
         self.network.backward(work["w"], work["grad_b"], work)
         grad_b.add_(work["grad_b"])
+
+    def _carry(self, x: Tensor, edges: Edges, y: Tensor, *, sent: bool) -> None:
+        """Write what Ar and memory make of x atom-major, along edges that atoms receive or send."""
+        other = edges.receiver if sent else edges.sender
+        lists = edges.sent_first, edges.sent_edge
+        if not sent:
+            lists = edges.atom_first, edges.seg_first
+        tile, grid = tiles(len(x) * self.rc)
+        _messages.carry[grid](
+            x, edges.vectors, other, *lists, self.table, self.decay, self.memory, y, len(x),
+            edges.vectors.shape[1], self.scale, **self.carried, AR=self.parts.ar,
+            MEMORY=self.parts.memory, SENT=sent, BA=tile.rows, BE=tile.lanes,
+            num_warps=tile.warps,
+        )  # fmt: skip
 
     def _to_atoms(self, x: Tensor, y: Tensor, species: Tensor, table: Tensor | None = None) -> None:
         """Write A atom-major of x [.., n]; or v [n, c, l] with ``table``, h_s of every (c, l)."""
