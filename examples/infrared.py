@@ -161,8 +161,10 @@ def main(
     shown = numbers < 4.0 * peak + 100.0
     axes.plot(numbers[shown], power[shown], label="sum of Born charges times velocities")
     axes.plot(numbers[shown], own[shown], ":", label="dP/dt by differences")
+    axes.axvline(at_rest, color="0.6", lw=0.8, label=f"harmonic, at rest: {at_rest:.0f} 1/cm")
+    axes.set_title(f"infrared spectrum of the crystal: one line, at {peak:.0f} 1/cm", fontsize=10)
     axes.set_xlabel("wave number, 1/cm")
-    axes.set_ylabel("power of the current")
+    axes.set_ylabel("power of the current (largest = 1)")
     axes.legend(frameon=False)
     figure.tight_layout()
     out.parent.mkdir(parents=True, exist_ok=True)
