@@ -3,7 +3,8 @@
 Phases are exact: fractional coordinates are integer turns (32 bits in float32), so that n . x
 modulo a whole turn is what integer arithmetic with overflow gives, whatever the box; only the last
 step is rounded. HALF is the number of half turns of the integer 1. Work is cut in items (system,
-run of k vectors, run of atoms) that the host lists; every item writes its own part.
+run of k vectors, run of atoms) that the host lists; every item writes its own part. Loads of TURN
+terms are under way together.
 """
 
 import triton
@@ -30,8 +31,8 @@ def _phase(n0, n1, n2, f0, f1, f2, like, HALF: tl.constexpr):
 
 @triton.jit(do_not_specialize=["n_k", "n"])
 def structure_factors(
-    items, k_turns, fraction, q, parts, n_k, n, NQ: tl.constexpr, HALF: tl.constexpr,
-    BL: tl.constexpr,
+    items, k_turns, fraction, q, parts, n_k, n,
+    NQ: tl.constexpr, HALF: tl.constexpr, TURN: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
     """Write a part of S_c(k), lanes k: [2 NQ, n_k] real and imaginary, of a run of atoms.
 
@@ -46,16 +47,19 @@ def structure_factors(
     sums = ()
     for c in tl.static_range(2 * NQ):
         sums = sums + (tl.zeros((BL,), q.dtype.element_ty),)
-    for i in range(first, end):
-        f0 = tl.load(fraction + i)
-        f1 = tl.load(fraction + n + i)
-        f2 = tl.load(fraction + 2 * n + i)
-        sin, cos = _phase(n0, n1, n2, f0, f1, f2, q, HALF)
-        added = ()
-        for c in tl.static_range(NQ):
-            charge = tl.load(q + c * n.to(tl.int64) + i)
-            added = added + (sums[2 * c] + charge * cos, sums[2 * c + 1] + charge * sin)
-        sums = added
+    for start in range(first, end, TURN):
+        for turn in tl.static_range(TURN):
+            i = tl.minimum(start + turn, end - 1)
+            f0 = tl.load(fraction + i)
+            f1 = tl.load(fraction + n + i)
+            f2 = tl.load(fraction + 2 * n + i)
+            sin, cos = _phase(n0, n1, n2, f0, f1, f2, q, HALF)
+            added = ()
+            for c in tl.static_range(NQ):
+                charge = tl.load(q + c * n.to(tl.int64) + i)
+                charge = tl.where(start + turn < end, charge, 0.0)
+                added = added + (sums[2 * c] + charge * cos, sums[2 * c + 1] + charge * sin)
+            sums = added
     place = parts + part.to(tl.int64) * (2 * NQ) * n_k + k
     for c in tl.static_range(2 * NQ):
         tl.store(place + c * n_k.to(tl.int64), sums[c], mask=inside)
@@ -64,7 +68,7 @@ def structure_factors(
 @triton.jit(do_not_specialize=["n_k", "n"])
 def potentials(
     items, k_turns, k_vectors, fraction, q, weighted, parts, n_k, n,
-    NQ: tl.constexpr, HALF: tl.constexpr, BL: tl.constexpr,
+    NQ: tl.constexpr, HALF: tl.constexpr, TURN: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
     """Write a part of phi_c and of dE/dr, lanes atoms: [NQ + 3, n], of a run of k vectors.
 
@@ -86,22 +90,26 @@ def potentials(
     gx = tl.zeros((BL,), q.dtype.element_ty)
     gy = gx
     gz = gx
-    for k in range(k0, k1):
-        n0 = tl.load(k_turns + k)
-        n1 = tl.load(k_turns + n_k + k)
-        n2 = tl.load(k_turns + 2 * n_k + k)
-        sin, cos = _phase(n0, n1, n2, f0, f1, f2, q, HALF)
-        pull = gx * 0.0
-        added = ()
-        for c in tl.static_range(NQ):
-            real = tl.load(weighted + (2 * c) * n_k.to(tl.int64) + k)
-            imaginary = tl.load(weighted + (2 * c + 1) * n_k.to(tl.int64) + k)
-            added = added + (phi[c] + (real * cos + imaginary * sin),)
-            pull += charge[c] * (imaginary * cos - real * sin)
-        phi = added
-        gx += pull * tl.load(k_vectors + k)
-        gy += pull * tl.load(k_vectors + n_k + k)
-        gz += pull * tl.load(k_vectors + 2 * n_k + k)
+    for start in range(k0, k1, TURN):
+        for turn in tl.static_range(TURN):
+            k = tl.minimum(start + turn, k1 - 1)
+            here = start + turn < k1
+            n0 = tl.load(k_turns + k)
+            n1 = tl.load(k_turns + n_k + k)
+            n2 = tl.load(k_turns + 2 * n_k + k)
+            sin, cos = _phase(n0, n1, n2, f0, f1, f2, q, HALF)
+            pull = gx * 0.0
+            added = ()
+            for c in tl.static_range(NQ):
+                place = weighted + (2 * c) * n_k.to(tl.int64) + k
+                real = tl.where(here, tl.load(place), 0.0)
+                imaginary = tl.where(here, tl.load(place + n_k), 0.0)
+                added = added + (phi[c] + (real * cos + imaginary * sin),)
+                pull += charge[c] * (imaginary * cos - real * sin)
+            phi = added
+            gx += pull * tl.load(k_vectors + k)
+            gy += pull * tl.load(k_vectors + n_k + k)
+            gz += pull * tl.load(k_vectors + 2 * n_k + k)
     place = parts + part.to(tl.int64) * (NQ + 3) * stride + i
     for c in tl.static_range(NQ):
         tl.store(place + c * stride, phi[c], mask=inside)

@@ -24,7 +24,7 @@ from cace_fast.kernels.triton.waves import DIRECT, How, k_vectors, method_of
 from cace_fast.slab import Slab, planar_sum
 from cace_fast.spec import Ewald
 
-TURN = 4  # parts whose loads are under way together
+TURN = 4  # terms or parts whose loads are under way together
 E2_PER_INTERNAL = 90.0474  # q^2 in internal units for one e^2
 
 
@@ -226,15 +226,16 @@ class EwaldSum:
         )
         parts, weighted = q.new_empty(t.n_factors, 2 * n_q, n_k), q.new_empty(2 * n_q, n_k)
         _ewald.structure_factors[(len(t.factors),)](
-            t.factors, t.turns, turns, q, parts, n_k, n, NQ=n_q, HALF=half, BL=LANES, num_warps=1
-        )
+            t.factors, t.turns, turns, q, parts, n_k, n, NQ=n_q, HALF=half, TURN=TURN, BL=LANES,
+            num_warps=1,
+        )  # fmt: skip
         _ewald_parts.sum_factors[_programs(n_k)](
             parts, t.k_system, t.spans, t.potential, weighted, squares, n_k, NQ=n_q, TURN=TURN,
             BLOCK=LANES, num_warps=1,
         )  # fmt: skip
         _ewald.potentials[(len(t.sums),)](
-            t.sums, t.turns, t.k, turns, q, weighted, sums, n_k, n, NQ=n_q, HALF=half, BL=LANES,
-            num_warps=1,
+            t.sums, t.turns, t.k, turns, q, weighted, sums, n_k, n, NQ=n_q, HALF=half, TURN=TURN,
+            BL=LANES, num_warps=1,
         )  # fmt: skip
 
     def _open(self, q: Tensor, positions: Tensor, sums: Tensor) -> None:
