@@ -8,8 +8,16 @@ warp, and one pass gives the gradient of the edge and dE/dv, which senders gathe
 import triton
 import triton.language as tl
 
-from cace_fast.kernels.triton._device import geometry, get, length, monomials, radial
-from cace_fast.kernels.triton._messages import by_degree, owner, vector, zeros
+from cace_fast.kernels.triton._device import (
+    edge_basis,
+    edge_vector,
+    geometry,
+    get,
+    length,
+    monomials,
+    radial,
+)
+from cace_fast.kernels.triton._messages import by_degree, owner, zeros
 
 
 @triton.constexpr_function
@@ -47,10 +55,10 @@ def bchi_sum(
     for step in range(0, tl.max(end - first, 0), BE):
         e = first[:, None] + (lane + step)
         inside = e < end[:, None]
-        x, y, z = vector(vectors, e, inside, n_edges)
-        r, inverse, shorter, ux, uy, uz = geometry(x, y, z)
-        f, df, ddf = radial(r, inverse, table, N0, NR, NB, RADIAL)
-        h = monomials(ux, uy, uz, PAR)
+        x, y, z = edge_vector(vectors, e, inside, n_edges)
+        r, inverse, shorter, ux, uy, uz, f, df, ddf, h = edge_basis(
+            x, y, z, table, N0, NR, NB, RADIAL, PAR
+        )
         place = v + tl.load(sender + e, mask=inside, other=0).to(tl.int64) * (C * NDEG) + c * NDEG
         weights = by_degree(place, 1, inside, NDEG)
         weighted = ()
@@ -231,7 +239,7 @@ def edge_gradient(
     NL: tl.constexpr = length(DEG)
     e = tl.program_id(0) * BL + tl.arange(0, BL)
     inside = e < tl.load(seg_first + n_seg)
-    x, y, z = vector(vectors, e, inside, n_edges)
+    x, y, z = edge_vector(vectors, e, inside, n_edges)
     r, inverse, shorter, ux, uy, uz = geometry(x, y, z)
     along = r * 0.0
     for k in tl.static_range(PARTS):

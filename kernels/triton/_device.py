@@ -302,3 +302,23 @@ def monomial_rates(y, ux, uy, uz, vx, vy, vz, PAR: tl.constexpr):
             p = out[get(PAR, k, 0)] * u[get(PAR, k, 1)]
             out = out + (p + y[get(PAR, k, 0)] * v[get(PAR, k, 1)],)
     return out
+
+
+@triton.jit
+def edge_vector(vectors, e, inside, stride):
+    """Return the components of edges; (1, 0, 0) where there is none."""
+    x = tl.load(vectors + e, mask=inside, other=1.0)
+    y = tl.load(vectors + stride + e, mask=inside, other=0.0)
+    z = tl.load(vectors + 2 * stride + e, mask=inside, other=0.0)
+    return x, y, z
+
+
+@triton.jit
+def edge_basis(
+    x, y, z, table, N0: tl.constexpr, NR: tl.constexpr, NB: tl.constexpr, RADIAL: tl.constexpr,
+    PAR: tl.constexpr,
+):  # fmt: skip
+    """Return what ``geometry``, ``radial`` and ``monomials`` make of edges, one after another."""
+    r, inverse, shorter, ux, uy, uz = geometry(x, y, z)
+    f, df, ddf = radial(r, inverse, table, N0, NR, NB, RADIAL)
+    return r, inverse, shorter, ux, uy, uz, f, df, ddf, monomials(ux, uy, uz, PAR)

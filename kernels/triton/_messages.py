@@ -11,6 +11,7 @@ import triton.language as tl
 
 from cace_fast.kernels.triton._device import (
     cutoff,
+    edge_vector,
     geometry,
     get,
     length,
@@ -24,15 +25,6 @@ def owner(LANES: tl.constexpr, BL: tl.constexpr):
     program = tl.program_id(0)
     lane = program % CHUNKS * BL + tl.arange(0, BL)
     return program // CHUNKS, lane, lane < LANES
-
-
-@triton.jit
-def vector(vectors, e, inside, n_edges):
-    """Return the components of edges; (1, 0, 0) where there is none."""
-    x = tl.load(vectors + e, mask=inside, other=1.0)
-    y = tl.load(vectors + n_edges + e, mask=inside, other=0.0)
-    z = tl.load(vectors + 2 * n_edges + e, mask=inside, other=0.0)
-    return x, y, z
 
 
 @triton.jit
@@ -86,7 +78,7 @@ def carry(
             e = k
             if SENT:
                 e = tl.load(through + k, mask=inside, other=0)
-            dx, dy, dz = vector(vectors, e, inside, n_edges)
+            dx, dy, dz = edge_vector(vectors, e, inside, n_edges)
             r, inverse, shorter, ux, uy, uz = geometry(dx, dy, dz)
             fc, slope, bend = cutoff(r, table, NB, RADIAL)
             factor = ()
@@ -139,7 +131,7 @@ def ar_slopes(
     for step in range(first, end, BE):
         e = (step + tl.arange(0, BE))[:, None]
         inside = e < end
-        dx, dy, dz = vector(vectors, e, inside, n_edges)
+        dx, dy, dz = edge_vector(vectors, e, inside, n_edges)
         r, inverse, shorter, ux, uy, uz = geometry(dx, dy, dz)
         fc, dfc, bend = cutoff(r, table, NB, RADIAL)
         factor = ()

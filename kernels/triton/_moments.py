@@ -9,12 +9,13 @@ import triton
 import triton.language as tl
 
 from cace_fast.kernels.triton._device import (
+    edge_basis,
+    edge_vector,
     geometry,
     get,
     length,
     monomial_rates,
     monomials,
-    radial,
     radial_slopes,
 )
 
@@ -34,14 +35,6 @@ def _segments(seg_first, n_seg, BA: tl.constexpr, BE: tl.constexpr):
     return exists, first, end, wide
 
 
-@triton.jit
-def _vector(vectors, e, inside, stride):
-    x = tl.load(vectors + e, mask=inside, other=1.0)
-    y = tl.load(vectors + stride + e, mask=inside, other=0.0)
-    z = tl.load(vectors + 2 * stride + e, mask=inside, other=0.0)
-    return x, y, z
-
-
 @triton.jit(do_not_specialize=["n_seg", "n_edges"])
 def moments_forward(
     vectors, seg_first, table, rho, n_seg, n_edges,
@@ -58,10 +51,10 @@ def moments_forward(
     for step in range(0, tl.max(end - first, 0), BE):
         e = first[:, None] + (lane + step)
         inside = e < end[:, None]
-        x, y, z = _vector(vectors, e, inside, n_edges)
-        r, inverse, shorter, ux, uy, uz = geometry(x, y, z)
-        f, df, ddf = radial(r, inverse, table, N0, NR, NB, RADIAL)
-        h = monomials(ux, uy, uz, PAR)
+        x, y, z = edge_vector(vectors, e, inside, n_edges)
+        r, inverse, shorter, ux, uy, uz, f, df, ddf, h = edge_basis(
+            x, y, z, table, N0, NR, NB, RADIAL, PAR
+        )
         added = ()
         for n in tl.static_range(NR):
             fn = tl.where(inside, f[n], 0.0)
@@ -92,10 +85,10 @@ def moments_backward(
     for step in range(0, tl.max(end - first, 0), BE):
         e = first[:, None] + (lane + step)
         inside = e < end[:, None]
-        x, y, z = _vector(vectors, e, inside, n_edges)
-        r, inverse, shorter, ux, uy, uz = geometry(x, y, z)
-        f, df, ddf = radial(r, inverse, table, N0, NR, NB, RADIAL)
-        h = monomials(ux, uy, uz, PAR)
+        x, y, z = edge_vector(vectors, e, inside, n_edges)
+        r, inverse, shorter, ux, uy, uz, f, df, ddf, h = edge_basis(
+            x, y, z, table, N0, NR, NB, RADIAL, PAR
+        )
         along = g[0] * df[0]  # dE/dr at a fixed direction
         for n in tl.static_range(1, NR):
             along += g[n * NL] * df[n]
@@ -148,25 +141,24 @@ def moments_rate(
     for step in range(0, tl.max(end - first, 0), BE):
         e = first[:, None] + (lane + step)
         inside = e < end[:, None]
-        x, y, z = _vector(vectors, e, inside, n_edges)
+        x, y, z = edge_vector(vectors, e, inside, n_edges)
         vx = tl.load(along + e, mask=inside, other=0.0)
         vy = tl.load(along + n_edges + e, mask=inside, other=0.0)
         vz = tl.load(along + 2 * n_edges + e, mask=inside, other=0.0)
-        r, inverse, shorter, ux, uy, uz = geometry(x, y, z)
+        r, inverse, shorter, ux, uy, uz, f, df, ddf, h = edge_basis(
+            x, y, z, table, N0, NR, NB, RADIAL, PAR
+        )
         dr = (vx * x + vy * y + vz * z) * inverse
-        f, df, ddf = radial(r, inverse, table, N0, NR, NB, RADIAL)
-        h = monomials(ux, uy, uz, PAR)
         wx = (vx - ux * dr) * shorter
         wy = (vy - uy * dr) * shorter
         wz = (vz - uz * dr) * shorter
         dh = monomial_rates(h, ux, uy, uz, wx, wy, wz, PAR)
         added = ()
         for n in tl.static_range(NR):
-            fn = tl.where(inside, f[n], 0.0)
-            dn = tl.where(inside, df[n] * dr, 0.0)
+            dn = df[n] * dr  # nothing beyond the end, where ``along`` is read as zero
             added = added + (sums[n * NL] + dn,)
             for m in tl.static_range(1, NL):
-                added = added + (sums[n * NL + m] + (dn * h[m] + fn * dh[m]),)
+                added = added + (sums[n * NL + m] + (dn * h[m] + f[n] * dh[m]),)
         sums = added
     store = exists[:, None] & (lane == 0)
     for k in tl.static_range(NR * NL):
@@ -189,12 +181,12 @@ def moments_backward_rate(
     e = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = e < count
     seg = tl.load(segment + e, mask=inside, other=0)
-    x, y, z = _vector(vectors, e, inside, n_edges)
-    vx, vy, vz = _vector(along, e, inside, n_edges)
-    r, inverse, shorter, ux, uy, uz = geometry(x, y, z)
+    x, y, z = edge_vector(vectors, e, inside, n_edges)
+    vx, vy, vz = edge_vector(along, e, inside, n_edges)
+    r, inverse, shorter, ux, uy, uz, f, df, ddf, h = edge_basis(
+        x, y, z, table, 0, NB, NB, RADIAL, PAR
+    )
     dr = (vx * x + vy * y + vz * z) * inverse
-    f, df, ddf = radial(r, inverse, table, 0, NB, NB, RADIAL)
-    h = monomials(ux, uy, uz, PAR)
     wx = (vx - ux * dr) * shorter
     wy = (vy - uy * dr) * shorter
     wz = (vz - uz * dr) * shorter
@@ -260,14 +252,14 @@ def moments_by_table(
     e = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = e < count
     seg = tl.load(segment + e, mask=inside, other=0)
-    x, y, z = _vector(vectors, e, inside, n_edges)
+    x, y, z = edge_vector(vectors, e, inside, n_edges)
     r, inverse, shorter, ux, uy, uz = geometry(x, y, z)
     h = monomials(ux, uy, uz, PAR)
     by_a, by_a_r, by_b, by_b_r = radial_slopes(r, inverse, table, NB, RADIAL)
     dr = r * 0.0
     dh = h
     if RATE:
-        vx, vy, vz = _vector(along, e, inside, n_edges)
+        vx, vy, vz = edge_vector(along, e, inside, n_edges)
         dr = (vx * x + vy * y + vz * z) * inverse
         dh = monomial_rates(h, ux, uy, uz, (vx - ux * dr) * shorter, (vy - uy * dr) * shorter,
                             (vz - uz * dr) * shorter, PAR)  # fmt: skip
