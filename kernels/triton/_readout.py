@@ -159,12 +159,13 @@ def layer(
     last = part == tl.num_programs(1) - 1
     for i in tl.static_range(HC):
         row = (n_before + part) * n_out + h + i
+        more = tl.load(bias + h + i, mask=last, other=0.0) if BIAS else 0.0
         for k in tl.static_range(REP):
             own = atom + k * BL
             wanted = (own < n) & (h + i < n_out)
             value = sums[i * REP + k]
             if BIAS:
-                value += tl.where(last, tl.load(bias + h + i), 0.0)
+                value += more
             if SLOPE:
                 before = _summed(z, h + i, n_out, n, own, wanted, Z_PARTS)
                 flag = tl.load(flags + tl.minimum(h + i, n_out - 1))
