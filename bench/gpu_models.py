@@ -83,7 +83,6 @@ TRAINING = {
     "training-l2-nu2": Shape(l_max=2, nu_max=2),
     "training-l3-nu3": Shape(),
     "training-l4-nu3": Shape(elements=3, embedding=4, l_max=4, cutoff=4.0),
-    "training-l4-nu4": Shape(elements=3, embedding=4, l_max=4, nu_max=4, cutoff=4.0),
 }
 TRAINED = ("moments_rate", "moments_backward_rate", "moments_by_table", "contract_rates")
 

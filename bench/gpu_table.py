@@ -13,23 +13,23 @@ from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 
-from gpu_models import SHAPES, record, tiles
+from gpu_models import SHAPES, TRAINING, record, tiles, training_kernels
 
 from cace_fast.kernels.emulation.resources import TARGETS, Specialised, measure
 from cace_fast.kernels.triton import configs
 
 TABLE = Path(__file__).resolve().parents[1] / "tests" / "gpu" / "matrix" / "table.csv"
 # One model for every GPU, the others for one of each maker.
-ALL_GPUS = ("water-mp0-sr",)
+ALL_GPUS = ("water-mp0-sr", "training-l3-nu3")
 FULL = [
     (model, target)
-    for model in SHAPES
+    for model in (*SHAPES, *TRAINING)
     for target in TARGETS
     if model in ALL_GPUS or target in ("sm_90", "gfx942")
 ]
 QUICK = [
     ("water-mp0-sr", "sm_80"), ("water-mp0-sr", "sm_90"), ("water-mp0-sr", "gfx942"),
-    ("licl-gaf3-lr0", "sm_90"),
+    ("licl-gaf3-lr0", "sm_90"), ("training-l3-nu3", "sm_90"),
 ]  # fmt: skip
 
 
@@ -64,6 +64,8 @@ def kernels(model: str) -> tuple[Specialised, ...]:
 
     Tiles are the same for all models.
     """
+    if model in TRAINING:
+        return training_kernels(TRAINING[model])
     found: dict[int, Specialised] = {}
     last = len(configs.TILES) - 1
     for number in range(last + 1) if model in ALL_GPUS else (last,):

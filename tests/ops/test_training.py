@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from support.cases import EDGE_CASES, random_weights, representation
-from support.edges import radial_representation, radial_weights
+from support.edges import CUTOFF, radial_representation, radial_weights
 from support.markdown import blocks
 from support.paths import REPOSITORY
 from support.tolerances import assert_as_good, to_dtype
@@ -71,6 +73,28 @@ def test_moments_of_every_radial_function(kind, cutoff, p):
     judge_moments(rep, weights, "400 edges", torch.float64)
 
 
+@pytest.mark.parametrize(
+    ("cutoff", "length"),
+    [("switch", 2.0005), ("switch", CUTOFF - 5e-4), ("mollifier", CUTOFF - 0.1)],
+)
+def test_edges_where_a_cutoff_function_is_flat(cutoff, length):
+    rep, case = radial_representation("gaussian", cutoff), sorted_case("63 edges")
+    rep = replace(rep, cutoff_function=replace(rep.cutoff_function, eps=0.2))
+    vectors = case["vectors"]
+    case["vectors"] = vectors * (length / vectors.norm(dim=1, keepdim=True))
+    shapes = expected_shapes(ModelSpec(rep))
+    radial = radial_weights(rep, torch.float64)
+    weights = {
+        name: radial.get(name, wave(torch.empty(shape, dtype=torch.float64), k))
+        for k, (name, shape) in enumerate(shapes.items())
+    }
+    leaves = {"vectors": case["vectors"], **weights}
+    found = derivatives(moments_of(moments, case, rep), leaves)
+    expected = derivatives(moments_of(reference_moments, case, rep), leaves)
+    assert all(torch.isfinite(x).all() for x in expected.values())
+    assert_as_good(found, expected, expected)
+
+
 @pytest.mark.parametrize("l_max", [0, 1, 4, 6])
 def test_moments_of_other_degrees(l_max):
     rep = representation(l_max=l_max, nu_max=1, k=3, n_rbf=2)
@@ -83,7 +107,7 @@ def test_threads_change_nothing():
     function, before = moments_of(moments, case, rep), torch.get_num_threads()
     found = []
     try:
-        for threads in (1, 3):
+        for threads in (1, 4):  # 27 segments: no multiple of 4
             torch.set_num_threads(threads)
             found.append(derivatives(function, leaves))
     finally:

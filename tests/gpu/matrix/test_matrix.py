@@ -65,6 +65,7 @@ def test_the_table_allows_nothing_that_must_not_be():
     assert HELD
     for name, row in HELD.items():
         assert not row.tf32, name
+        assert row.spilled == row.stack == 0, f"{name}: registers do not suffice"
         if row.kernel not in WIDE:
             assert row.fp64 == 0, f"{name}: float64 outside the sums of energies and positions"
 
