@@ -33,6 +33,20 @@ def integer_turns(positions, system_of, systems, turns, n_atoms, n, BLOCK: tl.co
         tl.store(turns + axis * n + i, whole.to(turns.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def _with_parts(sums, parts, count, stride, ROWS: tl.constexpr, TURN: tl.constexpr):
+    """Return ``sums`` plus ``count`` parts of ROWS rows each, in order; TURN loads at a time."""
+    for first in range(0, tl.max(count, 0), TURN):
+        for turn in tl.static_range(TURN):
+            place = parts + (first + turn) * ROWS * stride
+            added = ()
+            for row in tl.static_range(ROWS):
+                part = tl.load(place + row * stride, mask=first + turn < count, other=0.0)
+                added = added + (sums[row] + part.to(tl.float64),)
+            sums = added
+    return sums
+
+
 @triton.jit(do_not_specialize=["n_k"])
 def sum_factors(
     parts, k_system, spans, potential, weighted, squares, n_k,
@@ -47,14 +61,7 @@ def sum_factors(
     sums = ()
     for c in tl.static_range(2 * NQ):
         sums = sums + (tl.zeros((BLOCK,), tl.float64),)
-    for first in range(0, tl.max(count, 0), TURN):
-        for turn in tl.static_range(TURN):
-            place = parts + (first + turn) * (2 * NQ) * stride + k
-            added = ()
-            for c in tl.static_range(2 * NQ):
-                part = tl.load(place + c * stride, mask=first + turn < count, other=0.0)
-                added = added + (sums[c] + part.to(tl.float64),)
-            sums = added
+    sums = _with_parts(sums, parts + k, count, stride, 2 * NQ, TURN)
     unit = tl.load(potential + k, mask=inside, other=0.0)
     square = tl.zeros((BLOCK,), tl.float64)
     for c in tl.static_range(2 * NQ):
@@ -91,14 +98,7 @@ def sum_potentials(
             sums = sums + (tl.load(given + row * stride + i, mask=exists, other=0.0),)
         else:
             sums = sums + (tl.zeros((BLOCK,), tl.float64),)
-    for first in range(0, tl.max(count, 0), TURN):
-        for turn in tl.static_range(TURN):
-            place = parts + (first + turn) * (NQ + 3) * stride + i
-            added = ()
-            for row in tl.static_range(NQ + 3):
-                part = tl.load(place + row * stride, mask=first + turn < count, other=0.0)
-                added = added + (sums[row] + part.to(tl.float64),)
-            sums = added
+    sums = _with_parts(sums, parts + i, count, stride, NQ + 3, TURN)
     weight = tl.load(settings)
     field = tl.load(settings + 1) * NQ  # every channel gets it of all
     alone = tl.load(systems + WIDTH * own + 9) + tl.load(systems + WIDTH * own + 10) * NQ
