@@ -117,16 +117,13 @@ def cutoff(r, table, NB: tl.constexpr, RADIAL: tl.constexpr):
     radius = tl.load(table + 2 * NB + 1)
     scale = tl.load(table + 2 * NB + 2)  # 1/r_c
     extra = tl.load(table + 2 * NB + 3)
-    # the rounding of 1/r_c would be an error of the same sign for all edges: taken back
-    ratio = r * scale
-    ratio += (r - ratio * radius) * scale
     KIND: tl.constexpr = get(RADIAL, 1)
     if KIND == 0:
-        return _polynomial(tl.minimum(ratio, 1.0), scale, get(RADIAL, 2))
+        return _polynomial(tl.minimum(r * scale, 1.0), scale, get(RADIAL, 2))
     elif KIND == 3:
         return _switch((r - extra) / (radius - extra), 1.0 / (radius - extra))
     inside = r < radius
-    x = tl.where(inside, ratio, 0.5)
+    x = tl.where(inside, r * scale, 0.5)
     if KIND == 1:
         s, c = sincospi(x)
         f = 0.5 * (1.0 + c)
