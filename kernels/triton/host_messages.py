@@ -19,7 +19,8 @@ from cace_fast.kernels.triton.networks import layers_of
 from cace_fast.spec import Bchi, Representation
 
 LANES = 32  # of a program of one warp
-AT_ONCE = 4  # edges whose loads are under way together
+AT_ONCE = (1, 2, 4)  # edges of a lane whose loads are under way together
+MOST_LOADS = 80  # of them: with more registers spill
 TURNED = {"BA": 64, "BN": 16, "num_warps": 1}  # atoms and numbers of a tile between layouts
 
 
@@ -84,6 +85,7 @@ class Messages:
             "NB": self.n_b, "RC": self.rc, "RADIAL": radial, **degree,
         }  # fmt: skip
         self.slopes = shapes.derivatives(spec.l_max)
+        self.at_once = max(k for k in AT_ONCE if k == 1 or k * self.n_a <= MOST_LOADS)
 
     def _by_degree(self, weights: Mapping[str, Tensor], name: str) -> Tensor:
         found = [weights[f"{name}.{degree}"].flatten() for degree in range(self.n_degrees)]
@@ -164,7 +166,7 @@ class Messages:
             _messages.ar_slopes[self._grid(n, self.rc)](
                 work["a"], work["grad"], edges.vectors, edges.sender, edges.atom_first,
                 edges.seg_first, self.table, self.decay, work["slopes"], n_edges, self.scale,
-                **self.carried, BL=LANES, BE=AT_ONCE, num_warps=1,
+                **self.carried, BL=LANES, BE=self.at_once, num_warps=1,
             )  # fmt: skip
         if self.network is not None:
             _bchi.mixing_gradient[self._grid(n, self.n_b * self.c)](
