@@ -59,11 +59,22 @@ def needs(kernel: Specialised, architecture: str) -> Resources:
     return _needs[key]
 
 
-def tile_number(model: str, device: roofline.Device, n_atoms: int) -> int:
-    """Return which entry of the table of tiles a system runs with on a device."""
-    segments = round(n_atoms * min(SEGMENTS, SHAPES[model].elements))
+def rows_of_atom(model: str, kernel: str) -> float:
+    """Return how many rows of tiles an atom has in a kernel: most have segments."""
+    shape = SHAPES[model]
+    channels = shape.embedding**2
+    rows: dict[str, float] = {
+        "bchi_sum": channels, "bchi_backward": channels * (shape.l_max + 1),
+        "carry": channels * shape.radial,
+    }  # fmt: skip
+    return rows.get(kernel, min(SEGMENTS, shape.elements))
+
+
+def tile_number(model: str, device: roofline.Device, n_atoms: int, kernel: str = "") -> int:
+    """Return which entry of the table of tiles a kernel of a system runs with on a device."""
     tiles = [tile for _, tile in configs.TILES]
-    return tiles.index(configs.tile(segments, device.units))
+    rows = round(n_atoms * rows_of_atom(model, kernel))
+    return tiles.index(configs.tile(rows, device.units))
 
 
 def step(
@@ -73,14 +84,21 @@ def step(
 
     ``number`` is the entry of the table of tiles, by default the one that it says.
     """
+    fixed = number is not None
     number = tile_number(model, device, n_atoms) if number is None else number
     held = recordings(model)[number]
     growth = n_atoms / held.n_atoms
-    found = [needs(kernel, device.architecture) for kernel in held.kernels]
-    growths = [growth**2 if x.name in PAIRS else growth for x in held.launches]
-    costs = list(roofline.step(held.launches, found, device, growths))
+    chosen = [
+        recordings(model)[number if fixed else tile_number(model, device, n_atoms, x.name)]
+        for x in held.launches
+    ]
+    launches = [of.launches[k] for k, of in enumerate(chosen)]
+    assert [x.name for x in launches] == [x.name for x in held.launches]
+    found = [needs(of.kernels[k], device.architecture) for k, of in enumerate(chosen)]
+    growths = [growth**2 if x.name in PAIRS else growth for x in launches]
+    costs = list(roofline.step(launches, found, device, growths))
     costs = [_in_turns(c, x, k, device, held.n_atoms, n_atoms) for c, x, k in zip(
-        costs, held.launches, found, strict=True)]  # fmt: skip
+        costs, launches, found, strict=True)]  # fmt: skip
     costs += _torch("torch operations", device, held.torch, growth)
     found = [needs(kernel, device.architecture) for kernel in held.list_kernels]
     growths = [growth] * len(held.list_launches)

@@ -152,14 +152,6 @@ def test_capacities_grow_with_a_list_and_are_used_again(engines: Engines) -> Non
     assert engine._graphs.step is step
 
 
-def test_memory_of_an_atom_is_foretold(engines: Engines) -> None:
-    spec, engine, _ = engines(**MODELS["charges"])
-    engine.evaluate(graph(spec, reach=1.0), WANTED)
-    c = engine._graphs.step.capacity
-    foretold = engine.bytes_per_atom(c.edges / c.atoms, c.segments / c.atoms) * c.atoms
-    assert foretold == pytest.approx(engine.n_bytes, rel=0.05)
-
-
 def test_positions_that_stay_on_the_device(engines: Engines, device: torch.device) -> None:
     spec, engine, reference = engines(**PLAIN)
     given = graph(spec)
