@@ -16,8 +16,10 @@ from cace_fast.kernels.triton._device import (
     length,
     monomials,
     radial,
+    wide_rows,
+    zeros,
 )
-from cace_fast.kernels.triton._messages import by_degree, owner, zeros
+from cace_fast.kernels.triton._messages import by_degree, owner
 
 
 @triton.constexpr_function
@@ -49,7 +51,7 @@ def bchi_sum(
     first = tl.load(seg_first + tl.load(atom_first + atom, mask=exists, other=0))
     end = tl.load(seg_first + tl.load(atom_first + atom + 1, mask=exists, other=0))
     lane = tl.arange(0, BE)[None, :]
-    wide = (row + tl.minimum(first, 0))[:, None] + tl.zeros((BA, BE), tl.int32)
+    wide = wide_rows(row, first, BA, BE)
     c = wide % C
     found = zeros(NR * NL, BA, BE, sums)
     for step in range(0, tl.max(end - first, 0), BE):

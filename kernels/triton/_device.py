@@ -25,6 +25,24 @@ def length(table, *path):
 
 
 @triton.jit
+def zeros(COUNT: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, like):
+    """Return COUNT sums [ROWS, LANES] that are still zero, in the dtype of ``like``."""
+    out = ()
+    for k in tl.static_range(COUNT):
+        out = out + (tl.zeros((ROWS, LANES), like.dtype.element_ty),)
+    return out
+
+
+@triton.jit
+def wide_rows(row, first, BA: tl.constexpr, BE: tl.constexpr):
+    """Return the rows of a tile as [BA, BE], opaque to the compiler's analysis of strides.
+
+    It adds min(first, 0) = 0: else data would go through shared memory for stores along rows.
+    """
+    return (row + tl.minimum(first, 0))[:, None] + tl.zeros((BA, BE), tl.int32)
+
+
+@triton.jit
 def sincospi(turns):
     """Return sin(pi x), cos(pi x) of x = ``turns``, |x| < 2^21 in float32."""
     if turns.dtype == tl.float64:

@@ -15,6 +15,8 @@ from cace_fast.kernels.triton._device import (
     geometry,
     get,
     length,
+    wide_rows,
+    zeros,
 )
 
 
@@ -25,14 +27,6 @@ def owner(LANES: tl.constexpr, BL: tl.constexpr):
     program = tl.program_id(0)
     lane = program % CHUNKS * BL + tl.arange(0, BL)
     return program // CHUNKS, lane, lane < LANES
-
-
-@triton.jit
-def zeros(COUNT: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, like):
-    out = ()
-    for k in tl.static_range(COUNT):
-        out = out + (tl.zeros((ROWS, LANES), like.dtype.element_ty),)
-    return out
 
 
 @triton.jit
@@ -66,7 +60,7 @@ def carry(
     if not SENT:
         first, end = tl.load(through + first), tl.load(through + end)
     slot = tl.arange(0, BE)[None, :]
-    wide = (row + tl.minimum(first, 0))[:, None] + tl.zeros((BA, BE), tl.int32)
+    wide = wide_rows(row, first, BA, BE)
     lane = wide % RC
     some = exists[:, None] & (wide >= 0)
     found = zeros(NL, BA, BE, y)

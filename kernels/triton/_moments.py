@@ -17,22 +17,19 @@ from cace_fast.kernels.triton._device import (
     monomial_rates,
     monomials,
     radial_slopes,
+    wide_rows,
+    zeros,
 )
 
 
 @triton.jit
 def _segments(seg_first, n_seg, BA: tl.constexpr, BE: tl.constexpr):
-    """Return segment, whether it exists, its first edge and end, and the segment as [BA, BE].
-
-    The last one is opaque to the compiler's analysis of strides (it adds min(first, 0) = 0): else
-    it would move data through shared memory for stores along segments.
-    """
+    """Return whether a segment exists, its first edge and end, and the segment as [BA, BE]."""
     seg = tl.program_id(0) * BA + tl.arange(0, BA)
     exists = seg < n_seg
     first = tl.load(seg_first + seg, mask=exists, other=0)
     end = tl.load(seg_first + seg + 1, mask=exists, other=0)
-    wide = (seg + tl.minimum(first, 0))[:, None] + tl.zeros((BA, BE), tl.int32)
-    return exists, first, end, wide
+    return exists, first, end, wide_rows(seg, first, BA, BE)
 
 
 @triton.jit(do_not_specialize=["n_seg", "n_edges"])
@@ -45,9 +42,7 @@ def moments_forward(
     NL: tl.constexpr = length(PAR)
     exists, first, end, wide = _segments(seg_first, n_seg, BA, BE)
     lane = tl.arange(0, BE)[None, :]
-    sums = ()
-    for k in tl.static_range(NR * NL):
-        sums = sums + (tl.zeros((BA, BE), rho.dtype.element_ty),)
+    sums = zeros(NR * NL, BA, BE, rho)
     for step in range(0, tl.max(end - first, 0), BE):
         e = first[:, None] + (lane + step)
         inside = e < end[:, None]
@@ -135,9 +130,7 @@ def moments_rate(
     NL: tl.constexpr = length(PAR)
     exists, first, end, wide = _segments(seg_first, n_seg, BA, BE)
     lane = tl.arange(0, BE)[None, :]
-    sums = ()
-    for k in tl.static_range(NR * NL):
-        sums = sums + (tl.zeros((BA, BE), rate.dtype.element_ty),)
+    sums = zeros(NR * NL, BA, BE, rate)
     for step in range(0, tl.max(end - first, 0), BE):
         e = first[:, None] + (lane + step)
         inside = e < end[:, None]
