@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
-from .neighbors import Edges, Floats, neighbor_list
+from .geometry import Floats
+from .neighbors import Edges, neighbor_list
 from .potential import MIN_DIST, Potential
 from .properties import Result
 from .structures import EdgeSource, is_atoms

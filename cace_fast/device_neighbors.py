@@ -1,7 +1,8 @@
 """Neighbour lists in torch operations, for any device: cell lists of one or several systems.
 
-Atoms are sorted into bins; every atom meets the bins within the cutoff, images of small cells
-included. Pairs are made in chunks, so that memory beyond the result is bounded.
+Atoms are sorted into bins; every bin meets the occupied ones within the cutoff, images of small
+cells included. Empty bins cost nothing, so that atoms may be any distance apart, and pairs are made
+in chunks, so that memory beyond the result is bounded.
 """
 
 from __future__ import annotations
@@ -15,12 +16,21 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .neighbors import check_geometry, complete_cell
+from .geometry import (
+    MAX_NEIGHBORS,
+    MAX_WRAPS,
+    check_crowd,
+    check_geometry,
+    check_wraps,
+    complete_cell,
+)
 
-AT_ONCE = 2**20  # candidate pairs, or atoms times bins around them, of one chunk
+AT_ONCE = 2**19  # candidate pairs, or atoms times bins around them, of one chunk
+SAMPLE = 2**14  # of the candidates of a crowd, to tell how many of them are pairs
 BIN = 0.5  # of the cutoff: smaller bins waste fewer candidates, and have more of them to visit
 FEW_ATOMS = 500  # up to here all pairs are looked at, where these are not too many
-NOWHERE = np.zeros((0, 3))
+FARTHEST = 2.0**60  # bins along an axis: what lies beyond is in the last one
+NO_POSITIONS = np.zeros((0, 3))
 
 
 class DevicePairs(NamedTuple):
@@ -32,37 +42,57 @@ class DevicePairs(NamedTuple):
 
 
 class _Bins(NamedTuple):
-    """How each system is divided.
+    """How each system is divided into bins.
 
     ``cell`` [n_systems, 3, 3] with open directions completed, its ``inverse``, and ``origin``;
-    ``number`` [n_systems, 3] bins along each vector, ``reach`` how many bins away neighbours are;
-    ``first`` [n_systems] the first bin of each, ``total`` all of them.
+    ``number`` [n_systems, 3] bins along each periodic vector, ``per_length`` [n_systems, 3] bins
+    for each unit of the fraction, ``reach`` [n_systems, 3] how many bins away neighbours are, and
+    ``periodic`` [n_systems, 3].
     """
 
     cell: Tensor
     inverse: Tensor
     origin: Tensor
     number: Tensor
+    per_length: Tensor
     reach: Tensor
-    first: Tensor
-    total: int
+    periodic: Tensor
 
 
-class _Search(NamedTuple):
-    """Atoms in their bins: ``place`` [n, 3], ``wrap`` [n, 3] cells that they lie away.
+class _Occupied(NamedTuple):
+    """The bins that hold atoms: there is no table of empty ones, however far apart atoms are.
 
-    ``members`` are atoms by bin, ``start`` and ``counts`` [total] where each bin's stand.
+    ``axes`` are the distinct numbers along each axis; ``planes`` and ``codes`` the distinct codes
+    of (system, first, second) and of all; ``place`` [n_bins, 3] and ``system`` [n_bins] of each;
+    ``members`` [n] are atoms by bin, ``start`` and ``counts`` [n_bins] where each bin's stand.
     """
 
-    positions: Tensor
-    batch: Tensor
-    periodic: Tensor
-    bins: _Bins
+    axes: tuple[Tensor, Tensor, Tensor]
+    planes: Tensor
+    codes: Tensor
     place: Tensor
-    wrap: Tensor
+    system: Tensor
     members: Tensor
     start: Tensor
     counts: Tensor
+
+
+class _BinPairs(NamedTuple):
+    """Pairs of occupied bins: ``centre``, ``other`` [m], and the ``image`` [m, 3] of the other."""
+
+    centre: Tensor
+    other: Tensor
+    image: Tensor
+
+
+class _Search(NamedTuple):
+    """What a search looks at; ``wrap`` [n, 3] are the cells that atoms lie away."""
+
+    positions: Tensor
+    batch: Tensor
+    bins: _Bins
+    wrap: Tensor
+    occupied: _Occupied
 
 
 def device_neighbor_list(
@@ -91,7 +121,8 @@ def device_neighbor_list(
     Raises
     ------
     InputError
-        For positions or cells that are not finite, or a periodic direction without extent.
+        For positions or cells that are not finite, a periodic direction without extent, atoms
+        more than 1e9 cells away, or more than 5 000 neighbours of an atom on average.
     """
     bad = torch.nonzero(~torch.isfinite(positions).all(1)).flatten().tolist()
     if bad:
@@ -103,14 +134,20 @@ def device_neighbor_list(
         return DevicePairs(none, none, none.reshape(0, 3))
     cell, pbc = cell.cpu(), pbc.cpu()
     if len(cell) == 1 and len(positions) <= FEW_ATOMS:
-        check_geometry(NOWHERE, cell[0].numpy(), pbc[0].numpy(), cutoff)
+        check_geometry(positions.cpu().numpy(), cell[0].numpy(), pbc[0].numpy(), cutoff)
         images = _images(cell[0], pbc[0], cutoff)
         if len(positions) ** 2 * len(images) <= AT_ONCE:
-            return _all_pairs(positions, cell[0], pbc[0], float(cutoff), images)
+            found = _all_pairs(positions, cell[0], pbc[0], float(cutoff), images)
+            check_crowd(len(found.senders), len(positions), cutoff)
+            return found
     search = _placed(positions, cell, pbc, float(cutoff), batch)
-    chunks = [_near(search, *chunk, float(cutoff)) for chunk in _candidates(search)]
-    if not chunks:
-        return DevicePairs(none, none, none.reshape(0, 3))
+    bins = _bin_pairs(search)
+    _check_density(search, bins, float(cutoff))
+    chunks, n_pairs = [DevicePairs(none, none, none.reshape(0, 3))], 0
+    for candidates in _candidates(search, bins):
+        chunks.append(_near(search, *candidates, float(cutoff)))
+        n_pairs += len(chunks[-1].senders)
+        check_crowd(n_pairs, len(positions), cutoff)
     return _sorted(DevicePairs(*(torch.cat(parts) for parts in zip(*chunks, strict=True))))
 
 
@@ -142,35 +179,24 @@ def _all_pairs(
 
 
 def _bins(positions: Tensor, cell: Tensor, pbc: Tensor, cutoff: float, batch: Tensor) -> _Bins:
-    n_systems = len(cell)
+    n_systems, device = len(cell), positions.device
     for one, periodic in zip(cell, pbc, strict=True):
-        check_geometry(NOWHERE, one.numpy(), periodic.numpy(), cutoff)
+        check_geometry(NO_POSITIONS, one.numpy(), periodic.numpy(), cutoff)
     pairs = zip(cell.numpy(), pbc.numpy(), strict=True)
     full = torch.from_numpy(np.stack([complete_cell(h, periodic) for h, periodic in pairs]))
-    device = positions.device
     h, inverse = full.to(device), torch.linalg.inv(full).to(device)
     fraction = _fraction(positions, inverse, batch)
     index = batch[:, None].expand(-1, 3)
-    low, high = (
-        fraction.new_zeros(n_systems, 3).scatter_reduce(0, index, fraction, how, include_self=False)
-        for how in ("amin", "amax")
-    )
+    low = fraction.new_zeros(n_systems, 3)
+    low = low.scatter_reduce(0, index, fraction, "amin", include_self=False)
     periodic = pbc.to(device)
-    origin = torch.where(periodic, 0.0, low)
-    # an open direction is as long as the atoms need: its vector is a unit vector
     heights = 1.0 / torch.linalg.vector_norm(inverse, dim=1)
-    extent = torch.where(periodic, heights, (high - low + 1e-9) * heights)
-    atoms = torch.bincount(batch, minlength=n_systems)[:, None].to(extent)
-    most = (2.0 * atoms ** (1.0 / 3.0) + 1.0).floor()
-    number = torch.minimum((extent / (BIN * cutoff)).floor(), most).clamp(min=1.0)
-    reach = torch.ceil(cutoff / (extent / number)).clamp(min=0.0)
-    # beyond the last bin of an open direction there is nothing
-    reach = torch.where(periodic, reach, torch.minimum(reach, number - 1.0)).long()
-    scale = torch.where(periodic, 1.0, heights / extent)
-    counts = number.prod(1).long()
-    first = counts.cumsum(0) - counts
-    scaled = inverse * scale[:, None, :]
-    return _Bins(h, scaled, origin * scale, number.long(), reach, first, int(counts.sum()))
+    number = (heights / (BIN * cutoff)).clamp(min=1.0, max=FARTHEST).floor()
+    # an open direction has a unit vector: its fractions are lengths
+    per_length = torch.where(periodic, number, 1.0 / (BIN * cutoff))
+    reach = torch.ceil(cutoff * per_length / torch.where(periodic, heights, 1.0)).long()
+    origin = torch.where(periodic, 0.0, low)
+    return _Bins(h, inverse, origin, number.long(), per_length, reach, periodic)
 
 
 def _fraction(positions: Tensor, inverse: Tensor, batch: Tensor) -> Tensor:
@@ -180,65 +206,121 @@ def _fraction(positions: Tensor, inverse: Tensor, batch: Tensor) -> Tensor:
 def _placed(positions: Tensor, cell: Tensor, pbc: Tensor, cutoff: float, batch: Tensor) -> _Search:
     """Return the atoms sorted into bins."""
     bins = _bins(positions, cell, pbc, cutoff, batch)
-    periodic = pbc.to(positions.device)[batch]
-    fraction = _fraction(positions, bins.inverse, batch) - bins.origin[batch]
+    periodic = bins.periodic[batch]
+    fraction = _fraction(positions, bins.inverse, batch)
+    away = torch.where(periodic, fraction, 0.0).abs().amax(1)
+    check_wraps(torch.nonzero(~(away <= MAX_WRAPS)).flatten().cpu().numpy())
     wrap = torch.where(periodic, torch.floor(fraction), 0.0)
-    number = bins.number[batch]
-    place = torch.minimum(((fraction - wrap) * number).long().clamp(min=0), number - 1)
-    code = _bin(place, number, bins.first[batch])
-    count = torch.bincount(code, minlength=bins.total)
-    members = torch.argsort(code, stable=True)
-    return _Search(
-        positions,
-        batch,
-        periodic,
-        bins,
-        place,
-        wrap.long(),
-        members,
-        count.cumsum(0) - count,
-        count,
+    inside = (fraction - bins.origin[batch] - wrap) * bins.per_length[batch]
+    place = inside.clamp(0.0, FARTHEST).long()
+    place = torch.where(periodic, torch.minimum(place, bins.number[batch] - 1), place)
+    return _Search(positions, batch, bins, wrap.long(), _occupied(place, batch))
+
+
+def _occupied(place: Tensor, system: Tensor) -> _Occupied:
+    """Return the bins that hold atoms, from the place [n, 3] and the system [n] of each atom."""
+    first, second, third = (torch.unique(place[:, axis]) for axis in range(3))
+    axes = (first, second, third)
+    ranks = [torch.searchsorted(axis, place[:, k].contiguous()) for k, axis in enumerate(axes)]
+    # two steps keep codes below n_systems n^2, which 64 bits hold
+    planes, plane = torch.unique(
+        (system * len(first) + ranks[0]) * len(second) + ranks[1], return_inverse=True
     )
+    codes, code = torch.unique(plane * len(third) + ranks[2], return_inverse=True)
+    counts = torch.bincount(code, minlength=len(codes))
+    members = torch.argsort(code, stable=True)
+    start = counts.cumsum(0) - counts
+    one = members[start]
+    return _Occupied(axes, planes, codes, place[one], system[one], members, start, counts)
 
 
-def _bin(place: Tensor, number: Tensor, first: Tensor) -> Tensor:
-    row = place[..., 0] * number[..., 1] + place[..., 1]
-    return first + row * number[..., 2] + place[..., 2]
+def _bin_at(occupied: _Occupied, system: Tensor, place: Tensor) -> Tensor:
+    """Return the bin at each place [..., 3] of each system [...], -1 where no atom is."""
+    first, second, third = occupied.axes
+    a, b, c = (_rank(axis, place[..., k]) for k, axis in enumerate(occupied.axes))
+    plane = _rank(occupied.planes, (system * len(first) + a) * len(second) + b)
+    found = _rank(occupied.codes, plane * len(third) + c)
+    there = (a >= 0) & (b >= 0) & (c >= 0) & (plane >= 0)
+    return torch.where(there, found, -1)
 
 
-def _candidates(search: _Search) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield chunks of candidates: receivers, senders [n_pairs], images of senders [n_pairs, 3]."""
-    device, bins = search.positions.device, search.bins
+def _rank(ascending: Tensor, values: Tensor) -> Tensor:
+    """Return where each value stands among distinct ascending ones, -1 where it does not."""
+    at = torch.searchsorted(ascending, values.contiguous()).clamp(max=len(ascending) - 1)
+    return torch.where(ascending[at] == values, at, -1)
+
+
+def _bin_pairs(search: _Search) -> _BinPairs:
+    """Return the pairs of occupied bins whose atoms may be near each other."""
+    bins, occupied = search.bins, search.occupied
+    device = search.positions.device
     most = bins.reach.max(0).values.tolist()
     around = torch.tensor(list(product(*(range(-m, m + 1) for m in most))), device=device)
     rows = max(1, AT_ONCE // len(around))
-    for atoms in torch.arange(len(search.positions), device=device).split(rows):
-        system = search.batch[atoms]
-        number, periodic = bins.number[system][:, None], search.periodic[atoms][:, None]
-        target = search.place[atoms][:, None] + around
-        image = torch.where(periodic, torch.div(target, number, rounding_mode="floor"), 0)
+    found = []
+    for centre in torch.arange(len(occupied.codes), device=device).split(rows):
+        system = occupied.system[centre]
+        number, wraps = bins.number[system][:, None], bins.periodic[system][:, None]
+        target = occupied.place[centre][:, None] + around
+        image = torch.where(wraps, torch.div(target, number, rounding_mode="floor"), 0)
         target = target - image * number
-        there = (around.abs() <= bins.reach[system][:, None]).all(2)
-        there &= ((target >= 0) & (target < number)).all(2)
-        code = torch.where(there, _bin(target, number, bins.first[system][:, None]), 0)
-        row, column = torch.nonzero(torch.where(there, search.counts[code], 0), as_tuple=True)
-        yield from _expanded(search, atoms[row], code[row, column], image[row, column])
+        near = (around.abs() <= bins.reach[system][:, None]).all(2)
+        other = _bin_at(occupied, system[:, None].expand(near.shape), target)
+        row, column = torch.nonzero(near & (other >= 0), as_tuple=True)
+        found.append(_BinPairs(centre[row], other[row, column], image[row, column]))
+    return _BinPairs(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
-def _expanded(
-    search: _Search, atoms: Tensor, bins: Tensor, images: Tensor
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield the candidates of atoms [m] with all members of one bin each, in chunks."""
-    end = search.counts[bins].cumsum(0)
+def _check_density(search: _Search, pairs: _BinPairs, cutoff: float) -> None:
+    """Raise InputError for a crowd, before its pairs are made: by a sample of the candidates."""
+    counts, n_atoms = search.occupied.counts, len(search.positions)
+    of_centre = counts[pairs.centre].double()
+    of_other = counts[pairs.other].double()
+    total = float((of_centre * of_other).sum())
+    if total <= MAX_NEIGHBORS * n_atoms:
+        return
+    end = (of_centre * of_other).cumsum(0)
+    at = (torch.arange(SAMPLE, dtype=torch.float64, device=end.device) + 0.5) * (total / SAMPLE)
+    k = torch.searchsorted(end, at).clamp(max=len(end) - 1)
+    within = at - (end[k] - of_centre[k] * of_other[k])
+    i = torch.minimum(torch.floor(within / of_other[k]), of_centre[k] - 1).long()
+    j = torch.remainder(torch.floor(within), of_other[k]).long()
+    start, members = search.occupied.start, search.occupied.members
+    atoms, senders = members[start[pairs.centre[k]] + i], members[start[pairs.other[k]] + j]
+    near = _near(search, atoms, senders, pairs.image[k], cutoff)
+    check_crowd(int(len(near.senders) / SAMPLE * total), n_atoms, cutoff)
+
+
+def _candidates(search: _Search, pairs: _BinPairs) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield chunks of candidates: receivers, senders [n_pairs], images of senders [n_pairs, 3].
+
+    They are all members of each bin with all members of the others.
+    """
+    occupied = search.occupied
+    for part in _split(occupied.counts[pairs.centre]):
+        centre = pairs.centre[part]
+        each, offset = _expanded(occupied.counts[centre])
+        atoms = occupied.members[occupied.start[centre][each] + offset]
+        bins, image = pairs.other[part][each], pairs.image[part][each]
+        for rows in _split(occupied.counts[bins]):
+            pair, offset = _expanded(occupied.counts[bins[rows]])
+            senders = occupied.members[occupied.start[bins[rows]][pair] + offset]
+            yield atoms[rows][pair], senders, image[rows][pair]
+
+
+def _split(sizes: Tensor) -> Iterator[slice]:
+    """Yield slices of rows whose sizes sum to about AT_ONCE."""
+    end = sizes.cumsum(0)
     n_chunks = int(end[-1]) // AT_ONCE if len(end) else 0
     cuts = torch.arange(1, n_chunks + 1, device=end.device) * AT_ONCE
     edges = [0, *torch.searchsorted(end, cuts, right=True).tolist(), len(end)]
-    for a, b in pairwise(edges):
-        count = search.counts[bins[a:b]]
-        each = torch.repeat_interleave(count)
-        offset = torch.arange(len(each), device=end.device) - (count.cumsum(0) - count)[each]
-        sender = search.members[search.start[bins[a:b]][each] + offset]
-        yield atoms[a:b][each], sender, images[a:b][each]
+    yield from (slice(a, b) for a, b in pairwise(edges) if b > a)
+
+
+def _expanded(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return for each of sum(counts) entries its row, and its number within the row."""
+    row = torch.repeat_interleave(counts)
+    return row, torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
 
 
 def _near(
@@ -256,14 +338,10 @@ def _near(
 
 def _sorted(pairs: DevicePairs) -> DevicePairs:
     """Return pairs in the order of receiver, sender, shift."""
-    reach = int(pairs.shifts.abs().max()) if len(pairs.shifts) else 0
-    base = 2 * reach + 1
-    code = torch.zeros_like(pairs.senders)
-    for axis in range(3):
-        code = code * base + pairs.shifts[:, axis] + reach
-    order = torch.argsort(code, stable=True)
-    for key in (pairs.senders, pairs.receivers):
-        order = order[torch.argsort(key[order], stable=True)]
+    order = torch.arange(len(pairs.senders), device=pairs.senders.device)
+    for key in (*pairs.shifts.unbind(1)[::-1], pairs.senders, pairs.receivers):
+        if len(key) and bool((key != key[0]).any()):
+            order = order[torch.argsort(key[order], stable=True)]
     return DevicePairs(*(part[order] for part in pairs))
 
 

@@ -10,12 +10,16 @@ import torch
 import vesin
 from numpy.typing import NDArray
 
-from .errors import InputError
+from .device_neighbors import device_neighbor_list
+from .geometry import Floats, check_geometry, complete_cell
 
 MANY_ATOMS = 2_000  # from here on a search is worth more than one thread
-MAX_IMAGES = 100_000  # images of the cell within the cutoff; beyond it the cell is a mistake
+# vesin has a table of all boxes of its grid, empty ones included, meets every box of an open
+# direction with every other, and has no bound on pairs: where there would be more of these, the
+# search that has bounds takes over
+MAX_BOXES, MAX_BOXES_PER_ATOM = 100_000, 100
+MAX_CROWD = 1_000  # neighbours of an atom, as estimated
 
-Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
@@ -63,14 +67,21 @@ def neighbor_list(
     Raises
     ------
     InputError
-        For positions or cells that are not finite, or a periodic direction without extent.
+        For positions or cells that are not finite, a periodic direction without extent, atoms
+        more than 1e9 cells away, or more than 5 000 neighbours of an atom on average.
     """
     check_geometry(positions, cell, pbc, cutoff)
     none = np.zeros(0, dtype=np.int64)
     if len(positions) == 0:
         return Edges(none, none, np.zeros((0, 3), dtype=np.int64))
+    box = complete_cell(cell, pbc)
+    if not _is_ordinary(positions, box, pbc, cutoff):
+        arrays = (torch.from_numpy(np.ascontiguousarray(a)) for a in (positions, cell, pbc))
+        r, h, periodic = arrays
+        pairs = device_neighbor_list(r, h[None], periodic[None], cutoff)
+        return Edges(*(part.numpy() for part in pairs))
     search = search or Searcher(cutoff, len(positions))
-    system = {"points": positions, "box": complete_cell(cell, pbc), "periodic": pbc.tolist()}
+    system = {"points": positions, "box": box, "periodic": pbc.tolist()}
     if not in_order:
         return search.edges(system)
     receivers, senders, vesin_shifts, distances = search.lists.compute(**system, quantities="ijSd")
@@ -124,42 +135,26 @@ class _User:
         self._memory = memory
 
 
-def check_geometry(positions: Floats, cell: Floats, pbc: NDArray[np.bool_], cutoff: float) -> None:
-    """Raise InputError for positions, cell and periodicity that have no neighbour list."""
-    if positions.ndim != 2 or positions.shape[1] != 3:
-        raise InputError("positions", "an array of shape [n_atoms, 3]", positions.shape)
-    bad = np.flatnonzero(~np.isfinite(positions).all(axis=1))
-    if len(bad):
-        raise InputError("positions", "finite numbers", f"NaN or infinity for atoms {_some(bad)}")
-    if not np.isfinite(cell).all():
-        raise InputError("cell", "finite numbers", cell.tolist())
-    if not pbc.any():
-        return
-    periodic = complete_cell(cell, pbc)
-    lengths = np.linalg.norm(periodic, axis=1)
-    if abs(np.linalg.det(periodic)) <= 1e-9 * np.prod(lengths) or not (lengths > 0).all():
-        raise InputError("cell", "independent vectors along periodic directions", cell.tolist())
-    heights = 1.0 / np.linalg.norm(np.linalg.inv(periodic), axis=0)
-    images = np.prod((2 * np.ceil(cutoff / heights) + 1)[pbc])
-    if images > MAX_IMAGES:
-        expected = f"a cell with at most {MAX_IMAGES} images within {cutoff:g} A"
-        raise InputError("cell", expected, f"{images:.3g} images for {cell.tolist()}")
-
-
-def complete_cell(cell: Floats, pbc: NDArray[np.bool_]) -> Floats:
-    """Return the cell with open directions replaced by unit vectors normal to the rest."""
-    full = np.array(cell, dtype=np.float64)
-    if pbc.all():
-        return full
-    full[~pbc] = 0.0
-    if pbc.sum() == 0:
-        return np.eye(3)
-    # rows of v beyond the rank of the periodic vectors span what is normal to them
-    _, _, v = np.linalg.svd(full[pbc])
-    full[~pbc] = v[pbc.sum() :]
-    return full
-
-
-def _some(indices: NDArray[np.intp]) -> str:
-    shown = ", ".join(str(i) for i in indices[:5])
-    return shown + (f" and {len(indices) - 5} more" if len(indices) > 5 else "")
+def _is_ordinary(positions: Floats, box: Floats, pbc: NDArray[np.bool_], cutoff: float) -> bool:
+    """Tell whether the grid of boxes is small and no box is crowded."""
+    n = len(positions)
+    inverse = np.linalg.inv(box)
+    heights = 1.0 / np.linalg.norm(inverse, axis=0)
+    fraction = positions @ inverse
+    low = np.where(pbc, 0.0, fraction.min(axis=0))
+    extent = np.where(pbc, 1.0, fraction.max(axis=0) - low) * heights
+    number = np.maximum(np.floor(extent / cutoff), 1.0)
+    with np.errstate(over="ignore"):
+        n_boxes = float(np.prod(number) * np.prod(number[~pbc]))
+    if not n_boxes <= MAX_BOXES + MAX_BOXES_PER_ATOM * n:
+        return False
+    # boxes of open directions are a cutoff wide, those of periodic ones at least so, or the cell
+    width = np.where(pbc, heights / number, cutoff)
+    neighbors = 4.19 * cutoff**3 / float(np.prod(width))  # for each atom of a box
+    if n * neighbors <= MAX_CROWD:
+        return True
+    place = np.where(pbc, fraction - np.floor(fraction), fraction - low) * heights / width
+    place = np.minimum(place, number - 1.0).astype(np.int64)
+    code = (place[:, 0] * int(number[1]) + place[:, 1]) * int(number[2]) + place[:, 2]
+    counts = np.bincount(code).astype(np.float64)
+    return float(counts @ counts) / n * neighbors <= MAX_CROWD

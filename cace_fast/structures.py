@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from .errors import InputError, UnknownElementError
+from .geometry import Floats
 from .graph import AtomicGraph
-from .neighbors import Edges, Floats, neighbor_list
+from .neighbors import Edges, neighbor_list
 from .spec import Ewald, ModelSpec, Polarization, Readout, Representation
 
 if TYPE_CHECKING:

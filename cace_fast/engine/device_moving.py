@@ -16,9 +16,9 @@ from torch import Tensor
 
 from cace_fast.device_neighbors import DevicePairs
 from cace_fast.errors import InputError
+from cace_fast.geometry import check_geometry, complete_cell
 from cace_fast.graph import AtomicGraph, ModelOutput
 from cace_fast.kernels.triton.host_neighbors import PairSearch, grid_of
-from cace_fast.neighbors import check_geometry, complete_cell
 
 from .device_edges import Capacity, roomy
 from .device_run import DeviceRun, Status, check_finite

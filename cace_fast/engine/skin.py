@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from cace_fast.errors import InputError
+from cace_fast.geometry import Floats
 from cace_fast.graph import AtomicGraph
-from cace_fast.neighbors import Edges, Floats, Searcher, neighbor_list
+from cace_fast.neighbors import Edges, Searcher, neighbor_list
 from cace_fast.spec import Representation
 from cace_fast.structures import geometry_of, graph_of
 

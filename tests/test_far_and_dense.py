@@ -1,0 +1,107 @@
+"""Atoms any distance apart, and crowds: neighbours in bounded time and memory, or a typed error."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+
+import cace_fast
+from cace_fast import geometry, neighbors
+from cace_fast.device_neighbors import device_neighbor_list
+from cace_fast.errors import InputError
+from cace_fast.neighbors import neighbor_list
+
+CUTOFF = 6.5
+NO_CELL = np.zeros((3, 3))
+OPEN, SLAB, WIRE = (False,) * 3, (True, True, False), (False, False, True)
+
+
+def pairs_of(positions, cell, pbc, search):
+    r, h, flags = np.array(positions, float), np.array(cell, float), np.array(pbc)
+    if search == "host":
+        edges = neighbor_list(r, h, flags, CUTOFF)
+    else:
+        arrays = (torch.from_numpy(a) for a in (r, h[None], flags[None]))
+        edges = device_neighbor_list(*arrays, CUTOFF)
+    rows = np.column_stack([np.asarray(a) for a in (edges.receivers, edges.senders, edges.shifts)])
+    return rows.tolist()
+
+
+@pytest.mark.parametrize("search", ["host", "device"])
+@pytest.mark.parametrize("apart", [1e4, 5e5, 1e6, 1e12, 1e300])
+@pytest.mark.parametrize(
+    ("cell", "pbc", "direction"),
+    [
+        (NO_CELL, OPEN, [1, 0, 0]),
+        (NO_CELL, OPEN, [1, -1, 1]),
+        (np.diag([5.0, 5.0, 0.0]), SLAB, [0, 0, 1]),
+        (np.diag([0.0, 0.0, 5.0]), WIRE, [1, 1, 0]),
+    ],
+    ids=["axis", "diagonal", "slab", "wire"],
+)
+def test_groups_of_atoms_any_distance_apart_see_only_themselves(
+    cell, pbc, direction, apart, search
+):
+    group = np.array([[0.0, 0, 0], [1.0, 0.5, 2.0]])
+    # in one coordinate at a time: 1 A beside 1e12 A is still 1 A only where it is another axis
+    away = np.array(direction, float) * apart
+    positions = np.concatenate([group, group * (np.array(direction) == 0) + away])
+    found = pairs_of(positions, cell, pbc, search)
+    one = pairs_of(group, cell, pbc, search)
+    assert [row for row in found if row[0] < 2] == one
+    assert all((row[0] < 2) == (row[1] < 2) for row in found)
+
+
+@pytest.mark.parametrize("n", [1_000, 3_000])
+def test_many_atoms_in_a_small_box_are_refused_before_their_pairs_are_made(n):
+    positions = np.random.default_rng(0).random((n, 3)) * 2.0
+    for search in ("host", "device"):
+        with pytest.raises(InputError, match=r"at most 5000 neighbours of an atom.*got \d{8,} pai"):
+            pairs_of(positions, np.eye(3) * 2.0, (True,) * 3, search)
+
+
+def test_a_crowd_is_counted_exactly_where_it_is_near_the_limit(monkeypatch):
+    """64 atoms in a box whose pairs are known: the limit just above passes, just below raises."""
+    positions = np.random.default_rng(1).random((64, 3)) * 4.0
+    rows = pairs_of(positions, np.eye(3) * 4.0, (True,) * 3, "host")
+    monkeypatch.setattr(neighbors, "MAX_CROWD", 0)  # the search with bounds
+    monkeypatch.setattr(geometry, "MAX_NEIGHBORS", len(rows) / 64)
+    assert pairs_of(positions, np.eye(3) * 4.0, (True,) * 3, "host") == rows
+    monkeypatch.setattr(geometry, "MAX_NEIGHBORS", len(rows) / 64 - 0.01)
+    with pytest.raises(InputError, match=f"got {len(rows)} pairs or more of 64 atoms"):
+        pairs_of(positions, np.eye(3) * 4.0, (True,) * 3, "host")
+
+
+@pytest.mark.parametrize("search", ["host", "device"])
+def test_positions_beyond_1e9_cells_are_refused(search):
+    cell = np.eye(3) * 10.0
+    near = pairs_of([[0, 0, 0], [9.9e9 + 3.0, 0, 0]], cell, (True,) * 3, search)
+    assert near == [[0, 1, 990_000_000, 0, 0], [1, 0, -990_000_000, 0, 0]]
+    with pytest.raises(InputError, match=r"within 1e\+09 cells.*got atoms 1 beyond.*wrap\(\)"):
+        pairs_of([[0, 0, 0], [3e10, 0, 0]], cell, (True,) * 3, search)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_an_atom_far_away_has_the_energy_of_an_atom_alone(backend):
+    potential = cace_fast.load("copper-emt", backend=backend, dtype="float64")
+    alone = potential.compute(Atoms("Cu"), ("energy",))["energy"]
+    for pbc, cell in ((OPEN, None), (SLAB, [50.0, 50.0, 0]), (WIRE, [0, 0, 50.0])):
+        where = np.where(pbc, 20.0, 1e6)
+        pair = Atoms("Cu2", positions=[[0, 0, 0], where], cell=cell, pbc=pbc)
+        result = potential.compute(pair, ("energy", "forces"))
+        assert result["energy"] == pytest.approx(2 * alone, abs=1e-10)
+        assert not result["forces"].any()
+
+
+def test_a_crystal_far_from_the_origin_is_the_crystal():
+    from ase.build import bulk
+
+    potential = cace_fast.load("copper-emt", dtype="float64")
+    atoms = bulk("Cu", cubic=True)
+    atoms.rattle(0.1, seed=0)
+    want = potential.compute(atoms)
+    atoms.positions += [3.61e8, 0, -3.61e8]  # 1e8 cells, where a double resolves 6e-8 A
+    got = potential.compute(atoms)
+    np.testing.assert_allclose(got["forces"], want["forces"], atol=1e-5)
