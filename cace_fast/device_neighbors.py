@@ -20,6 +20,7 @@ from .geometry import (
     MAX_NEIGHBORS,
     MAX_WRAPS,
     check_crowd,
+    check_finite,
     check_geometry,
     check_wraps,
     complete_cell,
@@ -124,9 +125,7 @@ def device_neighbor_list(
         For positions or cells that are not finite, a periodic direction without extent, atoms
         more than 1e9 cells away, or more than 5 000 neighbours of an atom on average.
     """
-    bad = torch.nonzero(~torch.isfinite(positions).all(1)).flatten().tolist()
-    if bad:
-        raise InputError("positions", "finite numbers", f"NaN or infinity for atoms {bad[:5]}")
+    check_finite(torch.nonzero(~torch.isfinite(positions).all(1)).flatten().cpu().numpy())
     if batch is None:
         batch = torch.zeros(len(positions), dtype=torch.int64, device=positions.device)
     none = torch.zeros(0, dtype=torch.int64, device=positions.device)
@@ -363,22 +362,22 @@ class DeviceVerletList:
             raise InputError("skin", "a length of at least 0 A", skin)
         self.cutoff, self.skin = float(cutoff), float(skin)
         self.n_builds = 0
-        self._built: tuple[Tensor, ...] = ()
-        self._pairs: DevicePairs | None = None
+        self._built: tuple[DevicePairs, Tensor, Tensor, Tensor] | None = None
 
     def __call__(
         self, positions: Tensor, cell: Tensor, pbc: Tensor, batch: Tensor | None = None
     ) -> DevicePairs:
         """Return candidate pairs; arguments as for :func:`device_neighbor_list`."""
-        if self._pairs is None or not self._valid(positions, cell, pbc):
+        if self._built is None or not self._valid(positions, cell, pbc):
             reach = self.cutoff + self.skin
-            self._pairs = device_neighbor_list(positions, cell, pbc, reach, batch)
-            self._built = (positions.clone(), cell.clone(), pbc.clone())
+            pairs = device_neighbor_list(positions, cell, pbc, reach, batch)
+            self._built = (pairs, positions.clone(), cell.clone(), pbc.clone())
             self.n_builds += 1
-        return self._pairs
+        return self._built[0]
 
     def _valid(self, positions: Tensor, cell: Tensor, pbc: Tensor) -> bool:
-        old_positions, old_cell, old_pbc = self._built
+        assert self._built is not None
+        _, old_positions, old_cell, old_pbc = self._built
         if positions.shape != old_positions.shape or cell.shape != old_cell.shape:
             return False
         moved = torch.linalg.vector_norm(positions - old_positions, dim=1)

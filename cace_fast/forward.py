@@ -16,6 +16,7 @@ from torch import Tensor
 from .engine import LongRange
 from .errors import InputError, UnsupportedModelError
 from .graph import AtomicGraph
+from .process import ordinary, ordinary_tensor
 from .reference import model
 from .reference.ewald import OWN_SPHERE, Summation
 from .reference.readout import readout
@@ -77,6 +78,7 @@ class Forward:
         self.spec, self.weights = spec, weights
         self.long_range = LongRange() if long_range is None else long_range
 
+    @ordinary
     def __call__(
         self,
         data: Mapping[str, Tensor],
@@ -91,6 +93,7 @@ class Forward:
         See :meth:`cace_fast.potential.Potential.forward`.
         """
         grad_mode = torch.is_grad_enabled()
+        data = {k: ordinary_tensor(v) if isinstance(v, Tensor) else v for k, v in data.items()}
         with torch.enable_grad():
             positions = _tensor(data, "positions")
             if not positions.requires_grad:
@@ -107,6 +110,7 @@ class Forward:
                 state = State(moved, feats, positions, strain, call)
                 results.append(self._run(number, sub, state, like_upstream))
             out = self._combine(results, like_upstream)
+        check_finite_outputs(out)
         return out if grad_mode else {key: value.detach() for key, value in out.items()}
 
     def _wants_stress(self, asked: bool | None, like_upstream: bool) -> bool:

@@ -19,9 +19,7 @@ def check_geometry(positions: Floats, cell: Floats, pbc: NDArray[np.bool_], cuto
     """Raise InputError for positions, cell and periodicity that have no neighbour list."""
     if positions.ndim != 2 or positions.shape[1] != 3:
         raise InputError("positions", "an array of shape [n_atoms, 3]", positions.shape)
-    bad = np.flatnonzero(~np.isfinite(positions).all(axis=1))
-    if len(bad):
-        raise InputError("positions", "finite numbers", f"NaN or infinity for atoms {_some(bad)}")
+    check_finite(np.flatnonzero(~np.isfinite(positions).all(axis=1)))
     if not np.isfinite(cell).all():
         raise InputError("cell", "finite numbers", cell.tolist())
     if not pbc.any():
@@ -42,13 +40,19 @@ def check_geometry(positions: Floats, cell: Floats, pbc: NDArray[np.bool_], cuto
         check_wraps(np.flatnonzero(~(away <= MAX_WRAPS)))
 
 
+def check_finite(bad: NDArray[np.intp]) -> None:
+    """Raise InputError for atoms ``bad`` [m] whose positions are not finite, if any."""
+    if len(bad):
+        raise InputError("positions", "finite numbers", f"NaN or infinity for atoms {some(bad)}")
+
+
 def check_wraps(far: NDArray[np.intp]) -> None:
     """Raise InputError for atoms ``far`` [m] that lie more than MAX_WRAPS cells away, if any."""
     if len(far):
         raise InputError(
             "positions",
             f"atoms within {MAX_WRAPS:g} cells of the origin along periodic directions",
-            f"atoms {_some(far)} beyond",
+            f"atoms {some(far)} beyond",
             "Wrap them into the cell (ASE: atoms.wrap()), and look whether the run exploded.",
         )
 
@@ -81,6 +85,7 @@ def complete_cell(cell: Floats, pbc: NDArray[np.bool_]) -> Floats:
     return full
 
 
-def _some(indices: NDArray[np.intp]) -> str:
+def some(indices: NDArray[np.intp]) -> str:
+    """Return the first few of indices as text, and how many more there are."""
     shown = ", ".join(str(i) for i in indices[:5])
     return shown + (f" and {len(indices) - 5} more" if len(indices) > 5 else "")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
-from math import isfinite
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -22,10 +21,11 @@ from .engine import (
     find_dtype,
     make_engine,
 )
-from .errors import CaceFastError, InputError, PropertyNotImplementedError
+from .errors import InputError, PropertyNotImplementedError
 from .forward import Forward
 from .graph import AtomicGraph, join
 from .neighbors import neighbor_list
+from .process import ordinary
 from .properties import (
     Result,
     check_names,
@@ -77,6 +77,7 @@ class Potential:
         If a backend asked for by name cannot run here.
     """
 
+    @ordinary
     def __init__(
         self,
         spec: ModelSpec,
@@ -192,6 +193,7 @@ class Potential:
             return self.evaluate([atoms], properties)[0]
         return self.evaluate(list(atoms), properties)
 
+    @ordinary
     def evaluate(
         self,
         frames: Sequence[Atoms],
@@ -246,11 +248,13 @@ class Potential:
                 pending, n_edges, n_atoms = [], 0, 0
         return results
 
+    @ordinary
     def features(self, atoms: Atoms) -> NDArray[Any]:
         """Return the invariants [n, n_radial, n_B, C, n_stages] in the working dtype."""
         graph = graph_of(atoms, self.spec.representation, min_dist=MIN_DIST)
         return np.asarray(self._engine.features(graph.to(self.device)).cpu().numpy())
 
+    @ordinary
     def resident(self, frames: Sequence[Atoms], skin: float = 1.0) -> ResidentSystem:
         """Return structures that stay on the device as one batch, for loops that move them there.
 
@@ -261,6 +265,7 @@ class Potential:
         graphs = [graph_of(atoms, rep, inputs=names, min_dist=MIN_DIST) for atoms in frames]
         return ResidentSystem(self._engine, join(graphs), skin)
 
+    @ordinary
     def hessian(self, atoms: Atoms) -> NDArray[np.float64]:
         """Return the second derivatives of the energy [n, 3, n, 3] in eV/A^2, by the reference.
 
@@ -336,9 +341,6 @@ class Potential:
         graph = self._engine.placed(join(graphs))
         wanted = needed(properties)
         output = self._engine.evaluate(graph, wanted, min_dist=min_dist)
-        bad = [k for k, energy in enumerate(output.energy.tolist()) if not isfinite(energy)]
-        if bad:
-            raise CaceFastError(f"energy: not finite for structures {bad} of this batch")
         term = self._engine.charge_term if "latent_charges" in wanted else None
         results = results_of(output, graph, frames, properties, term)
         for atoms, result in zip(frames, results, strict=True):
@@ -351,6 +353,7 @@ class Potential:
         return results
 
 
+@ordinary
 def load(
     path: str | os.PathLike[str],
     *,

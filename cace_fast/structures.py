@@ -70,8 +70,8 @@ def graph_of(
         Names of further inputs, looked up in ``atoms.info``, then ``atoms.arrays``; a dict maps
         the model's name to the name in the structure.
     edges
-        Where candidate pairs come from, which are left as they come and unchecked: engines trim
-        them. By default a new search, trimmed.
+        Where candidate pairs come from, which are left as they come: engines trim them. By
+        default a new search, trimmed.
     min_dist
         Shortest distance allowed between two atoms of a new search in A; None allows any.
 
@@ -80,12 +80,13 @@ def graph_of(
     UnknownElementError
         If an element is not among the model's.
     InputError
-        For positions or cells that make no sense, a missing input, or a pair that is too close.
+        For positions or cells that make no sense, a missing input, candidate pairs of other atoms
+        or of the wrong type, or a pair that is too close.
     """
     positions, cell, pbc = geometry_of(atoms)
     species = species_of(np.asarray(atoms.numbers), spec)
     source = edges if edges is not None else partial(neighbor_list, cutoff=spec.cutoff)
-    found = source(positions, cell, pbc)
+    found = _checked(source(positions, cell, pbc), len(positions))
     graph = AtomicGraph(
         positions=torch.from_numpy(positions),
         species=torch.from_numpy(species),
@@ -98,6 +99,20 @@ def graph_of(
         inputs={name: _input(atoms, name, key) for name, key in _pairs(inputs)},
     )
     return graph if edges is not None else trim(graph, spec.cutoff, min_dist)
+
+
+def _checked(edges: Edges, n_atoms: int) -> Edges:
+    """Return candidate pairs as int64 arrays; InputError for what is none: engines take them so."""
+    arrays = [np.asarray(part) for part in edges]
+    n = len(arrays[0]) if arrays[0].ndim else 0
+    for name, array, shape in zip(Edges._fields, arrays, ((n,), (n,), (n, 3)), strict=True):
+        if array.dtype.kind not in "iu" or array.shape != shape:
+            got = f"{array.dtype} {list(array.shape)}"
+            raise InputError(f"edges.{name}", f"integers of shape {list(shape)}", got)
+        if name != "shifts" and n and not 0 <= int(array.min()) <= int(array.max()) < n_atoms:
+            got = f"{int(array.min())} to {int(array.max())}"
+            raise InputError(f"edges.{name}", f"numbers of atoms from 0 to {n_atoms - 1}", got)
+    return Edges(*(np.ascontiguousarray(a, dtype=np.int64) for a in arrays))
 
 
 def geometry_of(atoms: Atoms) -> tuple[Floats, Floats, NDArray[np.bool_]]:

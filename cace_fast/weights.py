@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import CheckpointError, InputError, SpecError
+from .process import ordinary_tensor
 from .spec import MLP, ModelSpec, Readout, from_json, to_json
 
 METADATA_KEY = "cace_fast"
@@ -74,8 +75,10 @@ class Weights(Mapping[str, Tensor]):
         return len(self._tensors)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Return all tensors on ``device`` in ``dtype``; those already there are shared."""
-        return {name: tensor.to(device, dtype) for name, tensor in self._tensors.items()}
+        """Return all tensors on ``device`` in ``dtype``; those already there are shared,
+        but those that inference mode made: they could not be differentiated.
+        """
+        return {name: ordinary_tensor(t).to(device, dtype) for name, t in self._tensors.items()}
 
 
 def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
@@ -163,7 +166,7 @@ def _umask() -> int:
 
 
 def load(path: str | os.PathLike[str]) -> tuple[ModelSpec, Weights]:
-    """Read a file that :func:`save` wrote; tensors are memory-mapped.
+    """Read a file that :func:`save` wrote; what becomes of the file later changes nothing.
 
     Raises
     ------
@@ -181,7 +184,9 @@ def load(path: str | os.PathLike[str]) -> tuple[ModelSpec, Weights]:
                     "metadata; write it with 'cace-fast convert'"
                 )
             spec = from_json(metadata[METADATA_KEY])
-            return spec, Weights(spec, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            return spec, Weights(
+                spec, {name: file.get_tensor(name).clone() for name in file.keys()}
+            )  # noqa: SIM118
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
     except (SpecError, InputError) as error:

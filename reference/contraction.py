@@ -61,12 +61,14 @@ def contraction(a: Tensor, l_max: int, nu_max: int) -> Tensor:
 
 
 @cache
+@torch.inference_mode(False)  # kept, and differentiated through later
 def _multinomials(degree: int, device: torch.device) -> Tensor:
     values = [tables.multinomial(m) for m in tables.monomials_of(degree)]
     return torch.tensor(values, dtype=torch.float64, device=device)
 
 
 @cache
+@torch.inference_mode(False)
 def _partners(degree: int, d: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the index of a + s [n_l, n_d] and the multinomial of a [n_l]."""
     rows = [

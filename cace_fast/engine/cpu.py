@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from cace_fast.errors import CaceFastError, InputError
 from cace_fast.graph import AtomicGraph, ModelOutput, same_memory
 from cace_fast.kernels.cpu import evaluator, library
 from cace_fast.kernels.cpu.long_range import HostSum
+from cace_fast.process import Lock
 from cace_fast.reference import model
 from cace_fast.slab import require_fit
 from cace_fast.spec import EnergyTerm, Ewald, FixedCharge, ModelSpec, to_json
@@ -22,6 +23,8 @@ from cace_fast.structures import too_close
 from .long_range import SLAB, LongRange
 from .plan import Plan, plan_of
 from .reference import ReferenceEngine
+
+Pairs = tuple[library.Ints, library.Ints, library.Ints]
 
 
 class _Held(NamedTuple):
@@ -74,17 +77,27 @@ class CpuEngine(ReferenceEngine):
             self._plan.terms,
             64 if self._dtype == torch.float64 else 32,
         )
+        host = None
         ewalds = [t.ewald for t in self._plan.terms]
         if ewalds:
             sums = [(e.dl, e.sigma, int(e.exponent)) for e in ewalds]
             how = self.long_range
-            self._evaluator.sum_by(HostSum(sums, how.method, how.tolerance))
-        self._lock = threading.Lock()
+            host = HostSum(sums, how.method, how.tolerance)
+            self._evaluator.sum_by(host)
+        self._host = host
+        self._lock = Lock(self)
         self._held: _Held | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         own = (self.spec, self.weights, self.terms, self.output_index, self.long_range)
         return type(self), own
+
+    def reset(self) -> None:
+        """Forget the list that the library holds, and plans of transforms."""
+        self._held = None
+        self._evaluator.reset()
+        if self._host is not None:
+            self._host.reset()
 
     @property
     def description(self) -> str:
@@ -101,14 +114,10 @@ class CpuEngine(ReferenceEngine):
         """Return the time spent in each part of the library so far, threads added up."""
         return self._evaluator.seconds()
 
-    def evaluate(
-        self, graph: AtomicGraph, wanted: Collection[str] = (), *, min_dist: float | None = None
+    def _evaluate(
+        self, graph: AtomicGraph, wanted: Collection[str], min_dist: float | None
     ) -> ModelOutput:
-        """Return energies and what else is ``wanted``; see :meth:`ReferenceEngine.evaluate`.
-
-        The graph may hold candidate pairs beyond the cutoff. ``min_dist`` is the shortest distance
-        allowed between two atoms in A.
-        """
+        """Return energies and what else is wanted; pairs beyond the cutoff do no harm."""
         self._plan.check()
         names = [name for name in ("forces", "virials") if name in wanted]
         needs_charges = "latent_charges" in wanted or "born_charges" in wanted
@@ -120,8 +129,7 @@ class CpuEngine(ReferenceEngine):
                 self._evaluator.slabs(self.long_range.slab_vacuum)
                 if (structures.periodic >= SLAB).any():
                     self._require_fit(graph)
-            pairs = self._new_pairs(graph, structures)
-            try:
+            with self._holding(graph, structures, min_dist) as pairs:
                 found = self._evaluator.run(
                     structures, pairs, [*names, "charges"], torch.get_num_threads()
                 )
@@ -129,9 +137,6 @@ class CpuEngine(ReferenceEngine):
                 born = None
                 if "born_charges" in wanted and latent is not None:
                     born = self._born(graph, latent, self._charge_gradients)
-            except CaceFastError as error:
-                self._held = None
-                raise _explained(error, graph, min_dist) from None
         energies = torch.from_numpy(found.energies_sr + found.energies_lr)
         return ModelOutput(
             energy=model.by_system(energies, graph),
@@ -146,13 +151,8 @@ class CpuEngine(ReferenceEngine):
     def features(self, graph: AtomicGraph) -> Tensor:
         """Return the invariants [n, n_radial, n_B, C, T] in the working dtype."""
         structures = self._structures(graph, None, with_extras=False)
-        with self._lock:
-            pairs = self._new_pairs(graph, structures)
-            try:
-                found = self._evaluator.features(structures, pairs, torch.get_num_threads())
-            except CaceFastError as error:
-                self._held = None
-                raise _explained(error, graph, None) from None
+        with self._lock, self._holding(graph, structures, None) as pairs:
+            found = self._evaluator.features(structures, pairs, torch.get_num_threads())
         return torch.from_numpy(found).to(self._dtype)
 
     def _structures(
@@ -186,13 +186,28 @@ class CpuEngine(ReferenceEngine):
         for system, slab in self.long_range.slabs(graph).items():
             require_fit(graph.positions[graph.batch == system], slab)
 
+    @contextmanager
+    def _holding(
+        self, graph: AtomicGraph, structures: evaluator.Structures, min_dist: float | None
+    ) -> Iterator[Pairs | None]:
+        """Yield the pairs for the library, None where it holds them; then it holds them.
+
+        Whatever ends the work early, an interrupt or a lack of memory, leaves nothing held: the
+        library may have taken the list or not.
+        """
+        held, self._held = self._held, None
+        try:
+            yield self._new_pairs(held, graph, structures)
+        except CaceFastError as error:
+            raise _explained(error, graph, min_dist) from None
+        self._held = _Held(graph, structures)
+
+    @staticmethod
     def _new_pairs(
-        self, graph: AtomicGraph, structures: evaluator.Structures
-    ) -> tuple[library.Ints, library.Ints, library.Ints] | None:
+        held: _Held | None, graph: AtomicGraph, structures: evaluator.Structures
+    ) -> Pairs | None:
         """Return the pairs for the library, or None where it holds them already."""
         edges = (graph.senders, graph.receivers, graph.shifts)
-        held = self._held
-        self._held = _Held(graph, structures)
         if held is not None:
             before, old = held.graph, held.structures
             if (

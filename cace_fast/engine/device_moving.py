@@ -16,12 +16,13 @@ from torch import Tensor
 
 from cace_fast.device_neighbors import DevicePairs
 from cace_fast.errors import InputError
-from cace_fast.geometry import check_geometry, complete_cell
+from cace_fast.geometry import MAX_WRAPS, check_crowd, check_geometry, check_wraps, complete_cell
 from cace_fast.graph import AtomicGraph, ModelOutput
 from cace_fast.kernels.triton.host_neighbors import PairSearch, grid_of
 
+from .checks import check_positions
 from .device_edges import Capacity, roomy
-from .device_run import DeviceRun, Status, check_finite
+from .device_run import DeviceRun, Status
 from .device_step import DeviceStep, Kernels
 from .long_range import LongRange
 
@@ -86,14 +87,14 @@ class MovingRun(DeviceRun):
         """Return energies and what else is wanted of the positions as they stand."""
         derivatives = bool({"forces", "virials"} & set(wanted))
         while True:
-            rebuild, self._due = self._due, False
+            # due until all is done: an interrupt may leave half a list
+            rebuild, self._due = self._due, True
             status = self.run(derivatives=derivatives, rebuild=rebuild)
             self.n_builds += rebuild
             if not np.isfinite(status.strayed):
-                self._due = True
-                check_finite(self.positions)
+                check_positions(self.positions)
+                self._check_wraps()
             if rebuild and self._made_room(status):
-                self._due = True
                 continue
             if rebuild:
                 self.check_slabs(self.positions)
@@ -102,6 +103,18 @@ class MovingRun(DeviceRun):
                 break
         self.check(status, min_dist)
         return self.output(wanted)
+
+    def _check_wraps(self) -> None:
+        """Raise InputError for atoms too many cells away for a list."""
+        g = self._graph
+        frames = [
+            complete_cell(h, p)
+            for h, p in zip(g.cell.cpu().numpy(), g.pbc.cpu().numpy(), strict=True)
+        ]
+        inverse = torch.from_numpy(np.linalg.inv(np.stack(frames))).to(g.cell)[g.batch]
+        fraction = torch.einsum("nx,nxk->nk", self.positions, inverse)
+        away = torch.where(g.pbc[g.batch], fraction, 0.0).abs().amax(1)
+        check_wraps(torch.nonzero(~(away < MAX_WRAPS)).flatten().cpu().numpy())
 
     def _made_room(self, status: Status) -> bool:
         """Make bins or buffers anew if the new list did not fit; return whether it did not."""
@@ -113,6 +126,7 @@ class MovingRun(DeviceRun):
             return True
         if need[0] <= c.edges and need[1] <= c.segments:
             return False
+        check_crowd(need[0], self._graph.n_atoms, self._search.reach)
         self._fill(grown(c, *need))
         return True
 

@@ -7,7 +7,6 @@ between them.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -15,15 +14,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cace_fast.errors import CaceFastError, InputError
+from cace_fast.errors import CaceFastError
 from cace_fast.graph import AtomicGraph, ModelOutput, same_memory
 from cace_fast.kernels.triton.host_neighbors import PairSearch
 from cace_fast.kernels.triton.waves import How
+from cace_fast.process import Lock
 from cace_fast.reference import model
 from cace_fast.slab import Slab, require_fit
 from cace_fast.spec import Readout
 from cace_fast.structures import too_close
 
+from .checks import check_positions
 from .device_edges import Capacity, roomy, sort_edges
 from .device_step import DeviceStep, Kernels
 from .long_range import OPEN, LongRange
@@ -57,12 +58,16 @@ class DeviceRun:
         self.device = kernels.device
         self.captures = self.device.type == "cuda"
         self.step: DeviceStep | None = None
-        self._lock = threading.Lock()
+        self._lock = Lock(self)
         self._held: tuple[Tensor, ...] = ()
         self._cells: Tensor | None = None
         self._slabs: dict[int, Slab] = {}
         self._captured: dict[tuple[bool, ...], Any] = {}
         self._done: Any = None
+
+    def reset(self) -> None:
+        """Forget the list that the buffers hold."""
+        self._held = ()
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -82,6 +87,7 @@ class DeviceRun:
         given = (graph.senders, graph.receivers, graph.shifts, graph.species, graph.batch)
         step = self.step
         if step is None or not self._held or not same_memory(given, self._held):
+            self._held = ()  # until all of it is there
             step = self._take_list(graph.to(self.device))
             self._held = given
         step.inputs.positions.copy_(graph.positions)
@@ -222,7 +228,7 @@ class DeviceRun:
         assert step is not None
         if shortest > 0.0 and (min_dist is None or shortest >= min_dist):
             return
-        check_finite(step.inputs.positions)
+        check_positions(step.inputs.positions)
         edges = step.pairs.edges
         k = int(torch.linalg.vector_norm(edges.vectors, dim=0).argmin())
         pair = (int(edges.sender[k]), int(edges.receiver[k]))
@@ -248,10 +254,3 @@ class DeviceRun:
             virials=virials,
             latent_charges=step.terms[0].charges.T.clone() if charges else None,
         )
-
-
-def check_finite(positions: Tensor) -> None:
-    """Raise InputError for positions [n, 3] that are not finite."""
-    bad = torch.nonzero(~torch.isfinite(positions).all(1)).flatten().tolist()
-    if bad:
-        raise InputError("positions", "finite numbers", f"NaN or infinity for atoms {bad[:5]}")

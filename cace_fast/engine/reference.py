@@ -15,6 +15,7 @@ from cace_fast.spec import EnergyTerm, Ewald, ModelSpec
 from cace_fast.structures import trim
 
 from .charges import born_charges
+from .checks import check_graph, check_output
 from .long_range import LongRange
 
 
@@ -116,8 +117,19 @@ class ReferenceEngine:
         Raises
         ------
         InputError
-            If two atoms are closer than ``min_dist``.
+            If two atoms are closer than ``min_dist``, or positions or cells are not finite.
+        CaceFastError
+            If a result is not finite.
         """
+        check_graph(graph)
+        output = self._evaluate(graph, wanted, min_dist)
+        check_output(output)
+        return output
+
+    def _evaluate(
+        self, graph: AtomicGraph, wanted: Collection[str], min_dist: float | None
+    ) -> ModelOutput:
+        """Return what is wanted of a graph whose numbers are finite."""
         graph = trim(graph, self.spec.representation.cutoff, min_dist)
         derivatives = {"forces", "virials", "born_charges"} & set(wanted)
         with torch.set_grad_enabled(bool(derivatives)):
@@ -144,7 +156,11 @@ class ReferenceEngine:
 
     def hessian(self, graph: AtomicGraph) -> Tensor:
         """Return the second derivatives of the energy [n, 3, n, 3] float64 in eV/A^2."""
-        leaf = model.with_gradients(graph)
+        check_graph(graph)
+        with torch.enable_grad():
+            return self._hessian(model.with_gradients(graph))
+
+    def _hessian(self, leaf: AtomicGraph) -> Tensor:
         feats = model.features(leaf, self.weights, self.spec.representation)
         energy = sum(part.sum() for part in self._energies(leaf, feats, twice=True))
         assert isinstance(energy, Tensor)
@@ -153,7 +169,7 @@ class ReferenceEngine:
             _grad(component, (leaf.positions,), retain_graph=True)[0]
             for component in gradient.flatten()
         ]
-        n = graph.n_atoms
+        n = leaf.n_atoms
         return torch.stack(rows).reshape(n, 3, n, 3) if rows else gradient.new_zeros(n, 3, n, 3)
 
     @property

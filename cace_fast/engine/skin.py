@@ -13,11 +13,21 @@ from cace_fast.errors import InputError
 from cace_fast.geometry import Floats
 from cace_fast.graph import AtomicGraph
 from cace_fast.neighbors import Edges, Searcher, neighbor_list
+from cace_fast.process import Lock
 from cace_fast.spec import Representation
 from cace_fast.structures import geometry_of, graph_of
 
 if TYPE_CHECKING:
     from ase import Atoms
+
+
+class _Built(NamedTuple):
+    """A list, and the structure that it was made for."""
+
+    positions: Floats
+    cell: Floats
+    pbc: NDArray[np.bool_]
+    edges: Edges
 
 
 class _Last(NamedTuple):
@@ -50,15 +60,15 @@ class VerletList:
         self.cutoff, self.skin = float(cutoff), float(skin)
         self.in_order = in_order
         self.n_builds = 0
-        self._built: tuple[Floats, Floats, NDArray[np.bool_]] | None = None
-        self._edges: Edges | None = None
+        self._built: _Built | None = None
         self._last: _Last | None = None
         self._search: Searcher | None = None
         self._searches_for = (0, 0)  # atoms, threads
+        self._lock = Lock(self)
 
     def reset(self) -> None:
         """Forget the list, so that the next call searches again."""
-        self._built, self._edges, self._last = None, None, None
+        self._built, self._last, self._search = None, None, None
 
     def graph(self, atoms: Atoms, spec: Representation, inputs: dict[str, str]) -> AtomicGraph:
         """Return :func:`~cace_fast.structures.graph_of` of the structure, with candidate pairs.
@@ -68,6 +78,10 @@ class VerletList:
         """
         if inputs:
             return graph_of(atoms, spec, inputs=inputs, edges=self)
+        with self._lock:
+            return self._graph(atoms, spec)
+
+    def _graph(self, atoms: Atoms, spec: Representation) -> AtomicGraph:
         positions, cell, pbc = geometry_of(atoms)
         edges, last = self(positions, cell, pbc), self._last
         if (
@@ -83,15 +97,19 @@ class VerletList:
 
     def __call__(self, positions: Floats, cell: Floats, pbc: NDArray[np.bool_]) -> Edges:
         """Return candidate pairs for these positions [n, 3], cell [3, 3] and pbc [3]."""
-        if self._edges is None or not self._valid(positions, cell, pbc):
-            reach = self.cutoff + self.skin
-            search = self._searcher(reach, len(positions))
-            self._edges = neighbor_list(
-                positions, cell, pbc, reach, in_order=self.in_order, search=search
-            )
-            self._built = (positions.copy(), cell.copy(), pbc.copy())
-            self.n_builds += 1
-        return self._edges
+        with self._lock:
+            built = self._built
+            if built is None or not self._valid(built, positions, cell, pbc):
+                reach = self.cutoff + self.skin
+                search = self._searcher(reach, len(positions))
+                edges = neighbor_list(
+                    positions, cell, pbc, reach, in_order=self.in_order, search=search
+                )
+                # in one step: an interrupt between two would leave a list of other positions
+                built = _Built(positions.copy(), cell.copy(), pbc.copy(), edges)
+                self._built = built
+                self.n_builds += 1
+            return built.edges
 
     def _searcher(self, reach: float, n_atoms: int) -> Searcher:
         """Return the searcher of the last list, whose memory is warm: a fifth less time."""
@@ -101,18 +119,23 @@ class VerletList:
         return self._search
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what copies take: all but the searcher, which holds memory of a library."""
-        return self.__dict__ | {"_search": None}
+        """Return what copies take: all but the lock and what holds memory of a library."""
+        own = self.__dict__ | {"_search": None}
+        del own["_lock"]
+        return own
 
-    def _valid(self, positions: Floats, cell: Floats, pbc: NDArray[np.bool_]) -> bool:
-        if self._built is None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = Lock(self)
+
+    def _valid(
+        self, built: _Built, positions: Floats, cell: Floats, pbc: NDArray[np.bool_]
+    ) -> bool:
+        if positions.shape != built.positions.shape:
             return False
-        old_positions, old_cell, old_pbc = self._built
-        if positions.shape != old_positions.shape:
+        if not ((cell == built.cell).all() and (pbc == built.pbc).all()):
             return False
-        if not ((cell == old_cell).all() and (pbc == old_pbc).all()):
-            return False
-        moved = positions - old_positions
+        moved = positions - built.positions
         squares = np.einsum("ix,ix->i", moved, moved)
         if len(squares) < 2:  # an atom and its images move together
             return bool(np.isfinite(squares).all())

@@ -19,6 +19,7 @@ from cace_fast.kernels import emulation
 from cace_fast.kernels.triton.host_neighbors import PairSearch, grid_of
 from cace_fast.spec import EnergyTerm, ModelSpec
 
+from .checks import check_output
 from .device_moving import MovingRun, grown, guessed
 from .device_run import DeviceRun
 from .device_step import DeviceStep, Kernels
@@ -116,14 +117,10 @@ class TritonEngine(ReferenceEngine):
             capacity = grown(capacity, round(n_edges * n), round(n_segments * n))
         return DeviceStep(self._kernels, capacity, search).n_bytes / n
 
-    def evaluate(
-        self, graph: AtomicGraph, wanted: Collection[str] = (), *, min_dist: float | None = None
+    def _evaluate(
+        self, graph: AtomicGraph, wanted: Collection[str], min_dist: float | None
     ) -> ModelOutput:
-        """Return energies and what else is ``wanted``; see :meth:`ReferenceEngine.evaluate`.
-
-        The graph may hold candidate pairs beyond the cutoff. ``min_dist`` is the shortest distance
-        allowed between two atoms in A.
-        """
+        """Return energies and what else is wanted; pairs beyond the cutoff do no harm."""
         self.check_wanted(wanted)
         run = self._graphs
         with run.turn():
@@ -165,7 +162,7 @@ class TritonEngine(ReferenceEngine):
         if "born_charges" not in wanted:
             return output
         ordered = graph.select(torch.argsort(graph.receivers, stable=True))
-        born = super().evaluate(ordered.to(self.device), ("born_charges",)).born_charges
+        born = super()._evaluate(ordered.to(self.device), ("born_charges",), None).born_charges
         assert born is not None
         return replace(output, born_charges=born.to(graph.positions.device))
 
@@ -208,7 +205,10 @@ class OnDevice:
                 run.set_cell(cell)
             output = run.evaluate(wanted, min_dist)
             graph = run.graph() if "born_charges" in wanted else None
-        return output if graph is None else self._engine.with_born(output, graph, wanted)
+        if graph is not None:
+            output = self._engine.with_born(output, graph, wanted)
+        check_output(output)
+        return output
 
 
 def _moved(output: ModelOutput, device: torch.device) -> ModelOutput:

@@ -125,6 +125,10 @@ class Evaluator:
         with self._lock:
             self._lib.cf_step_slab(self._step, vacuum or 0.0)
 
+    def reset(self) -> None:
+        """Open the lock: in a forked child nobody else is there."""
+        self._lock = threading.Lock()
+
     def query(self, name: str) -> int:
         """Return a number that describes the model; see ``cf_model_query``."""
         return int(self._lib.cf_model_query(self._model, name.encode()))

@@ -161,6 +161,10 @@ class HostSum:
         self._kept: BaseException | None = None
         self.callback = library.HOST_SUM(self._call)
 
+    def reset(self) -> None:
+        """Forget the plans of transforms."""
+        self._sums, self._kept = {}, None
+
     def raise_kept(self) -> None:
         """Raise what the last call raised, if anything."""
         error, self._kept = self._kept, None

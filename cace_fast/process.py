@@ -1,0 +1,109 @@
+"""What the rest of the process may do to an evaluation: torch's modes, threads and forks.
+
+Every public way into an evaluation is :func:`ordinary`, and what keeps state between evaluations
+has a :class:`Lock`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import wraps
+from typing import ClassVar, ParamSpec, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+DEVICES = ("cpu", "cuda")
+
+
+def ordinary(function: Callable[P, R]) -> Callable[P, R]:
+    """Make a function compute the same under all of torch's modes.
+
+    It runs without inference mode, in which nothing is differentiated; without autocast, which
+    would round to 16 bits; and with the CPU as the default device. Whether gradients are enabled
+    is left to the function.
+    """
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        _Process.used = True
+        autocast = [device for device in DEVICES if torch.is_autocast_enabled(device)]
+        elsewhere = torch.get_default_device().type != "cpu"
+        if not (autocast or elsewhere or torch.is_inference_mode_enabled()):
+            return function(*args, **kwargs)
+        with ExitStack() as modes:
+            gradients = torch.is_grad_enabled()
+            modes.enter_context(torch.inference_mode(False))  # which enables gradients
+            modes.enter_context(torch.set_grad_enabled(gradients))
+            for device in autocast:
+                modes.enter_context(torch.autocast(device, enabled=False))
+            if elsewhere:
+                modes.enter_context(torch.device("cpu"))
+            return function(*args, **kwargs)
+
+    return call
+
+
+def ordinary_tensor(tensor: Tensor) -> Tensor:
+    """Return the tensor, or a copy where inference mode made it and it cannot be differentiated."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+class Stateful(Protocol):
+    """What keeps something between evaluations."""
+
+    def reset(self) -> None:
+        """Forget it: what another thread was doing to it at a fork is half done in the child."""
+
+
+class Lock:
+    """A reentrant lock of an object with state, which a forked child finds open.
+
+    Copies and pickles of the object get a lock of their own.
+
+    Parameters
+    ----------
+    owner
+        The object, which is :meth:`Stateful.reset` in a child; only a weak reference is kept.
+    """
+
+    def __init__(self, owner: Stateful) -> None:
+        self._owner = weakref.ref(owner)
+        self._lock = threading.RLock()
+        _Process.locks.add(self)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def open(self) -> None:
+        """Open the lock, whoever held it, and reset its owner."""
+        self._lock = threading.RLock()
+        owner = self._owner()
+        if owner is not None:
+            owner.reset()
+
+
+class _Process:
+    used = False  # whether anything was evaluated
+    locks: ClassVar[weakref.WeakSet[Lock]] = weakref.WeakSet()
+
+
+def _in_child() -> None:
+    if _Process.used:
+        # threads do not survive a fork: OpenMP would wait for its pool for ever
+        torch.set_num_threads(1)
+    for lock in list(_Process.locks):
+        lock.open()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_in_child)
