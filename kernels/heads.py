@@ -105,9 +105,9 @@ class Head:
         """Return the columns that a module takes; none for an input of the structure."""
         if taken.kind == "features":
             return (Block("features", 0, self.n_features),)
-        if taken.index is None:
+        if taken.place is None:
             return ()
-        return self.inputs[taken.index] if taken.kind == "x" else (self._outputs[taken.index],)
+        return self.inputs[taken.place] if taken.kind == "x" else (self._outputs[taken.place],)
 
     def _of_readout(self, place: int, module: Readout) -> tuple[Block, ...]:
         taken = taken_by(self.sub, place)

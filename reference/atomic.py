@@ -67,8 +67,8 @@ class Values:
     def charges(self, index: int) -> Tensor:
         """Return the charges q [n, n_q] that an Ewald module takes, in internal units."""
         (taken,) = taken_by(self._sub, index)
-        if taken.index is not None:
-            self._run(taken.index)
+        if taken.place is not None:
+            self._run(taken.place)
         q = self._value(taken)
         return q.reshape(len(q), -1)
 
@@ -105,10 +105,10 @@ class Values:
             return self._feats
         if taken.kind == "input":
             return given_input(taken.key, self._graph.inputs).to(self._feats)
-        assert taken.index is not None
+        assert taken.place is not None
         if taken.kind == "potential":
-            return self._sums[taken.index].potential.to(self._feats)
-        return (self._inputs if taken.kind == "x" else self._outputs)[taken.index]
+            return self._sums[taken.place].potential.to(self._feats)
+        return (self._inputs if taken.kind == "x" else self._outputs)[taken.place]
 
 
 def given_input(key: str, inputs: Mapping[str, Tensor]) -> Tensor:

@@ -145,7 +145,7 @@ def _add_long_range(plan: Plan, heads: dict[tuple[int, int], int], term: EnergyT
     module, sub = term.module, plan.spec.submodels[term.submodel]
     assert isinstance(module, Ewald)
     (taken,) = taken_by(sub, term.index)
-    producer = None if taken.index is None else sub.modules[taken.index]
+    producer = None if taken.place is None else sub.modules[taken.place]
     native = library.LongRange(_ewald(module), term.weight, 0, 1, None)
     fixed, number = None, None
     if isinstance(producer, FixedCharge):
@@ -158,8 +158,8 @@ def _add_long_range(plan: Plan, heads: dict[tuple[int, int], int], term: EnergyT
         plan.kept.append(array)
         native.fixed = array
     elif taken.kind == "y":
-        assert taken.index is not None
-        key = (term.submodel, taken.index)
+        assert taken.place is not None
+        key = (term.submodel, taken.place)
         if key not in heads:
             heads[key] = _add_head(plan, *key)
             plan.heads[-1].charges = 1

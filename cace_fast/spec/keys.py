@@ -16,13 +16,13 @@ FEATURES = "node_feats"
 class Taken(NamedTuple):
     """One value for each atom that a module takes.
 
-    ``index`` is the place of the module that gives it, None for features and inputs. ``kind`` says
+    ``place`` is that of the module that gives it, None for features and inputs. ``kind`` says
     what it is: the features, an input, or of a module its result (``y``: outputs of a read-out, a
     sum, fixed charges), the inputs x of a read-out, or the potential of an Ewald sum.
     """
 
     key: str
-    index: int | None
+    place: int | None
     kind: Literal["features", "input", "y", "x", "potential"]
 
 
@@ -49,7 +49,7 @@ def chain(sub: SubModel, indices: Iterable[int]) -> tuple[int, ...]:
     wanted = set(indices)
     for index in range(max(wanted, default=-1), -1, -1):  # values come from earlier modules only
         if index in wanted:
-            wanted |= {t.index for t in taken_by(sub, index) if t.index is not None}
+            wanted |= {t.place for t in taken_by(sub, index) if t.place is not None}
     return tuple(sorted(wanted))
 
 
@@ -62,14 +62,14 @@ def width_of(sub: SubModel, taken: Taken, n_features: int | None = None) -> int 
     """Return how many numbers an atom has of a value; None if only inputs tell."""
     if taken.kind == "features":
         return n_features
-    while taken.index is not None:
-        module = sub.modules[taken.index]
+    while taken.place is not None:
+        module = sub.modules[taken.place]
         if isinstance(module, Readout):
             return module.n_out if taken.kind == "y" else module.mlp.widths[0]
         if isinstance(module, FixedCharge):
             return 1
-        parts = taken_by(sub, taken.index)  # all summands have one width
-        taken = next((part for part in parts if part.index is not None), parts[0])
+        parts = taken_by(sub, taken.place)  # all summands have one width
+        taken = next((part for part in parts if part.place is not None), parts[0])
     return None
 
 

@@ -81,8 +81,9 @@ class Ewald:
         require(self.exponent in (1, 6), self, "exponent", "1 or 6")
         require_bools(self, "remove_self_interaction", "compute_field")
         require(self.aggregation in ("sum", None), self, "aggregation", "'sum' or nothing")
-        field, direction = self.external_field, self.external_field_direction
-        good = field is None or is_number(field) or (type(field) is str and field != "")
+        strength, direction = self.external_field, self.external_field_direction
+        good = strength is None or is_number(strength)
+        good = good or (type(strength) is str and strength != "")
         require(good, self, "external_field", "a finite number, a key or nothing")
         good = direction is None or (type(direction) is str and direction != "")
         good = good or (type(direction) is int and direction in (0, 1, 2))
