@@ -7,22 +7,21 @@ the reference, so the outputs are differentiable with respect to positions and w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from math import pi
 
 import torch
 from torch import Tensor
 
+from . import outputs
 from .engine import LongRange
 from .errors import InputError, UnsupportedModelError
 from .graph import AtomicGraph
+from .outputs import Call, State
 from .process import ordinary, ordinary_tensor
 from .reference import model
-from .reference.ewald import OWN_SPHERE, Summation
+from .reference.atomic import fixed_charges, readout_input, sum_of
 from .reference.readout import readout
 from .spec import (
     Add,
-    Dephase,
     Ewald,
     FixedCharge,
     Forces,
@@ -37,28 +36,6 @@ from .spec import (
 from .structures import extra_inputs, species_of, trim
 
 REQUIRED = ("positions", "atomic_numbers", "edge_index")
-
-
-@dataclass(frozen=True)
-class Call:
-    """The options of one call, as upstream names them."""
-
-    training: bool = False
-    output_index: int | None = None
-    how: Summation = OWN_SPHERE
-
-
-@dataclass
-class State:
-    """What the modules of one sub-model share while they run."""
-
-    graph: AtomicGraph
-    feats: Tensor
-    positions: Tensor
-    strain: Tensor | None
-    call: Call
-    values: dict[str, Tensor] = field(default_factory=dict)
-    lattice: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Forward:
@@ -164,25 +141,30 @@ class Forward:
         if isinstance(module, Readout):
             self._readout(module, prefix, state)
         elif isinstance(module, Ewald):
-            _ewald(module, state)
+            outputs.ewald(module, state)
         elif isinstance(module, Add):
-            values[module.output_key] = sum_of([_value(state, key) for key in module.features])
+            values[module.output_key] = sum_of(
+                [outputs.value_of(state, key) for key in module.features]
+            )
         elif isinstance(module, Forces):
-            _forces(module, state, stress)
+            outputs.forces(module, state, stress)
         elif isinstance(module, FixedCharge):
-            charges = model.fixed_charges(module, self.spec.representation, state.graph.species)
+            charges = fixed_charges(module, self.spec.representation, state.graph.species)
             values[module.output_key] = charges.to(state.feats)
         elif isinstance(module, Polarization):
-            _polarization(module, state)
+            outputs.polarization(module, state)
         elif isinstance(module, Grad):
-            _gradient_output(module, state)
+            outputs.gradient_output(module, state)
         else:
-            _dephase(module, state)
+            outputs.dephase(module, state)
 
     def _readout(self, module: Readout, prefix: str, state: State) -> None:
         graph, values = state.graph, state.values
-        inputs = {**graph.inputs, **values}
-        x = model.readout_input(module, state.feats, inputs)
+        parts = [
+            state.feats if key == "node_feats" else outputs.value_of(state, key).to(state.feats)
+            for key in module.features
+        ]
+        x = readout_input(module, parts)
         y = readout(x, self.weights, module, prefix)
         if module.per_atom_key is not None:
             values[module.per_atom_key] = y
@@ -268,131 +250,6 @@ def _tensor(data: Mapping[str, Tensor], key: str) -> Tensor:
     if key not in data or not isinstance(data[key], Tensor):
         raise InputError(f"data[{key!r}]", "a tensor", type(data.get(key)).__name__)
     return data[key]
-
-
-def _value(state: State, key: str) -> Tensor:
-    if key in state.values:
-        return state.values[key]
-    if key in state.graph.inputs:
-        return state.graph.inputs[key].to(state.feats)
-    known = ", ".join([*state.values, *state.graph.inputs])
-    raise InputError(
-        f"data[{key!r}]", f"an input or an earlier output (there are {known})", "nothing"
-    )
-
-
-def sum_of(parts: list[Tensor]) -> Tensor:
-    """Return the sum of tensors of one shape."""
-    shapes = {tuple(p.shape) for p in parts}
-    if len(shapes) > 1:
-        raise InputError("outputs to add", "equal shapes", sorted(shapes))
-    return torch.stack(parts).sum(0)
-
-
-def _ewald(module: Ewald, state: State) -> None:
-    q = _value(state, module.feature_key)
-    q = q.reshape(len(q), -1)
-    result = model.ewald_of(module, q, state.graph, state.call.how)
-    energy = model.by_system(result.energies, state.graph)
-    energy = energy.sum(1) if module.aggregation == "sum" else energy
-    state.values[module.output_key] = energy.to(state.feats)
-    if module.compute_field:
-        state.values[f"{module.feature_key}_field"] = result.potential.to(state.feats)
-
-
-def _forces(module: Forces, state: State, stress: bool) -> None:
-    energy = _value(state, module.energy_key)
-    columns = energy.flatten(1).unbind(1) if energy.dim() > 1 else (energy,)
-    gradients = [_derivatives(column, state) for column in columns]
-    forces = torch.stack([-g[0] for g in gradients], -1)
-    if module.calc_forces:
-        state.values[module.forces_key] = forces if energy.dim() > 1 else forces[..., 0]
-    if state.strain is not None and stress:
-        per_strain = torch.stack([g[1] for g in gradients], -1).to(state.feats)
-        per_strain = per_strain if energy.dim() > 1 else per_strain[..., 0]
-        volume = torch.linalg.det(state.graph.cell.detach()).abs().to(per_strain)
-        volume = torch.where(volume > 0, volume, torch.nan)  # an open system has no stress
-        shape = (-1, *[1] * (per_strain.dim() - 1))
-        state.values[module.virial_key] = -per_strain
-        state.values[module.stress_key] = per_strain / volume.reshape(shape)
-
-
-def _derivatives(energy: Tensor, state: State) -> tuple[Tensor, ...]:
-    leaves = [state.positions] + ([state.strain] if state.strain is not None else [])
-    if not energy.requires_grad:
-        return tuple(torch.zeros_like(leaf) for leaf in leaves)
-    return torch.autograd.grad(
-        energy.sum(), leaves, create_graph=state.call.training, retain_graph=True,
-        materialize_grads=True,
-    )  # fmt: skip
-
-
-def _polarization(module: Polarization, state: State) -> None:
-    """Write P (docs/theory.md, equations 31 and 32), its phase, and its lattice components."""
-    graph = state.graph
-    q = _value(state, module.charge_key).reshape(graph.n_atoms, -1).to(torch.float64)
-    if q.shape[1] != 1:
-        raise InputError(module.charge_key, "one charge channel for a polarisation", q.shape[1])
-    if module.remove_mean:
-        count = torch.bincount(graph.batch, minlength=graph.n_systems).clamp(min=1)
-        q = q - (model.by_system(q, graph) / count[:, None])[graph.batch]
-    q = q * module.normalization_factor
-    pick = slice(None) if module.output_index is None else module.output_index
-    if not module.pbc or not bool(graph.pbc.all()):
-        total = model.by_system(q * graph.positions, graph)
-        phase = torch.ones_like(graph.positions, dtype=torch.complex128)
-    else:
-        inverse = torch.linalg.inv(graph.cell)[graph.batch]
-        angle = 2.0 * pi * torch.einsum("nx,nxk->nk", graph.positions, inverse)
-        phase = torch.polar(torch.ones_like(angle), angle)
-        lattice = model.by_system(q * phase, graph) / (2.0j * pi)
-        state.lattice[module.output_key] = lattice
-        total = torch.einsum("sk,skx->sx", lattice, graph.cell.to(lattice.dtype))
-    state.values[module.output_key] = total[:, pick]
-    if module.phase_key is not None:
-        state.values[module.phase_key] = phase.detach()
-
-
-def _gradient(y: Tensor, x: Tensor, state: State) -> Tensor:
-    """Return dy/dx [N, 3, ...] of a real or complex output, summed over structures."""
-    columns = y.flatten(1).unbind(1) if y.dim() > 1 else (y,)
-    found = []
-    for column in columns:
-        parts = [column.real, column.imag] if column.is_complex() else [column]
-        grads = [
-            torch.autograd.grad(
-                p.sum(), x, create_graph=state.call.training, retain_graph=True,
-                materialize_grads=True,
-            )[0].to(torch.float64)
-            for p in parts
-        ]  # fmt: skip
-        found.append(torch.complex(*grads) if len(grads) == 2 else grads[0])
-    return torch.stack(found, -1) if y.dim() > 1 else found[0]
-
-
-def _gradient_output(module: Grad, state: State) -> None:
-    if module.x_key != "positions":
-        raise InputError("Grad.x_key", "'positions'", repr(module.x_key))
-    state.values[module.output_key] = _gradient(_value(state, module.y_key), state.positions, state)
-    if module.y_key in state.lattice:
-        state.lattice[module.output_key] = _gradient(
-            state.lattice[module.y_key], state.positions, state
-        )
-
-
-def _dephase(module: Dephase, state: State) -> None:
-    """Write Re(dP/dr conj phase), each lattice component with its own phase before mixing."""
-    phase = _value(state, module.phase_key).conj()
-    if module.input_key not in state.lattice:
-        value = _value(state, module.input_key)
-        state.values[module.output_key] = value.real if value.is_complex() else value
-        return
-    turned = (state.lattice[module.input_key] * phase[:, None, :]).real
-    mixed = torch.einsum("nak,nkx->nax", turned, state.graph.cell[state.graph.batch])
-    if _value(state, module.input_key).dim() != 3:
-        expected = "all three components of a polarisation to dephase"
-        raise InputError(module.input_key, expected, "one of them")
-    state.values[module.output_key] = mixed
 
 
 def _stress_keys(sub: SubModel) -> tuple[str, ...]:

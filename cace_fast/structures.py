@@ -18,7 +18,7 @@ from .errors import InputError, UnknownElementError
 from .geometry import Floats
 from .graph import AtomicGraph
 from .neighbors import Edges, neighbor_list
-from .spec import Ewald, ModelSpec, Polarization, Readout, Representation
+from .spec import Add, Ewald, ModelSpec, Polarization, Readout, Representation
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -36,9 +36,11 @@ def extra_inputs(spec: ModelSpec) -> tuple[str, ...]:
     """Return the names of the inputs beyond positions and elements that the modules take."""
     found: list[str] = []
     for sub in spec.submodels:
-        for module in sub.modules:
+        taken: set[int] = set()  # sums that something takes for each atom; others are of energies
+        lists: list[list[str]] = []
+        for index, module in reversed(list(enumerate(sub.modules))):
             keys: tuple[object, ...] = ()
-            if isinstance(module, Readout):
+            if isinstance(module, Readout) or (isinstance(module, Add) and index in taken):
                 keys = module.features
             elif isinstance(module, Ewald):
                 settings = (module.external_field, module.external_field_direction)
@@ -46,7 +48,11 @@ def extra_inputs(spec: ModelSpec) -> tuple[str, ...]:
             elif isinstance(module, Polarization):
                 keys = (module.charge_key,)
             names = [key for key in keys if isinstance(key, str) and key != "node_feats"]
-            found += [key for key in names if sub.producer(key) is None]
+            places = [sub.producer(key, index) for key in names]
+            taken |= {place for place in places if place is not None}
+            pairs = zip(names, places, strict=True)
+            lists.append([key for key, place in pairs if place is None])
+        found += [key for keys in reversed(lists) for key in keys]
     return tuple(dict.fromkeys(found))
 
 
@@ -156,11 +162,12 @@ def numbered(error: InputError, number: int, n_structures: int) -> InputError:
 
 def species_of(numbers: NDArray[Any], spec: Representation) -> NDArray[np.int64]:
     """Return the embedding row of each atomic number [n]; UnknownElementError for strangers."""
-    table = np.full(max(max(spec.elements), int(numbers.max(initial=0))) + 1, -1, dtype=np.int64)
+    last = max(spec.elements)
+    table = np.full(last + 2, -1, dtype=np.int64)  # the last row is that of all larger numbers
     table[list(spec.elements)] = np.arange(len(spec.elements))
     if len(numbers) and int(numbers.min()) < 0:
         raise UnknownElementError("numbers", "atomic numbers of at least 0", int(numbers.min()))
-    species: NDArray[np.int64] = table[numbers]
+    species: NDArray[np.int64] = table[np.minimum(numbers, last + 1)]
     strangers = np.flatnonzero(species < 0)
     if len(strangers):
         names = ", ".join(dict.fromkeys(symbol(int(numbers[i])) for i in strangers))

@@ -186,7 +186,7 @@ def load(path: str | os.PathLike[str]) -> tuple[ModelSpec, Weights]:
             spec = from_json(metadata[METADATA_KEY])
             return spec, Weights(
                 spec, {name: file.get_tensor(name).clone() for name in file.keys()}
-            )  # noqa: SIM118
+            )
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
     except (SpecError, InputError) as error:

@@ -270,7 +270,7 @@ static double finish(std::vector<Domain>& domains, Numbers& forces) {
 
 int main(int argc, char** argv) {
   if (argc != 6 && argc != 10) check(CF_INVALID, "5 or 9 arguments are needed");
-  std::vector<cf_head> heads = {{std::atoi(argv[4]), std::atoi(argv[5]), 0, 0, 0, 0, 1.0}};
+  std::vector<cf_head> heads = {{std::atoi(argv[4]), std::atoi(argv[5]), 0, 0, 0, 1.0}};
   const bool charged = argc == 10;
   cf_ewald_spec ewald{};
   if (charged) {

@@ -159,11 +159,11 @@ def _energies(spec: ModelSpec) -> dict[str, Any]:
             for m in ewalds
         ],
         "long range in a periodic box": [
-            f"{m.output_key}: direct sum below about {_crossover(sub, m):,} atoms (of 0.1 per "
+            f"{m.output_key}: direct sum below about {_crossover(sub, k):,} atoms (of 0.1 per "
             f"A^3), Fourier transforms above; on a GPU about {_crossover_on_gpu(m):,}, a "
             "prediction of one side only: what transforms take there was not measured"
             for sub in spec.submodels
-            for m in sub.modules
+            for k, m in enumerate(sub.modules)
             if isinstance(m, Ewald)
         ],
         "long range of a slab": [
@@ -175,14 +175,14 @@ def _energies(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def _crossover(sub: SubModel, module: Ewald) -> int:
+def _crossover(sub: SubModel, index: int) -> int:
     """Return from how many atoms on the sum of an Ewald module is done by transforms."""
     from cace_fast.kernels.sums import crossover
-    from cace_fast.spec import Readout
+    from cace_fast.spec import n_charges
 
-    producer = sub.producer(module.feature_key)
-    n_q = producer.n_out if isinstance(producer, Readout) else 1
-    return crossover(n_q, module.dl, 1e-6)
+    module = sub.modules[index]
+    assert isinstance(module, Ewald)
+    return crossover(n_charges(sub, index) or 1, module.dl, 1e-6)
 
 
 def _crossover_on_gpu(module: Ewald) -> int:

@@ -16,8 +16,9 @@ from cace_fast.kernels.cpu import evaluator, library
 from cace_fast.kernels.cpu.long_range import HostSum
 from cace_fast.process import Lock
 from cace_fast.reference import model
+from cace_fast.reference.atomic import fixed_charges
 from cace_fast.slab import require_fit
-from cace_fast.spec import EnergyTerm, Ewald, FixedCharge, ModelSpec, to_json
+from cace_fast.spec import EnergyTerm, ModelSpec, to_json
 from cace_fast.structures import too_close
 
 from .long_range import SLAB, LongRange
@@ -127,13 +128,15 @@ class CpuEngine(ReferenceEngine):
             if self._plan.terms:
                 self._evaluator.freeze(self.long_range.k_cell(graph))
                 self._evaluator.slabs(self.long_range.slab_vacuum)
+                if (fields := self._plan.fields(graph)) is not None:
+                    self._evaluator.fields(fields)
                 if (structures.periodic >= SLAB).any():
                     self._require_fit(graph)
             with self._holding(graph, structures, min_dist) as pairs:
                 found = self._evaluator.run(
                     structures, pairs, [*names, "charges"], torch.get_num_threads()
                 )
-                latent = None if term is None else self._latent(term, found.charges, graph)
+                latent = None if term is None else self._latent(found.charges, graph)
                 born = None
                 if "born_charges" in wanted and latent is not None:
                     born = self._born(graph, latent, self._charge_gradients)
@@ -166,8 +169,7 @@ class CpuEngine(ReferenceEngine):
         periodic = np.zeros(graph.n_systems, dtype=np.int32)
         if self._plan.terms:
             periodic = self.long_range.boundaries(graph.pbc)
-        for fixed in self._plan.fixed:
-            model.fixed_charges(fixed, self.spec.representation, graph.species)
+        self._plan.check_elements(graph)
         batch = graph.batch.numpy()
         plan = self._plan
         extras = plan.all_extras(graph) if with_extras else plan.no_extras(graph.n_atoms)
@@ -228,17 +230,13 @@ class CpuEngine(ReferenceEngine):
         given[:, :, native.first_charge] = weights.numpy()
         return torch.from_numpy(self._evaluator.charge_gradients(given))
 
-    def _latent(
-        self, term: EnergyTerm, charges: library.Floats | None, graph: AtomicGraph
-    ) -> Tensor:
-        """Return the latent charges [n, n_q] that an Ewald term belongs to."""
+    def _latent(self, charges: library.Floats | None, graph: AtomicGraph) -> Tensor:
+        """Return the latent charges [n, n_q] of the Ewald term."""
         assert charges is not None
-        assert isinstance(term.module, Ewald)
-        producer = self.spec.submodels[term.submodel].producer(term.module.feature_key)
-        if isinstance(producer, FixedCharge):
-            fixed = model.fixed_charges(producer, self.spec.representation, graph.species)
-            return fixed.to(self._dtype)
-        (native,) = self._plan.terms
+        (native,), (fixed,) = self._plan.terms, self._plan.fixed
+        if fixed is not None:
+            q = fixed_charges(fixed, self.spec.representation, graph.species)
+            return q.to(self._dtype)
         columns = slice(native.first_charge, native.first_charge + native.n_charges)
         return torch.from_numpy(charges[:, columns]).to(self._dtype)
 

@@ -19,9 +19,8 @@ from cace_fast.graph import AtomicGraph, ModelOutput, same_memory
 from cace_fast.kernels.triton.host_neighbors import PairSearch
 from cace_fast.kernels.triton.waves import How
 from cace_fast.process import Lock
-from cace_fast.reference import model
+from cace_fast.reference.atomic import fixed_charges
 from cace_fast.slab import Slab, require_fit
-from cace_fast.spec import Readout
 from cace_fast.structures import too_close
 
 from .checks import check_positions
@@ -132,8 +131,8 @@ class DeviceRun:
         self._cells = None
 
     def _take_extras(self, step: DeviceStep, graph: AtomicGraph) -> None:
-        for number, module in enumerate(self.kernels.plan.modules):
-            found = self._extras(module, graph)
+        for number in range(len(self.kernels.plan.heads)):
+            found = self._extras(number, graph)
             held = step.inputs.extras[number]
             if found is None or (held is not None and held.shape == found.shape):
                 if held is not None and found is not None:
@@ -142,14 +141,9 @@ class DeviceRun:
             step.inputs.extras[number] = found
             self._captured = {}
 
-    def _extras(self, module: Readout, graph: AtomicGraph) -> Tensor | None:
-        names = [key for key in module.features if key != "node_feats"]
-        if not names:
-            return None
-        columns = model.input_columns(module, names, graph.inputs)
-        width = sum(column.shape[1] for column in columns)
-        model.check_width(module, self.kernels.plan.n_features + width)
-        return torch.cat(columns, 1).T.to(self.device, self.kernels.dtype).contiguous()
+    def _extras(self, number: int, graph: AtomicGraph) -> Tensor | None:
+        found = self.kernels.plan.extras(number, graph)
+        return None if found is None else found.T.to(self.device, self.kernels.dtype).contiguous()
 
     def _take_systems(self, step: DeviceStep, graph: AtomicGraph) -> None:
         """Give cells to the Ewald sums where they are new."""
@@ -169,7 +163,7 @@ class DeviceRun:
             if not total.set_systems(first_atom, boxes, periodic, k_cells, how, slabs):
                 self._captured = {}
             if term.fixed is not None:
-                charges = model.fixed_charges(term.fixed, self.kernels.rep, graph.species)
+                charges = fixed_charges(term.fixed, self.kernels.rep, graph.species)
                 own.charges.copy_(charges.T)
         self._cells, self._slabs = cells, slabs
 

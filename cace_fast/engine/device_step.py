@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cace_fast.errors import InputError
+from cace_fast.errors import InputError, UnsupportedModelError
 from cace_fast.kernels.triton import launch
 from cace_fast.kernels.triton.host_contraction import Contraction
 from cace_fast.kernels.triton.host_ewald import EwaldSum
@@ -21,7 +21,7 @@ from cace_fast.kernels.triton.host_messages import Messages
 from cace_fast.kernels.triton.host_neighbors import PairSearch
 from cace_fast.kernels.triton.host_readout import Readouts
 from cace_fast.kernels.triton.launch import Results
-from cace_fast.spec import EnergyTerm, Ewald, FixedCharge, ModelSpec, Readout
+from cace_fast.spec import EnergyTerm, Ewald, FixedCharge, ModelSpec
 
 from .device_edges import Capacity, EdgeBuffers
 from .plan import Plan
@@ -64,16 +64,13 @@ class Kernels:
         self.moments = launch.Moments(self.rep, weights)
         self.contraction = Contraction(self.rep, weights)
         self.messages = [Messages(self.rep, weights, t) for t in range(len(self.rep.steps))]
-        heads = [
-            (module, f"outputs.{head.submodel}.{head.module}")
-            for head, module in zip(plan.heads, plan.modules, strict=True)
-        ]
         self.readouts: Readouts | None = None
-        if heads:
-            n_features, n_stages = self.rep.n_features, self.rep.n_stages
-            self.readouts = Readouts(heads, weights, n_features, n_stages)
-        self.long_range = [self._term(spec, term) for term in terms if _is_ewald(term)]
-
+        if plan.sources:
+            self.readouts = Readouts(plan.sources, weights, self.rep.n_stages)
+        if any(isinstance(value, str) for m in plan.modules for value in _field(m)):
+            raise UnsupportedModelError("an external field that is an input of the structure")
+        ewalds = [term for term in terms if isinstance(term.module, Ewald)]
+        self.long_range = [self._term(number, term) for number, term in enumerate(ewalds)]
         self.energy_rows = self._energy_rows()
 
     def _energy_rows(self) -> dict[int, tuple[float, bool]]:
@@ -88,21 +85,18 @@ class Kernels:
             if head.energy_column >= 0
         }  # fmt: skip
 
-    def _term(self, spec: ModelSpec, term: EnergyTerm) -> LongRange:
+    def _term(self, number: int, term: EnergyTerm) -> LongRange:
         assert isinstance(term.module, Ewald)
-        sub = spec.submodels[term.submodel]
-        producer = sub.producer(term.module.feature_key)
-        if isinstance(producer, FixedCharge):
-            return LongRange(term.module, term.weight, None, producer)
-        assert isinstance(producer, Readout)
-        assert self.readouts is not None
-        key = (term.submodel, sub.modules.index(producer))
-        head = [(h.submodel, h.module) for h in self.plan.heads].index(key)
-        return LongRange(term.module, term.weight, self.readouts.slices[head], None)
+        fixed, head = self.plan.fixed[number], self.plan.charge_heads[number]
+        rows = None
+        if head is not None:
+            assert self.readouts is not None
+            rows = self.readouts.slices[head]
+        return LongRange(term.module, term.weight, rows, fixed)
 
 
-def _is_ewald(term: EnergyTerm) -> bool:
-    return isinstance(term.module, Ewald)
+def _field(module: Ewald) -> tuple[float | str | None, int | str | None]:
+    return module.external_field, module.external_field_direction
 
 
 @dataclass

@@ -14,7 +14,7 @@ from cace_fast.graph import AtomicGraph
 from cace_fast.kernels.ewald import potentials
 from cace_fast.kernels.sums import METHODS, TIGHTEST, choose
 from cace_fast.reference.ewald import Summation
-from cace_fast.reference.model import boundary
+from cace_fast.reference.long_range import boundary
 from cace_fast.slab import Slab, slab_of
 from cace_fast.spec import Ewald
 

@@ -193,10 +193,7 @@ class ReferenceEngine:
 
     def _charges(self, graph: AtomicGraph, feats: Tensor) -> Tensor:
         term = self.charge_term
-        assert isinstance(term.module, Ewald)
-        return model.charges_of(
-            graph, feats, self.weights, self.spec, term.submodel, term.module.feature_key
-        )
+        return model.charges_of(graph, feats, self.weights, self.spec, term)
 
     def _derivatives(
         self, per_atom: Tensor, positions: Tensor, strain: Tensor, wanted: Collection[str]

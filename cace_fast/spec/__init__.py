@@ -6,6 +6,7 @@ by :func:`cace_fast.weights.expected_shapes`. Symbols are those of ``docs/theory
 """
 
 from .energy import EnergyTerm, energy_keys, energy_terms, total_energy_key
+from .keys import Taken, chain, n_charges, taken_by, width_of
 from .model import Combination, ModelSpec, Provenance, SubModel
 from .outputs import (
     Add,
@@ -52,10 +53,15 @@ __all__ = [
     "Readout",
     "Representation",
     "SubModel",
+    "Taken",
+    "chain",
     "energy_keys",
     "energy_terms",
     "from_json",
+    "n_charges",
+    "taken_by",
     "to_json",
     "total_energy_key",
+    "width_of",
     "written_keys",
 ]

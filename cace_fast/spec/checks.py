@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from math import isfinite
 from typing import Any, TypeVar, get_args
 
 from cace_fast.errors import SpecError
 
 MAX_SIZE = 100_000  # no width, channel or table of a real model comes near; guards hostile files
+MAX_NUMBER = sys.float_info.max  # whole numbers may be larger
 
 Found = TypeVar("Found")
 
@@ -25,29 +26,48 @@ class Constant:
     derive._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def shown(value: object) -> str:
+    """Return a value from a file as short text."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"a number of {value.bit_length()} bits"
+    text = repr(value) if not isinstance(value, tuple) else repr(value[:20])
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def is_number(value: object) -> bool:
+    """Tell a finite number that a float can hold from everything else."""
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return plain and abs(value) <= MAX_NUMBER  # type: ignore[arg-type]
+
+
+def is_pair(value: object, first: type, second: type) -> bool:
+    """Tell a pair of these types, where ``float`` stands for any finite number."""
+    if not (isinstance(value, tuple) and len(value) == 2 and type(value[0]) is first):
+        return False
+    return is_number(value[1]) if second is float else type(value[1]) is second
+
+
 def require(condition: bool, owner: object, field: str, expected: str) -> None:
     """Raise SpecError for a field unless ``condition`` holds."""
     if not condition:
-        raise SpecError(f"{type(owner).__name__}.{field}", expected, repr(getattr(owner, field)))
+        raise SpecError(f"{type(owner).__name__}.{field}", expected, shown(getattr(owner, field)))
 
 
 def require_int(owner: object, field: str, low: int, high: int = MAX_SIZE) -> None:
     """Ask for an integer in a range."""
     value = getattr(owner, field)
-    good = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+    good = type(value) is int and low <= value <= high
     require(good, owner, field, f"an integer from {low} to {high}")
 
 
-def require_float(owner: object, field: str, *, positive: bool = False) -> None:
-    """Ask for a finite number."""
+def require_float(
+    owner: object, field: str, low: float = -MAX_NUMBER, high: float = MAX_NUMBER
+) -> None:
+    """Ask for a finite number in a range."""
     value = getattr(owner, field)
-    good = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-    require(
-        good and (value > 0 or not positive),
-        owner,
-        field,
-        "a finite number" + " above zero" * positive,
-    )
+    bounded = (low, high) != (-MAX_NUMBER, MAX_NUMBER)
+    expected = f"a number from {low:g} to {high:g}" if bounded else "a finite number"
+    require(is_number(value) and low <= value <= high, owner, field, expected)
 
 
 def require_bools(owner: object, *names: str) -> None:
@@ -58,9 +78,9 @@ def require_bools(owner: object, *names: str) -> None:
 
 def require_choice(owner: object, field: str, choices: object) -> None:
     """Ask for one of the values of a Literal."""
-    allowed = get_args(choices)
+    allowed, value = get_args(choices), getattr(owner, field)
     require(
-        getattr(owner, field) in allowed,
+        isinstance(value, str) and value in allowed,
         owner,
         field,
         f"one of {', '.join(map(repr, allowed))}",
@@ -86,3 +106,18 @@ def require_tuple(
         and len(value) >= length
     )
     require(good, owner, field, f"a tuple of at least {length} {kinds}")
+
+
+def require_texts(owner: object, field: str, length: int = 0) -> None:
+    """Ask for a tuple of non-empty texts."""
+    require_tuple(owner, field, str, length)
+    require(all(getattr(owner, field)), owner, field, "non-empty names")
+
+
+def require_pairs(owner: object, field: str) -> None:
+    """Ask for pairs of an atomic number, each once, and a finite number."""
+    require_tuple(owner, field, tuple)
+    pairs = getattr(owner, field)
+    good = all(is_pair(pair, int, float) and 0 <= pair[0] <= MAX_SIZE for pair in pairs)
+    good = good and len({z for z, _ in pairs}) == len(pairs)
+    require(good, owner, field, "one finite number for each atomic number")

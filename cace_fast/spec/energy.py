@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 
 from cace_fast.errors import InputError, UnsupportedModelError
 
+from .keys import chain
 from .model import ModelSpec, SubModel
 from .outputs import Add, Ewald, Forces, Polarization, Readout, written_keys
 
@@ -36,9 +38,12 @@ def energy_terms(spec: ModelSpec, key: str | None = None) -> tuple[EnergyTerm, .
     InputError
         If no module writes ``key``.
     UnsupportedModelError
-        If ``key`` is absent and the total energy is ambiguous.
+        If ``key`` is absent and the total energy is ambiguous, or forces are those of an earlier
+        value of its key.
     """
-    key = total_energy_key(spec) if key is None else key
+    if key is None:
+        key = total_energy_key(spec)
+        _require_forces_of(spec, key)
     combination = spec.combination
     if combination is not None and key in combination.names:
         return tuple(
@@ -115,18 +120,12 @@ def _single_candidates(spec: ModelSpec) -> tuple[str, ...]:
 
 def _is_energy(spec: ModelSpec, name: str) -> bool:
     """Tell whether ``name`` is made of energies (not forces, charges or Born charges) only."""
-    if spec.combination is None:
-        owners = [(spec.submodels[0], name)]
-    else:
-        owners = [
-            (sub, dict(keys)[name])
-            for sub, keys in zip(spec.submodels, spec.combination.keys, strict=True)
-        ]
-    for sub, key in owners:
-        module = sub.producer(key)
-        differentiated = any(isinstance(m, Forces) and m.energy_key == key for m in sub.modules)
+    for sub, key in _owners(spec, name):
+        place = sub.producer(key)
+        module = None if place is None else sub.modules[place]
         if not isinstance(module, Readout | Ewald | Add) or module.output_key != key:
             return False
+        differentiated = any(isinstance(m, Forces) and m.energy_key == key for m in sub.modules)
         used_as_charge = isinstance(module, Readout) and any(
             isinstance(m, Ewald) and m.feature_key in written_keys(module) for m in sub.modules
         )
@@ -135,13 +134,57 @@ def _is_energy(spec: ModelSpec, name: str) -> bool:
     return True
 
 
+def _require_forces_of(spec: ModelSpec, name: str) -> None:
+    """Raise UnsupportedModelError if forces are not of the last value of the total energy."""
+    for sub, key in _owners(spec, name):
+        for index, module in enumerate(sub.modules):
+            mine = isinstance(module, Forces) and module.calc_forces and module.energy_key == key
+            if mine and sub.producer(key, index) != sub.producer(key):
+                raise UnsupportedModelError(
+                    f"output module {index} takes forces of {key!r}, which a later module changes; "
+                    "pass energy_key to evaluate the last value, with forces of its own"
+                )
+
+
+def _owners(spec: ModelSpec, name: str) -> list[tuple[SubModel, str]]:
+    """Return the sub-models that give the energy ``name``, and what it is called there."""
+    if spec.combination is None:
+        return [(spec.submodels[0], name)]
+    pairs = zip(spec.submodels, spec.combination.keys, strict=True)
+    return [(sub, dict(keys)[name]) for sub, keys in pairs]
+
+
 def _resolve(sub: SubModel, number: int, key: str, weight: float) -> tuple[EnergyTerm, ...]:
-    module = sub.producer(key)
-    if isinstance(module, Add):
-        return tuple(t for part in module.features for t in _resolve(sub, number, part, weight))
-    if isinstance(module, Readout | Ewald) and module.output_key == key:
-        return (EnergyTerm(number, sub.modules.index(module), weight, module),)
+    """Return the read-outs and Ewald sums of an energy, each once, in the order of the modules."""
+    weights: dict[int, float] = {_place(sub, number, key): weight}
+    last = max(weights)
+    for index in range(last, -1, -1):  # a sum takes what stands before it: one pass is enough
+        module = sub.modules[index]
+        if index in weights and isinstance(module, Add):
+            own = weights.pop(index)
+            for part in module.features:
+                place = _place(sub, number, part, index)
+                weights[place] = weights.get(place, 0.0) + own
+    if not all(isfinite(found) for found in weights.values()):
+        raise UnsupportedModelError(f"sub-model {number}: {key!r} counts a part too often")
+    terms = []
+    for index in sorted(weights):
+        module = sub.modules[index]
+        assert isinstance(module, Readout | Ewald)
+        chain(sub, [index])  # refuses what is no value of atoms
+        terms.append(EnergyTerm(number, index, weights[index], module))
+    return tuple(terms)
+
+
+def _place(sub: SubModel, number: int, key: str, before: int | None = None) -> int:
+    """Return the place of the module that gives an energy; UnsupportedModelError if none does."""
+    place = sub.producer(key, before)
+    module = None if place is None else sub.modules[place]
+    if isinstance(module, Readout | Ewald | Add) and module.output_key == key:
+        assert place is not None
+        return place
     raise UnsupportedModelError(
         f"sub-model {number}: {key!r} is not an energy (written by "
-        f"{type(module).__name__ if module is not None else 'no module'})"
+        f"{type(module).__name__ if module is not None else 'no module'}"
+        f"{'' if before is None else f' before output module {before}'})"
     )

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, fields
-from math import isfinite
 from typing import Any, get_args
 
 from cace_fast.errors import SpecError
 
-from .checks import require, require_bools, require_names, require_tuple
-from .outputs import OutputModule, Readout, written_keys
+from .checks import (
+    is_number,
+    is_pair,
+    require,
+    require_bools,
+    require_names,
+    require_pairs,
+    require_texts,
+    require_tuple,
+)
+from .outputs import Add, OutputModule, Readout, written_keys
 from .representation import Representation
+
+MOST_SUBMODELS, MOST_MODULES, MOST_KEYS = 100, 10_000, 100_000  # real ones: 3, 9, 20
+RESERVED = frozenset({"node_feats", "positions", "cell", "atomic_numbers", "edge_index", "batch"})
 
 
 @dataclass(frozen=True)
@@ -27,12 +39,41 @@ class SubModel:
     def __post_init__(self) -> None:
         require_tuple(self, "modules", get_args(OutputModule))
         require_bools(self, "strain")
-        require_tuple(self, "outputs", str)
+        require_texts(self, "outputs")
+        taken = sum(len(m.features) for m in self.modules if isinstance(m, Readout | Add))
+        if len(self.modules) > MOST_MODULES or taken > MOST_KEYS:
+            expected = f"at most {MOST_MODULES} output modules that take {MOST_KEYS} keys"
+            raise SpecError("SubModel.modules", expected, f"{len(self.modules)} and {taken}")
+        writers: dict[str, list[int]] = {}
+        for index, module in enumerate(self.modules):
+            for key in written_keys(module):
+                if key in RESERVED:
+                    expected = "names that are not those of inputs"
+                    raise SpecError(f"{type(module).__name__}.output_key", expected, repr(key))
+                writers.setdefault(key, []).append(index)
+        object.__setattr__(self, "_writers", writers)
 
-    def producer(self, key: str) -> OutputModule | None:
-        """Return the module that writes ``key``, the last one if there are several."""
-        found = [m for m in self.modules if key in written_keys(m)]
-        return found[-1] if found else None
+    def producer(self, key: str, before: int | None = None) -> int | None:
+        """Return the place of the module whose ``key`` the module at ``before`` sees.
+
+        Modules run in order on one dictionary, so that each use of a key means its latest value.
+        Modules are told by their places: two of equal settings have weights of their own.
+
+        Parameters
+        ----------
+        key
+            Name of a value.
+        before
+            Place of the module that takes it; None: the value after all modules.
+
+        Returns
+        -------
+        int or None
+            None where no module before that one writes the key: then it is an input.
+        """
+        places: list[int] = self._writers.get(key, [])  # type: ignore[attr-defined]
+        n = len(places) if before is None else bisect_left(places, before)
+        return places[n - 1] if n else None
 
 
 @dataclass(frozen=True)
@@ -44,10 +85,13 @@ class Combination:
     weights: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        require_tuple(self, "names", str)
+        require_texts(self, "names")
         require_tuple(self, "keys", tuple, 1)
         require_tuple(self, "weights", (int, float), 1)
-        require(all(isfinite(w) for w in self.weights), self, "weights", "finite weights")
+        require(all(map(is_number, self.weights)), self, "weights", "finite weights")
+        for keys in self.keys:
+            good = type(keys) is tuple and all(is_pair(pair, str, str) for pair in keys)
+            require(good, self, "keys", "pairs of names for every sub-model")
         require(
             len(self.weights) == len(self.keys),
             self,
@@ -99,7 +143,9 @@ class ModelSpec:
         good = isinstance(self.representation, Representation)
         require(good, self, "representation", "a Representation")
         require_tuple(self, "submodels", SubModel)
-        require_tuple(self, "atomic_energies", tuple)
+        kinds = (Combination, type(None))
+        require(isinstance(self.combination, kinds), self, "combination", "Combination or nothing")
+        require_pairs(self, "atomic_energies")
         require_names(self, "energy_unit", "length_unit")
         require(isinstance(self.provenance, Provenance), self, "provenance", "a Provenance")
         n_expected = (
@@ -107,6 +153,9 @@ class ModelSpec:
             if self.combination is not None
             else min(len(self.submodels), 1)
         )
+        if len(self.submodels) > MOST_SUBMODELS:
+            got = len(self.submodels)
+            raise SpecError("ModelSpec.submodels", f"at most {MOST_SUBMODELS} sub-models", got)
         require(
             len(self.submodels) == n_expected,
             self,
@@ -115,18 +164,22 @@ class ModelSpec:
         )
         for sub in self.submodels:
             for module in sub.modules:
-                if isinstance(module, Readout) and module.features == ("node_feats",):
-                    n_in = module.mlp.widths[0]
-                    if n_in != self.representation.n_features:
-                        raise SpecError(
-                            "Readout.mlp.widths",
-                            f"{self.representation.n_features} inputs",
-                            n_in,
-                        )
+                if isinstance(module, Readout):
+                    _check_width(module, self.representation.n_features)
 
     def __str__(self) -> str:
         """Return the specification as indented text."""
         return "\n".join(_lines(self, 0))
+
+
+def _check_width(module: Readout, n_features: int) -> None:
+    """Raise SpecError unless a read-out has room for the features; alone they fill it."""
+    n_in, n_taken = module.mlp.widths[0], len(module.features)
+    n_whole = module.features.count("node_feats")
+    least = n_whole * n_features + n_taken - n_whole
+    if n_in < least or (n_whole == n_taken and n_in != least):
+        expected = f"{least} inputs" + " or more" * (n_whole != n_taken)
+        raise SpecError("Readout.mlp.widths", expected, n_in)
 
 
 def _lines(value: Any, depth: int) -> list[str]:

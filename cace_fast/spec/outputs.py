@@ -5,8 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .checks import Constant, require, require_bools, require_float, require_names, require_tuple
+from .checks import (
+    Constant,
+    is_number,
+    require,
+    require_bools,
+    require_float,
+    require_int,
+    require_names,
+    require_pairs,
+    require_texts,
+)
 from .representation import MLP
+
+LENGTHS = (0.01, 1000.0)  # A: what resolutions and widths of charges may be
 
 
 @dataclass(frozen=True)
@@ -26,13 +38,16 @@ class Readout(Constant):
         require_names(self, "per_atom_key", "descriptor_key", optional=True)
         require(isinstance(self.mlp, MLP), self, "mlp", "an MLP")
         require_bools(self, "linear")
-        require_tuple(self, "features", str, 1)
+        require_texts(self, "features", 1)
         require(
             self.aggregation in ("sum", "avg", None),
             self,
             "aggregation",
             "'sum', 'avg' or nothing",
         )
+        keys = written_keys(self)
+        distinct = len(set(keys)) == len(keys)
+        require(distinct, self, "output_key", f"a name of its own, not one of {keys[1:]}")
 
     @property
     def n_out(self) -> int:
@@ -60,20 +75,18 @@ class Ewald:
     def __post_init__(self) -> None:
         require_names(self, "feature_key", "output_key")
         for field in ("dl", "sigma"):
-            require_float(self, field, positive=True)
+            require_float(self, field, *LENGTHS)
         require_float(self, "norm_factor")
+        require(type(self.exponent) is int, self, "exponent", "1 or 6")
         require(self.exponent in (1, 6), self, "exponent", "1 or 6")
         require_bools(self, "remove_self_interaction", "compute_field")
         require(self.aggregation in ("sum", None), self, "aggregation", "'sum' or nothing")
-        kinds = (int, float, str, type(None))
-        require(
-            isinstance(self.external_field, kinds),
-            self,
-            "external_field",
-            "a number, a key or nothing",
-        )
-        direction = self.external_field_direction
-        good = direction is None or isinstance(direction, str) or direction in (0, 1, 2)
+        strength, direction = self.external_field, self.external_field_direction
+        good = strength is None or is_number(strength)
+        good = good or (type(strength) is str and strength != "")
+        require(good, self, "external_field", "a finite number, a key or nothing")
+        good = direction is None or (type(direction) is str and direction != "")
+        good = good or (type(direction) is int and direction in (0, 1, 2))
         require(good, self, "external_field_direction", "0, 1, 2, a key or nothing")
         if self.charge_neutral_lambda is not None:
             require_float(self, "charge_neutral_lambda")
@@ -87,7 +100,7 @@ class Add:
     output_key: str
 
     def __post_init__(self) -> None:
-        require_tuple(self, "features", str, 1)
+        require_texts(self, "features", 1)
         require_names(self, "output_key")
 
 
@@ -124,12 +137,8 @@ class Polarization:
         require_names(self, "phase_key", optional=True)
         require_bools(self, "remove_mean", "pbc")
         require_float(self, "normalization_factor")
-        require(
-            self.output_index in (None, 0, 1, 2),
-            self,
-            "output_index",
-            "0, 1, 2 or nothing",
-        )
+        if self.output_index is not None:
+            require_int(self, "output_index", 0, 2)
 
 
 @dataclass(frozen=True)
@@ -166,7 +175,7 @@ class FixedCharge:
 
     def __post_init__(self) -> None:
         require_names(self, "output_key")
-        require_tuple(self, "charges", tuple)
+        require_pairs(self, "charges")
         require_bools(self, "normalize")
 
 

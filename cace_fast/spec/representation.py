@@ -16,8 +16,12 @@ from .checks import (
     require_choice,
     require_float,
     require_int,
+    require_texts,
     require_tuple,
 )
+
+CUTOFFS = (0.01, 1000.0)  # A
+MOST_STEPS, MOST_LAYERS, MOST_FEATURES = 100, 1000, 10 * MAX_SIZE  # real ones: 3, 4, 20 000
 
 RadialKind = Literal["bessel", "gaussian", "exponential"]
 CutoffKind = Literal["polynomial", "cosine", "mollifier", "switch"]
@@ -59,8 +63,8 @@ class CutoffFunction:
 
     def __post_init__(self) -> None:
         require_choice(self, "kind", CutoffKind)
-        for field in ("cutoff", "p"):
-            require_float(self, field, positive=True)
+        require_float(self, "cutoff", *CUTOFFS)
+        require_float(self, "p", 1e-3, 1000.0)
         for field in ("eps", "switch_on"):
             require_float(self, field)
         require(
@@ -83,8 +87,9 @@ class MLP:
 
     def __post_init__(self) -> None:
         require_tuple(self, "widths", int, 2)
+        require(len(self.widths) <= MOST_LAYERS, self, "widths", f"at most {MOST_LAYERS} layers")
         require(
-            all(0 < w <= 10 * MAX_SIZE for w in self.widths),
+            all(type(w) is int and 0 < w <= MOST_FEATURES for w in self.widths),
             self,
             "widths",
             "positive widths",
@@ -148,6 +153,8 @@ class MessageStep:
             "bchi",
             "Bchi or nothing",
         )
+        if not (self.memory or self.ar or self.bchi is not None):
+            raise SpecError("MessageStep", "a message: memory, ar or bchi", "none")
 
 
 @dataclass(frozen=True)
@@ -175,7 +182,7 @@ class Representation(Constant):
         require_tuple(self, "elements", int, 1)
         distinct = len(set(self.elements)) == len(self.elements)
         require(
-            distinct and all(0 <= z <= 10_000 for z in self.elements),
+            distinct and all(type(z) is int and 0 <= z <= 10_000 for z in self.elements),
             self,
             "elements",
             "distinct atomic numbers",
@@ -184,7 +191,7 @@ class Representation(Constant):
             require_int(self, field, 1)
         require_int(self, "l_max", 0, tables.MAX_DEGREE)
         require_int(self, "nu_max", 1, tables.MAX_ORDER)
-        require_float(self, "cutoff", positive=True)
+        require_float(self, "cutoff", *CUTOFFS)
         require_float(self, "mp_norm_factor")
         require_bools(self, "shared_embedding")
         require(isinstance(self.radial, RadialBasis), self, "radial", "a RadialBasis")
@@ -195,7 +202,11 @@ class Representation(Constant):
             "a CutoffFunction",
         )
         require_tuple(self, "steps", MessageStep)
-        require_tuple(self, "forward_features", str)
+        require_texts(self, "forward_features")
+        require(len(self.steps) <= MOST_STEPS, self, "steps", f"at most {MOST_STEPS} message steps")
+        if self.n_features > MOST_FEATURES:  # sizes of arrays, which engines count with
+            expected = f"at most {MOST_FEATURES} features of an atom"
+            raise SpecError("Representation", expected, self.n_features)
         for step in self.steps:
             if step.bchi is not None:
                 self._check_bchi(step.bchi)

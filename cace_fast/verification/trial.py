@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cace_fast.errors import InputError
-from cace_fast.spec import ModelSpec, Readout
-from cace_fast.structures import extra_inputs
+from cace_fast.spec import ModelSpec, Readout, taken_by, width_of
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -107,18 +106,13 @@ def _packed(
 def _input_widths(spec: ModelSpec) -> dict[str, int]:
     """Return how many numbers per atom each further input has."""
     widths: dict[str, int] = {}
-    wanted = extra_inputs(spec)
     for sub in spec.submodels:
-        for module in sub.modules:
+        for index, module in enumerate(sub.modules):
             if not isinstance(module, Readout):
                 continue
-            own = [key for key in module.features if key in wanted]
-            rest = module.mlp.widths[0]
-            for key in module.features:
-                producer = sub.producer(key)
-                if key == "node_feats":
-                    rest -= spec.representation.n_features
-                elif producer is not None:
-                    rest -= producer.n_out if isinstance(producer, Readout) else 1
+            taken = taken_by(sub, index)
+            own = [t.key for t in taken if t.kind == "input"]
+            known = [width_of(sub, t, spec.representation.n_features) for t in taken]
+            rest = module.mlp.widths[0] - sum(width or 0 for width in known)
             widths |= {key: max(1, rest // len(own)) for key in own}
     return widths

@@ -129,6 +129,17 @@ class Evaluator:
         """Open the lock: in a forked child nobody else is there."""
         self._lock = threading.Lock()
 
+    def fields(self, given: tuple[library.Floats, library.Ints]) -> None:
+        """Take external fields and their directions [n_terms, n_systems] of the structures."""
+        strengths = np.ascontiguousarray(given[0], dtype=np.float64)
+        axes = np.ascontiguousarray(given[1], dtype=np.int32)
+        n_systems = strengths.shape[1]
+        with self._lock:
+            code = self._lib.cf_step_fields(
+                self._step, n_systems, address(strengths), address(axes)
+            )
+            self._finish(code)
+
     def query(self, name: str) -> int:
         """Return a number that describes the model; see ``cf_model_query``."""
         return int(self._lib.cf_model_query(self._model, name.encode()))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cace_fast.errors import CaceFastError, InputError, UnsupportedModelError
 from cace_fast.kernels.cpu.build import LIBRARY
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 ERROR_LENGTH = 512
 INVALID, UNSUPPORTED, NOT_FINITE, MEMORY, TOO_CLOSE = 1, 2, 3, 4, 100
 DECLINED = -1  # of a HOST_SUM: the library is to do it
@@ -43,8 +43,7 @@ class Head(ctypes.Structure):
 
     _fields_ = (
         ("submodel", c_int32), ("module", c_int32), ("energy_column", c_int32),
-        ("average", c_int32), ("charges", c_int32), ("extra_before", c_int32),
-        ("energy_weight", c_double),
+        ("average", c_int32), ("charges", c_int32), ("energy_weight", c_double),
     )  # fmt: skip
 
 
@@ -115,6 +114,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cf_step_threads": (None, (c_void_p, c_int32)),
     "cf_step_freeze": (None, (c_void_p, c_void_p)),
     "cf_step_slab": (None, (c_void_p, c_double)),
+    "cf_step_fields": (ctypes.c_int, (c_void_p, c_int32, c_void_p, c_void_p)),
     "cf_step_host": (None, (c_void_p, HOST_SUM, c_void_p)),
     "cf_step_pairs": (
         ctypes.c_int, (c_void_p, POINTER(StructuresC), c_int64, c_void_p, c_void_p, c_void_p)

@@ -91,7 +91,7 @@ class Operations(Evaluator):
 
     def __init__(self, spec: ModelSpec, tensors: Mapping[str, Floats], precision: int) -> None:
         heads = [
-            library.Head(s, m, 0, 0, 0, 0, 1.0)
+            library.Head(s, m, 0, 0, 0, 1.0)
             for s, sub in enumerate(spec.submodels)
             for m, module in enumerate(sub.modules)
             if isinstance(module, Readout)

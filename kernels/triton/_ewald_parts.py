@@ -100,7 +100,9 @@ def sum_potentials(
             sums = sums + (tl.zeros((BLOCK,), tl.float64),)
     sums = _with_parts(sums, parts + i, count, stride, NQ + 3, TURN)
     weight = tl.load(settings)
-    field = tl.load(settings + 1) * NQ  # every channel gets it of all
+    # each entry of a result gets that of all channels: an open system has one entry
+    entries = tl.where(tl.load(span + 6, mask=exists, other=0) > 0, 1.0, NQ * 1.0)
+    field = tl.load(settings + 1) * entries.to(tl.float64)
     alone = tl.load(systems + WIDTH * own + 9) + tl.load(systems + WIDTH * own + 10) * NQ
     r = ()
     for x in tl.static_range(3):

@@ -272,12 +272,14 @@ class EwaldSum:
         return _Given(rows, virials)
 
     def _penalty(self, q: Tensor, energies: Tensor, slopes: Tensor, penalty: float) -> None:
-        """Add the neutrality penalty, which every channel gets."""
-        for a, b in self._bounds():
+        """Add the neutrality penalty, which each entry of a result gets; open systems have one."""
+        for (a, b), periodic in zip(self._bounds(), self.periodic, strict=True):
             if b > a:
-                mean, share = q[:, a:b].double().mean(), self.weight * penalty / (b - a)
-                energies[a:b] += len(q) * share * mean * mean
-                slopes[:, a:b] += 2.0 * share * mean
+                entries = len(q) if periodic else 1
+                mean = q[:, a:b].double().mean()
+                share = entries * self.weight * penalty / (b - a)
+                energies[a:b] += share * mean * mean
+                slopes[:, a:b] += 2.0 * share / len(q) * mean
 
     def _bounds(self) -> Iterator[tuple[int, int]]:
         return pairwise(self.first_atom)

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from cace_fast.kernels.heads import Head
 from cace_fast.kernels.triton import _readout, configs
-from cace_fast.kernels.triton.networks import Layer, layers_of, merged
-from cace_fast.spec import Readout
+from cace_fast.kernels.triton.chains import chain_layers
+from cace_fast.kernels.triton.networks import Layer, merged
 
 LANES = 32  # a warp
 ROWS = 16  # weights are padded to a multiple of it
@@ -197,11 +198,9 @@ class Readouts:
     Parameters
     ----------
     heads
-        Read-outs, each with the prefix of its tensors.
+        Read-outs, and sums of values of atoms, on the same features.
     weights
         The model's tensors.
-    n_features
-        Numbers per atom in the features of all generations.
     n_stages
         Generations: rows of the features are ordered (generation, q, B, c), those of files
         (q, B, c, generation).
@@ -216,27 +215,24 @@ class Readouts:
 
     def __init__(
         self,
-        heads: Sequence[tuple[Readout, str]],
+        heads: Sequence[Head],
         weights: Mapping[str, Tensor],
-        n_features: int,
         n_stages: int,
     ) -> None:
         networks, self._extra_weights = [], []
-        like = weights[f"{heads[0][1]}.layers.0.weight"]
+        like = next(iter(weights.values()))
         widths = []
-        for module, prefix in heads:
-            first, *rest = layers_of(module.mlp, weights, prefix, module.linear)
-            before = module.features.index("node_feats")
-            n_extra = module.mlp.widths[0] - n_features
-            columns = torch.arange(n_features).reshape(-1, n_stages).T.flatten() + before
-            others = [k for k in range(n_extra + n_features) if not 0 <= k - before < n_features]
+        for head in heads:
+            first, *rest = chain_layers(head, weights)
+            n_features = head.n_features
+            columns = torch.arange(n_features).reshape(-1, n_stages).T.flatten()
             networks.append([first._replace(weight=first.weight[:, columns]), *rest])
             widths.append(len(first.bias))
-            self._extra_weights.append(first.weight[:, others])
+            self._extra_weights.append(first.weight[:, n_features:])
         self.network = Network(networks, like)
         self.n_out = self.network.n_out
-        ends = [sum(m.n_out for m, _ in heads[: k + 1]) for k in range(len(heads))]
-        sizes = [module.n_out for module, _ in heads]
+        sizes = [head.n_out for head in heads]
+        ends = [sum(sizes[: k + 1]) for k in range(len(heads))]
         self.slices = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
         self._pack_extras(widths, like)
 

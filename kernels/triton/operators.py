@@ -6,18 +6,20 @@ Each function is the body of the operator of the same name in ``kernels/``.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from cace_fast.errors import InputError
 from cace_fast.kernels.edges import edges_of
+from cace_fast.kernels.heads import Head
 from cace_fast.kernels.triton.ewald_tables import VOIGT
 from cace_fast.kernels.triton.host_contraction import Alone
 from cace_fast.kernels.triton.host_ewald import EwaldSum
 from cace_fast.kernels.triton.host_messages import Messages
 from cace_fast.kernels.triton.host_readout import Readouts, Work
-from cace_fast.spec import Ewald, Readout, Representation
+from cace_fast.spec import Ewald, Readout, Representation, SubModel
 
 MOST_NUMBERS = 2**31 - 1  # of one array: kernels number them by int32
 
@@ -70,7 +72,8 @@ class Network:
         tensors = {name: tensor.to(features) for name, tensor in weights.items()}
         self.x = features.detach().T.contiguous()
         n_in, n = self.x.shape
-        self.heads = Readouts([(module, "outputs.0.0")], tensors, n_in, 1)
+        alone = replace(module, features=("node_feats",))
+        self.heads = Readouts([Head(SubModel((alone,)), 0, 0, n_in)], tensors, 1)
         self.work: Work = self.heads.buffers(n)
 
     def value(self) -> Tensor:

@@ -30,7 +30,7 @@
 extern "C" {
 #endif
 
-#define CF_ABI_VERSION 1
+#define CF_ABI_VERSION 2
 #define CF_ERROR_LENGTH 512
 
 /* What every function that can fail returns; the text is in the error buffer or cf_state_error. */
@@ -52,9 +52,11 @@ typedef struct cf_state cf_state;
  *   energy_weight  factor of that output in the energy
  *   average        divide the energy by the number of atoms of the atom's system (aggregation avg)
  *   charges        all outputs are latent charges: exported by cf_charges, dE/dq is taken back
- *   extra_before   how many of its extra inputs stand before the features (usually 0) */
+ * What it takes of other modules of the sub-model is computed with it; a sum (Add) of such values can
+ * be a head as well. Its extra inputs are, for these modules in order and then its own, the keys that
+ * no earlier module writes, and the fixed charges of atoms. */
 typedef struct {
-  int32_t submodel, module, energy_column, average, charges, extra_before;
+  int32_t submodel, module, energy_column, average, charges;
   double energy_weight;
 } cf_head;
 

@@ -127,6 +127,10 @@ CF_API void cf_step_free(cf_step *step);
 /* As cf_ewald_freeze and cf_ewald_slab, for all terms. */
 CF_API void cf_step_freeze(cf_step *step, const double *cell);
 CF_API void cf_step_slab(cf_step *step, double vacuum);
+/* External fields of the structures to come and their directions [n_terms][n_systems], in the place of
+ * those of the terms; NULL: those of the terms, as at first. */
+CF_API int cf_step_fields(cf_step *step, int32_t n_systems, const double *fields,
+                          const int32_t *directions);
 
 /* A sum over k of the host's own, such as a fast Fourier transform: for the periodic system and the
  * term, potentials [n][n_q] = K q without norm and self terms; and it adds to forces [n][3] and virial

@@ -291,11 +291,13 @@ void open_sum(const EwaldSpec& spec, int n_threads, int64_t n, int n_q, const do
     for (int a = 0; a < 9; ++a) virial[a] += weight * spec.norm * strain[9 * i + a];
 }
 
-// Field and neutrality penalty are added to every channel, hence n_q times to the total.
-void extras(const EwaldSpec& spec, int64_t n, int n_q, const double* q, const double* r,
+// Field and neutrality penalty are added to every entry of a result: to each channel of a periodic
+// system, and to the one entry of an open system, which here is shared among the channels.
+void extras(const EwaldSpec& spec, int64_t n, int n_q, const double* q, const double* r, bool periodic,
             double weight, double* energies, double* slopes, double* forces, double* virial) {
+  const double share = periodic ? 1.0 : 1.0 / n_q;
   if (spec.field != 0.0 && spec.exponent == 1) {
-    const double f = spec.field * std::sqrt(spec.norm / UNIT2);
+    const double f = share * spec.field * std::sqrt(spec.norm / UNIT2);
     const int x = spec.field_direction;
     for (int64_t i = 0; i < n; ++i) {
       double total = 0.0;
@@ -318,8 +320,8 @@ void extras(const EwaldSpec& spec, int64_t n, int n_q, const double* q, const do
     for (int64_t i = 0; i < n * n_q; ++i) mean += q[i];
     mean /= static_cast<double>(n * n_q);
     for (int64_t i = 0; i < n * n_q; ++i) {
-      energies[i] += spec.neutral_lambda * mean * mean / n;
-      slopes[i] += 2.0 * spec.neutral_lambda * mean / n;
+      energies[i] += share * spec.neutral_lambda * mean * mean / n;
+      slopes[i] += share * 2.0 * spec.neutral_lambda * mean / n;
     }
   }
 }
@@ -353,7 +355,7 @@ void ewald_complete(const EwaldSpec& spec, int64_t n, int n_q, const double* q, 
                     bool periodic, double weight, double* energies, double* slopes, double* forces,
                     double* virial) {
   ewald_finish(spec, n, n_q, q, periodic, energies, slopes);
-  extras(spec, n, n_q, q, r, weight, energies, slopes, forces, virial);
+  extras(spec, n, n_q, q, r, periodic, weight, energies, slopes, forces, virial);
 }
 
 EwaldStatus ewald_evaluate(const EwaldSpec& spec, EwaldWork& work, int64_t n, int n_q,

@@ -1,8 +1,13 @@
 #include "json.h"
 
+#include <algorithm>
+#include <charconv>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
+#ifndef __cpp_lib_to_chars  // of numbers with a point, which come late to some libraries
+#include <locale>
+#include <sstream>
+#endif
 
 namespace cace_fast {
 
@@ -74,7 +79,10 @@ class JsonReader {
     const char c = text_[at_++];
     if (c == 'u') {  // names that the engine compares are ASCII; others only have to be skipped
       if (at_ + 4 > text_.size()) fail("escape ends early");
-      const long code = std::strtol(text_.substr(at_, 4).c_str(), nullptr, 16);
+      unsigned code = 0;
+      const char* first = text_.data() + at_;
+      const auto [stop, error] = std::from_chars(first, first + 4, code, 16);
+      if (error != std::errc() || stop != first + 4) fail("unknown escape");
       out += code < 128 ? static_cast<char>(code) : '?';
       at_ += 4;
       return;
@@ -104,13 +112,21 @@ class JsonReader {
     return value;
   }
 
+  // The decimal point is a point whatever the locale of the process: strtod and streams would ask it.
   void read_number(Json& value) {
-    const char* start = text_.c_str() + at_;
-    char* end = nullptr;
+    const size_t end = std::min(text_.find_first_not_of("+-.0123456789eE", at_), text_.size());
     value.kind_ = Json::number;
-    value.number_ = std::strtod(start, &end);
-    if (end == start || !std::isfinite(value.number_)) fail("not a number");
-    at_ += static_cast<size_t>(end - start);
+#ifdef __cpp_lib_to_chars
+    const char *first = text_.data() + at_, *last = text_.data() + end;
+    const auto [stop, error] = std::from_chars(first, last, value.number_);
+    const bool good = error == std::errc() && stop == last;
+#else
+    std::istringstream in(text_.substr(at_, end - at_));
+    in.imbue(std::locale::classic());
+    const bool good = bool(in >> value.number_) && in.peek() == std::istringstream::traits_type::eof();
+#endif
+    if (!good || !std::isfinite(value.number_)) fail("not a number");
+    at_ = end;
   }
 
   void read_array(Json& value, int depth) {

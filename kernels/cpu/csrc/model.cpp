@@ -1,9 +1,9 @@
 #include "model.h"
 
+#include "heads.h"
+
 namespace cace_fast {
 namespace {
-
-using Tensors = std::map<std::string, Numbers>;
 
 Numbers tensor(const Tensors& tensors, const std::string& name, size_t size) {
   const auto found = tensors.find(name);
@@ -32,6 +32,7 @@ Kind choose(const std::string& name, const char* what, const std::map<std::strin
 void read_radial(Model& m, const Json& rep, const Tensors& tensors) {
   const Json &radial = rep.at("radial"), &cut = rep.at("cutoff_function");
   m.n_b = radial.at("n_rbf").integer();
+  if (m.n_b < 1 || m.n_b > kMaxRadial) throw JsonError("specification: n_rbf out of range");
   m.radial_prefactor = radial.at("prefactor").real();
   m.radial_kind = choose<RadialKind>(radial.at("kind").text(), "radial basis",
                                      {{"bessel", RadialKind::bessel},
@@ -63,6 +64,7 @@ Step read_step(const Model& m, const Json& spec, int t, const Tensors& tensors) 
   step.memory = spec.at("memory").truth();
   step.ar = spec.at("ar").truth();
   step.bchi = !spec.at("bchi").is_null();
+  if (!step.memory && !step.ar && !step.bchi) throw JsonError("specification: a step without a message");
   if (step.memory) step.memory_weight = by_degree(tensors, prefix + ".memory", m.l_max, mixed);
   if (step.ar) {
     step.ar_prefactor = by_degree(tensors, prefix + ".ar.prefactor", m.l_max, mixed);
@@ -72,34 +74,14 @@ Step read_step(const Model& m, const Json& spec, int t, const Tensors& tensors) 
     const Json& bchi = spec.at("bchi");
     step.shared_l = bchi.at("shared_l").truth();
     step.shared_channels = bchi.at("shared_channels").truth();
-    step.net = make_net(bchi.at("mlp"), false, prefix + ".bchi", tensors);
+    NetProgram program(m.n_features(), 0);
+    const Input input = {{Columns::features, 0, m.n_features()}};
+    step.net = program.finish(add_network(program, bchi.at("mlp"), false, prefix + ".bchi", tensors, input));
     const int n_w = (step.shared_l ? 1 : m.l_max + 1) * (step.shared_channels ? 1 : m.c);
     if (step.net.n_in != m.n_features() || step.net.n_out() != n_w)
       throw JsonError("specification: Bchi network of another size");
   }
   return step;
-}
-
-Head read_head(const Model& m, const Json& spec, const cf_head& info, const Tensors& tensors) {
-  const auto& subs = spec.at("submodels").items();
-  if (info.submodel < 0 || size_t(info.submodel) >= subs.size())
-    throw JsonError("heads: no sub-model " + std::to_string(info.submodel));
-  const auto& modules = subs[info.submodel].at("modules").items();
-  if (info.module < 0 || size_t(info.module) >= modules.size() ||
-      modules[info.module].at("type").text() != "Readout")
-    throw JsonError("heads: module " + std::to_string(info.module) + " is not a read-out");
-  const Json& module = modules[info.module];
-  Head head;
-  head.info = info;
-  head.net = make_net(module.at("mlp"), module.at("linear").truth(),
-                      "outputs." + std::to_string(info.submodel) + "." +
-                          std::to_string(info.module),
-                      tensors);
-  head.n_extra = head.net.n_in - m.n_features() * m.stages;
-  if (head.n_extra < 0 || info.extra_before < 0 || info.extra_before > head.n_extra ||
-      info.energy_column >= head.net.n_out() || info.energy_column < -1)
-    throw JsonError("heads: sizes of read-out " + std::to_string(info.module) + " do not fit");
-  return head;
 }
 
 }  // namespace
@@ -125,15 +107,19 @@ Model make_model(const std::string& spec_json, const Tensors& tensors,
   Model m;
   m.n_z = int(rep.at("elements").items().size());
   m.k = rep.at("n_embedding").integer();
-  m.c = m.k * m.k;
   m.r = rep.at("n_radial").integer();
   m.l_max = rep.at("l_max").integer();
   m.nu_max = rep.at("nu_max").integer();
   if (m.l_max < 0 || m.l_max > 6 || m.nu_max < 1 || m.nu_max > 4 || m.k < 1 || m.r < 1)
     throw JsonError("specification: l_max, nu_max, n_embedding or n_radial out of range");
   if (m.k > kMaxEmbedding) throw Unsupported("n_embedding above 16");
+  m.c = m.k * m.k;
   m.n_a = n_monomials(m.l_max);
   m.n_inv = n_invariants(m.l_max, m.nu_max);
+  const auto& steps = rep.at("steps").items();
+  if (int64_t(steps.size()) > kMaxSteps ||
+      int64_t(m.r) * m.n_inv * m.c * int64_t(steps.size() + 1) > kMaxFeatures)
+    throw JsonError("specification: more message steps, or features of an atom, than can be counted");
   m.cutoff = rep.at("cutoff").real();
   m.mp_norm = rep.at("mp_norm_factor").real();
   read_radial(m, rep, tensors);
@@ -142,7 +128,6 @@ Model make_model(const std::string& spec_json, const Tensors& tensors,
   m.h_r = rep.at("shared_embedding").truth() ? m.h_s
                                              : tensor(tensors, "embedding.receiver", embedding);
   m.mixing = by_degree(tensors, "mixing", m.l_max, size_t(m.n_b) * m.r * m.c);
-  const auto& steps = rep.at("steps").items();
   m.stages = int(steps.size()) + 1;
   for (size_t t = 0; t < steps.size(); ++t)
     m.steps.push_back(read_step(m, steps[t], int(t), tensors));

@@ -30,7 +30,7 @@ struct Affine {
   Numbers w, b;
 };
 
-// A network as straight-line code over values.  The first values are the roots: affine maps of the
+// Networks as straight-line code over values.  The first values are the roots: affine maps of the
 // features, which all networks of a model compute together in one product.
 struct Net {
   enum Kind { affine, activate, scale, add };
@@ -38,8 +38,8 @@ struct Net {
     Kind kind;
     int to, from, other;  // values; `other` is the second summand of add
     int layer;            // index into layers, for affine and scale
+    Activation activation;
   };
-  Activation activation = Activation::silu;
   int n_in = 0;
   std::vector<Affine> roots, layers;
   std::vector<int> sizes;  // of each value, roots first
@@ -93,11 +93,9 @@ struct ModelFile {
 };
 ModelFile read_model_file(const std::string& path);
 
-// Build the code of a network whose tensors are called "<prefix>.layers.*" and so on.
-Net make_net(const Json& mlp, bool linear, const std::string& prefix,
-             const std::map<std::string, Numbers>& tensors);
-
 constexpr int kMaxEmbedding = 16;  // kernels keep so many vectors on the stack
+// As in cace_fast/spec/representation.py: products of these are counted in int.
+constexpr int64_t kMaxSteps = 100, kMaxFeatures = 1000000, kMaxRadial = 100000;
 
 int n_monomials(int l_max);
 int n_invariants(int l_max, int nu_max);

@@ -1,24 +1,20 @@
 // Networks: from layers, norms and skips to the straight-line code of Net.
 #include <cmath>
+#include <utility>
 
-#include "model.h"
+#include "heads.h"
 
 namespace cace_fast {
 namespace {
 
 constexpr double kNormEps = 1e-5;
 
+// The layers of one network, as parts of a Net.
 class NetBuilder {
  public:
-  NetBuilder(const std::string& prefix, const std::map<std::string, Numbers>& tensors)
-      : prefix_(prefix), tensors_(tensors) {}
-
-  Net net;
-
-  const Numbers* find(const std::string& name) const {
-    const auto found = tensors_.find(prefix_ + name);
-    return found == tensors_.end() ? nullptr : &found->second;
-  }
+  NetBuilder(NetProgram& program, const Input& input, Activation activation, const std::string& prefix,
+             const Tensors& tensors)
+      : program_(program), input_(input), activation_(activation), prefix_(prefix), tensors_(tensors) {}
 
   Affine load(const std::string& name, int out, int in) const {
     const Numbers* w = find(name + ".weight");
@@ -26,22 +22,6 @@ class NetBuilder {
     if (!w || w->size() != size_t(out) * in || (b && b->size() != size_t(out)))
       throw JsonError("tensor '" + prefix_ + name + ".weight': missing or of another size");
     return {out, in, *w, b ? *b : Numbers(out, 0.0)};
-  }
-
-  // Batch normalisation with stored statistics is an elementwise s x + b; empty without one.
-  Affine norm(const std::string& name, int size) const {
-    Affine scale{0, 0, {}, {}};
-    const Numbers* mean = find(name + ".norm.mean");
-    if (!mean) return scale;
-    const Numbers *variance = find(name + ".norm.variance"), *w = find(name + ".norm.weight"),
-                  *b = find(name + ".norm.bias");
-    if (!variance || !w || !b) throw JsonError("tensor '" + prefix_ + name + ".norm': incomplete");
-    scale = {size, size, Numbers(size), Numbers(size)};
-    for (int i = 0; i < size; ++i) {
-      scale.w[i] = w->at(i) / std::sqrt(variance->at(i) + kNormEps);
-      scale.b[i] = b->at(i) - mean->at(i) * scale.w[i];
-    }
-    return scale;
   }
 
   // An affine map with the norm that follows it directly folded in.
@@ -56,34 +36,46 @@ class NetBuilder {
     return a;
   }
 
-  int root(Affine a) {
-    net.sizes.push_back(a.out);
-    net.roots.push_back(std::move(a));
-    return int(net.sizes.size()) - 1;
-  }
-
-  int apply(Net::Kind kind, int from, int other, Affine layer) {
-    const int size = kind == Net::affine ? layer.out : net.sizes[from];
-    const bool has = kind == Net::affine || kind == Net::scale;
-    const int to = int(net.sizes.size()), at = has ? int(net.layers.size()) : -1;
-    net.ops.push_back({kind, to, from, other, at});
-    if (has) net.layers.push_back(std::move(layer));
-    net.sizes.push_back(size);
-    return int(net.sizes.size()) - 1;
-  }
-
-  int activate(int x) { return apply(Net::activate, x, -1, {}); }
-  int affine(int x, Affine a) { return apply(Net::affine, x, -1, std::move(a)); }
-  int sum(int x, int y) { return apply(Net::add, x, y, {}); }
+  int first(const Affine& a) { return program_.take(a, input_); }
+  int activate(int x) { return program_.activate(x, activation_); }
+  int affine(int x, Affine a) { return program_.affine(x, std::move(a)); }
+  int sum(int x, int y) { return program_.sum(x, y); }
 
   int normed(int x, const std::string& name) {
-    Affine s = norm(name, net.sizes[x]);
-    return s.out ? apply(Net::scale, x, -1, std::move(s)) : x;
+    Affine s = norm(name, program_.size(x));
+    return s.out ? program_.scale(x, std::move(s)) : x;
   }
 
  private:
+  const Numbers* find(const std::string& name) const {
+    const auto found = tensors_.find(prefix_ + name);
+    return found == tensors_.end() ? nullptr : &found->second;
+  }
+
+  // Batch normalisation with stored statistics is an elementwise s x + b; empty without one.
+  Affine norm(const std::string& name, int size) const {
+    Affine scale{0, 0, {}, {}};
+    const Numbers* mean = find(name + ".norm.mean");
+    if (!mean) return scale;
+    const Numbers *variance = find(name + ".norm.variance"), *w = find(name + ".norm.weight"),
+                  *b = find(name + ".norm.bias");
+    if (!variance || !w || !b) throw JsonError("tensor '" + prefix_ + name + ".norm': incomplete");
+    for (const Numbers* each : {mean, variance, w, b})
+      if (each->size() != size_t(size))
+        throw JsonError("tensor '" + prefix_ + name + ".norm': of another size");
+    scale = {size, size, Numbers(size), Numbers(size)};
+    for (int i = 0; i < size; ++i) {
+      scale.w[i] = w->at(i) / std::sqrt(variance->at(i) + kNormEps);
+      scale.b[i] = b->at(i) - mean->at(i) * scale.w[i];
+    }
+    return scale;
+  }
+
+  NetProgram& program_;
+  const Input& input_;
+  const Activation activation_;
   const std::string prefix_;
-  const std::map<std::string, Numbers>& tensors_;
+  const Tensors& tensors_;
 };
 
 Affine identity(int n) {
@@ -94,8 +86,8 @@ Affine identity(int n) {
 
 std::string layer(int k) { return ".layers." + std::to_string(k); }
 
-// Layers one after the other; all roots must come before the first op (see Net).
-int plain(NetBuilder& b, const std::vector<int>& widths, int linear_root, int first) {
+// Layers one after the other.
+int plain(NetBuilder& b, const std::vector<int>& widths, int linear, int first) {
   const int last = int(widths.size()) - 2;
   int x = first;
   for (int k = 1; k <= last; ++k) {
@@ -103,10 +95,10 @@ int plain(NetBuilder& b, const std::vector<int>& widths, int linear_root, int fi
     x = b.affine(x, k < last ? b.folded(layer(k), widths[k + 1], widths[k])
                              : b.load(layer(k), widths[k + 1], widths[k]));
   }
-  return linear_root < 0 ? x : b.sum(x, linear_root);
+  return linear < 0 ? x : b.sum(x, linear);
 }
 
-int residual(NetBuilder& b, const std::vector<int>& widths, bool batch_norm, int linear_root,
+int residual(NetBuilder& b, const std::vector<int>& widths, bool batch_norm, int linear,
              int first, int first_skip) {
   const int n_layers = int(widths.size()) - 1;
   int x = first;
@@ -123,7 +115,7 @@ int residual(NetBuilder& b, const std::vector<int>& widths, bool batch_norm, int
     x = b.sum(x, skip);
   }
   x = b.affine(x, b.load(layer(n_layers - 1), widths[n_layers], widths[n_layers - 1]));
-  return linear_root < 0 ? x : b.sum(x, linear_root);
+  return linear < 0 ? x : b.sum(x, linear);
 }
 
 Activation activation_named(const std::string& name) {
@@ -138,6 +130,17 @@ Activation activation_named(const std::string& name) {
   return found->second;
 }
 
+std::vector<int> widths_of(const Json& mlp, bool residual) {
+  std::vector<int> widths;
+  for (const Json& w : mlp.at("widths").items()) widths.push_back(w.integer());
+  const size_t n = widths.size();
+  if (n < 2 || (residual && (n < 4 || n % 2 != 0)))
+    throw JsonError("specification: MLP.widths has too few entries");
+  for (int w : widths)
+    if (w < 1) throw JsonError("specification: MLP.widths has an entry below 1");
+  return widths;
+}
+
 }  // namespace
 
 int Net::n_root_rows() const {
@@ -146,29 +149,86 @@ int Net::n_root_rows() const {
   return rows;
 }
 
-Net make_net(const Json& mlp, bool linear, const std::string& prefix,
-             const std::map<std::string, Numbers>& tensors) {
-  NetBuilder b(prefix, tensors);
-  std::vector<int> widths;
-  for (const Json& w : mlp.at("widths").items()) widths.push_back(w.integer());
-  if (widths.size() < 2) throw JsonError("specification: MLP.widths has fewer than two entries");
-  b.net.activation = activation_named(mlp.at("activation").text());
-  b.net.n_in = widths[0];
+int NetProgram::take(const Affine& a, const Input& input) {
+  Affine root{a.out, n_in_, Numbers(size_t(a.out) * n_in_, 0.0), a.b};
+  std::vector<std::pair<int, Affine>> others;
+  int column = 0;
+  for (const Columns& c : input) {
+    if (column + c.width > a.in) break;
+    const bool own = c.kind == Columns::outputs;
+    const int first = c.kind == Columns::extra ? n_features_ + c.first : 0;
+    Affine part{a.out, c.width, Numbers(own ? size_t(a.out) * c.width : 0, 0.0), Numbers(a.out, 0.0)};
+    for (int i = 0; i < a.out; ++i)
+      for (int j = 0; j < c.width; ++j) {
+        const double w = a.w[size_t(i) * a.in + column + j];
+        if (own) part.w[size_t(i) * c.width + j] = w;
+        else root.w[size_t(i) * n_in_ + first + j] += w;  // what is taken twice counts twice
+      }
+    if (own) others.emplace_back(c.first, std::move(part));
+    column += c.width;
+  }
+  if (column != a.in) throw JsonError("specification: a network does not have the width of its inputs");
+  sizes_.push_back(a.out);
+  order_.push_back(-1 - int(net_.roots.size()));
+  net_.roots.push_back(std::move(root));
+  int x = int(sizes_.size()) - 1;
+  for (auto& [value, part] : others) x = sum(x, affine(value, std::move(part)));
+  return x;
+}
+
+int NetProgram::pass(const Columns& columns) {
+  return columns.kind == Columns::outputs ? columns.first : take(identity(columns.width), {columns});
+}
+
+int NetProgram::apply(Net::Kind kind, int from, int other, Affine layer, Activation activation) {
+  const int size = kind == Net::affine ? layer.out : sizes_[from];
+  const bool has = kind == Net::affine || kind == Net::scale;
+  const int to = int(sizes_.size()), at = has ? int(net_.layers.size()) : -1;
+  if ((kind == Net::affine && layer.in != sizes_[from]) || (kind == Net::add && sizes_[other] != size))
+    throw JsonError("specification: a network's parts are of different widths");
+  order_.push_back(int(net_.ops.size()));
+  net_.ops.push_back({kind, to, from, other, at, activation});
+  if (has) net_.layers.push_back(std::move(layer));
+  sizes_.push_back(size);
+  return to;
+}
+
+// Values were numbered as they came; a Net has the roots first.
+Net NetProgram::finish(int output) {
+  const int n_roots = int(net_.roots.size());
+  std::vector<int> place(sizes_.size());
+  net_.sizes.assign(sizes_.size(), 0);
+  for (size_t v = 0; v < sizes_.size(); ++v) {
+    place[v] = order_[v] < 0 ? -1 - order_[v] : n_roots + order_[v];
+    net_.sizes[place[v]] = sizes_[v];
+  }
+  for (Net::Op& op : net_.ops) {
+    op.to = place[op.to];
+    op.from = place[op.from];
+    if (op.other >= 0) op.other = place[op.other];
+  }
+  net_.n_in = n_in_;
+  net_.output = place[output];
+  return std::move(net_);
+}
+
+int add_network(NetProgram& program, const Json& mlp, bool linear, const std::string& prefix,
+                const Tensors& tensors, const Input& input) {
   const bool is_residual = mlp.at("residual").truth(), norm = mlp.at("batch_norm").truth();
+  const std::vector<int> widths = widths_of(mlp, is_residual);
+  NetBuilder b(program, input, activation_named(mlp.at("activation").text()), prefix, tensors);
   const bool single = widths.size() == 2;
   int first, skip = -1;
   if (is_residual) {
     const int in = widths[0], out = widths[2];
-    first = b.root(b.load(layer(0), out, in));
-    skip = b.root(in == out ? identity(in) : b.folded(".skips.0", out, in));
+    first = b.first(b.load(layer(0), out, in));
+    skip = b.first(in == out ? identity(in) : b.folded(".skips.0", out, in));
   } else {
-    first = b.root(single ? b.load(layer(0), widths[1], widths[0])
-                          : b.folded(layer(0), widths[1], widths[0]));
+    first = b.first(single ? b.load(layer(0), widths[1], widths[0])
+                           : b.folded(layer(0), widths[1], widths[0]));
   }
-  const int linear_root = linear ? b.root(b.folded(".linear", widths.back(), widths[0])) : -1;
-  b.net.output = is_residual ? residual(b, widths, norm, linear_root, first, skip)
-                             : plain(b, widths, linear_root, first);
-  return b.net;
+  const int beside = linear ? b.first(b.folded(".linear", widths.back(), widths[0])) : -1;
+  return is_residual ? residual(b, widths, norm, beside, first, skip) : plain(b, widths, beside, first);
 }
 
 }  // namespace cace_fast

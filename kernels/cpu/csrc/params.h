@@ -100,8 +100,7 @@ struct Stack {
       for (const Affine& root : head.net.roots)
         for (int i = 0; i < root.out; ++i)
           for (int f = 0; f < n_f; ++f)
-            *to++ = root.w[size_t(i) * root.in + head.info.extra_before +
-                           size_t(feature(m, f)) * m.stages + t];
+            *to++ = root.w[size_t(i) * root.in + size_t(feature(m, f)) * m.stages + t];
     if (message)
       for (const Affine& root : m.steps[t].net.roots)
         for (int i = 0; i < root.out; ++i)

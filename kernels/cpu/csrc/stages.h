@@ -111,8 +111,7 @@ void EngineOf<T>::start_rows(const Block& block, V* rows) const {
       for (int i = 0; i < root.out; ++i, ++row) {
         rows[row] = V{};
         for (int x = 0; x < head.n_extra; ++x) {
-          const int column = x < head.info.extra_before ? x : root.in - head.n_extra + x;
-          const T w = T(root.w[size_t(i) * root.in + column]);
+          const T w = T(root.w[size_t(i) * root.in + root.in - head.n_extra + x]);
           for (int lane = 0; lane < block.n_lanes; ++lane)
             rows[row][lane] += w * T(frame_.extras[h][(block.first + lane) * head.n_extra + x]);
         }

@@ -33,6 +33,9 @@ struct cf_step {
     cace_fast::EwaldSlab slab;  // of a system that the host sums
   };
   std::vector<Term> terms;
+  // of every term and system: external field and its direction; empty: those of the terms
+  std::vector<double> fields;
+  std::vector<int32_t> directions;
   cf_host_sum host = nullptr;
   void* host_context = nullptr;
   cf_pairs pairs;

@@ -59,12 +59,21 @@ void add_part(cf_step& step, const cf_step::Term& term, const Part& part, const 
     }
 }
 
+// The Ewald sum of a term for system s, with the field of that system.
+EwaldSpec spec_of(const cf_step& step, size_t number, const cf_structures& in, int32_t s) {
+  EwaldSpec spec = step.terms[number].spec;
+  if (step.fields.empty()) return spec;
+  spec.field = step.fields[number * in.n_systems + s];
+  spec.field_direction = step.directions[number * in.n_systems + s];
+  return spec;
+}
+
 // Offers the periodic systems to the host, one after the other; those that it did are marked done.
 int by_host(cf_step& step, int32_t number, const cf_structures& in, const cf_step_result& out) {
   cf_step::Term& term = step.terms[number];
-  const EwaldSpec& spec = term.spec;
   for (int32_t s = 0; s < in.n_systems; ++s) {
     if (in.periodic[s] == 0) continue;
+    const EwaldSpec spec = spec_of(step, number, in, s);
     const Part part = part_of(step, term, in, out, s);
     const double *r = in.positions + 3 * part.first, *cell = in.cells + 9 * s;
     EwaldSlab& slab = term.slab;
@@ -89,7 +98,8 @@ int by_host(cf_step& step, int32_t number, const cf_structures& in, const cf_ste
 }
 
 // The systems that are left, by the sums of ewald.h.
-int by_library(cf_step& step, cf_step::Term& term, const cf_structures& in, const cf_step_result& out) {
+int by_library(cf_step& step, size_t number, const cf_structures& in, const cf_step_result& out) {
+  cf_step::Term& term = step.terms[number];
   const int threads = team_size(step.n_threads);
   const bool across = threads > 1 && in.n_systems >= 2 * threads;
   if (static_cast<int>(term.works.size()) < (across ? threads : 1)) term.works.resize(across ? threads : 1);
@@ -103,7 +113,7 @@ int by_library(cf_step& step, cf_step::Term& term, const cf_structures& in, cons
       EwaldWork& work = term.works[across ? omp_get_thread_num() : 0];
       const Part part = part_of(step, term, in, out, s);
       const EwaldStatus status = ewald_evaluate(
-          term.spec, work, part.n, term.count, part.q, in.positions + 3 * part.first, in.cells + 9 * s,
+          spec_of(step, number, in, s), work, part.n, term.count, part.q, in.positions + 3 * part.first, in.cells + 9 * s,
           in.periodic[s], term.weight, part.energies, part.slopes, part.forces, part.virial);
       worst = std::max(worst, static_cast<int>(status));
       add_part(step, term, part, out);
@@ -142,6 +152,8 @@ int ewald_check(const cf_ewald_spec& s, char* error) {
 }
 
 int long_range(cf_step& step, const cf_structures& in, const cf_step_result& out) {
+  if (!step.fields.empty() && step.fields.size() != step.terms.size() * in.n_systems)
+    return fail(step.error, CF_INVALID, "fields: one for each term and structure");
   for (size_t k = 0; k < step.terms.size(); ++k) {
     cf_step::Term& term = step.terms[k];
     const size_t size = static_cast<size_t>(in.n_atoms) * term.count;
@@ -150,7 +162,7 @@ int long_range(cf_step& step, const cf_structures& in, const cf_step_result& out
     step.done.assign(in.n_systems, 0);
     int code = CF_OK;
     if (step.host != nullptr) code = by_host(step, static_cast<int32_t>(k), in, out);
-    if (code == CF_OK) code = by_library(step, term, in, out);
+    if (code == CF_OK) code = by_library(step, k, in, out);
     if (code != CF_OK) return code;
   }
   return CF_OK;
@@ -220,6 +232,18 @@ void cf_ewald_slab(cf_ewald* ewald, double vacuum) { ewald->spec.slab_vacuum = v
 
 void cf_step_slab(cf_step* step, double vacuum) {
   for (cf_step::Term& term : step->terms) term.spec.slab_vacuum = vacuum;
+}
+
+int cf_step_fields(cf_step* step, int32_t n_systems, const double* fields, const int32_t* directions) {
+  return guarded(step->error, [&] {
+    const size_t size = fields == nullptr ? 0 : step->terms.size() * n_systems;
+    for (size_t i = 0; i < size; ++i)
+      if (directions[i] < 0 || directions[i] > 2)
+        return fail(step->error, CF_INVALID, "fields: directions 0, 1 or 2");
+    step->fields.assign(fields, fields + size);
+    step->directions.assign(directions, directions + size);
+    return int(CF_OK);
+  });
 }
 
 void cf_step_freeze(cf_step* step, const double* cell) {

@@ -105,7 +105,7 @@ class Tape {
       const int n = net_->sizes[op.to];
       if (op.kind == Net::activate) {
         for (int i = 0; i < n; ++i)
-          activate<T>(net_->activation, from[i], to[i], slopes[first_[op.to] + i]);
+          activate<T>(op.activation, from[i], to[i], slopes[first_[op.to] + i]);
       } else if (op.kind == Net::add) {
         const V* other = values + first_[op.other];
         for (int i = 0; i < n; ++i) to[i] = from[i] + other[i];
