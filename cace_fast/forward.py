@@ -237,7 +237,7 @@ def graph_of_dict(data: Mapping[str, Tensor], positions: Tensor, spec: ModelSpec
         shifts=shifts,
         inputs={key: _per_atom(data[key], batch, n) for key in names if key in data},
     )
-    return trim(graph, spec.representation.cutoff)
+    return trim(graph, spec.representation)
 
 
 def _unit_shifts(

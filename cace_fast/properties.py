@@ -148,6 +148,14 @@ def isolated_energies(energies: Mapping[int, float], numbers: NDArray[Any]) -> N
     return found
 
 
+def add_isolated(result: Result, isolated: NDArray[np.float64]) -> None:
+    """Add the energies of isolated atoms [n] to the energies of a result, in place."""
+    if "energy" in result:
+        result["energy"] += float(isolated.sum())
+    if "energies" in result:
+        result["energies"] = result["energies"] + isolated
+
+
 def to_numpy(tensor: Tensor) -> NDArray[np.float64]:
     """Return a tensor of any device and dtype as a float64 array."""
     return np.asarray(tensor.detach().cpu().numpy(), dtype=np.float64)

@@ -14,10 +14,10 @@ from cace_fast.errors import CaceFastError, InputError
 from cace_fast.graph import AtomicGraph, ModelOutput, same_memory
 from cace_fast.kernels.cpu import evaluator, library
 from cace_fast.kernels.cpu.long_range import HostSum
+from cace_fast.min_dist import MinDist, check_min_dist, too_close
 from cace_fast.reference import model
 from cace_fast.slab import require_fit
 from cace_fast.spec import EnergyTerm, Ewald, FixedCharge, ModelSpec, to_json
-from cace_fast.structures import too_close
 
 from .long_range import SLAB, LongRange
 from .plan import Plan, plan_of
@@ -102,12 +102,11 @@ class CpuEngine(ReferenceEngine):
         return self._evaluator.seconds()
 
     def evaluate(
-        self, graph: AtomicGraph, wanted: Collection[str] = (), *, min_dist: float | None = None
+        self, graph: AtomicGraph, wanted: Collection[str] = (), *, min_dist: MinDist = None
     ) -> ModelOutput:
         """Return energies and what else is ``wanted``; see :meth:`ReferenceEngine.evaluate`.
 
-        The graph may hold candidate pairs beyond the cutoff. ``min_dist`` is the shortest distance
-        allowed between two atoms in A.
+        The graph may hold candidate pairs beyond the cutoff.
         """
         self._plan.check()
         names = [name for name in ("forces", "virials") if name in wanted]
@@ -131,7 +130,7 @@ class CpuEngine(ReferenceEngine):
                     born = self._born(graph, latent, self._charge_gradients)
             except CaceFastError as error:
                 self._held = None
-                raise _explained(error, graph, min_dist) from None
+                raise _explained(error, graph) from None
         energies = torch.from_numpy(found.energies_sr + found.energies_lr)
         return ModelOutput(
             energy=model.by_system(energies, graph),
@@ -152,14 +151,14 @@ class CpuEngine(ReferenceEngine):
                 found = self._evaluator.features(structures, pairs, torch.get_num_threads())
             except CaceFastError as error:
                 self._held = None
-                raise _explained(error, graph, None) from None
+                raise _explained(error, graph) from None
         return torch.from_numpy(found).to(self._dtype)
 
     def _structures(
-        self, graph: AtomicGraph, min_dist: float | None, *, with_extras: bool = True
+        self, graph: AtomicGraph, min_dist: MinDist, *, with_extras: bool = True
     ) -> evaluator.Structures:
         positions = np.ascontiguousarray(graph.positions.detach().numpy(), dtype=np.float64)
-        distance = 0.0 if min_dist is None else float(min_dist)
+        distance = _in_library(min_dist)
         held = self._held
         if held is not None and _moved(held.graph, graph):
             return held.structures._replace(positions=positions, min_dist=distance)
@@ -239,11 +238,18 @@ def _moved(before: AtomicGraph, graph: AtomicGraph) -> bool:
     )
 
 
-def _explained(error: CaceFastError, graph: AtomicGraph, min_dist: float | None) -> CaceFastError:
+def _in_library(min_dist: MinDist) -> float:
+    """Return ``min_dist`` as ``cf_structures`` has it."""
+    check_min_dist(min_dist)
+    if isinstance(min_dist, str):
+        return 0.0
+    return -1.0 if min_dist is None or min_dist == 0.0 else float(min_dist)
+
+
+def _explained(error: CaceFastError, graph: AtomicGraph) -> CaceFastError:
     """Return the error in terms of the structure that a user gave."""
     if isinstance(error, library.TooCloseError):
-        assert min_dist is not None
-        return too_close(error.atoms, error.distance, min_dist)
+        return too_close(error.atoms, error.distance, error.allowed)
     if isinstance(error, library.NotFiniteError) and error.atom >= 0:
         if bool(torch.isfinite(graph.positions[error.atom]).all()):
             return CaceFastError(f"energy: not finite at atom {error.atom} ({error})")

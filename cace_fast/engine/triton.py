@@ -17,6 +17,7 @@ from cace_fast.errors import UnsupportedModelError
 from cace_fast.graph import AtomicGraph, ModelOutput
 from cace_fast.kernels import emulation
 from cace_fast.kernels.triton.host_neighbors import PairSearch, grid_of
+from cace_fast.min_dist import MinDist
 from cace_fast.spec import EnergyTerm, ModelSpec
 
 from .device_moving import MovingRun, grown, guessed
@@ -117,12 +118,11 @@ class TritonEngine(ReferenceEngine):
         return DeviceStep(self._kernels, capacity, search).n_bytes / n
 
     def evaluate(
-        self, graph: AtomicGraph, wanted: Collection[str] = (), *, min_dist: float | None = None
+        self, graph: AtomicGraph, wanted: Collection[str] = (), *, min_dist: MinDist = None
     ) -> ModelOutput:
         """Return energies and what else is ``wanted``; see :meth:`ReferenceEngine.evaluate`.
 
-        The graph may hold candidate pairs beyond the cutoff. ``min_dist`` is the shortest distance
-        allowed between two atoms in A.
+        The graph may hold candidate pairs beyond the cutoff.
         """
         self.check_wanted(wanted)
         run = self._graphs
@@ -198,7 +198,7 @@ class OnDevice:
             return self._run.pairs()
 
     def evaluate(
-        self, cell: Tensor | None, wanted: Collection[str], min_dist: float | None
+        self, cell: Tensor | None, wanted: Collection[str], min_dist: MinDist
     ) -> ModelOutput:
         """Return what is wanted of the positions as they stand, in a new cell if one is given."""
         self._engine.check_wanted(wanted)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import glob
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,21 +10,17 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.calculator import PropertyNotImplementedError as AseNotImplementedError
 from ase.stress import full_3x3_to_voigt_6_stress
-from torch import nn
 
-from cace_fast import checkpoint
 from cace_fast.committee import Committee
-from cace_fast.electric_field import FieldOfTime, OscillatingField, Vector, neutral, vector_of
+from cace_fast.electric_field import FieldOfTime, Vector, neutral, vector_of
 from cace_fast.engine import VerletList
 from cace_fast.errors import InputError, PropertyNotImplementedError
-from cace_fast.potential import MIN_DIST, Potential
+from cace_fast.min_dist import AUTO, MinDist, check_min_dist
+from cace_fast.potential import Potential
 from cace_fast.properties import CHARGE_UNIT, isolated_energies
-from cace_fast.reading import read_model
-from cace_fast.spec import Ewald, Forces, ModelSpec, Polarization, Readout, total_energy_key
 from cace_fast.structures import extra_inputs
-from cace_fast.weights import Weights
 
-Model = str | os.PathLike[str] | Potential | nn.Module
+from .keywords import Model, check_keys, field_of_time, models_of, potential_of
 
 
 class NotAvailableError(PropertyNotImplementedError, AseNotImplementedError):
@@ -83,7 +77,8 @@ class CACECalculator(Calculator):
     skin
         Verlet skin in A.
     min_dist
-        Shortest distance allowed between atoms in A; None allows any.
+        Shortest distance allowed between two atoms in A; ``"auto"``: 0.35 times the sum of their
+        covalent radii; None allows any.
     slab_vacuum
         Vacuum of slabs with charges in A (docs/slabs.md); None refuses them, and leaves a
         :class:`~cace_fast.Potential` that was given as it is.
@@ -128,7 +123,7 @@ class CACECalculator(Calculator):
         default_dtype: str = "float32",
         backend: str = "auto",
         skin: float = 1.0,
-        min_dist: float | None = MIN_DIST,
+        min_dist: MinDist = AUTO,
         slab_vacuum: float | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -136,17 +131,18 @@ class CACECalculator(Calculator):
             "device": device, "dtype": default_dtype, "backend": backend, "energy_key": energy_key,
             "output_index": output_index, "slab_vacuum": slab_vacuum,
         }  # fmt: skip
-        members = [_potential(model, options) for model in _models(model_path)]
+        members = [potential_of(model, options) for model in models_of(model_path)]
         self.potential = members[0] if len(members) == 1 else Committee(members)
         self.energy_unit, self.length_unit = float(energy_units_to_eV), float(length_units_to_A)
         self.charge_unit, self.compute_stress = float(charge_unit), compute_stress
+        check_min_dist(min_dist)
         self.keep_neutral, self.min_dist = keep_neutral, min_dist
         self.atomic_energies = {int(z): float(e) for z, e in (atomic_energies or {}).items()}
         spec = self.potential.spec
-        _check_keys(spec, energy_key, forces_key, charge_key)
+        check_keys(spec, energy_key, forces_key, charge_key)
         names = extra_inputs(spec)
         self._inputs = {n: (data_key or {}).get(n, n) for n in names}
-        self.field_of_time = _field_of_time(external_field, spec)
+        self.field_of_time = field_of_time(external_field, spec)
         self._field_unit, self.time, self.field_energy = float(electric_field_unit), 0.0, 0.0
         self.field: Vector | None = None
         sorts = isinstance(self.potential, Potential) and self.potential.sorts_pairs
@@ -287,101 +283,6 @@ class CACECalculator(Calculator):
                 forces = forces + results["born_effective_charges"] @ self.field
             results["forces"] = forces
         return results
-
-
-def _models(model_path: Model | Sequence[Model]) -> list[Model]:
-    if (
-        isinstance(model_path, str)
-        and glob.has_magic(model_path)
-        and not os.path.exists(model_path)
-    ):
-        found = sorted(glob.glob(model_path))
-        if not found:
-            raise FileNotFoundError(f"model_path: no file matches {model_path!r}")
-        return list(found)
-    if isinstance(model_path, str | os.PathLike | Potential | nn.Module):
-        return [model_path]
-    if not model_path:
-        raise InputError("model_path", "a model, or several", "an empty list")
-    return list(model_path)
-
-
-def _potential(model: Model, options: dict[str, Any]) -> Potential:
-    """Return the potential of one model; one that is a Potential keeps its own settings."""
-    if isinstance(model, Potential):
-        changed = {
-            name: options[name]
-            for name in ("energy_key", "output_index", "slab_vacuum")
-            if options[name] is not None
-        }
-        return model.changed(**changed) if changed else model
-    if isinstance(model, nn.Module):
-        spec, tensors = checkpoint.from_module(model)
-        snapshot = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-        return Potential(spec, Weights(spec, snapshot), **options)
-    return Potential(*read_model(model), **options)
-
-
-def _check_keys(
-    spec: ModelSpec, energy_key: str | None, forces_key: str | None, charge_key: str | None
-) -> None:
-    """Refuse keys that the file lacks, and forces of another energy than the one reported."""
-    if forces_key is not None:
-        reported = energy_key if energy_key is not None else total_energy_key(spec)
-        own = _energy_of_forces(spec, forces_key)
-        if reported not in own:
-            expected = f"forces of the energy {reported!r}"
-            got = f"{forces_key!r}, forces of {own[0]!r}" if own else f"unknown key {forces_key!r}"
-            raise InputError(
-                "forces_key", expected, got, "Pass energy_key and forces_key together."
-            )
-    if charge_key is not None:
-        keys = [
-            m.feature_key for sub in spec.submodels for m in sub.modules if isinstance(m, Ewald)
-        ]
-        per_atom = [
-            m.per_atom_key for sub in spec.submodels for m in sub.modules if isinstance(m, Readout)
-        ]
-        if charge_key not in [*keys, *per_atom]:
-            raise InputError("charge_key", f"one of {', '.join(keys) or 'none'}", repr(charge_key))
-
-
-def _energy_of_forces(spec: ModelSpec, forces_key: str) -> list[str]:
-    """Return the names of the energies whose gradient ``forces_key`` is."""
-    combination = spec.combination
-    if combination is not None and forces_key in combination.names:
-        of_first = dict(combination.keys[0])
-        own = _energy_of_forces_in(spec, 0, of_first[forces_key])
-        return [name for name in combination.names if of_first[name] in own]
-    found = []
-    for number in range(len(spec.submodels)):
-        found += _energy_of_forces_in(spec, number, forces_key)
-    return found
-
-
-def _energy_of_forces_in(spec: ModelSpec, number: int, forces_key: str) -> list[str]:
-    modules = spec.submodels[number].modules
-    return [m.energy_key for m in modules if isinstance(m, Forces) and m.forces_key == forces_key]
-
-
-def _field_of_time(
-    field: float | Sequence[float] | FieldOfTime | None, spec: ModelSpec
-) -> FieldOfTime | None:
-    """Return the electric field as a function of time."""
-    if field is None or callable(field):
-        return field
-    vector = field
-    if isinstance(field, int | float):
-        directions = {
-            m.output_index
-            for sub in spec.submodels
-            for m in sub.modules
-            if isinstance(m, Polarization) and m.output_index is not None
-        }
-        if len(directions) != 1:
-            raise InputError("external_field", "three numbers for this model", field)
-        vector = np.eye(3)[directions.pop()] * field
-    return OscillatingField(tuple(vector_of("external_field", vector).tolist()))
 
 
 def _lookup(atoms: Atoms | None, key: str) -> Any:
