@@ -120,6 +120,8 @@ class Potential:
             "long_range": how.method, "long_range_tolerance": how.tolerance, "k_set": how.k_set,
             "slab_vacuum": how.slab_vacuum,
         }  # fmt: skip
+        if "dtype" in options and how.tolerance == LongRange.of(self.dtype).tolerance:
+            own["long_range_tolerance"] = None  # the usual one, of the other precision then
         found = Potential(self.spec, self.weights, **(own | options))
         found.long_range.reference_cell = how.reference_cell
         return found

@@ -81,6 +81,15 @@ def volume(atoms: Atoms) -> float:
     return size
 
 
+def has_stress(atoms: Atoms) -> bool:
+    """Tell whether a structure is periodic enough to have a stress."""
+    try:
+        volume(atoms)
+    except PropertyNotImplementedError:
+        return False
+    return True
+
+
 def results_of(
     output: ModelOutput,
     graph: AtomicGraph,

@@ -11,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from cace_fast import checkpoint
+from cace_fast.committee import Committee
 from cace_fast.electric_field import FieldOfTime, OscillatingField, vector_of
 from cace_fast.errors import InputError
 from cace_fast.potential import Potential
@@ -19,6 +20,14 @@ from cace_fast.spec import Ewald, Forces, ModelSpec, Polarization, Readout, tota
 from cace_fast.weights import Weights
 
 Model = str | os.PathLike[str] | Potential | nn.Module
+OPTIONS = {  # keywords of the calculator that are a Potential's, and their names there
+    "device": "device",
+    "default_dtype": "dtype",
+    "backend": "backend",
+    "energy_key": "energy_key",
+    "output_index": "output_index",
+    "slab_vacuum": "slab_vacuum",
+}
 
 
 def models_of(model_path: Model | Sequence[Model]) -> list[Model]:
@@ -39,20 +48,43 @@ def models_of(model_path: Model | Sequence[Model]) -> list[Model]:
     return list(model_path)
 
 
-def potential_of(model: Model, options: dict[str, Any]) -> Potential:
-    """Return the potential of one model; one that is a Potential keeps its own settings."""
+def potential_of(model: Model, keywords: dict[str, Any]) -> Potential:
+    """Return the potential of one model.
+
+    One that is a Potential keeps its own settings, unless another than the default is asked for.
+    """
+    options = {OPTIONS[name]: value for name, value in keywords.items() if name in OPTIONS}
     if isinstance(model, Potential):
-        changed = {
-            name: options[name]
-            for name in ("energy_key", "output_index", "slab_vacuum")
-            if options[name] is not None
-        }
-        return model.changed(**changed) if changed else model
+        usual = {"device": "auto", "dtype": "float32", "backend": "auto"}
+        asked = {n: v for n, v in options.items() if v is not None and v != usual.get(n)}
+        return model.changed(**asked) if asked else model
     if isinstance(model, nn.Module):
         spec, tensors = checkpoint.from_module(model)
         snapshot = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         return Potential(spec, Weights(spec, snapshot), **options)
     return Potential(*read_model(model), **options)
+
+
+def settings_of(potential: Potential) -> dict[str, Any]:
+    """Return the keywords that say where and how a potential runs."""
+    dtype = str(potential.dtype).removeprefix("torch.")
+    return {
+        "device": str(potential.device), "default_dtype": dtype, "backend": potential.backend,
+    }  # fmt: skip
+
+
+def changed_potential(
+    potential: Potential | Committee, keywords: dict[str, Any]
+) -> Potential | Committee:
+    """Return a potential with new values of its own among the keywords; itself if there is none."""
+    options = {OPTIONS[name]: value for name, value in keywords.items() if name in OPTIONS}
+    if not options:
+        return potential
+    if "device" in options:  # the backend of the old one may not exist there
+        options = {"backend": "auto"} | options
+    if isinstance(potential, Potential):
+        return potential.changed(**options)
+    return Committee([member.changed(**options) for member in potential.members])
 
 
 def check_keys(
