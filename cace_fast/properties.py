@@ -71,7 +71,8 @@ def check_structure(properties: Sequence[str], atoms: Atoms) -> None:
 def volume(atoms: Atoms) -> float:
     """Return |det cell| in A^3 of a structure that is periodic in two or three directions."""
     pbc = np.asarray(atoms.pbc)
-    size = abs(float(np.linalg.det(np.asarray(atoms.cell[:], dtype=np.float64))))
+    with np.errstate(all="ignore"):  # cells of no use are refused by the search
+        size = abs(float(np.linalg.det(np.asarray(atoms.cell[:], dtype=np.float64))))
     if pbc.sum() < 2 or size == 0.0:
         raise PropertyNotImplementedError(
             "stress: defined for structures that are periodic in three directions, or in two with "
