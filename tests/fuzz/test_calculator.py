@@ -182,12 +182,15 @@ class Pair:
         self.calculator.set(**{name: value})
 
     def time(self, time: float) -> None:
-        """Set the clock; the next structure has the field of that time."""
-        self.calculator.time = time
-        self.move(0, 0, (0.01, 0.0, 0.0))
-        self.get(0, "energy")
-        if self.calculator.field_of_time is in_time:
-            np.testing.assert_array_equal(self.calculator.field, in_time(time))
+        """Set the clock twice; each next structure has the field of its time."""
+        if self.potential is CHARGED:
+            self.calculator.set(external_field=in_time)
+        for k, moment in enumerate((time, time + 1.5)):
+            self.calculator.time = moment
+            self.move(k, 0, (0.01, 0.0, 0.0))
+            self.get(k, "energy")
+            if self.potential is CHARGED:
+                np.testing.assert_array_equal(self.calculator.field, in_time(moment))
 
     def forget(self, how: str) -> None:
         getattr(self.calculator, how)()
