@@ -9,7 +9,7 @@ STAMP := $(if $(filter .venv/bin,$(BIN)),.venv/.installed)
 COMPILED := setup.py $(wildcard kernels/cpu/build.py kernels/cpu/generate.py kernels/cpu/csrc/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage lint format types floors wheel bench clean \
+.PHONY: help demo test fuzz coverage lint format types floors wheel bench clean \
   gpu-checks gpu-checks-full gpu-interpreted gpu-emulated gpu-table gpu-test gpu-bench
 
 help:  ## show this list
@@ -24,6 +24,9 @@ demo: $(STAMP)  ## heat a copper crystal with the shipped potential; prints and 
 
 test: $(STAMP)  ## run the tests
 	@$(BIN)/pytest $(ARGS)
+
+fuzz: $(STAMP)  ## the fuzzers with many random cases instead of the tests' few (some minutes)
+	@$(BIN)/pytest tests/fuzz --many $(ARGS)
 
 coverage: $(STAMP)  ## run the tests and list the lines that none of them reaches
 	@$(BIN)/pytest --cov $(ARGS)

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from .errors import InputError
 from .geometry import Floats
+from .min_dist import AUTO, MinDist
 from .neighbors import Edges, neighbor_list
-from .potential import MIN_DIST, Potential
+from .potential import USUAL, Names, Potential
 from .properties import Result
 from .structures import EdgeSource, is_atoms
 
@@ -46,12 +47,12 @@ class Committee:
         return max(member.cutoff for member in self.members)
 
     def compute(
-        self, atoms: Atoms | Sequence[Atoms], properties: Sequence[str] = ("energy", "forces")
+        self, atoms: Atoms | Sequence[Atoms], properties: Names = USUAL, *, min_dist: MinDist = AUTO
     ) -> Any:
         """Return means and spreads; see :meth:`cace_fast.Potential.compute`."""
         if is_atoms(atoms):
-            return self.evaluate([atoms], properties)[0]
-        return self.evaluate(list(atoms), properties)
+            return self.evaluate([atoms], properties, min_dist=min_dist)[0]
+        return self.evaluate(list(atoms), properties, min_dist=min_dist)
 
     def evaluate(
         self,
@@ -60,7 +61,7 @@ class Committee:
         *,
         edges: EdgeSource | None = None,
         inputs: Mapping[str, str] | None = None,
-        min_dist: float | None = MIN_DIST,
+        min_dist: MinDist = AUTO,
     ) -> list[Result]:
         """Return :meth:`compute` of every frame; see :meth:`cace_fast.Potential.evaluate`."""
         asked = list(dict.fromkeys(SPREADS.get(name, name) for name in properties))

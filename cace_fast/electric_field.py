@@ -84,12 +84,16 @@ def add_field(found: dict[str, Any], field: ArrayLike) -> None:
     """
     vector = vector_of("field", field)
     if "dipole" in found:
-        own = -float(found["dipole"] @ vector)
-        for name, share in (("energy", 1), ("energies", len(found["bec"]))):
-            if name in found:
-                found[name] = found[name] + own / share
+        add_field_energy(found, -float(found["dipole"] @ vector), len(found["bec"]))
     if "forces" in found:
         found["forces"] = found["forces"] + neutral(found["bec"]) @ vector
+
+
+def add_field_energy(found: dict[str, Any], energy: float, n_atoms: int) -> None:
+    """Add the energy of a field in place: to ``energies`` in equal shares for each atom."""
+    for name, share in (("energy", 1), ("free_energy", 1), ("energies", n_atoms)):
+        if name in found:
+            found[name] = found[name] + energy / share
 
 
 def neutral(born: Vector) -> Vector:

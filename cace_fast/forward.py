@@ -6,15 +6,15 @@ the reference, so the outputs are differentiable with respect to positions and w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
 
 from . import outputs
 from .engine import LongRange
-from .errors import InputError, UnsupportedModelError
-from .graph import AtomicGraph
+from .errors import CaceFastError, UnsupportedModelError
+from .input_dictionary import graph_of_dict, tensor_of
 from .outputs import Call, State
 from .process import ordinary, ordinary_tensor
 from .reference import model
@@ -33,9 +33,6 @@ from .spec import (
     SubModel,
     written_keys,
 )
-from .structures import extra_inputs, species_of, trim
-
-REQUIRED = ("positions", "atomic_numbers", "edge_index")
 
 
 class Forward:
@@ -72,7 +69,7 @@ class Forward:
         grad_mode = torch.is_grad_enabled()
         data = {k: ordinary_tensor(v) if isinstance(v, Tensor) else v for k, v in data.items()}
         with torch.enable_grad():
-            positions = _tensor(data, "positions")
+            positions = tensor_of(data, "positions")
             if not positions.requires_grad:
                 positions = positions.detach().requires_grad_(True)
             graph = graph_of_dict(data, positions, self.spec)
@@ -86,8 +83,8 @@ class Forward:
             for number, sub in enumerate(self.spec.submodels):
                 state = State(moved, feats, positions, strain, call)
                 results.append(self._run(number, sub, state, like_upstream))
+                _check_finite(results[-1], without=_forces_stress(sub))
             out = self._combine(results, like_upstream)
-        check_finite_outputs(out)
         return out if grad_mode else {key: value.detach() for key, value in out.items()}
 
     def _wants_stress(self, asked: bool | None, like_upstream: bool) -> bool:
@@ -184,72 +181,12 @@ class Forward:
         values[module.output_key] = total.to(y.dtype)
 
 
-def graph_of_dict(data: Mapping[str, Tensor], positions: Tensor, spec: ModelSpec) -> AtomicGraph:
-    """Return the graph of upstream's input dictionary (docs/conventions.md, "Input dictionary").
-
-    A structure is open where its cell is zero and periodic where it is not singular.
-    """
-    for key in REQUIRED:
-        _tensor(data, key)
-    device, n = positions.device, positions.shape[0]
-    batch = data.get("batch")
-    batch = torch.zeros(n, dtype=torch.int64, device=device) if batch is None else batch
-    ptr = data.get("ptr")
-    n_systems = len(ptr) - 1 if ptr is not None else int(batch.max()) + 1 if n else 1
-    raw = data.get("cell")
-    cell = torch.zeros(n_systems, 3, 3) if raw is None else raw.detach()
-    if cell.numel() != 9 * n_systems:
-        raise InputError("data['cell']", f"{n_systems} cells of 3 x 3", tuple(cell.shape))
-    cell = cell.to(device, torch.float64).reshape(n_systems, 3, 3)
-    volume = torch.linalg.det(cell).abs()
-    open_ = (cell == 0).flatten(1).all(1)
-    if bool((~open_ & ~(volume > 0)).any()):
-        raise InputError("data['cell']", "zero or three independent vectors", cell.tolist())
-    senders, receivers = data["edge_index"][0], data["edge_index"][1]
-    shifts = _unit_shifts(data, cell, batch, receivers, open_)
-    if len(receivers) and not bool((receivers[1:] >= receivers[:-1]).all()):
-        order = torch.argsort(receivers, stable=True)
-        senders, receivers, shifts = senders[order], receivers[order], shifts[order]
-    names = {*extra_inputs(spec), *spec.representation.forward_features}
-    species = species_of(data["atomic_numbers"].cpu().numpy(), spec.representation)
-    graph = AtomicGraph(
-        positions=positions.to(torch.float64),
-        species=torch.from_numpy(species).to(device),
-        cell=cell,
-        pbc=(~open_)[:, None].expand(-1, 3),
-        batch=batch,
-        senders=senders,
-        receivers=receivers,
-        shifts=shifts,
-        inputs={key: _per_atom(data[key], batch, n) for key in names if key in data},
-    )
-    return trim(graph, spec.representation.cutoff)
-
-
-def _unit_shifts(
-    data: Mapping[str, Tensor], cell: Tensor, batch: Tensor, receivers: Tensor, open_: Tensor
-) -> Tensor:
-    """Return integer shifts, from ``unit_shifts`` or from the Cartesian ``shifts``."""
-    if "unit_shifts" in data:
-        return data["unit_shifts"].detach().round().to(cell.device, torch.int64)
-    if "shifts" not in data:
-        raise InputError("data['shifts']", "shifts or unit_shifts for each edge", "neither")
-    full = torch.where(
-        open_[:, None, None], torch.eye(3, dtype=cell.dtype, device=cell.device), cell
-    )
-    inverse = torch.linalg.inv(full)[batch[receivers]]
-    return torch.einsum("ex,exk->ek", data["shifts"].detach().to(cell), inverse).round().long()
-
-
-def _per_atom(value: Tensor, batch: Tensor, n: int) -> Tensor:
-    """Return an input with one row for each atom; one number for each structure is spread."""
-    return value if value.dim() and len(value) == n else value.reshape(-1)[batch]
-
-
-def _tensor(data: Mapping[str, Tensor], key: str) -> Tensor:
-    if key not in data or not isinstance(data[key], Tensor):
-        raise InputError(f"data[{key!r}]", "a tensor", type(data.get(key)).__name__)
-    return data[key]
+def _check_finite(found: Mapping[str, Tensor], without: Collection[str]) -> None:
+    """Raise CaceFastError for outputs that are not finite; ``without`` stress: an open one is NaN."""
+    for key, value in found.items():
+        if key not in without and not bool(torch.isfinite(value.detach().sum())):
+            if not bool(torch.isfinite(value).all()):
+                raise CaceFastError(f"{key}: not finite")
 
 
 def _stress_keys(sub: SubModel) -> tuple[str, ...]:

@@ -24,10 +24,12 @@ from .engine import (
 from .errors import InputError, PropertyNotImplementedError
 from .forward import Forward
 from .graph import AtomicGraph, join
+from .min_dist import AUTO, MinDist
 from .neighbors import neighbor_list
 from .process import ordinary
 from .properties import (
     Result,
+    add_isolated,
     check_names,
     check_structure,
     isolated_energies,
@@ -43,7 +45,9 @@ from .weights import Weights
 if TYPE_CHECKING:
     from ase import Atoms
 
-MIN_DIST = 0.05
+Names = Sequence[str]
+Frames = Sequence["Atoms"]
+USUAL = ("energy", "forces")
 # evaluated together: enough to fill the machine, few enough for the caches and for bounded memory
 BATCH_EDGES, BATCH_ATOMS = 200_000, 2_000
 
@@ -117,6 +121,8 @@ class Potential:
             "long_range": how.method, "long_range_tolerance": how.tolerance, "k_set": how.k_set,
             "slab_vacuum": how.slab_vacuum,
         }  # fmt: skip
+        if "dtype" in options and how.tolerance == LongRange.of(self.dtype).tolerance:
+            own["long_range_tolerance"] = None  # the usual one, of the other precision then
         found = Potential(self.spec, self.weights, **(own | options))
         found.long_range.reference_cell = how.reference_cell
         return found
@@ -158,11 +164,15 @@ class Potential:
         return self.spec.representation.cutoff
 
     @overload
-    def compute(self, atoms: Atoms, properties: Sequence[str] = ...) -> Result: ...
-    @overload
-    def compute(self, atoms: Sequence[Atoms], properties: Sequence[str] = ...) -> list[Result]: ...
     def compute(
-        self, atoms: Atoms | Sequence[Atoms], properties: Sequence[str] = ("energy", "forces")
+        self, atoms: Atoms, properties: Names = ..., *, min_dist: MinDist = ...
+    ) -> Result: ...
+    @overload
+    def compute(
+        self, atoms: Sequence[Atoms], properties: Names = ..., *, min_dist: MinDist = ...
+    ) -> list[Result]: ...
+    def compute(
+        self, atoms: Atoms | Sequence[Atoms], properties: Names = USUAL, *, min_dist: MinDist = AUTO
     ) -> Result | list[Result]:
         """Return the ``properties`` of one structure, or of each structure of a list.
 
@@ -176,6 +186,9 @@ class Potential:
             under tension), ``virials`` [3, 3] (-dE/dstrain, eV), ``latent_charges`` [n, n_q]
             (internal units), ``charges`` [n] (e), ``dipole`` [3] (e A), ``bec`` [n, 3, 3] (e,
             dP_b/dr_ia).
+        min_dist
+            Shortest distance allowed between two atoms in A; ``"auto"``: 0.35 times the sum of
+            their covalent radii (H-H 0.22 A, Cu-Cu 0.92 A); None allows any.
 
         Returns
         -------
@@ -190,8 +203,8 @@ class Potential:
             For a property that the model or the structure does not have.
         """
         if structures.is_atoms(atoms):
-            return self.evaluate([atoms], properties)[0]
-        return self.evaluate(list(atoms), properties)
+            return self.evaluate([atoms], properties, min_dist=min_dist)[0]
+        return self.evaluate(list(atoms), properties, min_dist=min_dist)
 
     @ordinary
     def evaluate(
@@ -201,21 +214,19 @@ class Potential:
         *,
         edges: EdgeSource | None = None,
         inputs: Mapping[str, str] | None = None,
-        min_dist: float | None = MIN_DIST,
+        min_dist: MinDist = AUTO,
     ) -> list[Result]:
         """Return :meth:`compute` of every frame, with a source of candidate pairs of one's own.
 
         Parameters
         ----------
-        frames, properties
+        frames, properties, min_dist
             As in :meth:`compute`.
         edges
             Called with positions, cell and pbc; see :class:`cace_fast.engine.VerletList`. Pairs
             ascend in the receiver unless :attr:`sorts_pairs`.
         inputs
             Where to find further inputs of the model: its name -> name in ``info`` or ``arrays``.
-        min_dist
-            Shortest distance allowed between atoms in A; None allows any.
         """
         check_names(properties)
         self._require_energy()
@@ -249,32 +260,33 @@ class Potential:
         return results
 
     @ordinary
-    def features(self, atoms: Atoms) -> NDArray[Any]:
+    def features(self, atoms: Atoms, *, min_dist: MinDist = AUTO) -> NDArray[Any]:
         """Return the invariants [n, n_radial, n_B, C, n_stages] in the working dtype."""
-        graph = graph_of(atoms, self.spec.representation, min_dist=MIN_DIST)
+        graph = graph_of(atoms, self.spec.representation, min_dist=min_dist)
         return np.asarray(self._engine.features(graph.to(self.device)).cpu().numpy())
 
     @ordinary
-    def resident(self, frames: Sequence[Atoms], skin: float = 1.0) -> ResidentSystem:
+    def resident(
+        self, frames: Sequence[Atoms], skin: float = 1.0, *, min_dist: MinDist = AUTO
+    ) -> ResidentSystem:
         """Return structures that stay on the device as one batch, for loops that move them there.
 
         ``skin`` in A; atomic energies are not added.
         """
         self._require_energy()
         names, rep = {key: key for key in self._extra_inputs}, self.spec.representation
-        graphs = [graph_of(atoms, rep, inputs=names, min_dist=MIN_DIST) for atoms in frames]
+        graphs = [graph_of(a, rep, inputs=names, min_dist=min_dist) for a in frames]
         return ResidentSystem(self._engine, join(graphs), skin)
 
     @ordinary
-    def hessian(self, atoms: Atoms) -> NDArray[np.float64]:
+    def hessian(self, atoms: Atoms, *, min_dist: MinDist = AUTO) -> NDArray[np.float64]:
         """Return the second derivatives of the energy [n, 3, n, 3] in eV/A^2, by the reference.
 
         Cost and memory are those of 3 n evaluations of the forces; use ``dtype="float64"``.
         """
         self._require_energy()
-        graph = graph_of(
-            atoms, self.spec.representation, inputs=extra_inputs(self.spec), min_dist=MIN_DIST
-        )
+        names = extra_inputs(self.spec)
+        graph = graph_of(atoms, self.spec.representation, inputs=names, min_dist=min_dist)
         return to_numpy(self._engine.hessian(graph.to(self.device)))
 
     def forward(
@@ -318,11 +330,7 @@ class Potential:
             )
 
     def _find_bad(
-        self,
-        frames: Sequence[Atoms],
-        graphs: Sequence[AtomicGraph],
-        first: int,
-        min_dist: float | None,
+        self, frames: Frames, graphs: Sequence[AtomicGraph], first: int, min_dist: MinDist
     ) -> None:
         """Raise the error of the first structure of a batch that an engine refuses, numbered."""
         for number, graph in enumerate(graphs, start=first):
@@ -332,11 +340,7 @@ class Potential:
                 raise structures.numbered(error, number, len(frames)) from None
 
     def _evaluate_batch(
-        self,
-        frames: Sequence[Atoms],
-        graphs: Sequence[AtomicGraph],
-        properties: Sequence[str],
-        min_dist: float | None = None,
+        self, frames: Frames, graphs: Sequence[AtomicGraph], properties: Names, min_dist: MinDist
     ) -> list[Result]:
         graph = self._engine.placed(join(graphs))
         wanted = needed(properties)
@@ -345,11 +349,7 @@ class Potential:
         results = results_of(output, graph, frames, properties, term)
         for atoms, result in zip(frames, results, strict=True):
             if self._atomic_energies:
-                isolated = isolated_energies(self._atomic_energies, atoms.numbers)
-                if "energy" in result:
-                    result["energy"] += float(isolated.sum())
-                if "energies" in result:
-                    result["energies"] = result["energies"] + isolated
+                add_isolated(result, isolated_energies(self._atomic_energies, atoms.numbers))
         return results
 
 

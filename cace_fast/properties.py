@@ -71,7 +71,8 @@ def check_structure(properties: Sequence[str], atoms: Atoms) -> None:
 def volume(atoms: Atoms) -> float:
     """Return |det cell| in A^3 of a structure that is periodic in two or three directions."""
     pbc = np.asarray(atoms.pbc)
-    size = abs(float(np.linalg.det(np.asarray(atoms.cell[:], dtype=np.float64))))
+    with np.errstate(all="ignore"):  # cells of no use are refused by the search
+        size = abs(float(np.linalg.det(np.asarray(atoms.cell[:], dtype=np.float64))))
     if pbc.sum() < 2 or size == 0.0:
         raise PropertyNotImplementedError(
             "stress: defined for structures that are periodic in three directions, or in two with "
@@ -79,6 +80,15 @@ def volume(atoms: Atoms) -> float:
             "('virials' exists for every structure)"
         )
     return size
+
+
+def has_stress(atoms: Atoms) -> bool:
+    """Tell whether a structure is periodic enough to have a stress."""
+    try:
+        volume(atoms)
+    except PropertyNotImplementedError:
+        return False
+    return True
 
 
 def results_of(
@@ -146,6 +156,14 @@ def isolated_energies(energies: Mapping[int, float], numbers: NDArray[Any]) -> N
     table[list(energies)] = list(energies.values())
     found: NDArray[np.float64] = table[numbers]
     return found
+
+
+def add_isolated(result: Result, isolated: NDArray[np.float64]) -> None:
+    """Add the energies of isolated atoms [n] to the energies of a result, in place."""
+    if "energy" in result:
+        result["energy"] += float(isolated.sum())
+    if "energies" in result:
+        result["energies"] = result["energies"] + isolated
 
 
 def to_numpy(tensor: Tensor) -> NDArray[np.float64]:

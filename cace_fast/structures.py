@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from .errors import InputError, UnknownElementError
 from .geometry import Floats
 from .graph import AtomicGraph
+from .min_dist import MinDist, half_distances, too_close
 from .neighbors import Edges, neighbor_list
 from .spec import Add, Ewald, ModelSpec, Polarization, Readout, Representation
 
@@ -62,7 +63,7 @@ def graph_of(
     *,
     inputs: Sequence[str] | dict[str, str] = (),
     edges: EdgeSource | None = None,
-    min_dist: float | None = None,
+    min_dist: MinDist = None,
 ) -> AtomicGraph:
     """Return the graph of one structure.
 
@@ -79,7 +80,7 @@ def graph_of(
         Where candidate pairs come from, which are left as they come: engines trim them. By
         default a new search, trimmed.
     min_dist
-        Shortest distance allowed between two atoms of a new search in A; None allows any.
+        Shortest distance allowed between two atoms of a new search; see :func:`trim`.
 
     Raises
     ------
@@ -104,7 +105,7 @@ def graph_of(
         shifts=torch.from_numpy(found.shifts),
         inputs={name: _input(atoms, name, key) for name, key in _pairs(inputs)},
     )
-    return graph if edges is not None else trim(graph, spec.cutoff, min_dist)
+    return graph if edges is not None else trim(graph, spec, min_dist)
 
 
 def _checked(edges: Edges, n_atoms: int) -> Edges:
@@ -130,27 +131,24 @@ def geometry_of(atoms: Atoms) -> tuple[Floats, Floats, NDArray[np.bool_]]:
     )
 
 
-def trim(graph: AtomicGraph, cutoff: float, min_dist: float | None = None) -> AtomicGraph:
-    """Return the graph with the edges shorter than ``cutoff`` only; see :func:`graph_of`."""
+def trim(graph: AtomicGraph, spec: Representation, min_dist: MinDist = None) -> AtomicGraph:
+    """Return the graph with the edges shorter than the cutoff only.
+
+    InputError if two atoms are closer than ``min_dist``: a length in A, or ``"auto"`` for 0.35
+    times the sum of their covalent radii; None allows any.
+    """
     lengths = torch.linalg.vector_norm(graph.vectors(), dim=1)
-    if min_dist is not None and len(lengths) and float(lengths.min()) < min_dist:
-        k = int(lengths.argmin())
-        pair = (int(graph.senders[k]), int(graph.receivers[k]))
-        raise too_close(pair, float(lengths[k]), min_dist)
-    near = lengths < cutoff
+    halves = half_distances(spec.elements, min_dist)
+    if halves is not None and len(lengths):
+        of_atoms = torch.tensor(halves).to(lengths)[graph.species]
+        limits = of_atoms[graph.senders] + of_atoms[graph.receivers]
+        near = torch.nonzero(lengths < limits).flatten()
+        if len(near):
+            k = int(near[lengths[near].argmin()])
+            pair = (int(graph.senders[k]), int(graph.receivers[k]))
+            raise too_close(pair, float(lengths[k]), float(limits[k]))
+    near = lengths < spec.cutoff
     return graph if bool(near.all()) else graph.select(near)
-
-
-def too_close(pair: tuple[int, int], distance: float, min_dist: float) -> InputError:
-    """Return the error of two atoms, or of an atom and its image, at ``distance`` in A."""
-    i, j = sorted(pair)
-    who = f"atoms {i} and {j}" if i != j else f"atom {i} and its own image"
-    return InputError(
-        "positions",
-        f"atoms at least {min_dist:g} A apart",
-        f"{who} at {distance:.6f} A",
-        "Mend the structure, or pass min_dist=None to allow this.",
-    )
 
 
 def numbered(error: InputError, number: int, n_structures: int) -> InputError:

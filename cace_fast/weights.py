@@ -75,8 +75,9 @@ class Weights(Mapping[str, Tensor]):
         return len(self._tensors)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Return all tensors on ``device`` in ``dtype``; those already there are shared,
-        but those that inference mode made: they could not be differentiated.
+        """Return all tensors on ``device`` in ``dtype``; those already there are shared.
+
+        Those that inference mode made are copied: they could not be differentiated.
         """
         return {name: ordinary_tensor(t).to(device, dtype) for name, t in self._tensors.items()}
 
@@ -184,9 +185,8 @@ def load(path: str | os.PathLike[str]) -> tuple[ModelSpec, Weights]:
                     "metadata; write it with 'cace-fast convert'"
                 )
             spec = from_json(metadata[METADATA_KEY])
-            return spec, Weights(
-                spec, {name: file.get_tensor(name).clone() for name in file.keys()}
-            )
+            names = file.keys()
+            return spec, Weights(spec, {name: file.get_tensor(name).clone() for name in names})
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
     except (SpecError, InputError) as error:

@@ -165,7 +165,7 @@ def test_input_of_every_layout():
         (
             lambda a: a.positions.__setitem__(1, a.positions[0] + 0.01),
             InputError,
-            "atoms at least 0.05 A apart, got atoms 0 and 1 at 0.017",
+            "atoms at least 0.339 A apart, got atoms 0 and 1 at 0.017",
         ),
         (lambda a: a.set_cell(np.zeros((3, 3))), InputError, "cell: expected independent"),
     ],

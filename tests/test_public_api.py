@@ -105,7 +105,7 @@ def test_signature_of_the_calculator():
         ("default_dtype", KEYWORD, "float32"),
         ("backend", KEYWORD, "auto"),
         ("skin", KEYWORD, 1.0),
-        ("min_dist", KEYWORD, 0.05),
+        ("min_dist", KEYWORD, "auto"),
         ("slab_vacuum", KEYWORD, None),
     ]
 

@@ -29,7 +29,7 @@ from cace_fast.cli.common import (
 )
 from cace_fast.cli.field import FieldOption, field_of
 from cace_fast.cli.resume import count_frames, resume
-from cace_fast.errors import InputError, PropertyNotImplementedError
+from cace_fast.errors import InputError
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -203,6 +203,8 @@ class Writer:
 
     def _names(self, atoms: Atoms) -> tuple[str, ...]:
         """Return what is predicted for one structure."""
+        from cace_fast.properties import has_stress
+
         return (
             (*self.properties, "stress") if self.stress and has_stress(atoms) else self.properties
         )
@@ -220,14 +222,3 @@ class Writer:
             else:
                 atoms.info[key] = result[name]
         atoms.info[self.prefix + "model"] = self.source
-
-
-def has_stress(atoms: Atoms) -> bool:
-    """Tell whether a structure is periodic enough to have a stress."""
-    from cace_fast.properties import volume
-
-    try:
-        volume(atoms)
-    except PropertyNotImplementedError:
-        return False
-    return True

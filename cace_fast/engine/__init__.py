@@ -12,6 +12,7 @@ from cace_fast.spec import EnergyTerm, ModelSpec
 from cace_fast.weights import Weights
 
 from .charges import physical_charges
+from .checks import check_graph
 from .cpu import CpuEngine
 from .long_range import LongRange
 from .precision import find_device, find_dtype
@@ -26,6 +27,7 @@ __all__ = [
     "ReferenceEngine",
     "ResidentSystem",
     "VerletList",
+    "check_graph",
     "choose_backend",
     "find_device",
     "find_dtype",

@@ -14,12 +14,12 @@ from cace_fast.errors import CaceFastError, InputError
 from cace_fast.graph import AtomicGraph, ModelOutput, same_memory
 from cace_fast.kernels.cpu import evaluator, library
 from cace_fast.kernels.cpu.long_range import HostSum
+from cace_fast.min_dist import MinDist, check_min_dist, too_close
 from cace_fast.process import Lock
 from cace_fast.reference import model
 from cace_fast.reference.atomic import fixed_charges
 from cace_fast.slab import require_fit
 from cace_fast.spec import EnergyTerm, ModelSpec, to_json
-from cace_fast.structures import too_close
 
 from .long_range import SLAB, LongRange
 from .plan import Plan, plan_of
@@ -116,7 +116,7 @@ class CpuEngine(ReferenceEngine):
         return self._evaluator.seconds()
 
     def _evaluate(
-        self, graph: AtomicGraph, wanted: Collection[str], min_dist: float | None
+        self, graph: AtomicGraph, wanted: Collection[str], min_dist: MinDist
     ) -> ModelOutput:
         """Return energies and what else is wanted; pairs beyond the cutoff do no harm."""
         self._plan.check()
@@ -132,7 +132,7 @@ class CpuEngine(ReferenceEngine):
                     self._evaluator.fields(fields)
                 if (structures.periodic >= SLAB).any():
                     self._require_fit(graph)
-            with self._holding(graph, structures, min_dist) as pairs:
+            with self._holding(graph, structures) as pairs:
                 found = self._evaluator.run(
                     structures, pairs, [*names, "charges"], torch.get_num_threads()
                 )
@@ -154,15 +154,15 @@ class CpuEngine(ReferenceEngine):
     def features(self, graph: AtomicGraph) -> Tensor:
         """Return the invariants [n, n_radial, n_B, C, T] in the working dtype."""
         structures = self._structures(graph, None, with_extras=False)
-        with self._lock, self._holding(graph, structures, None) as pairs:
+        with self._lock, self._holding(graph, structures) as pairs:
             found = self._evaluator.features(structures, pairs, torch.get_num_threads())
         return torch.from_numpy(found).to(self._dtype)
 
     def _structures(
-        self, graph: AtomicGraph, min_dist: float | None, *, with_extras: bool = True
+        self, graph: AtomicGraph, min_dist: MinDist, *, with_extras: bool = True
     ) -> evaluator.Structures:
         positions = np.ascontiguousarray(graph.positions.detach().numpy(), dtype=np.float64)
-        distance = 0.0 if min_dist is None else float(min_dist)
+        distance = _in_library(min_dist)
         held = self._held
         if held is not None and _moved(held.graph, graph):
             return held.structures._replace(positions=positions, min_dist=distance)
@@ -190,7 +190,7 @@ class CpuEngine(ReferenceEngine):
 
     @contextmanager
     def _holding(
-        self, graph: AtomicGraph, structures: evaluator.Structures, min_dist: float | None
+        self, graph: AtomicGraph, structures: evaluator.Structures
     ) -> Iterator[Pairs | None]:
         """Yield the pairs for the library, None where it holds them; then it holds them.
 
@@ -201,7 +201,7 @@ class CpuEngine(ReferenceEngine):
         try:
             yield self._new_pairs(held, graph, structures)
         except CaceFastError as error:
-            raise _explained(error, graph, min_dist) from None
+            raise _explained(error, graph) from None
         self._held = _Held(graph, structures)
 
     @staticmethod
@@ -252,11 +252,18 @@ def _moved(before: AtomicGraph, graph: AtomicGraph) -> bool:
     )
 
 
-def _explained(error: CaceFastError, graph: AtomicGraph, min_dist: float | None) -> CaceFastError:
+def _in_library(min_dist: MinDist) -> float:
+    """Return ``min_dist`` as ``cf_structures`` has it."""
+    check_min_dist(min_dist)
+    if isinstance(min_dist, str):
+        return 0.0
+    return -1.0 if min_dist is None or min_dist == 0.0 else float(min_dist)
+
+
+def _explained(error: CaceFastError, graph: AtomicGraph) -> CaceFastError:
     """Return the error in terms of the structure that a user gave."""
     if isinstance(error, library.TooCloseError):
-        assert min_dist is not None
-        return too_close(error.atoms, error.distance, min_dist)
+        return too_close(error.atoms, error.distance, error.allowed)
     if isinstance(error, library.NotFiniteError) and error.atom >= 0:
         if bool(torch.isfinite(graph.positions[error.atom]).all()):
             return CaceFastError(f"energy: not finite at atom {error.atom} ({error})")

@@ -19,6 +19,7 @@ from cace_fast.errors import InputError
 from cace_fast.geometry import MAX_WRAPS, check_crowd, check_geometry, check_wraps, complete_cell
 from cace_fast.graph import AtomicGraph, ModelOutput
 from cace_fast.kernels.triton.host_neighbors import PairSearch, grid_of
+from cace_fast.min_dist import MinDist
 
 from .checks import check_positions
 from .device_edges import Capacity, roomy
@@ -83,7 +84,7 @@ class MovingRun(DeviceRun):
         step.pairs.lists.cells[:-1] = cell
         self._take_systems(step, self._graph)
 
-    def evaluate(self, wanted: Collection[str], min_dist: float | None) -> ModelOutput:
+    def evaluate(self, wanted: Collection[str], min_dist: MinDist) -> ModelOutput:
         """Return energies and what else is wanted of the positions as they stand."""
         derivatives = bool({"forces", "virials"} & set(wanted))
         while True:

@@ -18,10 +18,10 @@ from cace_fast.errors import CaceFastError
 from cace_fast.graph import AtomicGraph, ModelOutput, same_memory
 from cace_fast.kernels.triton.host_neighbors import PairSearch
 from cace_fast.kernels.triton.waves import How
+from cace_fast.min_dist import MinDist, half_distances, too_close
 from cace_fast.process import Lock
 from cace_fast.reference.atomic import fixed_charges
 from cace_fast.slab import Slab, require_fit
-from cace_fast.structures import too_close
 
 from .checks import check_positions
 from .device_edges import Capacity, roomy, sort_edges
@@ -216,19 +216,28 @@ class DeviceRun:
             self._captured[key] = captured
         captured.replay()
 
-    def check(self, status: Status, min_dist: float | None) -> None:
+    def check(self, status: Status, min_dist: MinDist) -> None:
         """Raise for atoms that are too close or nowhere."""
         step, shortest = self.step, status.closest**0.5
         assert step is not None
-        if shortest > 0.0 and (min_dist is None or shortest >= min_dist):
+        halves = half_distances(self.kernels.rep.elements, min_dist)
+        if shortest > 0.0 and (halves is None or shortest >= 2.0 * halves.max()):
             return
         check_positions(step.inputs.positions)
         edges = step.pairs.edges
-        k = int(torch.linalg.vector_norm(edges.vectors, dim=0).argmin())
+        lengths = torch.linalg.vector_norm(edges.vectors, dim=0)
+        limits = torch.zeros_like(lengths)
+        if halves is not None:
+            of_atoms = torch.tensor(halves, device=self.device)[step.inputs.species.long()]
+            limits = of_atoms[edges.sender.long()] + of_atoms[edges.receiver.long()]
+        bad = torch.nonzero((lengths < limits) | ~(lengths > 0.0)).flatten()
+        if not len(bad):
+            return
+        k = int(bad[lengths[bad].argmin()])
         pair = (int(edges.sender[k]), int(edges.receiver[k]))
-        if min_dist is None:
+        if halves is None:
             raise CaceFastError(f"energy: not finite at atom {pair[1]} (atom {pair[0]} is there)")
-        raise too_close(pair, shortest, min_dist)
+        raise too_close(pair, float(lengths[k]), float(limits[k]))
 
     def output(self, wanted: Collection[str]) -> ModelOutput:
         """Return what a step left, in tensors of its own."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cace_fast.errors import PropertyNotImplementedError
 from cace_fast.graph import AtomicGraph, ModelOutput
+from cace_fast.min_dist import MinDist
 from cace_fast.reference import model
 from cace_fast.spec import EnergyTerm, Ewald, ModelSpec
 from cace_fast.structures import trim
@@ -31,7 +32,7 @@ class Moving(Protocol):
         """The positions [n, 3], which may be written in place."""
 
     def evaluate(
-        self, cell: Tensor | None, wanted: Collection[str], min_dist: float | None
+        self, cell: Tensor | None, wanted: Collection[str], min_dist: MinDist
     ) -> ModelOutput:
         """Return what is wanted of the positions as they stand, in a new cell if one is given."""
 
@@ -101,7 +102,7 @@ class ReferenceEngine:
             return model.features(graph, self.weights, self.spec.representation)
 
     def evaluate(
-        self, graph: AtomicGraph, wanted: Collection[str] = (), *, min_dist: float | None = None
+        self, graph: AtomicGraph, wanted: Collection[str] = (), *, min_dist: MinDist = None
     ) -> ModelOutput:
         """Return energies and what else is ``wanted``.
 
@@ -112,7 +113,8 @@ class ReferenceEngine:
         wanted
             Any of ``forces``, ``virials``, ``latent_charges``, ``born_charges``.
         min_dist
-            Shortest distance allowed between two atoms in A; None allows any.
+            Shortest distance allowed between two atoms in A; ``"auto"``: 0.35 times the sum of
+            their covalent radii; None allows any.
 
         Raises
         ------
@@ -127,10 +129,10 @@ class ReferenceEngine:
         return output
 
     def _evaluate(
-        self, graph: AtomicGraph, wanted: Collection[str], min_dist: float | None
+        self, graph: AtomicGraph, wanted: Collection[str], min_dist: MinDist
     ) -> ModelOutput:
         """Return what is wanted of a graph whose numbers are finite."""
-        graph = trim(graph, self.spec.representation.cutoff, min_dist)
+        graph = trim(graph, self.spec.representation, min_dist)
         derivatives = {"forces", "virials", "born_charges"} & set(wanted)
         with torch.set_grad_enabled(bool(derivatives)):
             strain = torch.zeros_like(graph.cell, requires_grad="virials" in wanted)

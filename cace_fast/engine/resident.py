@@ -10,6 +10,7 @@ from torch import Tensor
 from cace_fast.device_neighbors import DeviceVerletList
 from cace_fast.errors import InputError
 from cace_fast.graph import AtomicGraph, ModelOutput
+from cace_fast.min_dist import MinDist
 
 from .reference import ReferenceEngine
 
@@ -71,7 +72,7 @@ class ResidentSystem:
         cell: Tensor | None = None,
         *,
         wanted: Collection[str] = ("forces",),
-        min_dist: float | None = None,
+        min_dist: MinDist = None,
     ) -> ModelOutput:
         """Return energies and what else is wanted, on the device.
 

@@ -17,6 +17,7 @@ from cace_fast.errors import UnsupportedModelError
 from cace_fast.graph import AtomicGraph, ModelOutput
 from cace_fast.kernels import emulation
 from cace_fast.kernels.triton.host_neighbors import PairSearch, grid_of
+from cace_fast.min_dist import MinDist
 from cace_fast.spec import EnergyTerm, ModelSpec
 
 from .checks import check_output
@@ -118,7 +119,7 @@ class TritonEngine(ReferenceEngine):
         return DeviceStep(self._kernels, capacity, search).n_bytes / n
 
     def _evaluate(
-        self, graph: AtomicGraph, wanted: Collection[str], min_dist: float | None
+        self, graph: AtomicGraph, wanted: Collection[str], min_dist: MinDist
     ) -> ModelOutput:
         """Return energies and what else is wanted; pairs beyond the cutoff do no harm."""
         self.check_wanted(wanted)
@@ -195,7 +196,7 @@ class OnDevice:
             return self._run.pairs()
 
     def evaluate(
-        self, cell: Tensor | None, wanted: Collection[str], min_dist: float | None
+        self, cell: Tensor | None, wanted: Collection[str], min_dist: MinDist
     ) -> ModelOutput:
         """Return what is wanted of the positions as they stand, in a new cell if one is given."""
         self._engine.check_wanted(wanted)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import glob
-import os
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,21 +11,25 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.calculator import PropertyNotImplementedError as AseNotImplementedError
 from ase.stress import full_3x3_to_voigt_6_stress
-from torch import nn
 
-from cace_fast import checkpoint
 from cace_fast.committee import Committee
-from cace_fast.electric_field import FieldOfTime, OscillatingField, Vector, neutral, vector_of
+from cace_fast.electric_field import FieldOfTime, Vector, add_field_energy, neutral, vector_of
 from cace_fast.engine import VerletList
 from cace_fast.errors import InputError, PropertyNotImplementedError
-from cace_fast.potential import MIN_DIST, Potential
-from cace_fast.properties import CHARGE_UNIT, isolated_energies
-from cace_fast.reading import read_model
-from cace_fast.spec import Ewald, Forces, ModelSpec, Polarization, Readout, total_energy_key
+from cace_fast.min_dist import AUTO, MinDist, check_min_dist
+from cace_fast.potential import Potential
+from cace_fast.properties import CHARGE_UNIT, has_stress, isolated_energies
 from cace_fast.structures import extra_inputs
-from cace_fast.weights import Weights
 
-Model = str | os.PathLike[str] | Potential | nn.Module
+from .keywords import (
+    Model,
+    changed_potential,
+    check_keys,
+    field_of_time,
+    models_of,
+    potential_of,
+    settings_of,
+)
 
 
 class NotAvailableError(PropertyNotImplementedError, AseNotImplementedError):
@@ -36,7 +39,10 @@ class NotAvailableError(PropertyNotImplementedError, AseNotImplementedError):
 class CACECalculator(Calculator):
     """Energies, forces and stress of a CACE potential for ASE.
 
-    ``results`` hold ASE's own names only; everything else is at ``calc.potential.compute``.
+    ``results`` hold ASE's own names only; everything else is at ``calc.potential.compute``. Energy
+    and forces are computed together; stress, charges and dipole along with them once they were
+    asked for, where the structure has them. One calculator may be used by several threads, which
+    wait for each other; what they read of ``results`` themselves may be another's.
     Keywords up to ``output_index`` are upstream's, in its order; keys left at None mean the
     total of the model.
 
@@ -53,7 +59,7 @@ class CACECalculator(Calculator):
     electric_field_unit
         Factor on ``external_field`` that makes it V/A.
     compute_stress
-        True: with every force evaluation; None: when asked for; False: never.
+        True: always; None: as soon as it was asked for once; False: never.
     energy_key, forces_key
         Which outputs of the file to report.
     stress_key, bec_key
@@ -79,11 +85,13 @@ class CACECalculator(Calculator):
     default_dtype
         ``"float32"`` or ``"float64"``.
     backend
-        See :func:`cace_fast.load`.
+        See :func:`cace_fast.load`. A :class:`~cace_fast.Potential` that was given keeps its device,
+        precision and backend unless another than the default is asked for.
     skin
         Verlet skin in A.
     min_dist
-        Shortest distance allowed between atoms in A; None allows any.
+        Shortest distance allowed between two atoms in A; ``"auto"``: 0.35 times the sum of their
+        covalent radii; None allows any.
     slab_vacuum
         Vacuum of slabs with charges in A (docs/slabs.md); None refuses them, and leaves a
         :class:`~cace_fast.Potential` that was given as it is.
@@ -98,6 +106,8 @@ class CACECalculator(Calculator):
         Field [3] in V/A of the last structure; None before it, and without a field.
     field_energy
         -f.P in eV that its energy holds: 0 unless it is open and in a field.
+    born_charges
+        Its Born charges [n, 3, 3] in e that the field acts on; None without a field.
     """
 
     implemented_properties = [  # noqa: RUF012 - ASE declares it so
@@ -128,30 +138,68 @@ class CACECalculator(Calculator):
         default_dtype: str = "float32",
         backend: str = "auto",
         skin: float = 1.0,
-        min_dist: float | None = MIN_DIST,
+        min_dist: MinDist = AUTO,
         slab_vacuum: float | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        options = {
-            "device": device, "dtype": default_dtype, "backend": backend, "energy_key": energy_key,
-            "output_index": output_index, "slab_vacuum": slab_vacuum,
+        keywords: dict[str, Any] = {
+            "device": device, "energy_units_to_eV": energy_units_to_eV,
+            "length_units_to_A": length_units_to_A, "electric_field_unit": electric_field_unit,
+            "compute_stress": compute_stress, "energy_key": energy_key, "forces_key": forces_key,
+            "stress_key": stress_key, "charge_key": charge_key, "charge_unit": charge_unit,
+            "bec_key": bec_key, "data_key": data_key, "external_field": external_field,
+            "keep_neutral": keep_neutral, "atomic_energies": atomic_energies,
+            "output_index": output_index, "default_dtype": default_dtype, "backend": backend,
+            "skin": skin, "min_dist": min_dist, "slab_vacuum": slab_vacuum,
         }  # fmt: skip
-        members = [_potential(model, options) for model in _models(model_path)]
-        self.potential = members[0] if len(members) == 1 else Committee(members)
-        self.energy_unit, self.length_unit = float(energy_units_to_eV), float(length_units_to_A)
-        self.charge_unit, self.compute_stress = float(charge_unit), compute_stress
-        self.keep_neutral, self.min_dist = keep_neutral, min_dist
-        self.atomic_energies = {int(z): float(e) for z, e in (atomic_energies or {}).items()}
-        spec = self.potential.spec
-        _check_keys(spec, energy_key, forces_key, charge_key)
-        names = extra_inputs(spec)
-        self._inputs = {n: (data_key or {}).get(n, n) for n in names}
-        self.field_of_time = _field_of_time(external_field, spec)
-        self._field_unit, self.time, self.field_energy = float(electric_field_unit), 0.0, 0.0
-        self.field: Vector | None = None
-        sorts = isinstance(self.potential, Potential) and self.potential.sorts_pairs
-        self._list = VerletList(self.potential.cutoff, skin, in_order=not sorts)
+        models = models_of(model_path)
+        members = [potential_of(model, keywords) for model in models]
+        if isinstance(models[0], Potential):  # what it has, not what was left at the default
+            keywords |= settings_of(members[0])
+        self.time, self._lock = 0.0, threading.RLock()
+        self._take(members[0] if len(members) == 1 else Committee(members), keywords)
+
+    def set(self, **changes: Any) -> dict[str, Any]:
+        """Change keywords, all but the model, and forget the results; see ASE.
+
+        Returns those that are not what they were; InputError for a keyword that there is not, or
+        a value that it cannot have, and nothing has changed then.
+        """
+        if not changes:  # ASE calls it so, before there is anything
+            return {}
+        unknown = sorted(changes.keys() - self._keywords.keys())
+        if unknown:
+            expected = f"keywords among {', '.join(self._keywords)}"
+            remedy = "For another model make another CACECalculator."
+            raise InputError("set", expected, ", ".join(unknown), remedy)
+        new = {k: v for k, v in changes.items() if not _same(self._keywords[k], v)}
+        with self._lock:
+            if new:
+                self._take(changed_potential(self.potential, new), self._keywords | new)
+        return new
+
+    def _take(self, potential: Potential | Committee, keywords: dict[str, Any]) -> None:
+        """Work with a potential and keywords from now on; as before, if they make no sense."""
+        k, spec = keywords, potential.spec
+        check_keys(spec, k["energy_key"], k["forces_key"], k["charge_key"])
+        check_min_dist(k["min_dist"])
+        field = field_of_time(k["external_field"], spec)
+        sorts = isinstance(potential, Potential) and potential.sorts_pairs
+        edges = VerletList(potential.cutoff, k["skin"], in_order=not sorts)
+        isolated = {int(z): float(e) for z, e in (k["atomic_energies"] or {}).items()}
+        units = [float(k[n]) for n in ("energy_units_to_eV", "length_units_to_A", "charge_unit")]
+        field_unit = float(k["electric_field_unit"])
+        self.results, self.atoms = {}, None
         self._seen: dict[str, Any] = {}
+        self._keywords, self.potential, self._list = keywords, potential, edges
+        self.energy_unit, self.length_unit, self.charge_unit = units
+        self.compute_stress, self.keep_neutral = k["compute_stress"], k["keep_neutral"]
+        self.min_dist, self.atomic_energies = k["min_dist"], isolated
+        self._inputs = {n: (k["data_key"] or {}).get(n, n) for n in extra_inputs(spec)}
+        self._habits = {"stress"} if k["compute_stress"] else set[str]()
+        self.field_of_time, self._field_unit, self.field_energy = field, field_unit, 0.0
+        self.field: Vector | None = None
+        self.born_charges: Vector | None = None
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """Return what changed since the last calculation, further inputs included.
@@ -186,17 +234,16 @@ class CACECalculator(Calculator):
         """
         if name not in self.implemented_properties:
             raise NotAvailableError(f"{name}: not a property of this calculator")
-        changes = [] if atoms is None else self.check_state(atoms)
-        if changes:
-            self.results = {}
-        if name not in self.results:
-            if not allow_calculation:
-                return None
-            self.calculate(atoms, [name], changes)
-        if name not in self.results:
-            raise NotAvailableError(f"{name}: this structure or model does not have it")
-        found = self.results[name]
-        return found.copy() if isinstance(found, np.ndarray) else found
+        with self._lock:
+            changes = [] if atoms is None else self.check_state(atoms)
+            if changes:
+                self.results = {}
+            if name not in self.results:
+                if not allow_calculation:
+                    return None
+                self._calculate(atoms, [name], changes)
+            found = self.results[name]
+            return found.copy() if isinstance(found, np.ndarray) else found
 
     def calculate(
         self,
@@ -204,13 +251,23 @@ class CACECalculator(Calculator):
         properties: Sequence[str] = ("energy",),
         system_changes: Sequence[str] = all_changes,
     ) -> None:
-        """Compute ``properties`` of ``atoms`` into ``results``; see ASE."""
+        """Compute ``properties`` of ``atoms`` into ``results``, which hold no other's; see ASE."""
+        with self._lock:
+            changes = [] if atoms is None else self.check_state(atoms)
+            if changes or system_changes:
+                self.results = {}
+            self._calculate(atoms, properties, changes)
+
+    def _calculate(
+        self, atoms: Atoms | None, properties: Sequence[str], changes: Sequence[str]
+    ) -> None:
+        """Add to ``results``, which are empty unless they are of this structure."""
         if atoms is not None:
-            self._remember(atoms, system_changes)
+            self._remember(atoms, changes)
         current = self.atoms
         if current is None:
             raise InputError("atoms", "a structure", None)
-        if self.field_of_time is not None and (system_changes or self.field is None):
+        if self.field_of_time is not None and (not self.results or self.field is None):
             field = vector_of("external_field", self.field_of_time(self.time))
             self.field = field * self._field_unit
         wanted = self._wanted(properties, current)
@@ -221,7 +278,12 @@ class CACECalculator(Calculator):
             )
         except PropertyNotImplementedError as error:
             raise NotAvailableError(str(error)) from error
-        self.results.update(self._results(found, current))
+        results = self._results(found, current)
+        if "born_effective_charges" in properties:
+            bec = found["bec"]
+            results["born_effective_charges"] = neutral(bec) if self.keep_neutral else bec
+        self.results.update(results)
+        self._habits |= {"stress", "charges", "dipole"} & set(properties)
 
     def reset_neighbors(self) -> None:
         """Search neighbours anew at the next calculation."""
@@ -238,19 +300,19 @@ class CACECalculator(Calculator):
 
     def _wanted(self, properties: Sequence[str], atoms: Atoms) -> list[str]:
         """Return the properties of the potential that ASE's ``properties`` need."""
-        wanted = {"energy", "energies"}
-        wanted |= {"forces", "charges", "dipole"} & set(properties)
-        if "stress" in properties and self.compute_stress is False:
+        asked = set(properties)
+        unknown = sorted(asked.difference(self.implemented_properties))
+        if unknown:
+            raise NotAvailableError(f"{', '.join(unknown)}: no property of this calculator")
+        if "stress" in asked and self.compute_stress is False:
             raise NotAvailableError("stress: switched off by compute_stress=False")
-        if "stress" in properties:
-            wanted.add("stress")
-        if self.compute_stress and np.sum(atoms.pbc) >= 2 and "forces" in wanted:
-            wanted.add("stress")
-        if "born_effective_charges" in properties or (
-            self.field is not None and "forces" in wanted
-        ):
+        is_open = not np.any(atoms.pbc)
+        here = {"charges": True, "stress": has_stress(atoms), "dipole": is_open}
+        wanted = {"energy", "energies", "forces"}
+        wanted |= {name for name in here if name in asked or (name in self._habits and here[name])}
+        if "born_effective_charges" in asked or self.field is not None:
             wanted.add("bec")
-        if self.field is not None and not np.any(atoms.pbc):
+        if self.field is not None and is_open:
             wanted.add("dipole")
         return sorted(wanted)
 
@@ -269,8 +331,7 @@ class CACECalculator(Calculator):
         self.field_energy = 0.0
         if self.field is not None and "dipole" in found:
             self.field_energy = -float(found["dipole"] @ self.field) * self.length_unit
-            for name, share in (("energy", 1), ("free_energy", 1), ("energies", len(atoms))):
-                results[name] = results[name] + self.field_energy / share
+            add_field_energy(results, self.field_energy, len(atoms))
         if "stress" in found:
             stress = found["stress"] * self.energy_unit / self.length_unit**3
             results["stress"] = full_3x3_to_voigt_6_stress(stress)
@@ -278,110 +339,20 @@ class CACECalculator(Calculator):
             results["charges"] = found["charges"] / CHARGE_UNIT * self.charge_unit
         if "dipole" in found:
             results["dipole"] = found["dipole"]
-        if "bec" in found:
-            bec = found["bec"]
-            results["born_effective_charges"] = neutral(bec) if self.keep_neutral else bec
-        if "forces" in found:
-            forces = found["forces"] * per_length
-            if self.field is not None:
-                forces = forces + results["born_effective_charges"] @ self.field
-            results["forces"] = forces
+        results["forces"] = found["forces"] * per_length
+        if self.field is not None:
+            born = neutral(found["bec"]) if self.keep_neutral else found["bec"]
+            self.born_charges = born
+            results["forces"] = results["forces"] + born @ self.field
         return results
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies take: all but the lock."""
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
 
-def _models(model_path: Model | Sequence[Model]) -> list[Model]:
-    if (
-        isinstance(model_path, str)
-        and glob.has_magic(model_path)
-        and not os.path.exists(model_path)
-    ):
-        found = sorted(glob.glob(model_path))
-        if not found:
-            raise FileNotFoundError(f"model_path: no file matches {model_path!r}")
-        return list(found)
-    if isinstance(model_path, str | os.PathLike | Potential | nn.Module):
-        return [model_path]
-    if not model_path:
-        raise InputError("model_path", "a model, or several", "an empty list")
-    return list(model_path)
-
-
-def _potential(model: Model, options: dict[str, Any]) -> Potential:
-    """Return the potential of one model; one that is a Potential keeps its own settings."""
-    if isinstance(model, Potential):
-        changed = {
-            name: options[name]
-            for name in ("energy_key", "output_index", "slab_vacuum")
-            if options[name] is not None
-        }
-        return model.changed(**changed) if changed else model
-    if isinstance(model, nn.Module):
-        spec, tensors = checkpoint.from_module(model)
-        snapshot = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-        return Potential(spec, Weights(spec, snapshot), **options)
-    return Potential(*read_model(model), **options)
-
-
-def _check_keys(
-    spec: ModelSpec, energy_key: str | None, forces_key: str | None, charge_key: str | None
-) -> None:
-    """Refuse keys that the file lacks, and forces of another energy than the one reported."""
-    if forces_key is not None:
-        reported = energy_key if energy_key is not None else total_energy_key(spec)
-        own = _energy_of_forces(spec, forces_key)
-        if reported not in own:
-            expected = f"forces of the energy {reported!r}"
-            got = f"{forces_key!r}, forces of {own[0]!r}" if own else f"unknown key {forces_key!r}"
-            raise InputError(
-                "forces_key", expected, got, "Pass energy_key and forces_key together."
-            )
-    if charge_key is not None:
-        keys = [
-            m.feature_key for sub in spec.submodels for m in sub.modules if isinstance(m, Ewald)
-        ]
-        per_atom = [
-            m.per_atom_key for sub in spec.submodels for m in sub.modules if isinstance(m, Readout)
-        ]
-        if charge_key not in [*keys, *per_atom]:
-            raise InputError("charge_key", f"one of {', '.join(keys) or 'none'}", repr(charge_key))
-
-
-def _energy_of_forces(spec: ModelSpec, forces_key: str) -> list[str]:
-    """Return the names of the energies whose gradient ``forces_key`` is."""
-    combination = spec.combination
-    if combination is not None and forces_key in combination.names:
-        of_first = dict(combination.keys[0])
-        own = _energy_of_forces_in(spec, 0, of_first[forces_key])
-        return [name for name in combination.names if of_first[name] in own]
-    found = []
-    for number in range(len(spec.submodels)):
-        found += _energy_of_forces_in(spec, number, forces_key)
-    return found
-
-
-def _energy_of_forces_in(spec: ModelSpec, number: int, forces_key: str) -> list[str]:
-    modules = spec.submodels[number].modules
-    return [m.energy_key for m in modules if isinstance(m, Forces) and m.forces_key == forces_key]
-
-
-def _field_of_time(
-    field: float | Sequence[float] | FieldOfTime | None, spec: ModelSpec
-) -> FieldOfTime | None:
-    """Return the electric field as a function of time."""
-    if field is None or callable(field):
-        return field
-    vector = field
-    if isinstance(field, int | float):
-        directions = {
-            m.output_index
-            for sub in spec.submodels
-            for m in sub.modules
-            if isinstance(m, Polarization) and m.output_index is not None
-        }
-        if len(directions) != 1:
-            raise InputError("external_field", "three numbers for this model", field)
-        vector = np.eye(3)[directions.pop()] * field
-    return OscillatingField(tuple(vector_of("external_field", vector).tolist()))
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
 
 
 def _lookup(atoms: Atoms | None, key: str) -> Any:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from ase import units
 
-from cace_fast.electric_field import Vector
 from cace_fast.errors import InputError
 from cace_fast.interfaces.ase import CACECalculator
 
@@ -67,8 +66,9 @@ class FieldWork:
     def _arrive(self) -> None:
         """Note the power now, and give the next structure its time."""
         atoms, field = self._dynamics.atoms, self._calculator.field
+        born = self._calculator.born_charges
         assert field is not None
-        born: Vector = self._calculator.results["born_effective_charges"]
+        assert born is not None
         self._power = float((atoms.get_velocities() * (born @ field)).sum())
         self._step = int(self._dynamics.nsteps)
         self._calculator.time = self._time(self._step + 1)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from cace_fast.engine import ReferenceEngine
 from cace_fast.graph import ModelOutput, join
+from cace_fast.min_dist import MinDist
 from cace_fast.reference.ewald import k_vectors
 from cace_fast.spec import Ewald, ModelSpec, energy_terms
 from cace_fast.structures import extra_inputs, graph_of
@@ -56,7 +57,7 @@ class Verifiable(Protocol):
         frames: Sequence[Atoms],
         properties: Sequence[str],
         *,
-        min_dist: float | None = ...,
+        min_dist: MinDist = ...,
     ) -> list[dict[str, Any]]:
         """Return the properties of each frame."""
 

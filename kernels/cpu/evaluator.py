@@ -23,7 +23,7 @@ class Structures(NamedTuple):
     ``species`` [n] int32, ``positions`` [n, 3] float64, ``first_atom`` [n_systems + 1] int32,
     ``cells`` [n_systems, 3, 3] float64, ``periodic`` [n_systems] int32 (0 open, 1 in all
     directions, 2 + a in all but a), ``extras`` one float64 array [n, n_extra] or None for each
-    head, ``min_dist`` in A (0: any).
+    head, ``min_dist`` in A (0: a share of covalent radii, below 0: any).
     """
 
     species: NDArray[np.int32]
@@ -262,9 +262,9 @@ class Evaluator:
         if self._host is not None:
             self._host.raise_kept()
         if code == library.TOO_CLOSE:
-            atoms, distance = (c_int32 * 2)(), c_double()
-            self._lib.cf_step_closest(self._step, atoms, byref(distance))
-            raise library.TooCloseError((atoms[0], atoms[1]), distance.value)
+            atoms, distance, allowed = (c_int32 * 2)(), c_double(), c_double()
+            self._lib.cf_step_closest(self._step, atoms, byref(distance), byref(allowed))
+            raise library.TooCloseError((atoms[0], atoms[1]), distance.value, allowed.value)
         text = self._lib.cf_step_error(self._step).decode() if code else ""
         if code == library.NOT_FINITE:
             raise library.NotFiniteError(int(self._lib.cf_state_bad_atom(self._state)), text)

@@ -123,7 +123,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cf_step_charge_gradients": (ctypes.c_int, (c_void_p, c_int32, c_void_p, c_void_p)),
     "cf_step_features": (ctypes.c_int, (c_void_p, POINTER(StructuresC), c_void_p)),
     "cf_step_error": (c_char_p, (c_void_p,)),
-    "cf_step_closest": (None, (c_void_p, POINTER(c_int32), POINTER(c_double))),
+    "cf_step_closest": (None, (c_void_p, POINTER(c_int32), POINTER(c_double), POINTER(c_double))),
     "cf_machine_peak": (c_double, (c_int32,)),
     "cf_machine_bandwidth": (c_double, ()),
     "cf_ewald_create": (ctypes.c_int, (POINTER(EwaldSpec), POINTER(c_void_p), c_char_p)),
@@ -192,11 +192,11 @@ def bandwidth() -> float:
 
 
 class TooCloseError(CaceFastError):
-    """Two atoms are closer than ``min_dist``: ``atoms`` and their ``distance`` in A."""
+    """Two atoms are too close: ``atoms``, their ``distance`` and the one ``allowed`` in A."""
 
-    def __init__(self, atoms: tuple[int, int], distance: float) -> None:
+    def __init__(self, atoms: tuple[int, int], distance: float, allowed: float) -> None:
         super().__init__(f"atoms {atoms[0]} and {atoms[1]} at {distance:.6f} A")
-        self.atoms, self.distance = atoms, distance
+        self.atoms, self.distance, self.allowed = atoms, distance, allowed
 
 
 class NotFiniteError(CaceFastError):

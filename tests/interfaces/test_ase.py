@@ -76,28 +76,6 @@ def test_values_are_those_of_the_potential():
     )
 
 
-def test_computes_only_what_is_asked(monkeypatch):
-    asked = []
-    plain = GOLDEN.evaluate
-    monkeypatch.setattr(
-        GOLDEN, "evaluate", lambda f, p, **k: asked.append(set(p)) or plain(f, p, **k)
-    )
-    atoms = prepared()
-    atoms.get_potential_energy()
-    atoms.get_potential_energy()
-    atoms.get_forces()
-    atoms.get_stress()
-    assert asked == [
-        {"energy", "energies"},
-        {"energy", "energies", "forces"},
-        {"energy", "energies", "stress"},
-    ]
-    atoms.calc = CACECalculator(GOLDEN, compute_stress=True)
-    atoms.get_forces()
-    atoms.get_stress()
-    assert asked[3:] == [{"energy", "energies", "forces", "stress"}]
-
-
 def test_units():
     atoms, plain = prepared(energy_units_to_eV=2.0, length_units_to_A=0.5), prepared()
     assert atoms.get_potential_energy() == pytest.approx(2.0 * plain.get_potential_energy())
@@ -268,6 +246,12 @@ def test_external_field_acts_on_forces():
     work = potential.compute(plain, ("dipole",))["dipole"] @ [0.2, 0.0, -0.4]
     want = plain.get_potential_energy() - work
     assert field.get_potential_energy() == pytest.approx(want, abs=1e-12)
+    assert field.get_potential_energy(force_consistent=True) == pytest.approx(want, abs=1e-12)
+    np.testing.assert_allclose(
+        field.get_potential_energies(),
+        plain.get_potential_energies() - work / len(plain),
+        atol=1e-12,
+    )
     for wrong in (1, [1.0, 2.0], [np.nan, 0, 0]):
         with pytest.raises(InputError, match="external_field: expected three"):
             prepared(potential, external_field=wrong)

@@ -173,6 +173,11 @@ int64_t cf_model_query(const cf_model* model, const char* name) {
   return found == known.end() ? -1 : found->second;
 }
 
+int32_t cf_model_element(const cf_model* model, int32_t species) {
+  const auto& elements = model->model.elements;
+  return species < 0 || size_t(species) >= elements.size() ? -1 : elements[species];
+}
+
 double cf_model_cutoff(const cf_model* model) { return model->model.cutoff; }
 
 int32_t cf_model_extras(const cf_model* model, int32_t head) {

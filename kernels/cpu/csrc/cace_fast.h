@@ -122,6 +122,8 @@ CF_API void cf_model_free(cf_model *model);
  *   "unrolled"   1 where the contraction runs generated straight-line code, 0 on the general loop
  *   "grouped"    1 where neighbours are summed by element, 0 by embedding channel */
 CF_API int64_t cf_model_query(const cf_model *model, const char *name);
+/* Atomic number of a species, counted from 0; -1 beyond them. */
+CF_API int32_t cf_model_element(const cf_model *model, int32_t species);
 CF_API double cf_model_cutoff(const cf_model *model);
 /* Extra inputs that head number `head` takes beside the features. */
 CF_API int32_t cf_model_extras(const cf_model *model, int32_t head);

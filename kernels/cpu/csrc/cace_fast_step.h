@@ -40,6 +40,12 @@ CF_API void cf_pairs_vectors(const cf_pairs *pairs, const double *cells, double 
 /* The closest pair: returns its distance in A, infinity without pairs. */
 CF_API double cf_pairs_closest(const cf_pairs *pairs, const double *positions,
                                const double *shift_vectors, int32_t n_threads, int32_t atoms[2]);
+/* The pair that is closest for its kind: returns the smallest distance / (half[i] + half[j]), the
+ * `half` [n_elements] of the species of its atoms in A; infinity without pairs. */
+CF_API double cf_pairs_closest_of_kind(const cf_pairs *pairs, const double *positions,
+                                       const double *shift_vectors, const int32_t *species,
+                                       int32_t n_elements, const double *half, int32_t n_threads,
+                                       int32_t atoms[2]);
 
 /* --- long range ---------------------------------------------------------------------------- */
 
@@ -105,7 +111,7 @@ typedef struct {
   const double *cells;       /* [n_systems][3][3], zero without a cell */
   const int32_t *periodic;   /* [n_systems] for the long range: 0 open, 1 in all directions, 2 + a a slab */
   const double *const *extras; /* as in cf_frame */
-  double min_dist;           /* A; 0: any */
+  double min_dist;           /* A; 0: 0.35 times the sum of two covalent radii; below 0: any */
 } cf_structures;
 
 /* NULL: not wanted. */
@@ -157,8 +163,9 @@ CF_API int cf_step_charge_gradients(cf_step *step, int32_t count, const double *
 /* Invariants as in cf_features. */
 CF_API int cf_step_features(cf_step *step, const cf_structures *structures, double *features);
 CF_API const char *cf_step_error(const cf_step *step);
-/* After CF_TOO_CLOSE: the two atoms and their distance. */
-CF_API void cf_step_closest(const cf_step *step, int32_t atoms[2], double *distance);
+/* After CF_TOO_CLOSE: two atoms, their distance and the shortest one allowed. */
+CF_API void cf_step_closest(const cf_step *step, int32_t atoms[2], double *distance,
+                            double *allowed);
 
 /* --- the machine --------------------------------------------------------------------------- */
 

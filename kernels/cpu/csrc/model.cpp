@@ -105,7 +105,8 @@ Model make_model(const std::string& spec_json, const Tensors& tensors,
   const Json& spec = document.at("model");
   const Json& rep = spec.at("representation");
   Model m;
-  m.n_z = int(rep.at("elements").items().size());
+  for (const Json& element : rep.at("elements").items()) m.elements.push_back(element.integer());
+  m.n_z = int(m.elements.size());
   m.k = rep.at("n_embedding").integer();
   m.r = rep.at("n_radial").integer();
   m.l_max = rep.at("l_max").integer();

@@ -66,6 +66,7 @@ struct Head {
 struct Model {
   int n_z = 0, k = 0, c = 0, r = 0, n_b = 0, l_max = 0, nu_max = 0, n_a = 0, n_inv = 0, stages = 1;
   double cutoff = 0.0, mp_norm = 1.0;
+  std::vector<int> elements;  // [n_z] atomic numbers
   RadialKind radial_kind = RadialKind::bessel;
   double radial_prefactor = 1.0;
   Numbers radial_a, radial_b;  // frequencies; offsets and widths; ranges

@@ -1,6 +1,7 @@
 // The whole step: pair list, phases of the engine, long range between forward and backward.
 #include <algorithm>
 
+#include "elements_generated.h"
 #include "engine.h"
 #include "step.h"
 
@@ -12,6 +13,24 @@ void systems_of(const cf_structures& in, std::vector<int32_t>& system) {
   system.resize(in.n_atoms);
   for (int32_t s = 0; s < in.n_systems; ++s)
     std::fill(system.begin() + in.first_atom[s], system.begin() + in.first_atom[s + 1], s);
+}
+
+// CF_TOO_CLOSE where two atoms are; the distance of the closest pair decides nearly always.
+int check_distances(cf_step& step, const cf_structures& in) {
+  const double most = in.min_dist > 0 ? in.min_dist : 2.0 * *std::max_element(step.half.begin(), step.half.end());
+  step.distance = cf_pairs_closest(&step.pairs, in.positions, step.shift_vectors.data(),
+                                   step.n_threads, step.closest);
+  if (!(step.distance < most)) return CF_OK;
+  step.allowed = in.min_dist;
+  if (in.min_dist == 0) {
+    const double share = cf_pairs_closest_of_kind(
+        &step.pairs, in.positions, step.shift_vectors.data(), in.species,
+        static_cast<int32_t>(step.half.size()), step.half.data(), step.n_threads, step.closest);
+    if (!(share < 1.0)) return CF_OK;
+    step.allowed = step.half[in.species[step.closest[0]]] + step.half[in.species[step.closest[1]]];
+    step.distance = share * step.allowed;
+  }
+  return fail(step.error, CF_TOO_CLOSE, "positions: two atoms are too close");
 }
 
 int frame_of(cf_step& step, const cf_structures& in, cf_frame& frame, cf_list& list) {
@@ -32,12 +51,7 @@ int frame_of(cf_step& step, const cf_structures& in, cf_frame& frame, cf_list& l
   frame.shift_vectors = step.shift_vectors.data();
   frame.extras = in.extras;
   frame.list = &list;
-  if (in.min_dist > 0 && !p.sender.empty()) {
-    step.distance = cf_pairs_closest(&step.pairs, in.positions, step.shift_vectors.data(),
-                                     step.n_threads, step.closest);
-    if (step.distance < in.min_dist) return fail(step.error, CF_TOO_CLOSE, "positions: two atoms are too close");
-  }
-  return CF_OK;
+  return in.min_dist >= 0 && !p.sender.empty() ? check_distances(step, in) : CF_OK;
 }
 
 int of_state(cf_step& step, int code) {
@@ -111,6 +125,8 @@ int cf_step_create(const cf_model* model, cf_state* state, int32_t n_terms,
     (*step)->state = state;
     (*step)->n_charges = n_charges;
     (*step)->terms = std::move(made);
+    for (int32_t z = 0; z < n_elements; ++z)
+      (*step)->half.push_back(kClosestShare * covalent_radius(cf_model_element(model, z)));
     return int(CF_OK);
   });
 }
@@ -178,10 +194,11 @@ int cf_step_features(cf_step* step, const cf_structures* in, double* features) {
 
 const char* cf_step_error(const cf_step* step) { return step->error; }
 
-void cf_step_closest(const cf_step* step, int32_t atoms[2], double* distance) {
+void cf_step_closest(const cf_step* step, int32_t atoms[2], double* distance, double* allowed) {
   atoms[0] = step->closest[0];
   atoms[1] = step->closest[1];
   *distance = step->distance;
+  *allowed = step->allowed;
 }
 
 }  // extern "C"

@@ -46,7 +46,8 @@ struct cf_step {
   std::vector<char> done;
   char error[CF_ERROR_LENGTH] = {0};
   int32_t closest[2] = {-1, -1};
-  double distance = 0.0;
+  double distance = 0.0, allowed = 0.0;
+  std::vector<double> half;  // of each element, A: the least of its share in a distance
 };
 
 namespace cace_fast {

@@ -20,6 +20,44 @@ int pairs_code(PairsStatus status, int64_t bad, char* error) {
   }
 }
 
+// The smallest weight(i, j) d^2 of all pairs and its atoms; infinity and -1 without pairs.
+template <class Weight>
+double closest(const Pairs& p, const double* r, const double* shift_vectors, int n_threads,
+               int32_t atoms[2], const Weight& weight) {
+  double best = std::numeric_limits<double>::infinity();
+  int64_t best_i = -1, best_j = -1;
+  const int threads = team_size(n_threads);
+#pragma omp parallel num_threads(threads) if (p.n_receivers > 2000)
+  {
+    double own = std::numeric_limits<double>::infinity();
+    int64_t own_i = -1, own_j = -1;
+#pragma omp for schedule(static) nowait
+    for (int64_t i = 0; i < p.n_receivers; ++i)
+      for (int64_t e = p.first[i]; e < p.first[i + 1]; ++e) {
+        const int64_t j = p.sender[e];
+        if (j < i) continue;  // each pair stands twice
+        const double* s = shift_vectors + 3 * static_cast<int64_t>(p.shift[e]);
+        const double x = r[3 * i] - r[3 * j] + s[0], y = r[3 * i + 1] - r[3 * j + 1] + s[1],
+                     z = r[3 * i + 2] - r[3 * j + 2] + s[2];
+        const double d2 = (x * x + y * y + z * z) * weight(i, j);
+        if (d2 < own) {
+          own = d2;
+          own_i = i;
+          own_j = j;
+        }
+      }
+#pragma omp critical(cace_fast_closest)
+    if (own < best || (own == best && own_i >= 0 && own_i < best_i)) {
+      best = own;
+      best_i = own_i;
+      best_j = own_j;
+    }
+  }
+  atoms[0] = static_cast<int32_t>(best_i);
+  atoms[1] = static_cast<int32_t>(best_j);
+  return best;
+}
+
 }  // namespace
 
 extern "C" {
@@ -67,40 +105,20 @@ void cf_pairs_vectors(const cf_pairs* pairs, const double* cells, double* shift_
 
 double cf_pairs_closest(const cf_pairs* pairs, const double* positions, const double* shift_vectors,
                         int32_t n_threads, int32_t atoms[2]) {
-  const Pairs& p = pairs->pairs;
-  const double* r = positions;
-  double best = std::numeric_limits<double>::infinity();
-  int64_t best_i = -1, best_j = -1;
-  const int threads = team_size(n_threads);
-#pragma omp parallel num_threads(threads) if (p.n_receivers > 2000)
-  {
-    double own = std::numeric_limits<double>::infinity();
-    int64_t own_i = -1, own_j = -1;
-#pragma omp for schedule(static) nowait
-    for (int64_t i = 0; i < p.n_receivers; ++i)
-      for (int64_t e = p.first[i]; e < p.first[i + 1]; ++e) {
-        const int64_t j = p.sender[e];
-        if (j < i) continue;  // each pair stands twice
-        const double* s = shift_vectors + 3 * static_cast<int64_t>(p.shift[e]);
-        const double x = r[3 * i] - r[3 * j] + s[0], y = r[3 * i + 1] - r[3 * j + 1] + s[1],
-                     z = r[3 * i + 2] - r[3 * j + 2] + s[2];
-        const double d2 = x * x + y * y + z * z;
-        if (d2 < own) {
-          own = d2;
-          own_i = i;
-          own_j = j;
-        }
-      }
-#pragma omp critical(cace_fast_closest)
-    if (own < best || (own == best && own_i >= 0 && own_i < best_i)) {
-      best = own;
-      best_i = own_i;
-      best_j = own_j;
-    }
-  }
-  atoms[0] = static_cast<int32_t>(best_i);
-  atoms[1] = static_cast<int32_t>(best_j);
-  return std::sqrt(best);
+  return std::sqrt(closest(pairs->pairs, positions, shift_vectors, n_threads, atoms,
+                           [](int64_t, int64_t) { return 1.0; }));
+}
+
+double cf_pairs_closest_of_kind(const cf_pairs* pairs, const double* positions,
+                                const double* shift_vectors, const int32_t* species,
+                                int32_t n_elements, const double* half, int32_t n_threads,
+                                int32_t atoms[2]) {
+  const size_t n = static_cast<size_t>(n_elements);
+  std::vector<double> weights(n * n);
+  for (size_t a = 0; a < n; ++a)
+    for (size_t b = 0; b < n; ++b) weights[a * n + b] = 1.0 / ((half[a] + half[b]) * (half[a] + half[b]));
+  return std::sqrt(closest(pairs->pairs, positions, shift_vectors, n_threads, atoms,
+                           [&](int64_t i, int64_t j) { return weights[species[i] * n + species[j]]; }));
 }
 
 }  // extern "C"

@@ -231,6 +231,8 @@ def test_mistakes_are_named(engines: Engines) -> None:
         InputError, match=r"atoms at least 0.05 A apart, got atoms 0 and 1 at 0.0100"
     ):
         engine.evaluate(AtomicGraph(**{**vars(given), "positions": near}), min_dist=0.05)
+    with pytest.raises(InputError, match=r"apart, got atoms 0 and 1 at 0.0100"):
+        engine.evaluate(AtomicGraph(**{**vars(given), "positions": near}), min_dist="auto")
     near[1] = near[0]
     with pytest.raises(CaceFastError, match="energy: not finite at atom"):
         engine.evaluate(AtomicGraph(**{**vars(given), "positions": near}))
