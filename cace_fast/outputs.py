@@ -11,6 +11,7 @@ from torch import Tensor
 from .errors import InputError
 from .graph import AtomicGraph
 from .reference import model
+from .reference.atomic import columns_of
 from .reference.ewald import OWN_SPHERE, Summation
 from .reference.long_range import ewald_of
 from .spec import Dephase, Ewald, Forces, Grad, Polarization
@@ -53,7 +54,7 @@ def value_of(state: State, key: str) -> Tensor:
 def ewald(module: Ewald, state: State) -> None:
     """Write the energies of an Ewald sum, and its potentials if they are asked for."""
     q = value_of(state, module.feature_key)
-    q = q.reshape(len(q), -1)
+    q = columns_of(q)
     result = ewald_of(module, q, state.graph, state.call.how)
     energy = model.by_system(result.energies, state.graph)
     periodic = state.graph.pbc.any(1)

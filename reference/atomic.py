@@ -70,7 +70,7 @@ class Values:
         if taken.place is not None:
             self._run(taken.place)
         q = self._value(taken)
-        return q.reshape(len(q), -1)
+        return columns_of(q)
 
     def ewald(self, index: int) -> EwaldResult:
         """Return energies and potentials of an Ewald module."""
@@ -98,7 +98,7 @@ class Values:
                 self._outputs[index] = readout(x, self._weights, module, prefix)
             else:
                 assert isinstance(module, Add)
-                self._outputs[index] = sum_of([part.reshape(len(part), -1) for part in parts])
+                self._outputs[index] = sum_of([columns_of(part) for part in parts])
 
     def _value(self, taken: Taken) -> Tensor:
         if taken.kind == "features":
@@ -157,3 +157,8 @@ def fixed_charges(module: FixedCharge, spec: Representation, species: Tensor) ->
     if used & set(missing):
         raise InputError("numbers", "elements with a fixed charge", sorted(used & set(missing)))
     return values.to(species.device)[species][:, None]
+
+
+def columns_of(values: Tensor) -> Tensor:
+    """Return values [n, ...] of atoms as [n, m], also where there are no atoms."""
+    return values.flatten(1) if values.dim() > 1 else values[:, None]

@@ -8,6 +8,7 @@ from torch import Tensor
 from cace_fast.errors import CaceFastError, InputError
 from cace_fast.geometry import check_finite, some
 from cace_fast.graph import AtomicGraph, ModelOutput
+from cace_fast.reference.atomic import columns_of
 
 BY_SYSTEM = ("energy", "virials")
 
@@ -34,7 +35,7 @@ def check_output(output: ModelOutput) -> None:
     if bool(torch.isfinite(sums).all()):
         return
     for name, values in parts.items():
-        rows = torch.isfinite(values.reshape(len(values), -1)).all(1)
+        rows = torch.isfinite(columns_of(values)).all(1)
         bad = torch.nonzero(~rows).flatten().cpu().numpy()
         if len(bad):
             who = "structures" if name in BY_SYSTEM else "atoms"

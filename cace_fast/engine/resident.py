@@ -10,6 +10,7 @@ from torch import Tensor
 from cace_fast.device_neighbors import DeviceVerletList
 from cace_fast.errors import InputError
 from cace_fast.graph import AtomicGraph, ModelOutput
+from cace_fast.process import ordinary
 from cace_fast.min_dist import MinDist
 
 from .reference import ReferenceEngine
@@ -66,6 +67,7 @@ class ResidentSystem:
         """How often pairs were searched."""
         return self._list.n_builds if self._own is None else self._own.n_builds
 
+    @ordinary
     def evaluate(
         self,
         positions: Tensor | None = None,

@@ -263,7 +263,7 @@ def test_atoms_that_are_too_close_are_named():
 
 def nan_edges(positions, cell, pbc):
     """A list made elsewhere, of a structure that was sound then."""
-    return neighbor_list(np.nan_to_num(positions), cell, pbc, 4.0)
+    return neighbor_list(np.nan_to_num(positions, posinf=0.0), cell, pbc, 4.0)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -1,0 +1,383 @@
+"""Right numbers whatever the process does: modes of torch, threads, forks, interrupts."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk
+from support.tiny_models import tiny_spec, tiny_structure, tiny_weights
+
+import cace_fast
+from cace_fast import CACECalculator, Potential
+from cace_fast.engine import VerletList
+from cace_fast.kernels.cpu.evaluator import Evaluator
+from cace_fast.process import Lock, ordinary, ordinary_tensor
+
+BACKENDS = ("reference", "cpu")
+NAMES = ("energy", "energies", "forces", "stress", "latent_charges", "bec")
+MODEL = {"steps": ("M+Ar+Bchi",), "ewald_channels": 1}
+
+
+def model(backend="cpu", dtype="float64", **options):
+    spec = tiny_spec(**(MODEL | options))
+    return Potential(spec, tiny_weights(spec), dtype=dtype, backend=backend, device="cpu")
+
+
+def structure(seed=0, side=2):
+    return tiny_structure(tiny_spec(**MODEL), side, seed=seed)
+
+
+MODES = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "another device": lambda: torch.device("meta"),
+    "anomaly": lambda: torch.autograd.set_detect_anomaly(True),
+}
+
+
+@pytest.fixture(params=MODES)
+def mode(request):
+    return MODES[request.param]
+
+
+@pytest.fixture
+def default_dtype():
+    before = torch.get_default_dtype()
+    yield torch.set_default_dtype
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_results_are_the_same_in_every_mode(backend, mode):
+    potential, atoms = model(backend), structure()
+    want = potential.compute(atoms, NAMES)
+    hessian, features = potential.hessian(atoms), potential.features(atoms)
+    with mode():
+        got = potential.compute(atoms, NAMES)
+        assert np.array_equal(potential.hessian(atoms), hessian)
+        assert np.array_equal(potential.features(atoms), features)
+        made_here = potential.changed(backend=backend)
+        system = potential.resident([atoms], skin=0.3)
+        forces = system.evaluate().forces
+    for name in NAMES:
+        assert np.array_equal(got[name], want[name]), name
+    assert np.abs(hessian).max() > 0.1
+    np.testing.assert_allclose(forces, want["forces"], atol=1e-12)
+    # what was made in the mode works outside of it
+    assert np.array_equal(made_here.compute(atoms, NAMES)["forces"], want["forces"])
+    assert np.array_equal(made_here.hessian(atoms), hessian)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_the_default_dtype_changes_nothing(backend, dtype, default_dtype):
+    atoms = structure()
+    want = model(backend, "float32").compute(atoms, NAMES)
+    default_dtype(dtype)
+    got = model(backend, "float32").compute(atoms, NAMES)
+    for name in NAMES:
+        assert np.array_equal(got[name], want[name]), name
+
+
+def dictionary(atoms, potential):
+    from cace_fast.neighbors import neighbor_list
+
+    edges = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, potential.cutoff)
+    return {
+        "positions": torch.tensor(atoms.positions),
+        "atomic_numbers": torch.tensor(atoms.numbers),
+        "edge_index": torch.tensor(np.stack([edges.senders, edges.receivers])),
+        "unit_shifts": torch.tensor(edges.shifts).double(),
+        "shifts": torch.tensor(edges.shifts @ atoms.cell.array),
+        "cell": torch.tensor(atoms.cell.array),
+    }
+
+
+@pytest.mark.parametrize("inside", ["no_grad", "inference_mode"])
+@pytest.mark.parametrize("made_inside", [False, True], ids=["tensors before", "tensors inside"])
+def test_dictionaries_give_detached_numbers_in_modes_without_gradients(inside, made_inside):
+    potential, atoms = model(), structure()
+    data = dictionary(atoms, potential)
+    want = potential(data)
+    key = next(key for key, value in want.items() if value.shape == (len(atoms), 3))
+    assert want[key].abs().max() > 0.1
+    assert any(value.requires_grad for value in want.values())
+    with MODES[inside]():
+        got = potential(dictionary(atoms, potential) if made_inside else data)
+        assert not any(value.requires_grad for value in got.values())
+    for name, value in want.items():
+        assert torch.equal(got[name], value), name
+
+
+def test_models_load_and_verify_in_inference_mode():
+    atoms = bulk("Cu", cubic=True)
+    atoms.rattle(0.1, seed=1)
+    want = cace_fast.load("copper-emt").compute(atoms)["forces"]
+    with torch.inference_mode():
+        potential = cace_fast.load("copper-emt", verify=True)
+        calculator = CACECalculator("copper-emt", backend="reference", default_dtype="float64")
+        atoms.calc = calculator
+        np.testing.assert_allclose(atoms.get_forces(), want, atol=1e-4)
+    assert np.array_equal(potential.compute(atoms)["forces"], want)
+    assert np.abs(calculator.potential.hessian(atoms)).max() > 1.0
+
+
+def test_ordinary_restores_the_modes_and_leaves_gradients_alone():
+    @ordinary
+    def look():
+        return torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+
+    assert look() == (False, True)
+    with torch.inference_mode():
+        assert look() == (False, False)
+        assert torch.is_inference_mode_enabled()
+        made = torch.zeros(2)
+    assert not ordinary_tensor(made).is_inference()
+    plain = torch.zeros(2)
+    assert ordinary_tensor(plain) is plain
+
+
+def at_once(work, n=4):
+    """Run work(k) in n threads at once; return what each returned, or raise what one raised."""
+    found, start = [None] * n, threading.Barrier(n)
+
+    def one(k):
+        start.wait()
+        try:
+            found[k] = work(k)
+        except BaseException as error:
+            found[k] = error
+
+    threads = [threading.Thread(target=one, args=(k,)) for k in range(n)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for result in found:
+        if isinstance(result, BaseException):
+            raise result
+    return found
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_calculator_in_several_threads_gives_each_its_own_numbers(backend):
+    """Each thread moves its own atoms: lists of different sizes are made all the time."""
+    calculator = CACECalculator(model(backend), skin=0.05)
+    n_steps = 25 if backend == "cpu" else 6
+
+    def walk(k, calc):
+        atoms = structure(seed=k, side=1 + k % 2)
+        rng = np.random.default_rng(k)
+        found = []
+        for _ in range(n_steps):
+            atoms.positions += rng.normal(scale=0.05, size=atoms.positions.shape)
+            atoms.calc = calc
+            found.append((atoms.get_potential_energy(), atoms.get_forces()))
+        return found
+
+    got = at_once(lambda k: walk(k, calculator))
+    for k, path in enumerate(got):
+        want = walk(k, CACECalculator(calculator.potential, skin=0.05))
+        for (energy, forces), (right, right_forces) in zip(path, want, strict=True):
+            assert energy == pytest.approx(right, abs=1e-9)
+            np.testing.assert_allclose(forces, right_forces, atol=1e-9)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_potential_and_one_list_in_several_threads(backend):
+    potential = model(backend)
+    shared = VerletList(potential.cutoff, 0.3, in_order=not potential.sorts_pairs)
+    frames = [structure(seed=k, side=1 + k % 2) for k in range(4)]
+    want = [potential.compute(atoms) for atoms in frames]
+
+    def work(k):
+        return [
+            potential.evaluate([frames[k]], ("energy", "forces"), edges=shared)[0]
+            for _ in range(20 if backend == "cpu" else 4)
+        ]
+
+    for k, results in enumerate(at_once(work)):
+        for result in results:
+            np.testing.assert_allclose(result["forces"], want[k]["forces"], atol=1e-9)
+
+
+FORK = """
+import os, signal, sys, threading
+import numpy as np, torch
+from ase.build import bulk
+import cace_fast
+torch.set_num_threads(2)
+atoms = bulk("NaCl", "rocksalt", a=5.6, cubic=True).repeat(6)
+atoms.rattle(0.05, seed=0)
+sys.path.insert(0, {tests!r})
+from support.tiny_models import tiny_spec, tiny_weights
+from cace_fast import CACECalculator, Potential
+spec = tiny_spec(elements=(11, 17), ewald_channels=1)
+potential = Potential(spec, tiny_weights(spec), backend={backend!r}, device="cpu",
+                      long_range={method!r})
+calculator = CACECalculator(potential)
+atoms.calc = calculator
+want = atoms.get_forces()
+busy = threading.Event()
+def hammer():
+    other = atoms.copy()
+    other.calc = calculator
+    while not busy.is_set():
+        other.positions += 0.001
+        other.get_forces()
+thread = threading.Thread(target=hammer, daemon=True)
+if {threads}:
+    thread.start()
+for _ in range(3):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)  # a hang ends here
+        mine = atoms.copy()
+        mine.positions[0] += 0.01
+        mine.calc = calculator
+        mine.get_forces()
+        mine.positions[0] -= 0.01
+        got = mine.get_forces()
+        alone = potential.compute(mine, ("energy", "forces"))["forces"]
+        right = np.abs(got - want).max() < 1e-4 and np.abs(alone - want).max() < 1e-4
+        os._exit(0 if right else 3)
+    _, status = os.waitpid(child, 0)
+    assert status == 0, f"child ended with {{status}}"
+busy.set()
+print("children are right")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("threads", [False, True], ids=["alone", "while a thread evaluates"])
+@pytest.mark.parametrize(
+    ("backend", "method"), [("reference", "direct"), ("cpu", "direct"), ("cpu", "nufft")]
+)
+def test_a_child_forked_after_use_never_hangs(backend, method, threads):
+    code = FORK.format(
+        backend=backend, method=method, threads=threads, tests=os.path.dirname(__file__)
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    assert "children are right" in done.stdout
+
+
+def test_copies_and_pickles_have_locks_of_their_own():
+    for made in (VerletList(4.0, 0.5), CACECalculator(model())):
+        for twin in (copy.copy(made), copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+            locks = [v for v in vars(twin).values() if isinstance(v, Lock)]
+            assert locks, type(made).__name__
+            assert not {id(v) for v in locks} & {id(v) for v in vars(made).values()}
+
+
+class Stop(KeyboardInterrupt):
+    pass
+
+
+@pytest.mark.parametrize("error", [Stop, MemoryError, RuntimeError])
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_an_interrupted_step_leaves_no_list_behind(error, where, monkeypatch):
+    """The list counts as the library's only after the step; whatever ends it early."""
+    potential = model()
+    first, second = structure(seed=0), structure(seed=1)
+    second.positions[:] = second.positions[::-1]
+    want = potential.compute(second)
+    potential.compute(first)
+    plain = Evaluator.run
+
+    def interrupted(self, *args):
+        if where == "after":
+            plain(self, *args)
+        raise error("now")
+
+    kept = VerletList(potential.cutoff, 0.5, in_order=False)
+    monkeypatch.setattr(Evaluator, "run", interrupted)
+    with pytest.raises(error):
+        potential.evaluate([second], ("energy", "forces"), edges=kept)
+    monkeypatch.setattr(Evaluator, "run", plain)
+    got = potential.evaluate([second], ("energy", "forces"), edges=kept)[0]
+    np.testing.assert_allclose(got["forces"], want["forces"], atol=1e-10)
+    assert np.abs(want["forces"]).max() > 0.1
+
+
+def test_an_interrupted_search_keeps_the_list_before_it(monkeypatch):
+    from cace_fast.engine import skin
+
+    atoms = structure()
+    verlet = VerletList(4.0, 0.4)
+    arrays = (atoms.cell.array, np.array(atoms.pbc))
+    before = verlet(atoms.positions, *arrays)
+    moved = atoms.positions + np.linspace(0, 3, len(atoms))[:, None]
+
+    def stop(*_, **__):
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(skin, "neighbor_list", stop)
+        with pytest.raises(Stop):
+            verlet(moved, *arrays)
+    assert verlet(atoms.positions, *arrays) is before
+    fresh = VerletList(4.0, 0.4)(moved, *arrays)
+    for got, want in zip(verlet(moved, *arrays), fresh, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_signals_at_any_moment_change_no_later_number():
+    """A thread of the kernel sends SIGINT at random moments; what is computed next is right."""
+    potential = model()
+    calculator = CACECalculator(potential, skin=0.1)
+    rng = np.random.default_rng(0)
+    atoms = structure()
+    hits = 0
+    for _ in range(60):
+        atoms.positions += rng.normal(scale=0.1, size=atoms.positions.shape)
+        atoms.calc = calculator
+        timer = threading.Timer(rng.uniform(0.0, 0.006), os.kill, (os.getpid(), signal.SIGINT))
+        try:
+            timer.start()
+            for _ in range(20):
+                atoms.get_forces()
+                atoms.positions += 1e-3
+                time.sleep(1e-4)
+            timer.join()
+        except KeyboardInterrupt:
+            hits += 1
+        timer.join()
+        want = potential.compute(atoms)["forces"]
+        np.testing.assert_allclose(atoms.get_forces(), want, atol=1e-9)
+    assert hits > 20
+
+
+def test_a_file_that_changes_after_it_was_read_changes_nothing(tmp_path):
+    potential = model()
+    path = tmp_path / "model.safetensors"
+    potential.save(path)
+    loaded = cace_fast.load(path, dtype="float64")
+    os.truncate(path, 100)
+    loaded.save(tmp_path / "again.safetensors")
+    again = cace_fast.load(tmp_path / "again.safetensors", dtype="float64")
+    atoms = structure()
+    assert np.array_equal(again.compute(atoms)["forces"], potential.compute(atoms)["forces"])
+
+
+def test_atoms_are_not_changed():
+    atoms = Atoms("Cu2", positions=[[0, 0, 0], [0, 0, 2.5]])
+    before = atoms.copy()
+    cace_fast.load("copper-emt").compute(atoms)
+    assert atoms == before
