@@ -53,7 +53,7 @@ def value_of(state: State, key: str) -> Tensor:
 def ewald(module: Ewald, state: State) -> None:
     """Write the energies of an Ewald sum, and its potentials if they are asked for."""
     q = value_of(state, module.feature_key)
-    q = q.reshape(len(q), -1)
+    q = q.flatten(1) if q.dim() > 1 else q[:, None]
     result = ewald_of(module, q, state.graph, state.call.how)
     energy = model.by_system(result.energies, state.graph)
     periodic = state.graph.pbc.any(1)

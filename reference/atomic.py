@@ -69,8 +69,7 @@ class Values:
         (taken,) = taken_by(self._sub, index)
         if taken.place is not None:
             self._run(taken.place)
-        q = self._value(taken)
-        return q.reshape(len(q), -1)
+        return _columns(self._value(taken))
 
     def ewald(self, index: int) -> EwaldResult:
         """Return energies and potentials of an Ewald module."""
@@ -98,7 +97,7 @@ class Values:
                 self._outputs[index] = readout(x, self._weights, module, prefix)
             else:
                 assert isinstance(module, Add)
-                self._outputs[index] = sum_of([part.reshape(len(part), -1) for part in parts])
+                self._outputs[index] = sum_of([_columns(part) for part in parts])
 
     def _value(self, taken: Taken) -> Tensor:
         if taken.kind == "features":
@@ -123,10 +122,15 @@ def given_input(key: str, inputs: Mapping[str, Tensor]) -> Tensor:
 
 def readout_input(module: Readout, parts: Sequence[Tensor]) -> Tensor:
     """Return the inputs x [n, n_in] of a read-out from what it takes, [n, ...] each."""
-    columns = [part.flatten(1) if part.dim() > 1 else part[:, None] for part in parts]
+    columns = [_columns(part) for part in parts]
     x = torch.cat(columns, 1) if len(columns) > 1 else columns[0]
     check_width(module, x.shape[1])
     return x
+
+
+def _columns(value: Tensor) -> Tensor:
+    """Return a value of atoms as [n, width]."""
+    return value.flatten(1) if value.dim() > 1 else value[:, None]
 
 
 def check_width(module: Readout, n_in: int) -> None:
