@@ -115,7 +115,8 @@ UNSUPPORTED = {
     "exponent 3": (
         with_output("cace.modules.ewald.EwaldPotential", exponent=3), "exponent 3; provided are"),
     "eps of a norm": (
-        with_setting(READOUT + ".outnet.0", batchnorm=torch.nn.BatchNorm1d(6, eps=1e-3).eval()), "eps"),
+        with_setting(READOUT + ".outnet.0", batchnorm=torch.nn.BatchNorm1d(6, eps=1e-3).eval()),
+        "eps"),
     "a norm in one layer": (
         with_setting(READOUT + ".outnet.0", batchnorm=torch.nn.BatchNorm1d(6).eval()),
         "batch norm in some layers only"),
