@@ -7,7 +7,6 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from . import checkpoint, weights
-from .errors import CheckpointError
 from .spec import ModelSpec
 from .weights import Weights
 
@@ -15,16 +14,16 @@ from .weights import Weights
 def read_model(path: str | os.PathLike[str]) -> tuple[ModelSpec, Weights]:
     """Return specification and tensors of a model file or shipped name."""
     place = Path(path)
-    if not place.exists() and os.fspath(path) in shipped():
-        with as_file(files("cace_fast.models") / f"{os.fspath(path)}.safetensors") as own:
-            return weights.load(own)
-    if not place.exists():
+    try:
+        weights.require_regular(place)
+    except FileNotFoundError:
+        if os.fspath(path) in shipped():
+            with as_file(files("cace_fast.models") / f"{os.fspath(path)}.safetensors") as own:
+                return weights.load(own)
         raise FileNotFoundError(
             f"{place}: no such file, and no shipped potential of that name "
             f"(shipped: {', '.join(shipped()) or 'none'})"
-        )
-    if place.is_dir():
-        raise CheckpointError(f"{place}: a folder, expected a model file")
+        ) from None
     if place.suffix == ".safetensors":
         return weights.load(place)
     spec, tensors = checkpoint.read(place)

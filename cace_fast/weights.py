@@ -8,8 +8,10 @@ Names follow the operations: ``embedding.sender``, ``radial.frequencies``, ``mix
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,6 +24,7 @@ from .process import ordinary_tensor
 from .spec import MLP, ModelSpec, Readout, from_json, to_json
 
 METADATA_KEY = "cace_fast"
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 RADIAL_TENSORS = {
     "bessel": ("frequencies",),
@@ -55,7 +58,7 @@ class Weights(Mapping[str, Tensor]):
             )
         for name, shape in expected.items():
             tensor = tensors[name]
-            if tuple(tensor.shape) != shape or not tensor.is_floating_point():
+            if tuple(tensor.shape) != shape or tensor.dtype not in FLOATS:
                 got = f"{tensor.dtype} {tuple(tensor.shape)}"
                 raise InputError(f"weights[{name!r}]", f"a floating tensor of shape {shape}", got)
             if not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
@@ -120,12 +123,14 @@ def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 def mlp_shapes(mlp: MLP, prefix: str) -> dict[str, tuple[int, ...]]:
     """Return name and shape of the tensors of one network."""
     shapes: dict[str, tuple[int, ...]] = {}
+    inner = mlp if mlp.bias or not mlp.residual else replace(mlp, bias=True)  # of blocks: always
     for k, shape in enumerate(mlp.layer_shapes):
         last = k == mlp.n_layers - 1
-        shapes |= _linear_shapes(shape, mlp, f"{prefix}.layers.{k}", not last)
+        own = mlp if last else inner
+        shapes |= _linear_shapes(shape, own, f"{prefix}.layers.{k}", not last)
     for k, (into, out) in enumerate(mlp.skip_shapes):
         if into != out:
-            shapes |= _linear_shapes((out, into), mlp, f"{prefix}.skips.{k}", True)
+            shapes |= _linear_shapes((out, into), inner, f"{prefix}.skips.{k}", True)
     return shapes
 
 
@@ -166,6 +171,25 @@ def _umask() -> int:
     return current
 
 
+def require_regular(path: str | os.PathLike[str]) -> None:
+    """Raise CheckpointError for what is no plain file: a pipe, for one, would be waited for."""
+    try:
+        kind = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{_named(path)}: the file cannot be read ({reason})") from None
+    if not stat.S_ISREG(kind):
+        what = "a folder" if stat.S_ISDIR(kind) else "a pipe or device"
+        raise CheckpointError(f"{path}: {what}, expected a model file")
+
+
+def _named(path: str | os.PathLike[str]) -> str:
+    name = os.fspath(path)
+    return name if len(name) <= 200 else f"{name[:197]}..."
+
+
 def load(path: str | os.PathLike[str]) -> tuple[ModelSpec, Weights]:
     """Read a file that :func:`save` wrote; what becomes of the file later changes nothing.
 
@@ -176,6 +200,7 @@ def load(path: str | os.PathLike[str]) -> tuple[ModelSpec, Weights]:
     CheckpointError
         If the file is not safetensors, has no specification, or its tensors do not fit it.
     """
+    require_regular(path)
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
             metadata = file.metadata() or {}

@@ -274,7 +274,7 @@ int main(int argc, char** argv) {
   const bool charged = argc == 10;
   cf_ewald_spec ewald{};
   if (charged) {
-    heads.push_back({std::atoi(argv[6]), std::atoi(argv[7]), -1, 0, 1, 0, 0.0});
+    heads.push_back({std::atoi(argv[6]), std::atoi(argv[7]), -1, 0, 1, 0.0});
     ewald.dl = std::atof(argv[8]);
     ewald.sigma = std::atof(argv[9]);
     ewald.norm = 1.0;

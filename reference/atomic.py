@@ -69,8 +69,7 @@ class Values:
         (taken,) = taken_by(self._sub, index)
         if taken.place is not None:
             self._run(taken.place)
-        q = self._value(taken)
-        return columns_of(q)
+        return columns_of(self._value(taken))
 
     def ewald(self, index: int) -> EwaldResult:
         """Return energies and potentials of an Ewald module."""
@@ -123,7 +122,7 @@ def given_input(key: str, inputs: Mapping[str, Tensor]) -> Tensor:
 
 def readout_input(module: Readout, parts: Sequence[Tensor]) -> Tensor:
     """Return the inputs x [n, n_in] of a read-out from what it takes, [n, ...] each."""
-    columns = [part.flatten(1) if part.dim() > 1 else part[:, None] for part in parts]
+    columns = [_columns(part) for part in parts]
     x = torch.cat(columns, 1) if len(columns) > 1 else columns[0]
     check_width(module, x.shape[1])
     return x

@@ -112,8 +112,8 @@ def rep(**fields):
         (rep(l_max=7), "l_max: expected an integer from 0 to 6, got 7"),
         (rep(l_max=True), "l_max: expected an integer"),
         (rep(n_radial=10**9), "n_radial: expected an integer from 1"),
-        (rep(cutoff=-1.0), "cutoff: expected a finite number above zero"),
-        (rep(cutoff=None), "cutoff: expected a finite number"),
+        (rep(cutoff=-1.0), "cutoff: expected a number from 0.01 to 1000, got -1.0"),
+        (rep(cutoff=None), "cutoff: expected a number from 0.01"),
         (rep(elements=[1, 1]), "elements: expected distinct"),
         (
             lambda c: c["model"]["representation"]["radial"].update(kind="spline"),
@@ -149,7 +149,7 @@ def test_other_text_is_refused(text):
         ),
         (
             lambda: CutoffFunction("polynomial", float("nan")),
-            "CutoffFunction.cutoff: expected a finite",
+            "CutoffFunction.cutoff: expected a number from 0.01 to 1000, got nan",
         ),
         (lambda: Ewald("q", "e", 2.0, 1.0, exponent=3), "Ewald.exponent: expected 1 or 6, got 3"),
         (lambda: Ewald("", "e", 2.0, 1.0), "Ewald.feature_key: expected a non-empty name"),

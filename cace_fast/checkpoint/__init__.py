@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cace_fast.checkpoint.limits import short
+from cace_fast.checkpoint.limits import Refused, short
 from cace_fast.checkpoint.reader import read_contents
 from cace_fast.checkpoint.records import Record
 from cace_fast.checkpoint.statedict import StateDictOptions
@@ -69,9 +69,11 @@ def read(
             raise InputError(options.given()[0], "nothing, because the file holds it", "a value")
         if not isinstance(root, Record):
             raise CheckpointError(f"holds {short(root)}, not a model")
-        spec, tensors = read_model(view_of_record(root, contents.code))
+        spec, tensors = read_model(view_of_record(root, contents.code, contents.budget))
     except (CheckpointError, UnsupportedModelError) as error:
         raise type(error)(f"{path}: {error}") from None
+    except Refused as refusal:
+        raise CheckpointError(f"{path}: {refusal}.") from None
     provenance = Provenance(source=path.name, sha256=_digest(path))
     return replace(spec, provenance=provenance), {k: t.detach() for k, t in tensors.items()}
 

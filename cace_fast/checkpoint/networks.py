@@ -12,7 +12,7 @@ from typing import cast, get_args
 import torch
 from torch import Tensor
 
-from cace_fast.checkpoint.fields import attribute, number
+from cace_fast.checkpoint.fields import attribute, flag, number
 from cace_fast.checkpoint.limits import short
 from cace_fast.checkpoint.records import Attribute, Global
 from cace_fast.checkpoint.views import MISSING, ModuleView
@@ -96,8 +96,12 @@ class Network:
         inner = hidden + [skip for skip in self.skips if skip is not None]
         if len({layer.normed for layer in inner}) > 1:
             raise UnsupportedModelError(f"{where}: batch norm in some layers only")
-        every = [*self.layers, *(skip for skip in self.skips if skip is not None)]
-        if len({"bias" in layer.tensors for layer in every}) > 1:
+        # residual blocks have biases whatever the setting; it removes that of the last layer
+        plain = [last] if self.skips else [*hidden, last]
+        blocks = inner if self.skips else []
+        if len({"bias" in layer.tensors for layer in plain}) > 1 or not all(
+            "bias" in layer.tensors for layer in blocks
+        ):
             raise UnsupportedModelError(f"{where}: bias in some layers only")
         widths = (self.layers[0].n_in, *(layer.n_out for layer in self.layers))
         return MLP(
@@ -156,6 +160,12 @@ def _linear(view: ModuleView) -> dict[str, Tensor]:
 
 
 def _norm(view: ModuleView) -> dict[str, Tensor]:
+    if flag(view, "training", False):
+        raise UnsupportedModelError(
+            f"{view}: the model was saved in training mode, where its batch norm takes the "
+            "statistics of the atoms that are evaluated together, so that an energy depends on "
+            "them; call model.eval() and save it again"
+        )
     if number(view, "eps") != 1e-5:
         raise UnsupportedModelError(f"{view}: batch norm with eps other than 1e-5")
     tensors = {"mean": view.tensor("running_mean"), "variance": view.tensor("running_var")}

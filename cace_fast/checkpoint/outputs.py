@@ -198,7 +198,7 @@ def _fixed_charge(view: ModuleView) -> FixedCharge:
         not isinstance(table, dict)
         or len(table) > 1000
         or not all(type(z) is int for z in table)
-        or not all(type(q) in (int, float) for q in table.values())
+        or not all(type(q) in (int, float) and abs(q) < 1e300 for q in table.values())
     ):
         raise wrong(view, "charge_dict", "a charge for each atomic number", table)
     charges = tuple(sorted((z, float(q)) for z, q in table.items()))

@@ -12,6 +12,7 @@ from cace_fast.checkpoint.limits import MIB, Budget, Refused
 from cace_fast.checkpoint.records import Record
 from cace_fast.checkpoint.unpickler import Unpickler
 from cace_fast.errors import CheckpointError
+from cace_fast.weights import require_regular
 
 _CODE_BYTES = 1 * MIB
 
@@ -26,10 +27,13 @@ class Contents:
         The pickled object: a record, or a dictionary of state dicts.
     code
         Source texts of a TorchScript archive by name (never executed); empty otherwise.
+    budget
+        What is left for making a model of it.
     """
 
     root: Any
     code: dict[str, str] = field(default_factory=dict)
+    budget: Budget | None = None
 
 
 def read_contents(path: str | PathLike[str]) -> Contents:
@@ -56,6 +60,7 @@ def read_contents(path: str | PathLike[str]) -> Contents:
     """
     path = Path(path)
     try:
+        require_regular(path)
         budget = Budget(path.stat().st_size)
         with Archive(path, budget) as archive:
             root = _unpickle(archive, budget)
@@ -64,7 +69,7 @@ def read_contents(path: str | PathLike[str]) -> Contents:
         raise CheckpointError(f"{path}: {refusal}.") from None
     except OSError as error:
         raise CheckpointError(f"{path}: the file cannot be read ({error.strerror}).") from None
-    return Contents(root, code)
+    return Contents(root, code, budget)
 
 
 def _unpickle(archive: Archive, budget: Budget) -> Any:

@@ -26,6 +26,7 @@ _PLACES = {
     "ema": "model_ema_state_dict",
     "swa": "model_swa_state_dict",
 }
+_WRAPPERS = ("module.", "model.", "_orig_mod.")
 
 
 @dataclass(frozen=True)
@@ -132,10 +133,18 @@ def select(
     if not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items()):
         raise CheckpointError("holds a state dict that is not a dictionary of named tensors")
     state = {name: value for name, value in state.items() if name != "n_averaged"}
-    for prefix in ("module.", "model."):
-        if state and all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return state
+    return _without_wrappers(state)
+
+
+def _without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return names without what wrappers put before them: compiled, data-parallel, averaged."""
+    while state:
+        found = [p for p in _WRAPPERS if all(name.startswith(p) for name in state)]
+        if not found:
+            break
+        state = {name.removeprefix(found[0]): value for name, value in state.items()}
+    inner = {name.replace("._orig_mod.", "."): value for name, value in state.items()}
+    return inner if len(inner) == len(state) else state  # parts can be compiled alone
 
 
 def tree_of(state: Mapping[str, Tensor]) -> Node:

@@ -47,11 +47,27 @@ def read_model(view: ModuleView) -> tuple[ModelSpec, dict[str, Tensor]]:
     UnsupportedModelError
         The model is of a kind, or has a part, that cace-fast does not provide.
     """
+    _refuse_changes(view)
     try:
         spec, tensors = _read_any(view)
         return spec, dict(Weights(spec, tensors))
     except (SpecError, InputError) as error:
         raise CheckpointError(f"{view}: {error}") from None
+
+
+def _refuse_changes(view: ModuleView) -> None:
+    """Refuse hooks and replaced methods anywhere: upstream would run them, cace-fast does not."""
+    seen, todo = {view.key}, [view]
+    while todo:
+        module = todo.pop()
+        if found := module.changes():
+            raise UnsupportedModelError(
+                f"{module}: {', '.join(found)[:200]} would change what upstream computes; remove "
+                "hooks and replaced methods, and save the model again"
+            )
+        new = [part for part in module.children() if part is not None and part.key not in seen]
+        seen |= {part.key for part in new}
+        todo += new
 
 
 def _read_any(view: ModuleView) -> tuple[ModelSpec, dict[str, Tensor]]:
@@ -155,6 +171,11 @@ def _combination(view: ModuleView, n_models: int) -> Combination:
             raise wrong(view, "potential_keys", "a list of dictionaries of names", listed)
         keys.append(tuple(pairs))
         weights.append(_weight(view, entry.get("weight", 1)))
+        if len({own for _, own in pairs}) < len(pairs) and weights[-1] != 1.0:
+            raise UnsupportedModelError(
+                f"{view}: two common names stand for one key of a sub-model with a weight, which "
+                "upstream applies twice"
+            )
     common = tuple(name for name, _ in keys[0] if all(name in dict(pairs) for pairs in keys))
     named = texts(view, "out_keys", list(common))
     if set(named) != set(common):
@@ -164,7 +185,7 @@ def _combination(view: ModuleView, n_models: int) -> Combination:
 
 def _weight(view: ModuleView, value: Any) -> float:
     """Return a weight; one file of the survey and all TorchScript archives hold it as text."""
-    if type(value) in (int, float, str):
+    if type(value) in (int, float) or (type(value) is str and len(value) < 100):
         try:
             return float(value)
         except (ValueError, OverflowError):

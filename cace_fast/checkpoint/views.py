@@ -18,13 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cace_fast.checkpoint.limits import short
+from cace_fast.checkpoint.limits import Budget, short
 from cace_fast.checkpoint.records import Attribute, Global, Record
 from cace_fast.errors import CheckpointError
 
 MISSING: Any = object()  # an attribute that a module does not have
 _MANGLED = re.compile(r"\.___torch_mangle_\d+")
 _SCRIPT_PREFIX = "__torch__."
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+# attributes that are functions in upstream's own modules; readers of modules look at them
+_FUNCTIONS = frozenset({"activation", "operation", "post_process", "_compiled_call_impl"})
 
 
 class ModuleView:
@@ -66,6 +69,16 @@ class ModuleView:
     def code(self) -> str | None:
         """Return the source text of a scripted module (may be empty); None for others."""
         return None
+
+    def changes(self) -> list[str]:
+        """Return what makes upstream run something else than the code of the class.
+
+        Hooks, and functions that stand in the places of methods.
+        """
+        return []
+
+    def charge(self, n_bytes: int) -> None:
+        """Account for memory that reading a file is about to take; see `limits.Budget`."""
 
     def _tensor(self, name: str) -> Any:
         raise NotImplementedError
@@ -112,8 +125,9 @@ class ModuleView:
 class _RecordView(ModuleView):
     """A module of a ``torch.save`` file."""
 
-    def __init__(self, record: Record, where: str) -> None:
+    def __init__(self, record: Record, where: str, budget: Budget | None = None) -> None:
         super().__init__(record.path, where, id(record))
+        self._budget = budget
         self._state: Mapping[str, Any] = record.state if isinstance(record.state, dict) else {}
         self._parameters = self._named("_parameters")
         self._buffers = self._named("_buffers")
@@ -134,6 +148,13 @@ class _RecordView(ModuleView):
     def raw(self, name: str) -> Any:
         return self._state.get(name, MISSING)
 
+    def changes(self) -> list[str]:
+        return _changes(self._state)
+
+    def charge(self, n_bytes: int) -> None:
+        if self._budget is not None:
+            self._budget.charge(n_bytes)
+
     def _tensor(self, name: str) -> Any:
         return self._parameters[name] if name in self._parameters else self._buffers[name]
 
@@ -143,14 +164,17 @@ class _RecordView(ModuleView):
             return None
         if not isinstance(found, Record):
             raise CheckpointError(f"{self}: sub-module {name!r} is {short(found)}")
-        return _RecordView(found, self.place(name))
+        return _RecordView(found, self.place(name), self._budget)
 
 
 class _ScriptRecordView(ModuleView):
     """A module of a TorchScript archive: tensors, sub-modules and attributes side by side."""
 
-    def __init__(self, record: Record, where: str, code: Mapping[str, str]) -> None:
+    def __init__(
+        self, record: Record, where: str, code: Mapping[str, str], budget: Budget | None = None
+    ) -> None:
         super().__init__(_unmangled(record.path), where, id(record))
+        self._budget = budget
         self._state: dict[str, Any] = record.state if isinstance(record.state, dict) else {}
         self._raw_module, self._code = record.module, code
 
@@ -173,6 +197,14 @@ class _ScriptRecordView(ModuleView):
         end = re.search(r"^(class|def) ", text[start.end() :], re.MULTILINE)
         return text[start.start() : start.end() + end.start()] if end else text[start.start() :]
 
+    def changes(self) -> list[str]:
+        code = self.code()
+        return [name for name in ("__forward_hooks__", "__forward_pre_hooks__") if name in code]
+
+    def charge(self, n_bytes: int) -> None:
+        if self._budget is not None:
+            self._budget.charge(n_bytes)
+
     def _tensor(self, name: str) -> Any:
         return self._state[name]
 
@@ -180,7 +212,7 @@ class _ScriptRecordView(ModuleView):
         found = self._state[name]
         if not isinstance(found, Record):
             return None
-        return _ScriptRecordView(found, self.place(name), self._code)
+        return _ScriptRecordView(found, self.place(name), self._code, self._budget)
 
 
 class _LiveView(ModuleView):
@@ -199,6 +231,9 @@ class _LiveView(ModuleView):
 
     def raw(self, name: str) -> Any:
         return _plain(vars(self._module).get(name, MISSING))
+
+    def changes(self) -> list[str]:
+        return _changes(vars(self._module))
 
     def _tensor(self, name: str) -> Any:
         parameters = self._module._parameters
@@ -243,6 +278,10 @@ class _ScriptView(ModuleView):
     def raw(self, name: str) -> Any:
         return _plain(self._handle.getattr(name)) if self._handle.hasattr(name) else MISSING
 
+    def changes(self) -> list[str]:
+        hooks = ("forward_hooks", "forward_pre_hooks")
+        return [name for name in hooks if getattr(self._handle, f"_get_{name}")()]
+
     def code(self) -> str:
         has_code = self._handle._has_method("forward")
         return str(self._handle._get_method("forward").code) if has_code else ""
@@ -258,11 +297,33 @@ def _items(members: Any) -> dict[str, Any]:
     return dict(members.items())
 
 
-def view_of_record(record: Record, code: Mapping[str, str]) -> ModuleView:
-    """Return the view of a file's top object."""
+def _changes(attributes: Mapping[str, Any]) -> list[str]:
+    found = {name: attributes.get(name) for name in _HOOKS}
+    hooks = [name for name, value in found.items() if value is not None and not _is_empty(value)]
+    functions = [
+        name
+        for name, value in attributes.items()
+        if name not in _FUNCTIONS and _is_function(_plain(value))
+    ]
+    return [*hooks, *functions]
+
+
+def _is_empty(value: Any) -> bool:
+    return isinstance(value, dict) and not value
+
+
+def _is_function(value: Any) -> bool:
+    """Tell a function or bound method; types of numbers are named by torch too."""
+    return isinstance(value, Attribute) or (isinstance(value, Global) and value.module != "torch")
+
+
+def view_of_record(
+    record: Record, code: Mapping[str, str], budget: Budget | None = None
+) -> ModuleView:
+    """Return the view of a file's top object; what is made of it is charged to ``budget``."""
     if record.module.split(".", 1)[0] == "__torch__":
-        return _ScriptRecordView(record, "", code)
-    return _RecordView(record, "")
+        return _ScriptRecordView(record, "", code, budget)
+    return _RecordView(record, "", budget)
 
 
 def view_of_module(module: torch.nn.Module) -> ModuleView:

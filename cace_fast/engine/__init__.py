@@ -6,7 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
-from cace_fast.errors import BackendUnavailableError, InputError, UnsupportedModelError
+from cace_fast.errors import (
+    BackendUnavailableError,
+    CaceFastError,
+    InputError,
+    UnsupportedModelError,
+)
 from cace_fast.kernels import backend as kernels
 from cace_fast.spec import EnergyTerm, ModelSpec
 from cace_fast.weights import Weights
@@ -87,7 +92,7 @@ def make_engine(
         See :func:`choose_backend`.
     UnsupportedModelError
         If the backend was asked for by name and does not have a part of the model. ``auto`` takes
-        the next one, whose ``note`` says why.
+        the next one, whose ``note`` says why, also where a backend refuses for another reason.
     """
     tensors = weights.to(device, dtype)
     missing = (s for s in kernels.states() if device.type in s.devices and not s.available)
@@ -97,10 +102,13 @@ def make_engine(
             break
         try:
             return _engine_class(name)(spec, tensors, terms, output_index, long_range)
-        except UnsupportedModelError as error:
-            if backend != "auto":
+        except CaceFastError as error:
+            if backend == "auto":  # whatever the reason; the reference says if it is the model
+                note = f"{name}: {error}"
+                continue
+            if isinstance(error, UnsupportedModelError):
                 raise UnsupportedModelError(f"backend {name!r}: {error}") from None
-            note = f"{name}: {error}"
+            raise
     engine = ReferenceEngine(spec, tensors, terms, output_index, long_range)
     engine.note = note
     return engine

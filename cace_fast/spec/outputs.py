@@ -18,7 +18,7 @@ from .checks import (
 )
 from .representation import MLP
 
-LENGTHS = (0.01, 1000.0)  # A: what resolutions and widths of charges may be
+RESOLUTIONS, WIDTHS = (0.05, 1000.0), (1e-3, 1000.0)  # A: of Ewald sums, and of their charges
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ class Ewald:
 
     def __post_init__(self) -> None:
         require_names(self, "feature_key", "output_key")
-        for field in ("dl", "sigma"):
-            require_float(self, field, *LENGTHS)
+        require_float(self, "dl", *RESOLUTIONS)
+        require_float(self, "sigma", *WIDTHS)
         require_float(self, "norm_factor")
         require(type(self.exponent) is int, self, "exponent", "1 or 6")
         require(self.exponent in (1, 6), self, "exponent", "1 or 6")

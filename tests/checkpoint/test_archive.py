@@ -234,7 +234,7 @@ def test_other_kinds_of_files_are_named_with_a_remedy(tmp_path, name):
 def test_missing_files_and_folders(tmp_path):
     with pytest.raises(CheckpointError, match="cannot be read \\(No such file"):
         read_contents(tmp_path / "none.pth")
-    with pytest.raises(CheckpointError, match="cannot be read \\(Is a directory"):
+    with pytest.raises(CheckpointError, match="a folder, expected a model file"):
         read_contents(tmp_path)
 
 

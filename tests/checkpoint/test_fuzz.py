@@ -109,7 +109,7 @@ def test_mutated_files_are_read_or_refused(tmp_path, record_property, capsys):
             else:
                 case = repacked(content, lambda raw, mutate=mutate: mutate(raw, rng))
             path.write_bytes(case)
-            start = time.monotonic()
+            start = time.thread_time()
             try:
                 checkpoint.read(path, **options)
                 outcome = "read"
@@ -123,7 +123,7 @@ def test_mutated_files_are_read_or_refused(tmp_path, record_property, capsys):
                 print(f"case {k} of {name} is kept in {tmp_path / 'failed.pth'}")
                 raise
             counts[outcome] += 1
-            slowest = max(slowest, time.monotonic() - start)
+            slowest = max(slowest, time.thread_time() - start)
     total = sum(counts.values())
     record_property("mutated files", total)
     with capsys.disabled():

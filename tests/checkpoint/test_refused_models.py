@@ -115,9 +115,10 @@ UNSUPPORTED = {
     "exponent 3": (
         with_output("cace.modules.ewald.EwaldPotential", exponent=3), "exponent 3; provided are"),
     "eps of a norm": (
-        with_setting(READOUT + ".outnet.0", batchnorm=torch.nn.BatchNorm1d(6, eps=1e-3)), "eps"),
+        with_setting(READOUT + ".outnet.0", batchnorm=torch.nn.BatchNorm1d(6, eps=1e-3).eval()),
+        "eps"),
     "a norm in one layer": (
-        with_setting(READOUT + ".outnet.0", batchnorm=torch.nn.BatchNorm1d(6)),
+        with_setting(READOUT + ".outnet.0", batchnorm=torch.nn.BatchNorm1d(6).eval()),
         "batch norm in some layers only"),
     "last activation": (
         with_setting(READOUT + ".outnet.2", activation=torch.nn.Tanh()), "followed by something"),
@@ -168,7 +169,7 @@ UNSUPPORTED |= {
         in_readout(block(a=layer(9, 9), b=torch.nn.Tanh()), layer(9, 1, None)),
         r"activation\.Tanh\): is not a layer that is provided"),
     "norm with nothing but numbers": (
-        with_setting(READOUT + ".outnet.2", batchnorm=torch.nn.BatchNorm1d(1, affine=False)),
+        with_setting(READOUT + ".outnet.2", batchnorm=torch.nn.BatchNorm1d(1, affine=False).eval()),
         "followed by something"),
 }  # fmt: skip
 

@@ -153,7 +153,7 @@ def test_degrees_and_orders(tmp_path, l_max, nu_max):
 
 
 @pytest.mark.parametrize("parts", [
-    ("M",), ("Ar",), ("B",), ("Bc",), ("Bl",), ("Bcl",), ("M", "Ar"), ("M", "Ar", "Bcl"), (),
+    ("M",), ("Ar",), ("B",), ("Bc",), ("Bl",), ("Bcl",), ("M", "Ar"), ("M", "Ar", "Bcl"),
 ], ids="+".join)  # fmt: skip
 def test_messages(tmp_path, parts):
     spec, _ = both_ways(u.representation(steps=[parts, ("B",)]), tmp_path / "m.pth")

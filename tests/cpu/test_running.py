@@ -220,10 +220,13 @@ def test_auto_takes_the_engine():
 
 
 def test_a_model_that_the_engine_lacks_takes_the_reference():
-    spec = tiny_spec(ewald_channels=1, ewald={"external_field": "field"})
+    spec = tiny_spec(ewald_channels=1)
+    modules = list(spec.submodels[0].modules)
+    modules[2] = replace(modules[2], feature_key="given")
+    spec = replace(spec, submodels=(replace(spec.submodels[0], modules=tuple(modules)),))
     potential = Potential(spec, tiny_weights(spec))
     assert potential.backend == "reference"
-    reason = "an external field that is an input of the structure"
+    reason = "charges that are an input of the structure"
     assert potential.backend_note == f"plain torch (cpu: {reason})"
     with pytest.raises(UnsupportedModelError, match=f"backend 'cpu': {reason}"):
         Potential(spec, tiny_weights(spec), backend="cpu")
