@@ -122,7 +122,7 @@ def given_input(key: str, inputs: Mapping[str, Tensor]) -> Tensor:
 
 def readout_input(module: Readout, parts: Sequence[Tensor]) -> Tensor:
     """Return the inputs x [n, n_in] of a read-out from what it takes, [n, ...] each."""
-    columns = [_columns(part) for part in parts]
+    columns = [columns_of(part) for part in parts]
     x = torch.cat(columns, 1) if len(columns) > 1 else columns[0]
     check_width(module, x.shape[1])
     return x

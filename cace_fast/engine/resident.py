@@ -10,8 +10,8 @@ from torch import Tensor
 from cace_fast.device_neighbors import DeviceVerletList
 from cace_fast.errors import InputError
 from cace_fast.graph import AtomicGraph, ModelOutput
-from cace_fast.process import ordinary
 from cace_fast.min_dist import MinDist
+from cace_fast.process import ordinary
 
 from .reference import ReferenceEngine
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from cace_fast.engine import VerletList
 from cace_fast.errors import InputError, PropertyNotImplementedError
 from cace_fast.min_dist import AUTO, MinDist, check_min_dist
 from cace_fast.potential import Potential
+from cace_fast.process import Lock
 from cace_fast.properties import CHARGE_UNIT, has_stress, isolated_energies
 from cace_fast.structures import extra_inputs
 
@@ -156,8 +156,16 @@ class CACECalculator(Calculator):
         members = [potential_of(model, keywords) for model in models]
         if isinstance(models[0], Potential):  # what it has, not what was left at the default
             keywords |= settings_of(members[0])
-        self.time, self._lock = 0.0, threading.RLock()
+        self.time, self._lock = 0.0, Lock(self)
         self._take(members[0] if len(members) == 1 else Committee(members), keywords)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies take: all but the lock."""
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = Lock(self)
 
     def set(self, **changes: Any) -> dict[str, Any]:
         """Change keywords, all but the model, and forget the results; see ASE.
@@ -345,14 +353,6 @@ class CACECalculator(Calculator):
             self.born_charges = born
             results["forces"] = results["forces"] + born @ self.field
         return results
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what copies take: all but the lock."""
-        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._lock = threading.RLock()
 
 
 def _lookup(atoms: Atoms | None, key: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from ctypes import byref, c_char_p, c_double, c_int32, c_int64, c_void_p
 from typing import Any, NamedTuple
 
@@ -196,7 +197,9 @@ class Evaluator:
         with self._lock:
             given, _kept = self._given(structures)
             self._prepare(given, pairs, n_threads)
-            self._finish(self._lib.cf_step_run(self._step, byref(given), byref(out)))
+            with nullcontext() if self._host is None else self._host.keeping():
+                code = self._lib.cf_step_run(self._step, byref(given), byref(out))
+            self._finish(code)
         return result
 
     def charge_gradients(self, weights: library.Floats) -> library.Floats:

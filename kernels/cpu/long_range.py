@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from ctypes import byref, c_void_p
 from typing import Any, NamedTuple
 
@@ -164,6 +167,30 @@ class HostSum:
     def reset(self) -> None:
         """Forget the plans of transforms."""
         self._sums, self._kept = {}, None
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Keep what ctypes would drop: the exception of a signal that came before the callback.
+
+        Python runs the handlers of signals in its main thread, at the entry of the callback at the
+        earliest, where no ``try`` of it is reached.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = sys.unraisablehook
+
+        def keep(dropped: sys.UnraisableHookArgs) -> None:
+            if dropped.object == self._call or "ctypes callback" in (dropped.err_msg or ""):
+                self._kept = dropped.exc_value
+            else:
+                before(dropped)
+
+        sys.unraisablehook = keep
+        try:
+            yield
+        finally:
+            sys.unraisablehook = before
 
     def raise_kept(self) -> None:
         """Raise what the last call raised, if anything."""

@@ -1,5 +1,6 @@
 // Long range of the C interface: sums by themselves, and the terms of a step.
 #include <algorithm>
+#include <limits>
 #include <new>
 
 #include <omp.h>
@@ -83,6 +84,8 @@ int by_host(cf_step& step, int32_t number, const cf_structures& in, const cf_ste
     double* forces = slab.present && (part.forces != nullptr || strained) ? slab.forces.data() : part.forces;
     double* virial = slab.present && strained ? slab.virial : part.virial;
     const double unit = term.weight * spec.norm;
+    // a host that an interrupt keeps from its work, and that does not say so, must not pass
+    std::fill(part.slopes, part.slopes + part.n * term.count, std::numeric_limits<double>::quiet_NaN());
     code = step.host(step.host_context, number, part.n, term.count, part.q, r, slab.present ? slab.cell : cell,
                      unit, part.slopes, forces, virial);
     if (code == CF_DECLINED) continue;
