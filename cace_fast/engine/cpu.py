@@ -266,6 +266,6 @@ def _explained(error: CaceFastError, graph: AtomicGraph) -> CaceFastError:
         return too_close(error.atoms, error.distance, error.allowed)
     if isinstance(error, library.NotFiniteError) and error.atom >= 0:
         if bool(torch.isfinite(graph.positions[error.atom]).all()):
-            return CaceFastError(f"energy: not finite at atom {error.atom} ({error})")
+            return CaceFastError(str(error))
         return InputError("positions", "finite numbers", f"NaN or infinity for atoms {error.atom}")
     return error
