@@ -47,7 +47,7 @@ def graph_of_dict(data: Mapping[str, Tensor], positions: Tensor, spec: ModelSpec
     if len(receivers) and not bool((receivers[1:] >= receivers[:-1]).all()):
         order = torch.argsort(receivers, stable=True)
         senders, receivers, shifts = senders[order], receivers[order], shifts[order]
-    names = {*extra_inputs(spec), *spec.representation.forward_features}
+    names = {*extra_inputs(spec, unused=True), *spec.representation.forward_features}
     _check_shape("atomic_numbers", data["atomic_numbers"], (n,))
     species = species_of(data["atomic_numbers"].cpu().numpy(), spec.representation)
     graph = AtomicGraph(

@@ -33,15 +33,20 @@ def is_atoms(value: object) -> TypeIs[Atoms]:
     return hasattr(value, "numbers") and hasattr(value, "positions")
 
 
-def extra_inputs(spec: ModelSpec) -> tuple[str, ...]:
-    """Return the names of the inputs beyond positions and elements that the modules take."""
+def extra_inputs(spec: ModelSpec, *, unused: bool = False) -> tuple[str, ...]:
+    """Return the names of the inputs beyond positions and elements that the modules take.
+
+    With ``unused`` also what sums take that no module takes for each atom.
+    """
     found: list[str] = []
     for sub in spec.submodels:
         taken: set[int] = set()  # sums that something takes for each atom; others are of energies
         lists: list[list[str]] = []
         for index, module in reversed(list(enumerate(sub.modules))):
             keys: tuple[object, ...] = ()
-            if isinstance(module, Readout) or (isinstance(module, Add) and index in taken):
+            if isinstance(module, Readout) or (
+                isinstance(module, Add) and (unused or index in taken)
+            ):
                 keys = module.features
             elif isinstance(module, Ewald):
                 settings = (module.external_field, module.external_field_direction)

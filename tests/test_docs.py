@@ -51,7 +51,7 @@ def test_every_decision_is_listed():
 
 def test_every_result_has_its_convention():
     """Names that a user asks for are rows of docs/conventions.md, and so are upstream's inputs."""
-    from cace_fast.forward import REQUIRED
+    from cace_fast.input_dictionary import REQUIRED
     from cace_fast.properties import PROPERTIES
 
     page = (REPOSITORY / "docs" / "conventions.md").read_text()

@@ -26,7 +26,7 @@ _PLACES = {
     "ema": "model_ema_state_dict",
     "swa": "model_swa_state_dict",
 }
-_WRAPPERS = ("module.", "model.", "_orig_mod.")
+_WRAPPERS = ("model.", "module.", "_orig_mod.")
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,9 @@ def select(
         for name, key in _PLACES.items()
         if isinstance(root.get(key), dict) and root[key]
     }
-    if isinstance(root.get("state_dict"), dict):  # Lightning
-        names = [n for n in root["state_dict"] if isinstance(n, str) and n.startswith("model.")]
-        found = {"model": {name: root["state_dict"][name] for name in names}}
+    if isinstance(root.get("state_dict"), dict):  # Lightning; the whole of it can be wrapped too
+        inner = {_unwrapped(n): t for n, t in root["state_dict"].items() if isinstance(n, str)}
+        found = {"model": {n: t for n, t in inner.items() if n.startswith("model.")}}
     elif not found and root and all(isinstance(value, Tensor) for value in root.values()):
         found = {"model": root}
     if not found:
@@ -134,6 +134,13 @@ def select(
         raise CheckpointError("holds a state dict that is not a dictionary of named tensors")
     state = {name: value for name, value in state.items() if name != "n_averaged"}
     return _without_wrappers(state)
+
+
+def _unwrapped(name: str) -> str:
+    """Return a name without what compilers and parallel training put before all of them."""
+    while name.startswith(_WRAPPERS[1:]):
+        name = name.split(".", 1)[1]
+    return name
 
 
 def _without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:

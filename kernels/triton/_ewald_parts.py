@@ -100,9 +100,7 @@ def sum_potentials(
             sums = sums + (tl.zeros((BLOCK,), tl.float64),)
     sums = _with_parts(sums, parts + i, count, stride, NQ + 3, TURN)
     weight = tl.load(settings)
-    # each entry of a result gets that of all channels: an open system has one entry
-    entries = tl.where(tl.load(span + 6, mask=exists, other=0) > 0, 1.0, NQ * 1.0)
-    field = tl.load(settings + 1) * entries.to(tl.float64)
+    field = tl.load(settings + 1) * _entries(span, exists, NQ)
     alone = tl.load(systems + WIDTH * own + 9) + tl.load(systems + WIDTH * own + 10) * NQ
     r = ()
     for x in tl.static_range(3):
@@ -147,6 +145,12 @@ def sum_potentials(
         outer = _moments(r, pushed)
         for row in tl.static_range(6):
             tl.store(moments + row * stride + i, inner[row] + outer[row], mask=exists)
+
+
+@triton.jit
+def _entries(span, exists, NQ: tl.constexpr):
+    """Return how many entries of the result get the field: of an open system there is one."""
+    return tl.where(tl.load(span + 6, mask=exists, other=0) > 0, 1.0, NQ * 1.0).to(tl.float64)
 
 
 @triton.jit

@@ -104,6 +104,35 @@ def test_lightning(tmp_path):
     assert all(torch.equal(tensors[name], tensor) for name, tensor in expected.items())
 
 
+@pytest.mark.parametrize("prefix", [
+    "_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module.", "model._orig_mod.",
+])  # fmt: skip
+@pytest.mark.parametrize("place", ["model_state_dict", "state_dict", "model_ema_state_dict"])
+def test_names_of_compiled_and_parallel_training(tmp_path, prefix, place):
+    model = short_range(steps=[("B",)])
+    _, expected = checkpoint.from_module(model)
+    if place == "state_dict":
+        prefix = f"{prefix}model." if not prefix.startswith("model.") else prefix
+    state = {prefix + name: tensor for name, tensor in model.state_dict().items()}
+    torch.save({place: state}, tmp_path / "c.pt")
+    options = {"mp_norm_factor": FACTOR, "activation": "silu", "outputs": [SHORT]}
+    _, tensors = checkpoint.read(tmp_path / "c.pt", **options)
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in expected.items())
+
+
+def test_parts_that_were_compiled_alone(tmp_path):
+    model = short_range(steps=[("B",)])
+    _, expected = checkpoint.from_module(model)
+    state = {
+        name.replace("representation.", "representation._orig_mod.", 1): tensor
+        for name, tensor in model.state_dict().items()
+    }
+    torch.save(state, tmp_path / "c.pt")
+    options = {"mp_norm_factor": FACTOR, "activation": "silu", "outputs": [SHORT]}
+    _, tensors = checkpoint.read(tmp_path / "c.pt", **options)
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in expected.items())
+
+
 def test_a_bare_state_dict_and_a_bare_representation(tmp_path):
     rep = u.representation(l_max=3, nu_max=3)
     torch.save(rep.state_dict(), tmp_path / "c.pt")

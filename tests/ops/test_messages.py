@@ -19,7 +19,6 @@ VARIANTS = {
     "bchi per channel": (False, False, (True, False)),
     "bchi per l and channel": (False, False, (False, False)),
     "all": (True, True, (False, False)),
-    "nothing": (False, False, None),
 }
 
 

@@ -114,7 +114,6 @@ STEPS = {
     "bchi per channel": (False, False, (True, False)),
     "bchi per l and channel": (False, False, (False, False)),
     "all": (True, True, (False, False)),
-    "nothing": (False, False, None),
 }
 
 

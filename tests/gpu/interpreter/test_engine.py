@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.chained import chained_spec, seeded_weights, structure
 from support.edges import relative
 from support.tiny_models import tiny_spec, tiny_structure, tiny_weights
 
 from cace_fast.engine import ReferenceEngine
 from cace_fast.engine.triton import TritonEngine
+from cace_fast.errors import UnsupportedModelError
+from cace_fast.graph import join
 from cace_fast.kernels.contraction import contraction
 from cace_fast.kernels.emulation.guard import watch
 from cace_fast.kernels.moments import moments
 from cace_fast.kernels.readout import readout
 from cace_fast.spec import energy_terms
-from cace_fast.structures import graph_of
+from cace_fast.structures import extra_inputs, graph_of
 
 PLAIN = {"l_max": 1, "n_rbf": 2, "n_radial": 2}
 MODELS = {
@@ -33,6 +36,26 @@ def test_forces_and_virials_are_those_of_automatic_derivatives(name: str) -> Non
         found = TritonEngine(spec, weights, terms).evaluate(graph, ("forces", "virials"))
     for key in ("energy", "energies", "forces", "virials"):
         assert relative(getattr(found, key), getattr(expected, key)) < 1e-11, key
+
+
+def test_chains_of_read_outs_are_one_network() -> None:
+    """Read-outs and charges that take what other modules give, open and periodic in one batch."""
+    spec = chained_spec()
+    weights, terms = seeded_weights(spec).to("cpu", torch.float64), energy_terms(spec)
+    frames = [structure(spec, 2), structure(spec, 1), structure(spec, 2, pbc=False)]
+    names = extra_inputs(spec)
+    graph = join([graph_of(atoms, spec.representation, inputs=names) for atoms in frames])
+    expected = ReferenceEngine(spec, weights, terms).evaluate(graph, ("forces", "virials"))
+    with watch():
+        found = TritonEngine(spec, weights, terms).evaluate(graph, ("forces", "virials"))
+    for key in ("energy", "energies", "forces", "virials"):
+        assert relative(getattr(found, key), getattr(expected, key)) < 1e-11, key
+
+
+def test_fields_that_are_inputs_are_refused() -> None:
+    spec = tiny_spec(**PLAIN, ewald_channels=1, ewald={"external_field": "f"})
+    with pytest.raises(UnsupportedModelError, match="field that is an input of the structure"):
+        TritonEngine(spec, tiny_weights(spec).to("cpu", torch.float64), energy_terms(spec))
 
 
 def test_operators_with_automatic_derivatives_give_the_same_forces() -> None:
