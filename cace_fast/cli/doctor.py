@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cace_fast import __version__
-from cace_fast.cli.common import BackendOption, DeviceOption, Dtype, DtypeOption, JsonOption
+from cace_fast.cli.common import (
+    BackendOption,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    JsonOption,
+)
 
 if TYPE_CHECKING:
     from cace_fast.potential import Potential

@@ -66,6 +66,11 @@ class VerletList:
         self._searches_for = (0, 0)  # atoms, threads
         self._lock = Lock(self)
 
+    @property
+    def made_for(self) -> tuple[Floats, Floats, NDArray[np.bool_]] | None:
+        """Positions, cell and pbc that the list was searched for; None without one."""
+        return self._built
+
     def reset(self) -> None:
         """Forget the list, so that the next call searches again."""
         self._built, self._last, self._search = None, None, None
