@@ -43,7 +43,9 @@ def doctor(
 ) -> None:
     """Show versions, threads, devices, backends with reasons, and what a model would use."""
     from cace_fast.cli.common import load_model
+    from cace_fast.engine import find_device
 
+    find_device(device)  # one that is not here is told, with a model or without
     found = examine()
     if gpu:
         found["gpu"] = check_gpu(model)
