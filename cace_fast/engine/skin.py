@@ -69,7 +69,8 @@ class VerletList:
     @property
     def made_for(self) -> tuple[Floats, Floats, NDArray[np.bool_]] | None:
         """Positions, cell and pbc that the list was searched for; None without one."""
-        return self._built
+        built = self._built
+        return None if built is None else (built.positions, built.cell, built.pbc)
 
     def reset(self) -> None:
         """Forget the list, so that the next call searches again."""
