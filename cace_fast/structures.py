@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ase import Atoms
     from typing_extensions import TypeIs
 
+FULL = 1.0 - 1e-6  # an occupancy below is partial
 EdgeSource = Callable[[Floats, Floats, NDArray[np.bool_]], Edges]
 
 
@@ -129,11 +130,48 @@ def _checked(edges: Edges, n_atoms: int) -> Edges:
 
 def geometry_of(atoms: Atoms) -> tuple[Floats, Floats, NDArray[np.bool_]]:
     """Return copies of positions [n, 3], cell [3, 3] and pbc [3] of a structure."""
+    check_occupancies(atoms)
     return (
         np.array(atoms.positions, dtype=np.float64, order="C"),
         np.array(atoms.cell.array, dtype=np.float64),
         np.array(atoms.pbc, dtype=bool),
     )
+
+
+def check_occupancies(atoms: Atoms) -> None:
+    """Raise InputError for a site that is occupied in part, or by several elements.
+
+    ASE's readers put one whole atom there, and what the file said in ``info["occupancy"]`` (CIF) or
+    ``arrays["occupancy"]`` (PDB).
+    """
+    said = atoms.info.get("occupancy")
+    if isinstance(said, dict):
+        kinds = atoms.arrays.get("spacegroup_kinds")
+        here = range(len(said)) if kinds is None else dict.fromkeys(kinds.tolist())
+        for site in here:
+            own = said.get(str(site), said.get(site))
+            if isinstance(own, dict) and not _whole(own):
+                parts = ", ".join(f"{element} {share}" for element, share in own.items())
+                at = site if kinds is None else int((kinds == site).argmax())
+                raise _partial(f"{parts} at atom {at}", 'info["occupancy"]')
+    shares = atoms.arrays.get("occupancy")
+    if shares is not None and shares.shape == (len(atoms),) and shares.dtype.kind in "fiu":
+        partial_ones = np.flatnonzero((shares > 0) & (shares < FULL))
+        if len(partial_ones):
+            at = int(partial_ones[0])
+            raise _partial(f"{shares[at]:g} at atom {at}", 'arrays["occupancy"]')
+
+
+def _whole(site: dict[str, Any]) -> bool:
+    shares = list(site.values())
+    return len(shares) == 1 and isinstance(shares[0], int | float) and shares[0] >= FULL
+
+
+def _partial(got: str, entry: str) -> InputError:
+    return InputError(
+        "occupancy", "sites with one whole atom each", got,
+        f"Make a structure without partial occupancies, and delete atoms.{entry} from it.",
+    )  # fmt: skip
 
 
 def trim(graph: AtomicGraph, spec: Representation, min_dist: MinDist = None) -> AtomicGraph:

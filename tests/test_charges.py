@@ -84,7 +84,7 @@ def test_charges_need_one_channel():
     for name in ("charges", "bec"):
         with pytest.raises(PropertyNotImplementedError, match=r"one charge channel is needed.* 4"):
             four.compute(water(True), (name,))
-    with pytest.raises(PropertyNotImplementedError, match=r"charges: .* has 0 Ewald terms"):
+    with pytest.raises(PropertyNotImplementedError, match="charges: this model has no charges"):
         tiny_potential().compute(water(True), ("charges",))
     with pytest.raises(PropertyNotImplementedError, match="dipole: defined for open systems"):
         tiny_potential(ewald_channels=1).compute(water(True), ("dipole",))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Annotated, Any
 
@@ -14,8 +15,9 @@ from cace_fast.errors import CaceFastError, VerificationError
 
 FAILED, USAGE, INPUT, INTERNAL = 1, 2, 3, 70
 CODES = (
-    "Exit codes: 0 success, 1 a check failed or a relaxation did not converge, 2 usage, 3 input "
-    "(files, structures, models), 70 internal error, 130 interrupted."
+    "Exit codes: 0 success, 1 a check failed, a relaxation did not converge, or frames were "
+    "skipped, 2 usage, 3 input (files, structures, models), 70 internal error, 130 interrupted, "
+    "143 terminated."
 )
 
 
@@ -28,17 +30,38 @@ class Group(TyperGroup):
         try:
             result = super().main(*args, **options)
         except Exception as error:
-            if _debugging(args[0] if args else options.get("args")):
+            words = args[0] if args else options.get("args")
+            if _debugging(words):
                 raise
-            sys.exit(_explain(error))
+            sys.exit(_explain(error, self._options(words)))
         sys.exit(result if isinstance(result, int) else 0)
+
+    def _options(self, words: list[str] | None) -> set[str]:
+        """Return the names of the options of the command that was called."""
+        for word in sys.argv[1:] if words is None else words:
+            if word in self.commands:
+                return {name for p in self.commands[word].params for name in p.opts}
+        return set()
 
 
 def _debugging(arguments: list[str] | None) -> bool:
     return "--debug" in (sys.argv[1:] if arguments is None else arguments)
 
 
-def _explain(error: Exception) -> int:
+def _as_options(text: str, options: set[str]) -> str:
+    """Return a message with ``name=value`` of Python as ``--name value``, where there is such.
+
+    So a remedy can be followed where it is read, whoever wrote it.
+    """
+
+    def option(found: re.Match[str]) -> str:
+        name, value = "--" + found[1].replace("_", "-"), found[2].strip("'\"")
+        return f"{name} {'none' if value == 'None' else value}" if name in options else found[0]
+
+    return re.sub(r"\b([a-z]\w*)=('[^']*'|\"[^\"]*\"|\.\.\.|[\w-]+(?:\.\w+)*)", option, text)
+
+
+def _explain(error: Exception, options: set[str]) -> int:
     """Print one line for ``error`` and return the exit code."""
     if type(error).__name__ == "NoArgsIsHelpError":  # the help, which rich has printed already
         print(str(error), end="", file=sys.stderr)
@@ -49,7 +72,7 @@ def _explain(error: Exception) -> int:
         _print_error(f"{error.format_message().rstrip('.')}. See '{path} --help'.")
         return USAGE
     if isinstance(error, CaceFastError | OSError):
-        _print_error(str(error))
+        _print_error(_as_options(str(error), options))
         return FAILED if isinstance(error, VerificationError) else INPUT
     _print_error(
         f"internal error: {type(error).__name__}: {error}. This is a fault of cace-fast: run again "

@@ -15,11 +15,12 @@ import typer
 from cace_fast.errors import InputError
 
 if TYPE_CHECKING:
-    from ase import Atoms
     from rich.progress import Progress
 
     from cace_fast.potential import Potential
 
+Suffixes = tuple[str, ...]
+XYZ = (".xyz", ".extxyz")
 REMEDY = "Choose another name, or pass --force to overwrite."
 
 
@@ -53,6 +54,14 @@ SlabOption = Annotated[
     float | None,
     typer.Option(help="A of vacuum of slabs with charges (docs/slabs.md); without it refused."),
 ]
+MinDistOption = Annotated[
+    str,
+    typer.Option(
+        "--min-dist",
+        metavar="A|auto|none",
+        help="Closer atoms are refused; auto: 0.35 times the sum of their covalent radii.",
+    ),
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -62,6 +71,20 @@ def load_model(model: str, device: str, dtype: str, backend: str, **long_range: 
     from cace_fast.potential import load
 
     return load(model, device=device, dtype=str(dtype), backend=backend, **long_range)
+
+
+def min_dist_of(text: str) -> float | str | None:
+    """Return what ``--min-dist`` says."""
+    word = text.strip().lower()
+    if word in ("auto", "none"):
+        return None if word == "none" else word
+    try:
+        value = float(word)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value < float("inf"):
+        raise InputError("--min-dist", "a length of at least 0 A, auto or none", repr(text))
+    return value
 
 
 def fingerprint(potential: Potential) -> str:
@@ -77,46 +100,48 @@ def fingerprint(potential: Potential) -> str:
     return digest.hexdigest()
 
 
-def read_structure(path: Path, argument: str = "STRUCTURE") -> Atoms:
-    """Return the last frame of a file."""
-    *_, last = read_structures(path, argument)
-    return last
-
-
-def read_structures(path: Path, argument: str = "STRUCTURE") -> Iterator[Atoms]:
-    """Yield the frames of a file, one after the other.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    InputError
-        If ASE cannot read it, or it holds no frame.
-    """
-    from ase.io import iread
-
-    if not path.exists():
+def check_input(path: Path, argument: str) -> None:
+    """Raise unless ``path`` is a file that can be read without waiting: FIFOs never end."""
+    if not _exists(path, argument):
         raise FileNotFoundError(f"{argument}: no such file: {path}")
-    count = 0
-    frames = iread(os.fspath(path), index=":")
-    while True:
-        try:
-            atoms = next(frames, None)
-        except Exception as error:  # readers of ASE raise whatever they meet
-            got = f"{type(error).__name__}: {error} (frame {count} of {path})"
-            raise InputError(argument, "a file of structures that ASE reads", got) from error
-        if atoms is None:
-            break
-        count += 1
-        yield atoms
-    if not count:
-        raise InputError(argument, "a file with at least one structure", f"none in {path}")
+    if not path.is_file():
+        raise InputError(argument, "a file", f"{path}, a {_kind(path)}")
 
 
-def refuse_existing(path: Path, force: bool, argument: str = "--output") -> None:
-    """Raise FileExistsError if ``path`` exists and ``force`` is not given."""
-    if path.exists() and not force:
+def check_output(
+    path: Path, force: bool, argument: str = "--output", suffixes: Suffixes = ()
+) -> None:
+    """Raise unless ``path`` can be written, before anything is computed.
+
+    Its folder has to be there, its name has to end in one of ``suffixes``, if there are any, and
+    no file may be there without ``force``.
+    """
+    if suffixes and path.suffix not in suffixes:
+        raise InputError(
+            argument, f"a name that ends in {' or '.join(suffixes)}", str(path),
+            "ASE converts it to other formats: 'ase convert'." if suffixes == XYZ else "",
+        )  # fmt: skip
+    if not _exists(path.parent, argument) or not path.parent.is_dir():
+        raise FileNotFoundError(f"{argument}: no such folder: {path.parent}. Make it first.")
+    if not _exists(path, argument):
+        return
+    if not path.is_file():
+        raise InputError(argument, "a name for a file", f"{path}, a {_kind(path)}")
+    if not force:
         raise FileExistsError(f"{argument}: {path} exists already. {REMEDY}")
+
+
+def _exists(path: Path, argument: str) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError) as error:  # too long, or with a NUL character
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        got = f"{os.fspath(path)[:60]!r} ({reason})"
+        raise InputError(argument, "a path of this system", got) from None
+
+
+def _kind(path: Path) -> str:
+    return "folder" if path.is_dir() else "pipe or device"
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -152,34 +177,6 @@ def append_whole(file: FileIO, data: bytes) -> None:
     except BaseException:
         os.ftruncate(file.fileno(), place)
         raise
-
-
-def frames_to_bytes(frames: list[Atoms]) -> bytes:
-    """Return structures as the text of an extended xyz file."""
-    import io
-
-    from ase.io.extxyz import write_extxyz
-
-    text = io.StringIO()
-    write_extxyz(text, frames)
-    return text.getvalue().encode()
-
-
-def with_results(atoms: Atoms) -> Atoms:
-    """Return a copy that is written with the results of its calculator.
-
-    Entries of the structure with the same names, which came with its file, give way. Born charges
-    are left out: ASE fails to write them.
-    """
-    from ase.calculators.singlepoint import SinglePointCalculator
-
-    frame: Atoms = atoms.copy()
-    results = {k: v for k, v in atoms.calc.results.items() if k != "born_effective_charges"}
-    frame.calc = SinglePointCalculator(frame, **results)
-    for name in results:
-        frame.info.pop(name, None)
-        frame.arrays.pop(name, None)
-    return frame
 
 
 @contextlib.contextmanager

@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cace_fast.cli.common import ForceOption, ModelArgument, note, refuse_existing
+from cace_fast.cli.common import (
+    ForceOption,
+    ModelArgument,
+    check_output,
+    note,
+)
 from cace_fast.errors import (
     InputError,
     PropertyNotImplementedError,
@@ -44,9 +49,7 @@ def convert(
     from cace_fast import weights
     from cace_fast.reading import read_model
 
-    if output.suffix != ".safetensors":
-        raise InputError("OUTPUT", "a name that ends in .safetensors", str(output))
-    refuse_existing(output, force, "OUTPUT")
+    check_output(output, force, "OUTPUT", (".safetensors",))
     spec, tensors = read_model(model)
     old = spec.provenance
     provenance = replace(old, licence=licence or old.licence, note=remark or old.note)

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cace_fast import __version__
-from cace_fast.cli.common import BackendOption, DeviceOption, Dtype, DtypeOption, JsonOption
+from cace_fast.cli.common import (
+    BackendOption,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    JsonOption,
+)
 
 if TYPE_CHECKING:
     from cace_fast.potential import Potential
@@ -37,7 +43,9 @@ def doctor(
 ) -> None:
     """Show versions, threads, devices, backends with reasons, and what a model would use."""
     from cace_fast.cli.common import load_model
+    from cace_fast.engine import find_device
 
+    find_device(device)  # one that is not here is told, with a model or without
     found = examine()
     if gpu:
         found["gpu"] = check_gpu(model)

@@ -13,29 +13,34 @@ import typer
 
 from cace_fast.cli.common import (
     REMEDY,
+    XYZ,
     BackendOption,
     DeviceOption,
     Dtype,
     DtypeOption,
     ForceOption,
+    MinDistOption,
     SlabOption,
     append_whole,
+    check_output,
     fingerprint,
-    frames_to_bytes,
     load_model,
+    min_dist_of,
     note,
     progress,
-    read_structures,
 )
 from cace_fast.cli.field import FieldOption, field_of
+from cace_fast.cli.frames import frames_to_bytes, read_structures
 from cace_fast.cli.resume import count_frames, resume
-from cace_fast.errors import InputError
+from cace_fast.errors import CaceFastError, InputError
+from cace_fast.min_dist import AUTO, MinDist
 
 if TYPE_CHECKING:
     from ase import Atoms
 
     from cace_fast.potential import Potential
 
+MOST_TOLD = 20  # frames that were skipped: of more it is said how many
 PER_ATOM = ("energies", "energies_sr", "forces", "latent_charges", "charges", "bec")
 
 
@@ -55,16 +60,23 @@ def evaluate(
     ] = "energy,forces",
     info_prefix: Annotated[str, typer.Option(help="Prefix of the predicted keys.")] = "CACE_",
     slab_vacuum: SlabOption = None,
+    min_dist: MinDistOption = "auto",
     field: FieldOption = None,
+    skip_errors: Annotated[
+        bool, typer.Option("--skip-errors", help="Leave out frames that fail; exit code 1 then.")
+    ] = False,
     force: ForceOption = False,
 ) -> None:
     """Predict energies, forces and more for every structure of a file.
 
     The output holds the structures with everything that came with them, and predictions under
-    prefixed keys. A run that was interrupted continues where it stopped.
+    prefixed keys; those of an earlier run under the same keys give way. A run that was interrupted
+    continues where it stopped.
     """
     from cace_fast.properties import check_names
 
+    closest = min_dist_of(min_dist)
+    check_output(output, True, suffixes=XYZ)
     potential = load_model(model, device, default_dtype, backend, slab_vacuum=slab_vacuum)
     names = [name.strip() for name in properties.split(",") if name.strip()]
     check_names(names)
@@ -73,23 +85,40 @@ def evaluate(
     external = field_of(field)
     writer = Writer(
         potential, names, info_prefix, compute_stress or "stress" in names,
-        None if external is None else external.amplitude,
+        None if external is None else external.amplitude, closest, skip_errors,
     )  # fmt: skip
     if output.exists() and configs.exists() and output.samefile(configs):
         raise InputError("--output", "another file than --configs", str(output))
     frames = read_structures(configs, "--configs")
     done, end = 0, 0
     if output.exists() and not force:
-        done, end = resume(output, frames, writer)
+        done, writer.n_read, end = resume(output, frames, writer)
     first = next(frames, None)
     if first is None:
         raise FileExistsError(f"--output: {output} is complete ({done} frames). {REMEDY}")
     if done:
         note(f"{output} holds {done} frames of an interrupted run: continuing")
-    with output.open("ab", buffering=0) as file:
-        file.truncate(end)
-        count = writer.run(chain([first], frames), file, batch_size, (done, count_frames(configs)))
-    note(f"wrote {output}: {count} frames, predictions under {info_prefix}*")
+    before = writer.n_read - done
+    try:
+        with output.open("ab", buffering=0) as file:
+            file.truncate(end)
+            writer.run(chain([first], frames), file, batch_size, count_frames(configs))
+    finally:
+        if output.stat().st_size == 0:  # nothing came of it
+            output.unlink()
+    _report(output, writer, before)
+
+
+def _report(output: Path, writer: Writer, before: int) -> None:
+    """Say what was written and what was skipped, ``before`` frames by an earlier run."""
+    n_skipped = before + len(writer.skipped)
+    written = f"wrote {output}: {writer.n_read - n_skipped} frames"
+    note(f"{written}, predictions under {writer.prefix}*")
+    for message in writer.skipped[:MOST_TOLD]:
+        note(f"skipped {message}")
+    if n_skipped:
+        note(f"{n_skipped} of {writer.n_read} frames were skipped")
+        raise typer.Exit(1)
 
 
 class Writer:
@@ -107,6 +136,17 @@ class Writer:
         Whether to add the stress of the structures that are periodic enough to have one.
     field
         Electric field [3] in V/A that acts as in the ASE calculator, or None.
+    min_dist
+        Shortest distance allowed between two atoms; see :meth:`cace_fast.Potential.compute`.
+    skip_errors
+        Whether frames that fail are left out.
+
+    Attributes
+    ----------
+    n_read
+        Frames of the input that are done, skipped ones included.
+    skipped
+        What is wrong with each frame that was left out.
     """
 
     def __init__(
@@ -116,8 +156,11 @@ class Writer:
         prefix: str,
         stress: bool,
         field: tuple[float, ...] | None = None,
+        min_dist: MinDist = AUTO,
+        skip_errors: bool = False,
     ) -> None:
-        self._field = field
+        self._field, self._min_dist, self.skip_errors = field, min_dist, skip_errors
+        self.n_read, self.skipped = 0, list[str]()
         self.potential, self.prefix, self.stress = potential, prefix, stress
         self.properties = tuple(name for name in dict.fromkeys(properties) if name != "stress")
         needed = ("virials",) if stress else ()
@@ -132,7 +175,14 @@ class Writer:
     def keys(self, atoms: Atoms) -> set[str]:
         """Return the keys with the prefix that the frame of a structure has when it is written."""
         own = {key for key in (*atoms.info, *atoms.arrays) if key.startswith(self.prefix)}
-        return own | {self.prefix + name for name in (*self._names(atoms), "model")}
+        return (own - self._old) | {self.prefix + name for name in (*self._names(atoms), "model")}
+
+    @property
+    def _old(self) -> set[str]:
+        """The keys that any run with this prefix writes: of another model if not written anew."""
+        from cace_fast.properties import PROPERTIES
+
+        return {self.prefix + name for name in (*PROPERTIES, "model")}
 
     @property
     def mark(self) -> str:
@@ -140,11 +190,12 @@ class Writer:
         return f"{self.prefix}model={self.source}"
 
     def run(
-        self, frames: Iterator[Atoms], file: FileIO, batch_size: int, counts: tuple[int, int | None]
-    ) -> int:
-        """Write all ``frames`` and return their number, those before included.
+        self, frames: Iterator[Atoms], file: FileIO, batch_size: int, total: int | None
+    ) -> None:
+        """Write all ``frames``.
 
-        If anything interrupts it, the file ends after a whole frame.
+        If anything interrupts it, the file ends after a whole frame; if a frame fails, those before
+        it are written.
 
         Parameters
         ----------
@@ -154,52 +205,64 @@ class Writer:
             Opened for appending, without a buffer.
         batch_size
             Frames evaluated and written together.
-        counts
-            Frames done before, and of the whole input if that is known.
+        total
+            Frames of the whole input, if that is known.
         """
-        done, total = counts
         with progress("eval", total, "frames") as advance:
-            advance(done)
+            advance(self.n_read)
             while batch := list(islice(frames, batch_size)):
-                append_whole(file, frames_to_bytes(self._predicted(batch, done)))
-                done += len(batch)
+                good, errors = self._predicted(batch)
+                if errors and not self.skip_errors:
+                    good = [(k, atoms) for k, atoms in good if k < min(errors)]
+                append_whole(file, frames_to_bytes([atoms for _, atoms in good]))
+                for number, error in errors.items():
+                    if not self.skip_errors:
+                        error.args = (f"frame {self.n_read + number}: {error}",)
+                        raise error
+                    self.skipped.append(f"frame {self.n_read + number}: {error}")
+                self.n_read += len(batch)
                 advance(len(batch))
-        return done
 
-    def _predicted(self, batch: list[Atoms], first: int) -> list[Atoms]:
-        """Return the frames with predictions; an error names the frame in the file."""
+    def _predicted(
+        self, batch: list[Atoms]
+    ) -> tuple[list[tuple[int, Atoms]], dict[int, CaceFastError]]:
+        """Return the frames with predictions, and errors, both with their number in the batch."""
+        errors: dict[int, CaceFastError] = {}
         try:
             results = self._compute(batch)
-        except Exception:
+        except CaceFastError:
+            results = [{}] * len(batch)
             for number, atoms in enumerate(batch):
-                self._alone(atoms, first + number)
-            raise  # none fails by itself: not the fault of a structure
-        for atoms, result in zip(batch, results, strict=True):
-            self._attach(atoms, result)
-        return batch
+                try:
+                    (results[number],) = self._compute([atoms])
+                except CaceFastError as error:
+                    errors[number] = error
+            if not errors:
+                raise  # none fails by itself: not the fault of a structure
+        good = [(k, atoms) for k, atoms in enumerate(batch) if k not in errors]
+        for k, atoms in good:
+            self._attach(atoms, results[k])
+        return good, errors
 
     def _compute(self, batch: list[Atoms]) -> list[dict[str, Any]]:
         """Return what is asked for of each frame, within the field."""
+        for atoms in batch:
+            if not len(atoms):
+                raise InputError("atoms", "at least one atom", "none")
         if self._field is None:
-            return self.potential.compute(batch, self.asked)
+            return self.potential.compute(batch, self.asked, min_dist=self._min_dist)
         from cace_fast.electric_field import add_field
 
         results: list[dict[str, Any]] = [{}] * len(batch)
         for is_open, more in ((False, ("bec",)), (True, ("bec", "dipole"))):
             numbers = [k for k, atoms in enumerate(batch) if is_open == (not atoms.pbc.any())]
             asked = tuple(dict.fromkeys((*self.asked, *more)))
-            found = self.potential.compute([batch[k] for k in numbers], asked)
+            some = [batch[k] for k in numbers]
+            found = self.potential.compute(some, asked, min_dist=self._min_dist)
             for number, result in zip(numbers, found, strict=True):
                 add_field(result, self._field)
                 results[number] = result
         return results
-
-    def _alone(self, atoms: Atoms, number: int) -> None:
-        try:
-            self._compute([atoms])
-        except Exception as error:
-            error.args = (f"frame {number}: {error}",)
-            raise
 
     def _names(self, atoms: Atoms) -> tuple[str, ...]:
         """Return what is predicted for one structure."""
@@ -212,6 +275,9 @@ class Writer:
     def _attach(self, atoms: Atoms, result: dict[str, Any]) -> None:
         from cace_fast.properties import volume
 
+        for key in self._old:
+            atoms.info.pop(key, None)
+            atoms.arrays.pop(key, None)
         for name in self._names(atoms):
             key = self.prefix + name
             if name in PER_ATOM:

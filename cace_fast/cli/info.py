@@ -70,13 +70,24 @@ def summarise(model: str, spec: ModelSpec, weights: Weights) -> dict[str, Any]:
             {str(t.dtype).removeprefix("torch.") for t in weights.values()}
         ),
         "further inputs": list(extra_inputs(spec)),
-        "units": {"energy": spec.energy_unit, "length": spec.length_unit},
+        "units": {
+            "energy": spec.energy_unit,
+            "length": spec.length_unit,
+            "assumed": _is_upstream(spec),
+        },
         **_energies(spec),
         "source": spec.provenance.source,
         "sha256 of the source": spec.provenance.sha256,
         "licence": spec.provenance.licence,
         "note": spec.provenance.note,
     }
+
+
+def _is_upstream(spec: ModelSpec) -> bool:
+    """Tell whether the model comes from a file of upstream, which has no units, not a program."""
+    source = spec.provenance.source
+    known = (spec.energy_unit, spec.length_unit) != ("eV", "A")
+    return bool(source) and not source.endswith(".py") and not known
 
 
 def gpu_memory(spec: ModelSpec, weights: Weights, n_atoms: int) -> str:
@@ -212,7 +223,8 @@ def _flat(summary: dict[str, Any]) -> list[tuple[str, Any]]:
         if name == "architecture":
             found += value.items()
         elif name == "units":
-            found.append((name, f"{value['energy']}, {value['length']}"))
+            assumed = " (assumed: upstream's files do not say)" if value["assumed"] else ""
+            found.append((name, f"{value['energy']}, {value['length']}{assumed}"))
         else:
             found.append((name, value))
     return found

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cace_fast.errors import PropertyNotImplementedError
+from cace_fast.errors import InputError, PropertyNotImplementedError
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -69,14 +69,19 @@ def integrator(atoms: Atoms, settings: Settings, random: np.random.Generator) ->
 
     Raises
     ------
+    InputError
+        If no atom can move.
     PropertyNotImplementedError
-        For constant pressure of a structure that is not periodic in all directions.
+        For constant pressure of a structure that is not periodic in all directions, or has fixed
+        atoms.
     """
     from ase import units
     from ase.md.langevin import Langevin
     from ase.md.nose_hoover_chain import IsotropicMTKNPT
     from ase.md.verlet import VelocityVerlet
 
+    if atoms.get_number_of_degrees_of_freedom() < 1:
+        raise InputError("STRUCTURE", "atoms that can move", "all of them fixed")
     dt = settings.timestep * units.fs
     if settings.ensemble == Ensemble.nve:
         return VelocityVerlet(atoms, dt)
@@ -91,6 +96,11 @@ def integrator(atoms: Atoms, settings: Settings, random: np.random.Generator) ->
             "--ensemble npt: needs a structure that is periodic in three directions, this one has "
             f"pbc {np.asarray(atoms.pbc).tolist()}. Use nvt, or give it a periodic cell."
         )
+    if atoms.constraints:
+        raise PropertyNotImplementedError(
+            "--ensemble npt: needs atoms that are all free, this structure has fixed ones. Use "
+            "nvt, or take the constraints away."
+        )
     return IsotropicMTKNPT(
         atoms, dt, temperature_K=settings.temperature, pressure_au=settings.pressure * units.GPa,
         tdamp=100.0 * dt, pdamp=1000.0 * dt,
@@ -98,10 +108,16 @@ def integrator(atoms: Atoms, settings: Settings, random: np.random.Generator) ->
 
 
 def draw_momenta(atoms: Atoms, temperature: float, random: np.random.Generator) -> None:
-    """Draw momenta from the Maxwell-Boltzmann distribution, the centre of mass at rest."""
+    """Draw momenta from the Maxwell-Boltzmann distribution.
+
+    The centre of mass is at rest where atoms are free, several, and not held by others that are
+    fixed; what that takes from the temperature is given back to the rest.
+    """
     from ase import units
 
     masses = atoms.get_masses()[:, None]
     momenta = np.sqrt(masses * units.kB * temperature) * random.standard_normal((len(atoms), 3))
-    momenta -= masses * momenta.sum(axis=0) / masses.sum()
+    if len(atoms) > 1 and not atoms.constraints:
+        momenta -= masses * momenta.sum(axis=0) / masses.sum()
+        momenta *= np.sqrt(len(atoms) / (len(atoms) - 1))
     atoms.set_momenta(momenta)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from contextlib import closing
 from typing import Annotated
 
@@ -14,14 +15,15 @@ from cace_fast.cli.common import (
     DtypeOption,
     ForceOption,
     KSet,
+    MinDistOption,
     ModelArgument,
     SlabOption,
     StructureArgument,
     fingerprint,
     load_model,
+    min_dist_of,
     note,
     progress,
-    read_structure,
 )
 from cace_fast.cli.field import (
     FieldOption,
@@ -30,9 +32,13 @@ from cace_fast.cli.field import (
     PulseOption,
     field_of,
 )
+from cace_fast.cli.frames import keep_constraints, read_structure
 from cace_fast.cli.integrators import Ensemble, Settings
+from cace_fast.cli.signals import stopping
 from cace_fast.cli.simulation import Simulation, digest
 from cace_fast.errors import InputError
+
+TERMINATED = 143  # as the shell has it
 
 
 def md(
@@ -47,9 +53,11 @@ def md(
     temperature: Annotated[
         float, typer.Option(min=0.0, help="K; also of the first momenta, if there are none.")
     ] = 300.0,
-    pressure: Annotated[float, typer.Option(help="GPa, for npt.")] = 0.0,
+    pressure: Annotated[float | None, typer.Option(help="GPa, for npt; 0 without it.")] = None,
     timestep: Annotated[float, typer.Option(help="fs.")] = 1.0,
-    friction: Annotated[float, typer.Option(min=0.0, help="1/fs, for nvt.")] = 0.01,
+    friction: Annotated[
+        float | None, typer.Option(min=0.0, help="1/fs, for nvt; 0.01 without it.")
+    ] = None,
     traj_every: Annotated[int, typer.Option(min=1, help="Steps between frames.")] = 100,
     log_every: Annotated[int, typer.Option(min=1, help="Steps between lines of the log.")] = 10,
     restart_every: Annotated[
@@ -67,6 +75,7 @@ def md(
         ),
     ] = None,
     slab_vacuum: SlabOption = None,
+    min_dist: MinDistOption = "auto",
     field: FieldOption = None,
     field_frequency: FrequencyOption = 0.0,
     field_phase: PhaseOption = 0.0,
@@ -92,6 +101,11 @@ def md(
 
     if not timestep > 0:
         raise InputError("--timestep", "a time above 0 fs", timestep)
+    for name, value, owner in (
+        ("--friction", friction, Ensemble.nvt), ("--pressure", pressure, Ensemble.npt),
+    ):  # fmt: skip
+        if value is not None and ensemble != owner:
+            raise InputError(name, f"it with --ensemble {owner} alone", f"--ensemble {ensemble}")
     if restart and force:
         raise InputError("--force", "either --restart or --force", "both")
     if k_set is None:
@@ -101,21 +115,28 @@ def md(
         model, device, default_dtype, backend, k_set=k_set.value, slab_vacuum=slab_vacuum
     )
     atoms = read_structure(structure)
+    keep_constraints(atoms)
     dtype = str(potential.dtype).removeprefix("torch.")
     settings = Settings(
-        ensemble=ensemble.value, temperature=temperature, pressure=pressure, timestep=timestep,
-        friction=friction, traj_every=traj_every, log_every=log_every, seed=seed,
+        ensemble=ensemble.value, temperature=temperature, pressure=pressure or 0.0,
+        timestep=timestep, friction=0.01 if friction is None else friction,
+        traj_every=traj_every, log_every=log_every, seed=seed,
         model=fingerprint(potential), precision=f"{dtype} {potential.backend} {potential.device}",
         structure=digest(atoms), threads=torch.get_num_threads(), k_set=k_set.value,
         slab_vacuum=slab_vacuum, field=None if external is None else str(external),
     )  # fmt: skip
     # with npt every step needs the stress: computed along with the forces
     stress = True if ensemble == Ensemble.npt else None
-    calculator = CACECalculator(potential, compute_stress=stress, external_field=external)
+    calculator = CACECalculator(
+        potential, compute_stress=stress, external_field=external, min_dist=min_dist_of(min_dist)
+    )
     simulation = Simulation(atoms, calculator, settings, output)
     with closing(simulation.outputs):
         if restart and simulation.restart_file.exists():
             simulation.resume()
+            if simulation.step > steps:
+                expected = f"at least {simulation.step}, as many as are done"
+                raise InputError("--steps", expected, steps)
             note(f"continuing {output} after step {simulation.step}")
         else:
             simulation.begin(force)
@@ -136,10 +157,16 @@ def _run(simulation: Simulation, steps: int, restart_every: int) -> None:
                 advance(simulation.settings.log_every, text)
 
         try:
-            simulation.run(steps, restart_every, on_step)
+            with stopping() as stop:
+                simulation.run(steps, restart_every, on_step, stop)
+            if stop.signal == signal.SIGINT:
+                raise KeyboardInterrupt
         except KeyboardInterrupt:
             note(f"interrupted after step {simulation.step}; --restart continues")
             raise
+    if stop():
+        note(f"terminated after step {simulation.step}; --restart continues")
+        raise typer.Exit(TERMINATED)
     state = simulation.state()
     work = f", work of the field {state['work_eV']:.6f} eV" if "work_eV" in state else ""
     note(

@@ -14,6 +14,8 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import TYPE_CHECKING
 
+from cace_fast.min_dist import AUTO, MinDist
+
 if TYPE_CHECKING:
     from ase import Atoms
 
@@ -31,23 +33,32 @@ class Way:
     backend: str
     dtype: str
     device: str
+    slab_vacuum: float | None = None
+    min_dist: MinDist = AUTO
 
     def load(self, model: str) -> Potential:
         """Return the potential of a file, run this way."""
         from cace_fast.potential import load
 
-        return load(model, device=self.device, dtype=self.dtype, backend=self.backend)
+        return load(
+            model, device=self.device, dtype=self.dtype, backend=self.backend,
+            slab_vacuum=self.slab_vacuum,
+        )  # fmt: skip
 
 
 def times(
-    potentials: list[Potential], atoms: Atoms, repeats: int, on_round: Callable[[], None]
+    potentials: list[Potential],
+    atoms: Atoms,
+    repeats: int,
+    on_round: Callable[[], None],
+    min_dist: MinDist = AUTO,
 ) -> list[list[float]]:
     """Return the seconds of energy and forces for each potential, ``repeats`` of them.
 
     Rounds alternate between the potentials, so that a machine that slows down or is shared slows
     all of them. The neighbour list is kept, as in dynamics between two searches.
     """
-    calls = [_call(potential, atoms) for potential in potentials]
+    calls = [_call(potential, atoms, min_dist) for potential in potentials]
     loops = []
     for call in calls:
         call()  # the first call prepares what later ones reuse
@@ -60,9 +71,9 @@ def times(
     return found
 
 
-def parts(potential: Potential, atoms: Atoms) -> dict[str, float]:
+def parts(potential: Potential, atoms: Atoms, min_dist: MinDist = AUTO) -> dict[str, float]:
     """Return the s that each part of one evaluation takes, the quickest of several; or nothing."""
-    call = _call(potential, atoms)
+    call = _call(potential, atoms, min_dist)
     call()
     loop = max(1, math.ceil(SHORTEST / _seconds(call, 1)))
     rounds = []
@@ -105,13 +116,14 @@ def child() -> None:
     task = json.load(sys.stdin)
     import torch
 
-    from cace_fast.cli.common import read_structure
+    from cace_fast.cli.frames import read_structure
 
     atoms = read_structure(Path(task["structure"]))
-    way = Way(task["backend"], task["dtype"], task["device"])
+    model = task.pop("model")
+    way = Way(**{name: value for name, value in task.items() if name != "structure"})
     before = peak_memory()
-    potential = way.load(task["model"])
-    call = _call(potential, atoms)
+    potential = way.load(model)
+    call = _call(potential, atoms, way.min_dist)
     call()
     call()
     if potential.device.type == "cuda":
@@ -137,7 +149,7 @@ def peak_memory() -> int:
         )
 
 
-def _call(potential: Potential, atoms: Atoms) -> Callable[[], None]:
+def _call(potential: Potential, atoms: Atoms, min_dist: MinDist) -> Callable[[], None]:
     import torch
 
     from cace_fast.engine import VerletList
@@ -146,7 +158,7 @@ def _call(potential: Potential, atoms: Atoms) -> Callable[[], None]:
     cuda = potential.device.type == "cuda"
 
     def call() -> None:
-        potential.evaluate([atoms], ("energy", "forces"), edges=edges)
+        potential.evaluate([atoms], ("energy", "forces"), edges=edges, min_dist=min_dist)
         if cuda:
             torch.cuda.synchronize(potential.device)
 

@@ -29,16 +29,34 @@ class Outputs:
             path.unlink(missing_ok=True)
 
     def open(self, lengths: dict[str, int]) -> None:
-        """Open the files for appending, cut to ``lengths`` bytes."""
+        """Open the files for appending, cut to ``lengths`` bytes, and keep other runs off them.
+
+        Raises
+        ------
+        InputError
+            If one of them is shorter, or another run has them open; they stay as they are.
+        """
         for name, path in self.paths.items():
-            file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
-            size = os.fstat(file.fileno()).st_size
+            size = path.stat().st_size if path.exists() else 0
             if size < lengths[name]:
-                file.close()
                 got = f"{size} bytes in {path}"
                 raise InputError("--restart", f"at least {lengths[name]} bytes", got)
+        try:
+            for name, path in self.paths.items():
+                self._files[name] = open(path, "ab", buffering=0)  # noqa: SIM115 - see close()
+                _lock(self._files[name], path)
+        except BaseException:
+            self.close()
+            raise
+        for name, file in self._files.items():
             file.truncate(lengths[name])
-            self._files[name] = file
+
+    def check_free(self) -> None:
+        """Raise InputError if another run has one of the files open."""
+        for path in self.paths.values():
+            if path.exists():
+                with open(path, "ab", buffering=0) as file:
+                    _lock(file, path)
 
     def append(self, name: str, data: bytes) -> None:
         """Append to one of the files."""
@@ -54,3 +72,21 @@ class Outputs:
         """Close the files."""
         for file in self._files.values():
             file.close()
+        self._files = {}
+
+
+def _lock(file: FileIO, path: Path) -> None:
+    """Keep a file for this process until it is closed; InputError if another one keeps it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: nothing of the kind that ends with the process
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            "--output", "files that no other run writes", f"{path}, which one has open",
+            "Wait until it has ended, or choose another name.",
+        ) from None  # fmt: skip
+    except OSError:  # a file system without locks
+        return

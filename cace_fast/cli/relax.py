@@ -9,23 +9,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cace_fast.cli.common import (
+    XYZ,
     BackendOption,
     DeviceOption,
     Dtype,
     DtypeOption,
     ForceOption,
+    MinDistOption,
     ModelArgument,
     SlabOption,
     StructureArgument,
-    frames_to_bytes,
+    check_output,
     load_model,
+    min_dist_of,
     note,
     progress,
-    read_structure,
-    refuse_existing,
-    with_results,
     write_whole,
 )
+from cace_fast.cli.frames import frames_to_bytes, keep_constraints, read_structure, with_results
 from cace_fast.errors import InputError, PropertyNotImplementedError
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def relax(
     default_dtype: DtypeOption = Dtype.float64,
     backend: BackendOption = "auto",
     slab_vacuum: SlabOption = None,
+    min_dist: MinDistOption = "auto",
     force: ForceOption = False,
 ) -> None:
     """Relax a structure, and its cell on request.
@@ -63,10 +65,13 @@ def relax(
 
     if not fmax > 0:
         raise InputError("--fmax", "a force above 0 eV/A", fmax)
-    refuse_existing(output, force)
+    check_output(output, force, suffixes=XYZ)
     potential = load_model(model, device, default_dtype, backend, slab_vacuum=slab_vacuum)
     atoms = read_structure(structure)
-    atoms.calc = CACECalculator(potential, compute_stress=True if cell else None)
+    keep_constraints(atoms)
+    atoms.calc = CACECalculator(
+        potential, compute_stress=True if cell else None, min_dist=min_dist_of(min_dist)
+    )
     with progress("relax", steps, "steps") as advance:
         converged, done = minimise(atoms, optimizer, (fmax, steps), cell, advance)
     write_whole(output, lambda file: file.write(frames_to_bytes([with_results(atoms)])))

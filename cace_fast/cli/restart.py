@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -15,13 +16,18 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cace_fast.cli.common import write_whole
+from cace_fast.cli.common import check_input, write_whole
 from cace_fast.errors import InputError
 
 if TYPE_CHECKING:
     from ase import Atoms
 
 VERSION = 1
+MOST_STEPS = 2**53
+FAULTS = (
+    ValueError, KeyError, TypeError, EOFError, OSError, AttributeError, OverflowError,
+    RecursionError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 PARTS = ("_thermostat", "_barostat")
 
 Array = NDArray[Any]
@@ -76,18 +82,48 @@ class Restart:
         InputError
             If it is none.
         """
+        check_input(path, "--restart")
         try:
             with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             head = json.loads(arrays.pop("head").tobytes())
             if head.pop("version") != VERSION:
                 raise ValueError("of another version of cace-fast")
-            return cls(arrays=arrays, **head)
-        except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
-            raise InputError(
-                "--restart", "a restart file of cace-fast md", f"{path}: {error}",
-                "Remove it and its outputs with --force to begin anew.",
-            ) from error  # fmt: skip
+            found = cls(arrays=arrays, **head)
+            found.check()
+            return found
+        except FAULTS as error:
+            raise _damaged(f"{path}: {type(error).__name__}: {error}") from error
+
+    def take(self, name: str, shape: tuple[int, ...]) -> Array | None:
+        """Remove and return an array that is not of atoms or integrator; None if it is not there.
+
+        InputError if it is of another shape.
+        """
+        array = self.arrays.pop(name, None)
+        if array is not None and array.shape != shape:
+            raise _damaged(f"{name} of shape {array.shape}")
+        return array
+
+    def check(self) -> None:
+        """Raise ValueError for parts of other kinds than :meth:`save` writes."""
+        if not (type(self.step) is int and 0 <= self.step < MOST_STEPS):
+            raise ValueError(f"step {self.step!r}")
+        if not (isinstance(self.settings, dict) and isinstance(self.random, dict)):
+            raise ValueError("settings or random numbers of another kind")
+        lengths = self.lengths.values() if isinstance(self.lengths, dict) else [None]
+        if not all(type(n) is int and n >= 0 for n in lengths):
+            raise ValueError(f"lengths {self.lengths!r}")
+        for name, array in self.arrays.items():
+            if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+                raise ValueError(f"{name}: numbers that are not finite, or none")
+
+
+def _damaged(got: str) -> InputError:
+    return InputError(
+        "--restart", "a restart file of cace-fast md", got,
+        "Begin anew with --force, which removes it and its outputs.",
+    )  # fmt: skip
 
 
 def state_of(atoms: Atoms, dynamics: object) -> dict[str, Array]:
@@ -104,33 +140,47 @@ def state_of(atoms: Atoms, dynamics: object) -> dict[str, Array]:
     return {name: np.array(value) for name, value in found.items()}
 
 
-def restore(atoms: Atoms, dynamics: object, arrays: dict[str, Array]) -> None:
-    """Give atoms and integrator the state that :func:`state_of` took.
+def restore(atoms: Atoms, dynamics: object, saved: Restart, random: np.random.Generator) -> None:
+    """Give atoms, integrator and random numbers the state that a run had.
 
     Raises
     ------
     InputError
-        If the state is not of such an integrator, as after an update of ASE.
+        If the state is not of such an integrator, as after an update of ASE, or not of such atoms.
     """
+    arrays, now = saved.arrays, state_of(atoms, dynamics)
+    owners = dict(_owners(dynamics))
+    missing = sorted(now.keys() - arrays.keys())
+    more = [name for name in sorted(arrays.keys() - now.keys()) if not _is_new(name, owners)]
+    if missing or more:
+        raise InputError(
+            "--restart", "the state of this version of ASE's integrator",
+            f"one without {', '.join(missing)}" if missing else f"one with {', '.join(more)}",
+        )  # fmt: skip
+    for name, own in now.items():
+        array = arrays[name]
+        kinds = "fiu" if own.dtype.kind == "f" else "iu"
+        if array.shape != own.shape or array.dtype.kind not in kinds:
+            raise _damaged(f"{name} of shape {array.shape} and type {array.dtype}")
+    if arrays["dynamics.nsteps"] != saved.step:
+        raise _damaged(f"{arrays['dynamics.nsteps']} steps of the integrator, {saved.step} in all")
+    try:
+        random.bit_generator.state = saved.random
+    except FAULTS as error:
+        raise _damaged(f"random numbers: {error}") from error
     atoms.set_cell(arrays["atoms.cell"], scale_atoms=False)
     atoms.set_positions(arrays["atoms.positions"], apply_constraint=False)
     atoms.set_momenta(arrays["atoms.momenta"], apply_constraint=False)
-    owners = dict(_owners(dynamics))
-    missing = {
-        f"{prefix}.{name}"
-        for prefix, owner in owners.items()
-        for name, value in vars(owner).items()
-        if _is_number(value)
-    } - set(arrays)
-    if missing:
-        raise InputError(
-            "--restart", "the state of this version of ASE's integrator",
-            f"one without {', '.join(sorted(missing))}",
-        )  # fmt: skip
     for key, value in arrays.items():
         prefix, _, name = key.partition(".")
         if prefix != "atoms":
             setattr(owners[prefix], name, value.copy() if value.ndim else value.item())
+
+
+def _is_new(key: str, owners: dict[str, object]) -> bool:
+    """Tell whether a number of an integrator is one that it makes in its first step."""
+    prefix, _, name = key.partition(".")
+    return prefix in owners and name.isidentifier() and not hasattr(owners[prefix], name)
 
 
 def _owners(dynamics: object) -> list[tuple[str, object]]:

@@ -19,6 +19,7 @@ class Expected(Protocol):
     """What a run writes: :class:`cace_fast.cli.evaluate.Writer`."""
 
     prefix: str
+    skip_errors: bool
 
     @property
     def mark(self) -> str:
@@ -28,8 +29,8 @@ class Expected(Protocol):
         """Return the keys with the prefix in the frame of a structure."""
 
 
-def resume(output: Path, frames: Iterator[Atoms], writer: Expected) -> tuple[int, int]:
-    """Return how many frames of ``output`` an interrupted run finished, and where they end.
+def resume(output: Path, frames: Iterator[Atoms], writer: Expected) -> tuple[int, int, int]:
+    """Return how many frames of ``output`` are whole, of how many of the input, and where they end.
 
     Parameters
     ----------
@@ -45,10 +46,13 @@ def resume(output: Path, frames: Iterator[Atoms], writer: Expected) -> tuple[int
     FileExistsError
         If the file is not the output of a run with the same structures, model and options.
     """
-    done, end = 0, 0
+    done, read, end = 0, 0, 0
     with output.open("rb") as file:
         while (text := next_frame(file)) is not None:
-            _check(output, text, next(frames, None), writer, done)
+            expected, read = next(frames, None), read + 1
+            while writer.skip_errors and expected is not None and not _same(text, expected):
+                expected, read = next(frames, None), read + 1
+            _check(output, text, expected, writer, done)
             done, end = done + 1, file.tell()
         file.seek(end)
         tail = file.read(1 << 16)
@@ -58,7 +62,7 @@ def resume(output: Path, frames: Iterator[Atoms], writer: Expected) -> tuple[int
     foreign |= len(lines) > 2 and writer.mark.encode() not in lines[1]
     if foreign:
         raise FileExistsError(_not_own(output, "does not come from this command", done))
-    return done, end
+    return done, read, end
 
 
 def count_frames(path: Path) -> int | None:
@@ -85,21 +89,33 @@ def next_frame(file: IO[bytes]) -> str | None:
 
 def _check(output: Path, text: str, expected: Atoms | None, writer: Expected, number: int) -> None:
     """Raise FileExistsError unless a frame is what the run would have written."""
-    import numpy as np
-    from ase.io.extxyz import read_extxyz
-
     if expected is None:
         raise FileExistsError(_not_own(output, "has more frames than the input", number))
     if writer.mark not in text.split("\n", 2)[1]:
         raise FileExistsError(_not_own(output, "is of another model or other options", number))
-    (found,) = read_extxyz(io.StringIO(text), index=slice(None))
+    found = _parsed(text)
     keys = {key for key in (*found.info, *found.arrays) if key.startswith(writer.prefix)}
     if other := keys ^ writer.keys(expected):
         what = f"was written with other options ({', '.join(sorted(other))})"
         raise FileExistsError(_not_own(output, what, number))
-    same = len(found) == len(expected) and np.array_equal(found.numbers, expected.numbers)
-    if not (same and np.allclose(found.positions, expected.positions, rtol=0.0, atol=CLOSE)):
+    if not _same(text, expected):
         raise FileExistsError(_not_own(output, "holds another structure than the input", number))
+
+
+def _parsed(text: str) -> Atoms:
+    from ase.io.extxyz import read_extxyz
+
+    found: list[Atoms] = list(read_extxyz(io.StringIO(text), index=slice(None)))
+    return found[0]
+
+
+def _same(text: str, expected: Atoms) -> bool:
+    """Tell whether a frame holds the same atoms at the same places."""
+    import numpy as np
+
+    found = _parsed(text)
+    same = len(found) == len(expected) and np.array_equal(found.numbers, expected.numbers)
+    return bool(same and np.allclose(found.positions, expected.positions, rtol=0.0, atol=CLOSE))
 
 
 def _not_own(output: Path, what: str, number: int) -> str:

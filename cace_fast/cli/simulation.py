@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cace_fast.cli.common import REMEDY, frames_to_bytes, with_results
+from cace_fast.cli.common import REMEDY, check_output
+from cace_fast.cli.frames import frames_to_bytes, with_results
 from cace_fast.cli.integrators import Ensemble, Settings, draw_momenta, integrator
 from cace_fast.cli.outputs import Outputs
 from cace_fast.cli.restart import Restart, restore, state_of
-from cace_fast.errors import InputError
+from cace_fast.errors import CaceFastError, InputError
 from cace_fast.spec import Ewald
 
 if TYPE_CHECKING:
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
 
 K_CELL = "long_range.reference_cell"  # these two in the restart file
 WORK = "field.work"
+LIST = ("list.positions", "list.cell")  # of a run that was interrupted between its restart writes
 MAY_CHANGE = ("threads",)  # settings that a continued run may have otherwise
 MOST_EXPANSION = 3.0  # of the volume at constant pressure, and compression
+MOST_KELVIN, MOST_ENERGY = 1e5, 100.0  # K, or ten times the bath's; eV for each atom, of change
 
 
 class Simulation:
@@ -53,6 +56,7 @@ class Simulation:
         self.restart_file = Path(f"{prefix}.restart.npz")
         self.random = np.random.default_rng(settings.seed)
         self.first_volume = float(atoms.cell.volume)
+        self.first_energy: float | None = None
         if not atoms.get_momenta().any():
             draw_momenta(atoms, settings.temperature, self.random)
         atoms.calc = calculator
@@ -72,17 +76,26 @@ class Simulation:
 
     def begin(self, force: bool) -> None:
         """Begin a new run; FileExistsError if there are files of one and ``force`` is false."""
+        paths = (self.restart_file, *self.outputs.paths.values())
+        for path in paths:
+            check_output(path, force=True)
+        self.outputs.check_free()
         self.atoms.get_forces()  # what model or structure do not allow comes before any file
         if force:
             self.restart_file.unlink(missing_ok=True)
             self.outputs.remove()
-        for path in (self.restart_file, *self.outputs.paths.values()):
-            if path.exists():
+        for path in paths:
+            if path.exists() and self.restart_file.exists():
                 raise FileExistsError(
                     f"--output: {path} exists already. Pass --restart to continue its run. {REMEDY}"
                 )
-        self._save(dict.fromkeys(self.outputs.paths, 0))
+            if path.exists() and path.stat().st_size > 0:
+                raise FileExistsError(
+                    f"--output: {path} exists already, without {self.restart_file}, from which a "
+                    f"run could continue. {REMEDY}"
+                )
         self.outputs.open(dict.fromkeys(self.outputs.paths, 0))
+        self._save(dict.fromkeys(self.outputs.paths, 0))
 
     def resume(self) -> None:
         """Continue from the restart file, outputs cut to where it was written.
@@ -100,35 +113,53 @@ class Simulation:
                     f"--restart: {name}", f"{before} as in the run to be continued", now,
                     "Begin another run with another --output.",
                 )  # fmt: skip
-        k_cell = saved.arrays.pop(K_CELL, None)
+        if saved.lengths.keys() != self.outputs.paths.keys():
+            got = f"{self.restart_file}: lengths of {', '.join(saved.lengths)}"
+            raise InputError("--restart", "a restart file of cace-fast md", got)
+        k_cell = saved.take(K_CELL, (3, 3))
         if k_cell is not None:
             self._sums().reference_cell = k_cell
-        work = saved.arrays.pop(WORK, None)
-        restore(self.atoms, self.dynamics, saved.arrays)
-        self.random.bit_generator.state = saved.random
-        self.calculator.reset_neighbors()
+        work = saved.take(WORK, ())
+        shapes = ((len(self.atoms), 3), (3, 3))
+        searched = [saved.take(name, shape) for name, shape in zip(LIST, shapes, strict=True)]
+        restore(self.atoms, self.dynamics, saved, self.random)
+        self.atoms.get_forces()
+        self.calculator.reset_neighbors(*searched)
+        self.calculator.results = {}
         if self.field is not None and work is not None:
             self.field.begin(work.item())
         self.atoms.get_forces()  # all results in one evaluation, as the run had them
         self.outputs.open(saved.lengths)
 
-    def run(self, steps: int, restart_every: int, on_step: Callable[[], None]) -> None:
-        """Run until ``steps`` steps are done in all, and leave a restart file.
+    def run(
+        self,
+        steps: int,
+        restart_every: int,
+        on_step: Callable[[], None],
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Run until ``steps`` steps are done in all or ``stop()``, and leave a restart file.
 
         Raises
         ------
         InputError
             If a cell at constant pressure runs away; the last restart file stays.
+        CaceFastError
+            If temperature or energy explode; the last restart file stays.
         """
         if self.step == 0:
             self._write()
         while self.step < steps:
             self.dynamics.run(1)
             self._write()
-            self._check_volume()
+            self._check()
             if self.step % restart_every == 0 or self.step == steps:
                 self._save(self.outputs.lengths())
+            elif stop():
+                self._save(self.outputs.lengths(), in_between=True)
             on_step()
+            if stop():
+                return
 
     def state(self) -> dict[str, float]:
         """Return what the log holds of the current step.
@@ -160,10 +191,24 @@ class Simulation:
             found["work_eV"] = self.field.work
         return found
 
-    def _check_volume(self) -> None:
+    def _check(self) -> None:
+        """Raise for a run whose numbers mean nothing any more."""
+        kelvin = float(self.atoms.get_temperature())
+        energy = float(self.atoms.get_potential_energy()) / len(self.atoms)
+        self.first_energy = energy if self.first_energy is None else self.first_energy
+        most = max(MOST_KELVIN, 10.0 * self.settings.temperature)
+        if not (kelvin <= most and abs(energy - self.first_energy) <= MOST_ENERGY):
+            raise CaceFastError(
+                f"the run has exploded: {kelvin:.3g} K, energy changed by "
+                f"{energy - self.first_energy:.3g} eV for each atom after step {self.step}. The "
+                "time step is too long (--timestep), the structure is far from equilibrium "
+                "(cace-fast relax), or the model does not hold it together"
+            )
+        if self.settings.ensemble != Ensemble.npt:
+            return
         volume = float(self.atoms.cell.volume)
         change = max(volume / self.first_volume, self.first_volume / volume)
-        if self.settings.ensemble == Ensemble.npt and change > MOST_EXPANSION:
+        if change > MOST_EXPANSION:
             raise InputError(
                 "--ensemble npt",
                 f"a volume within a factor of {MOST_EXPANSION:g} of the first, "
@@ -192,12 +237,15 @@ class Simulation:
             frame.info["step"] = self.step
             self.outputs.append("trajectory", frames_to_bytes([frame]))
 
-    def _save(self, lengths: dict[str, int]) -> None:
+    def _save(self, lengths: dict[str, int], *, in_between: bool = False) -> None:
+        """Write the restart file; ``in_between`` as if nothing had been written here."""
         arrays = state_of(self.atoms, self.dynamics)
         if (k_cell := self._sums().reference_cell) is not None:  # of a frozen set
             arrays[K_CELL] = k_cell
         if self.field is not None:
             arrays[WORK] = np.array(self.field.work)
+        if in_between and (made := self.calculator.neighbors_made_for) is not None:
+            arrays |= dict(zip(LIST, made, strict=True))
         Restart(
             step=self.step,
             settings=asdict(self.settings),
@@ -205,6 +253,8 @@ class Simulation:
             random=dict(self.random.bit_generator.state),
             arrays=arrays,
         ).save(self.restart_file)
+        if in_between:
+            return
         # a continued run searches neighbours anew: so does this one, that both stay equal
         self.calculator.reset_neighbors()
         if self.field is not None:  # Born charges depend on the order of the list, in last bits

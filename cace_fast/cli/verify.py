@@ -15,9 +15,10 @@ from cace_fast.cli.common import (
     DtypeOption,
     JsonOption,
     ModelArgument,
+    SlabOption,
     load_model,
-    read_structure,
 )
+from cace_fast.cli.frames import read_structure
 
 if TYPE_CHECKING:
     from cace_fast.verification import Check
@@ -32,6 +33,7 @@ def verify(
     device: DeviceOption = "auto",
     default_dtype: DtypeOption = Dtype.float32,
     backend: BackendOption = "auto",
+    slab_vacuum: SlabOption = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the dynamics.")] = 100,
     as_json: JsonOption = False,
 ) -> None:
@@ -41,7 +43,7 @@ def verify(
     """
     from cace_fast.verification import verify as run
 
-    potential = load_model(model, device, default_dtype, backend)
+    potential = load_model(model, device, default_dtype, backend, slab_vacuum=slab_vacuum)
     atoms = None if structure is None else read_structure(structure)
     if not as_json:
         print(f"{potential!r}, {structure or 'on a structure made from its elements'}")

@@ -178,6 +178,8 @@ class ReferenceEngine:
     def charge_term(self) -> EnergyTerm:
         """The Ewald term that the latent charges belong to."""
         found = [term for term in self.terms if isinstance(term.module, Ewald)]
+        if not found:
+            raise PropertyNotImplementedError("charges: this model has no charges")
         if len(found) != 1:
             raise PropertyNotImplementedError(
                 f"charges: this model's energy has {len(found)} Ewald terms, and only with exactly "

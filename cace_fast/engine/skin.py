@@ -66,6 +66,12 @@ class VerletList:
         self._searches_for = (0, 0)  # atoms, threads
         self._lock = Lock(self)
 
+    @property
+    def made_for(self) -> tuple[Floats, Floats, NDArray[np.bool_]] | None:
+        """Positions, cell and pbc that the list was searched for; None without one."""
+        built = self._built
+        return None if built is None else (built.positions, built.cell, built.pbc)
+
     def reset(self) -> None:
         """Forget the list, so that the next call searches again."""
         self._built, self._last, self._search = None, None, None

@@ -293,9 +293,22 @@ class CACECalculator(Calculator):
         self.results.update(results)
         self._habits |= {"stress", "charges", "dipole"} & set(properties)
 
-    def reset_neighbors(self) -> None:
-        """Search neighbours anew at the next calculation."""
-        self._list.reset()
+    def reset_neighbors(self, positions: Vector | None = None, cell: Vector | None = None) -> None:
+        """Search neighbours anew at the next calculation.
+
+        Where positions [n, 3] and cell [3, 3] are given, search those of the last structure there,
+        now, and use them as long as the skin allows: what a run did that is continued.
+        """
+        with self._lock:
+            self._list.reset()
+            if positions is not None and cell is not None and self.atoms is not None:
+                self._list(positions, cell, self.atoms.pbc)
+
+    @property
+    def neighbors_made_for(self) -> tuple[Vector, Vector] | None:
+        """Positions [n, 3] and cell [3, 3] that neighbours were searched for; None before that."""
+        made = self._list.made_for
+        return None if made is None else (made[0], made[1])
 
     def _remember(self, atoms: Atoms, changes: Sequence[str]) -> None:
         """Copy the structure, or what has changed of it, so that later changes are seen."""

@@ -92,6 +92,7 @@ HOST_SUM = ctypes.CFUNCTYPE(
 
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cf_abi_version": (ctypes.c_int, ()),
+    "cf_invalid": (c_char_p, (c_int32,)),
     "cf_isa": (c_char_p, (c_char_p,)),
     "cf_model_create": (
         ctypes.c_int,
@@ -208,14 +209,15 @@ class NotFiniteError(CaceFastError):
 
 
 def raise_for(code: int, text: str) -> None:
-    """Raise what a code of the library means."""
+    """Raise what a code that the library has just returned in this thread means."""
     if code == 0:
         return
     if code == UNSUPPORTED:
         raise UnsupportedModelError(text)
     if code == MEMORY:
         raise MemoryError(text)
-    if code == INVALID and ": " in text:
-        argument, _, expected = text.partition(": ")
-        raise InputError(argument, expected, "another")
+    if code == INVALID:
+        argument, expected, got = (library().cf_invalid(part).decode() for part in range(3))
+        if argument:
+            raise InputError(argument, expected, got)
     raise CaceFastError(f"the CPU engine failed ({code}): {text}")

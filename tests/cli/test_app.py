@@ -8,9 +8,10 @@ import sys
 import pytest
 from support.command import cace_fast, environment, run, succeed
 from support.tiny_models import tiny_potential, tiny_structure
+from typer.main import get_command
 
 import cace_fast as package
-from cace_fast.cli.app import CODES
+from cace_fast.cli.app import CODES, _as_options, app
 
 COMMANDS = ("info", "convert", "eval", "md", "relax", "verify", "bench", "doctor")
 
@@ -145,3 +146,50 @@ def test_underscores_are_dashes(files):
     result = cace_fast("verify", files / "model.safetensors", "--default_dtype", "float16")
     assert result.exit_code == 2
     assert "Invalid value for '--default-dtype'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "text", "expected"),
+    [
+        ("md", "pass slab_vacuum=... there", "pass --slab-vacuum ... there"),
+        ("verify", "Pass slab_vacuum=15.0.", "Pass --slab-vacuum 15.0."),
+        ("relax", "allow it by min_dist=None or", "allow it by --min-dist none or"),
+        ("md", "use k_set='sphere', or", "use --k-set sphere, or"),
+        ("info", "allow it by min_dist=None or", "allow it by min_dist=None or"),
+        ("md", "l_max=2 with charge_unit=3", "l_max=2 with charge_unit=3"),
+    ],
+)
+def test_remedies_name_options_of_the_command(command, text, expected):
+    options = {name for p in get_command(app).commands[command].params for name in p.opts}
+    assert _as_options(text, options) == expected
+
+
+def test_slabs_and_close_atoms_on_every_command(files):
+    """What a message advises is an option of the command that says it."""
+    potential = tiny_potential(ewald_channels=1)
+    potential.save(files / "charged.safetensors")
+    atoms = tiny_structure(potential.spec)
+    atoms.pbc = [True, True, False]
+    atoms.write(files / "slab.xyz")
+    atoms.set_pbc(True)
+    atoms.positions[1] = atoms.positions[0] + [0.1, 0, 0]
+    atoms.write(files / "close.xyz")
+    model, out = files / "charged.safetensors", files / "out.xyz"
+    commands = {
+        "bench": ("bench", model, None, "--rounds", 1),
+        "verify": ("verify", model, None),
+        "relax": ("relax", model, None, "--output", out, "--fmax", 100),
+        "md": ("md", model, None, "--output", files / "run", "--steps", 1),
+        "eval": ("eval", "--model", model, "--configs", None, "--output", out),
+    }
+    for name, words in commands.items():
+        for file, option in (("slab.xyz", "--slab-vacuum"), ("close.xyz", "--min-dist")):
+            if (name, option) == ("verify", "--min-dist"):  # it takes any distance
+                continue
+            refused = cace_fast(*(files / file if word is None else word for word in words))
+            assert refused.exit_code == 3, (name, option)
+            assert f" {option} " in refused.stderr, refused.stderr
+    words = (files / "slab.xyz" if word is None else word for word in commands["verify"])
+    assert "slab_vacuum" not in cace_fast(*words, "--slab-vacuum", 20, "--steps", 2).stderr
+    words = (files / "close.xyz" if word is None else word for word in commands["bench"])
+    succeed(*words, "--min-dist", "none")

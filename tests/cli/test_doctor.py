@@ -51,3 +51,12 @@ def test_a_gpu_is_asked_for_where_there_is_none():
     result = run("doctor", "--gpu")
     assert result.exit_code == 3
     assert "backend: 'triton' is not available here" in result.stderr
+
+
+@pytest.mark.parametrize("words", [(), ("copper-emt",)])
+def test_a_device_that_is_not_here_is_told(words):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    result = run("doctor", *words, "--device", "cuda")
+    assert result.exit_code == 3
+    assert "device: expected a device that this machine has, got 'cuda'" in result.stderr

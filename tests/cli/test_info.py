@@ -102,3 +102,9 @@ def test_upstream_files(shared):
     assert found["source"] == "model.pth"
     assert len(found["sha256 of the source"]) == 64
     assert found["long range"]
+    assert found["units"] == {"energy": "eV", "length": "A", "assumed": True}
+    assert "eV, A (assumed: upstream's files do not say)" in succeed("info", path).stdout
+
+
+def test_units_of_a_model_that_states_them():
+    assert "assumed" not in succeed("info", "copper-emt").stdout

@@ -321,7 +321,7 @@ def test_wrong_arguments(md_files):
 
 
 def test_interrupts_say_how_to_continue(md_files, monkeypatch):
-    def interrupt(self, steps, restart_every, on_step):
+    def interrupt(self, *_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Simulation, "run", interrupt)

@@ -71,7 +71,7 @@ def test_a_file_that_is_no_model_is_refused(program, tmp_path):
     (tmp_path / "bad").write_bytes(b"\xff" * 20)
     done = subprocess.run([program, tmp_path / "bad", "x", "1", "0", "0"], capture_output=True)
     assert done.returncode == 1
-    assert b"not safetensors" in done.stderr
+    assert b"model file: expected safetensors, got" in done.stderr
 
 
 def test_headers_are_c(tmp_path):

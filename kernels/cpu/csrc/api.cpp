@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "engine.h"
+#include "error.h"
 
 using namespace cace_fast;
 
@@ -31,8 +32,18 @@ void say(char* error, const std::string& text) {
 // Runs f and turns what it throws into a code and a text.
 template <class F>
 int guarded(std::string& text, int64_t* bad_atom, const F& f) {
+  remember(nullptr);
   try {
     return f();
+  } catch (const Invalid& e) {
+    remember(&e);
+    text = e.what();
+    return CF_INVALID;
+  } catch (const JsonError& e) {
+    const Invalid error("specification", "the text of a model that this engine has", e.what());
+    remember(&error);
+    text = error.what();
+    return CF_INVALID;
   } catch (const NotFinite& e) {
     text = std::string(e.what()) + ", atom " + std::to_string(e.atom);
     if (bad_atom) *bad_atom = e.atom;
@@ -58,7 +69,10 @@ int phase(cf_state* state, const F& f) {
   return code;
 }
 
-[[noreturn]] void invalid(const std::string& text) { throw JsonError(text); }
+[[noreturn]] void invalid(const std::string& argument, const std::string& expected,
+                          const std::string& got) {
+  throw Invalid(argument, expected, got);
+}
 
 int out_of_order(cf_state* state) {
   state->error = "phases: expected begin, forward 0.., backward ..0, finish";
@@ -66,19 +80,22 @@ int out_of_order(cf_state* state) {
 }
 
 void check_frame(const Model& m, const cf_frame& f) {
-  if (f.n_owned < 0 || f.n_all < f.n_owned) invalid("n_all: expected at least n_owned");
-  if (f.n_systems < 1) invalid("n_systems: expected at least 1");
-  if (!f.list || (f.n_all && (!f.species || !f.positions))) invalid("frame: a pointer is NULL");
-  if (f.list->n_pairs > INT32_MAX) invalid("list: expected fewer than 2^31 pairs");
-  if (f.list->shift && !f.shift_vectors) invalid("shift_vectors: NULL, but pairs have shifts");
+  if (f.n_owned < 0 || f.n_all < f.n_owned)
+    invalid("n_all", "at least n_owned = " + std::to_string(f.n_owned), std::to_string(f.n_all));
+  if (f.n_systems < 1) invalid("n_systems", "at least 1", std::to_string(f.n_systems));
+  if (!f.list || (f.n_all && (!f.species || !f.positions)))
+    invalid("frame", "a list, species and positions", "NULL");
+  if (f.list->n_pairs > INT32_MAX)
+    invalid("list", "fewer than 2^31 pairs", std::to_string(f.list->n_pairs));
+  if (f.list->shift && !f.shift_vectors) invalid("shift_vectors", "those of the pairs", "NULL");
   for (int i = 0; i < f.n_all; ++i)
     if (f.species[i] < 0 || f.species[i] >= m.n_z)
-      invalid("species: expected 0 to " + std::to_string(m.n_z - 1) + ", got " +
+      invalid("species", "0 to " + std::to_string(m.n_z - 1),
               std::to_string(f.species[i]) + " for atom " + std::to_string(i));
   for (size_t h = 0; h < m.heads.size(); ++h)
     if (m.heads[h].n_extra && (!f.extras || !f.extras[h]))
-      invalid("extras: read-out " + std::to_string(h) + " takes " +
-              std::to_string(m.heads[h].n_extra) + " further inputs, got none");
+      invalid("extras", std::to_string(m.heads[h].n_extra) + " further inputs of read-out " +
+                            std::to_string(h), "none");
 }
 
 void begin(cf_state* state, const cf_frame* frame) {
@@ -95,7 +112,7 @@ int operation(cf_state* state, const cf_frame* frame, const F& f) {
   return phase(state, [&] {
     if (frame) {
       begin(state, frame);
-      if (frame->n_all != frame->n_owned) invalid("frame: operations take owned atoms only");
+      if (frame->n_all != frame->n_owned) invalid("frame", "owned atoms only", "others too");
     } else {
       state->engine->threads(team_size(state->n_threads));
     }
@@ -108,13 +125,13 @@ int operation(cf_state* state, const cf_frame* frame, const F& f) {
 
 void check_step(const cf_state* state, int step) {
   if (step < 0 || step >= int(state->model->steps.size()))
-    invalid("step: this model has " + std::to_string(state->model->steps.size()) + ", got " +
+    invalid("step", "one of " + std::to_string(state->model->steps.size()) + ", from 0",
             std::to_string(step));
 }
 
 void check_head(const cf_state* state, int head) {
   if (head < 0 || head >= int(state->model->heads.size()))
-    invalid("head: this model has " + std::to_string(state->model->heads.size()) + ", got " +
+    invalid("head", "one of " + std::to_string(state->model->heads.size()) + ", from 0",
             std::to_string(head));
 }
 
@@ -198,7 +215,7 @@ int cf_state_create(const cf_model* model, int32_t precision, cf_state** state,
   std::string text;
   const int code = guarded(text, nullptr, [&] {
     if (precision != 32 && precision != 64)
-      invalid("precision: expected 32 or 64, got " + std::to_string(precision));
+      invalid("precision", "32 or 64", std::to_string(precision));
     auto made = std::make_unique<cf_state>();
     made->model = &model->model;
     made->engine.reset(make_engine(model->model, precision));
@@ -224,8 +241,8 @@ double cf_state_seconds(const cf_state* state, const char* part) {
 int cf_evaluate(cf_state* state, const cf_frame* frame, const cf_result* result) {
   return phase(state, [&] {
     const Model& m = *state->model;
-    if (m.n_charges) invalid("cf_evaluate: this model has charges; evaluate it in phases");
-    if (m.heads.empty()) invalid("cf_evaluate: this model has no read-out");
+    if (m.n_charges) invalid("cf_evaluate", "a model without charges", "one with; use the phases");
+    if (m.heads.empty()) invalid("cf_evaluate", "a model with a read-out", "none");
     begin(state, frame);
     const bool derivatives = result->forces || result->virials;
     for (int t = 0; t < m.stages; ++t)
@@ -292,7 +309,7 @@ int cf_set_charge_gradient(cf_state* state, const double* de_dq) {
 int cf_backward(cf_state* state, int32_t t) {
   if (t < 0 || t != state->next_backward) return out_of_order(state);
   return phase(state, [&] {
-    if (state->model->heads.empty()) invalid("cf_backward: this model has no read-out");
+    if (state->model->heads.empty()) invalid("cf_backward", "a model with a read-out", "none");
     state->engine->backward(t);
     state->next_backward = t - 1;
     return int(CF_OK);

@@ -36,12 +36,16 @@ extern "C" {
 /* What every function that can fail returns; the text is in the error buffer or cf_state_error. */
 enum {
   CF_OK = 0,
-  CF_INVALID = 1,     /* an argument is wrong; the text names it */
+  CF_INVALID = 1,     /* an argument is wrong; the text names it, cf_invalid its parts */
   CF_UNSUPPORTED = 2, /* the model uses a part that this engine does not have */
   CF_NOT_FINITE = 3,  /* a position or a result is NaN or infinite; cf_state_bad_atom names it */
   CF_MEMORY = 4,      /* out of memory */
   CF_ORDER = 5        /* phases called in another order than begin, forward, backward, finish */
 };
+
+/* After CF_INVALID, in the same thread: which argument (part 0), what was expected (1) and what came
+ * (2); empty texts where the error has no such parts. */
+CF_API const char *cf_invalid(int32_t part);
 
 typedef struct cf_model cf_model;
 typedef struct cf_state cf_state;

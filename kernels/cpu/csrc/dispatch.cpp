@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "error.h"
 #include "engine.h"
 
 namespace cace_fast {
@@ -87,7 +88,7 @@ const char* isa_name(std::string& error) {
 
 Engine* make_engine(const Model& model, int precision) {
   const Choice& choice = chosen();
-  if (!choice.isa) throw JsonError(choice.error);
+  if (!choice.isa) throw Invalid("CACE_FAST_ISA", "instructions that this machine has", choice.error);
   return choice.isa->make(model, precision);
 }
 

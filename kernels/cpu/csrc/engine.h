@@ -7,6 +7,7 @@
 #include <string>
 
 #include "cace_fast.h"
+#include "error.h"
 #include "model.h"
 
 namespace cace_fast {

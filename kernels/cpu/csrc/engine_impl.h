@@ -163,7 +163,7 @@ class EngineOf final : public Engine {
     int64_t bad = INT64_MAX;
     for (int i = 0; i < n_works_; ++i) {
       if (works_[i].unsorted)
-        throw JsonError("list: expected pairs sorted by receiver and sender's species");
+        unsorted();
       bad = works_[i].bad_atom < bad ? works_[i].bad_atom : bad;
     }
     if (bad != INT64_MAX)

@@ -1,4 +1,5 @@
 // Heads: which module gives what a read-out takes, as cace_fast/spec/keys.py and kernels/heads.py say it.
+#include "error.h"
 #include "heads.h"
 
 #include <algorithm>
@@ -190,12 +191,13 @@ class ChainReader {
 Head read_head(const Model& m, const Json& spec, const cf_head& info, const Tensors& tensors) {
   const auto& subs = spec.at("submodels").items();
   if (info.submodel < 0 || size_t(info.submodel) >= subs.size())
-    throw JsonError("heads: no sub-model " + std::to_string(info.submodel));
+    throw Invalid("heads", "a sub-model of " + std::to_string(subs.size()) + ", from 0",
+                  std::to_string(info.submodel));
   const auto& listed = subs[info.submodel].at("modules").items();
   const Modules modules(listed);
   const bool exists = info.module >= 0 && size_t(info.module) < listed.size();
   if (!exists || (modules.type(info.module) != "Readout" && modules.type(info.module) != "Add"))
-    throw JsonError("heads: module " + std::to_string(info.module) + " is not a read-out");
+    throw Invalid("heads", "the number of a read-out", "module " + std::to_string(info.module));
   const std::set<int> chain = modules.chain(info.module);
   const int n_features = m.n_features() * m.stages;
   ChainReader reader(modules, n_features);
@@ -207,7 +209,8 @@ Head read_head(const Model& m, const Json& spec, const cf_head& info, const Tens
   head.n_extra = reader.n_extra;
   head.net = program.finish(reader.value(info.module));
   if (info.energy_column >= head.net.n_out() || info.energy_column < -1)
-    throw JsonError("heads: read-out " + std::to_string(info.module) + " has no such column");
+    throw Invalid("heads", "a column of read-out " + std::to_string(info.module),
+                  std::to_string(info.energy_column));
   return head;
 }
 

@@ -1,3 +1,4 @@
+#include "error.h"
 #include "model.h"
 
 #include "heads.h"
@@ -7,10 +8,10 @@ namespace {
 
 Numbers tensor(const Tensors& tensors, const std::string& name, size_t size) {
   const auto found = tensors.find(name);
-  if (found == tensors.end()) throw JsonError("tensor '" + name + "': missing");
+  if (found == tensors.end()) throw Invalid("tensor '" + name + "'", std::to_string(size) + " numbers", "none");
   if (found->second.size() != size)
-    throw JsonError("tensor '" + name + "': expected " + std::to_string(size) + " numbers, got " +
-                    std::to_string(found->second.size()));
+    throw Invalid("tensor '" + name + "'", std::to_string(size) + " numbers",
+                  std::to_string(found->second.size()));
   return found->second;
 }
 

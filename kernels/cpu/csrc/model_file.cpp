@@ -2,6 +2,7 @@
 #include <cstring>
 #include <fstream>
 
+#include "error.h"
 #include "model.h"
 
 namespace cace_fast {
@@ -14,7 +15,7 @@ Numbers numbers(const Json& entry, const std::string& data) {
   const auto& ends = entry.at("data_offsets").items();
   const double first = ends.at(0).real(), end = ends.at(1).real();
   if (!(0 <= first && first <= end && end <= double(data.size())))
-    throw JsonError("model file: a tensor lies outside the file");
+    throw Invalid("model file", "tensors inside the file", "one outside");
   const char* from = data.data() + size_t(first);
   const size_t bytes = size_t(end - first);
   const std::string& dtype = entry.at("dtype").text();
@@ -33,15 +34,15 @@ Numbers numbers(const Json& entry, const std::string& data) {
 
 ModelFile read_model_file(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
-  if (!in) throw JsonError("model file '" + path + "': cannot be opened");
+  if (!in) throw Invalid("model file", "one that can be read", path);
   unsigned char length_bytes[8];
   in.read(reinterpret_cast<char*>(length_bytes), 8);
   uint64_t length = 0;
   for (int i = 7; i >= 0; --i) length = length << 8 | length_bytes[i];  // little endian
-  if (!in || length > kMaxHeader) throw JsonError("model file '" + path + "': not safetensors");
+  if (!in || length > kMaxHeader) throw Invalid("model file", "safetensors", path);
   std::string header(length, '\0');
   in.read(header.data(), std::streamsize(length));
-  if (!in) throw JsonError("model file '" + path + "': ends inside its header");
+  if (!in) throw Invalid("model file", "a whole header", path + ", which ends in it");
   const std::string data((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
   const Json content = Json::parse(header);
   ModelFile file;

@@ -17,7 +17,8 @@ void systems_of(const cf_structures& in, std::vector<int32_t>& system) {
 
 // CF_TOO_CLOSE where two atoms are; the distance of the closest pair decides nearly always.
 int check_distances(cf_step& step, const cf_structures& in) {
-  const double most = in.min_dist > 0 ? in.min_dist : 2.0 * *std::max_element(step.half.begin(), step.half.end());
+  const double largest = *std::max_element(step.half.begin(), step.half.end());
+  const double most = in.min_dist > 0 ? in.min_dist : 2.0 * largest;
   step.distance = cf_pairs_closest(&step.pairs, in.positions, step.shift_vectors.data(),
                                    step.n_threads, step.closest);
   if (!(step.distance < most)) return CF_OK;
@@ -36,7 +37,8 @@ int check_distances(cf_step& step, const cf_structures& in) {
 int frame_of(cf_step& step, const cf_structures& in, cf_frame& frame, cf_list& list) {
   const Pairs& p = step.pairs.pairs;
   if (p.n_receivers != in.n_atoms)
-    return fail(step.error, CF_INVALID, "pairs: the list is of another number of atoms; call cf_step_pairs");
+    return invalid(step.error, "pairs", "a list of " + std::to_string(in.n_atoms) + " atoms",
+                   "one of " + std::to_string(p.n_receivers) + "; call cf_step_pairs");
   cf_pairs_list(&step.pairs, &list);
   systems_of(in, step.system);
   step.shift_vectors.resize(p.shifts.size());
@@ -116,7 +118,8 @@ int cf_step_create(const cf_model* model, cf_state* state, int32_t n_terms,
       if (bad != CF_OK) return bad;
       const int last = t.first_charge + t.n_charges;
       if (t.fixed == nullptr ? (t.first_charge < 0 || t.n_charges < 1 || last > n_charges) : t.n_charges != 1)
-        return fail(error, CF_INVALID, "long range: a term names charges that the model does not have");
+        return invalid(error, "long range", "terms of the " + std::to_string(n_charges) + " charges of the model",
+                       "columns " + std::to_string(t.first_charge) + " to " + std::to_string(last - 1));
       made.push_back({ewald_spec_of(t.ewald), t.weight, t.first_charge, t.n_charges, {}, {}, {}});
       if (t.fixed != nullptr) made.back().fixed.assign(t.fixed, t.fixed + n_elements);
     }

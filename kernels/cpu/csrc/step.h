@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cace_fast_step.h"
+#include "error.h"
 #include "ewald.h"
 #include "pairs.h"
 
@@ -60,13 +61,25 @@ inline int fail(char* error, int code, const std::string& text) {
   return code;
 }
 
+// A wrong argument, in parts that cf_invalid tells.
+inline int invalid(char* error, const std::string& argument, const std::string& expected,
+                   const std::string& got) {
+  const Invalid parts(argument, expected, got);
+  remember(&parts);
+  return fail(error, CF_INVALID, parts.what());
+}
+
 // Runs `body`, turning what it throws into a code: no exception may cross the C interface.
 template <class Body>
 int guarded(char* error, Body body) {
+  remember(nullptr);
   try {
     return body();
   } catch (const std::bad_alloc&) {
     return fail(error, CF_MEMORY, "out of memory");
+  } catch (const Invalid& e) {
+    remember(&e);
+    return fail(error, CF_INVALID, e.what());
   } catch (const std::exception& e) {
     return fail(error, CF_INVALID, e.what());
   }

@@ -16,14 +16,14 @@ int ewald_code(EwaldStatus status, char* error) {
   switch (status) {
     case EWALD_OK: return CF_OK;
     case EWALD_SINGULAR_CELL:
-      return fail(error, CF_INVALID, "cell: three independent lattice vectors for a periodic Ewald sum");
+      return invalid(error, "cell", "three independent lattice vectors for a periodic Ewald sum", "others");
     case EWALD_OPEN_EXPONENT:
-      return fail(error, CF_INVALID, "pbc: a periodic system for an Ewald sum of exponent 6");
+      return invalid(error, "pbc", "a periodic system for an Ewald sum of exponent 6", "an open one");
     case EWALD_SLAB_VACUUM:
-      return fail(error, CF_INVALID, "pbc: all or no directions periodic, or two with a vacuum above 0");
+      return invalid(error, "pbc", "all or no directions periodic, or two with a vacuum above 0", "others");
     case EWALD_SLAB_EXTENT:
-      return fail(error, CF_INVALID, "positions: atoms of a slab within the height of its cell along its normal");
-    default: return fail(error, CF_INVALID, "cell: one with fewer k vectors, which a direct sum can hold");
+      return invalid(error, "positions", "atoms of a slab within the height of its cell", "some outside");
+    default: return invalid(error, "cell", "one with fewer k vectors, which a direct sum can hold", "too many");
   }
 }
 
@@ -147,16 +147,20 @@ EwaldSpec ewald_spec_of(const cf_ewald_spec& s) {
 }
 
 int ewald_check(const cf_ewald_spec& s, char* error) {
-  if (!(s.dl > 0 && s.sigma > 0)) return fail(error, CF_INVALID, "ewald: dl and sigma above zero");
-  if (s.exponent != 1 && s.exponent != 6) return fail(error, CF_INVALID, "ewald: exponent 1 or 6");
+  if (!(s.dl > 0 && s.sigma > 0)) {
+    const std::string got = std::to_string(s.dl) + ", " + std::to_string(s.sigma);
+    return invalid(error, "ewald", "dl and sigma above 0", got);
+  }
+  if (s.exponent != 1 && s.exponent != 6) 
+    return invalid(error, "ewald", "exponent 1 or 6", std::to_string(s.exponent));
   if (s.field_direction < 0 || s.field_direction > 2)
-    return fail(error, CF_INVALID, "ewald: field_direction 0, 1 or 2");
+    return invalid(error, "ewald", "field_direction 0, 1 or 2", std::to_string(s.field_direction));
   return CF_OK;
 }
 
 int long_range(cf_step& step, const cf_structures& in, const cf_step_result& out) {
   if (!step.fields.empty() && step.fields.size() != step.terms.size() * in.n_systems)
-    return fail(step.error, CF_INVALID, "fields: one for each term and structure");
+    return invalid(step.error, "fields", "one for each term and structure", "others");
   for (size_t k = 0; k < step.terms.size(); ++k) {
     cf_step::Term& term = step.terms[k];
     const size_t size = static_cast<size_t>(in.n_atoms) * term.count;
@@ -242,7 +246,7 @@ int cf_step_fields(cf_step* step, int32_t n_systems, const double* fields, const
     const size_t size = fields == nullptr ? 0 : step->terms.size() * n_systems;
     for (size_t i = 0; i < size; ++i)
       if (directions[i] < 0 || directions[i] > 2)
-        return fail(step->error, CF_INVALID, "fields: directions 0, 1 or 2");
+        return invalid(step->error, "fields", "directions 0, 1 or 2", "others");
     step->fields.assign(fields, fields + size);
     step->directions.assign(directions, directions + size);
     return int(CF_OK);

@@ -14,9 +14,11 @@ namespace {
 int pairs_code(PairsStatus status, int64_t bad, char* error) {
   switch (status) {
     case PAIRS_OK: return CF_OK;
-    case PAIRS_BAD_ATOM: return fail(error, CF_INVALID, "pairs: pair " + std::to_string(bad) + " names an atom that does not exist");
-    case PAIRS_BAD_SHIFT: return fail(error, CF_INVALID, "pairs: the cell shift of pair " + std::to_string(bad) + " is out of range");
-    default: return fail(error, CF_INVALID, "pairs: more than 2^31 - 1 atoms or pairs");
+    case PAIRS_BAD_ATOM:
+      return invalid(error, "pairs", "numbers of atoms", "others in pair " + std::to_string(bad));
+    case PAIRS_BAD_SHIFT:
+      return invalid(error, "pairs", "cell shifts in range", "others in pair " + std::to_string(bad));
+    default: return invalid(error, "pairs", "fewer than 2^31 atoms and pairs", std::to_string(bad));
   }
 }
 

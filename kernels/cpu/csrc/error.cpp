@@ -1,0 +1,33 @@
+// The parts of a wrong argument, kept for the thread that was told.
+#include "error.h"
+
+#include "cace_fast.h"
+
+namespace cace_fast {
+
+Invalid::Invalid(const std::string& argument, const std::string& expected, const std::string& got)
+    : std::runtime_error(argument + ": expected " + expected + ", got " + got),
+      argument(argument),
+      expected(expected),
+      got(got) {}
+Invalid::~Invalid() = default;
+
+namespace {
+thread_local std::string last[3];
+}
+
+void remember(const Invalid* error) {
+  last[0] = error ? error->argument : "";
+  last[1] = error ? error->expected : "";
+  last[2] = error ? error->got : "";
+}
+
+void unsorted() {
+  throw Invalid("list", "pairs sorted by receiver and sender's species", "others");
+}
+
+}  // namespace cace_fast
+
+const char* cf_invalid(int32_t part) {
+  return part < 0 || part > 2 ? "" : cace_fast::last[part].c_str();
+}
