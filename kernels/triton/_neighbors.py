@@ -69,7 +69,7 @@ def _place_block(positions, system_of, cells, frames, grids, settings, placed, w
         # what is no number, or farther than a double or 32 bits tell, has no bin; in a periodic
         # direction it is no number from here on, which the host finds in the next step
         there = tl.abs(f) < tl.where(periodic > 0, 1e9, 1e15)
-        lost = tl.where(there | (periodic == 0), 0.0, float("nan"))
+        lost = (periodic > 0) & ~there
         f = tl.where(there, f, 0.0)
         cell = tl.where(periodic > 0, tl.floor(f), 0.0)
         f -= cell
@@ -79,7 +79,7 @@ def _place_block(positions, system_of, cells, frames, grids, settings, placed, w
         place = tl.where(periodic > 0, within, tl.minimum(beyond, count - 1))
         number = number * count + place
         tl.store(wraps + k * n + i, cell.to(tl.int32), mask=inside)
-        tl.store(fractions + k * n + i, f + lost, mask=inside)
+        tl.store(fractions + k * n + i, tl.where(lost, float("nan"), f), mask=inside)
         moved = (moved[0] - cell * h[3 * k], moved[1] - cell * h[3 * k + 1],
                  moved[2] - cell * h[3 * k + 2])  # fmt: skip
     tl.store(bins + i, code + number, mask=inside)

@@ -167,7 +167,7 @@ def test_a_position_that_is_no_number_is_named_and_does_not_stay(device: torch.d
     run.evaluate(WANTED, None)
     for _ in range(2):
         run.positions[2, 1] = torch.nan
-        with pytest.raises(InputError, match=r"NaN or infinity for atoms \[2\]"):
+        with pytest.raises(InputError, match=r"NaN or infinity for atoms 2"):
             run.evaluate(WANTED, None)
     run.positions.copy_(good)
     assert_equal(run.evaluate(WANTED, None), reference(run, engine))
@@ -311,3 +311,43 @@ def test_memory_is_what_info_counts_beforehand() -> None:
     assert system._run.step is not None
     assert system._run.step.n_bytes == pytest.approx(expected, rel=0.05)
     assert live_bytes() - before == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("apart", [1e6, 3e9, 1e12, 1e17])
+@pytest.mark.parametrize("pbc", ["ooo", "ppo"])
+def test_atoms_any_distance_apart_along_open_directions(
+    pbc: str, apart: float, device: torch.device
+) -> None:
+    group = np.array([[0.0, 0, 0], [1.0, 0.5, 2.0], [2.0, 1.0, 0.3]])
+    away = group * [1, 1, 0] + [0, 0, apart]
+    cell = np.diag([9.0, 9.0, 9.0])
+    run = run_of([np.concatenate([group, away])], [cell], [PBC[pbc]], device=device)
+    run.evaluate((), None)
+    alone = run_of([group], [cell], [PBC[pbc]], device=device)
+    alone.evaluate((), None)
+    found, want = run.pairs(), alone.pairs()
+    here = found.receivers < 3
+    assert bool((here == (found.senders < 3)).all())
+    for got, right in zip(found, want, strict=True):
+        assert torch.equal(got[here], right)
+
+
+def test_atoms_that_are_too_many_cells_away_or_too_crowded_are_refused(
+    device: torch.device,
+) -> None:
+    cell = np.diag([9.0, 9.0, 9.0])
+    run = run_of([places(20, CELLS["cubic"])], [cell], [PBC["ppp"]], device=device)
+    run.evaluate((), None)
+    good = run.positions.clone()
+    run.positions[3, 0] += 9e8 * 9.0  # right, though a double is coarse there
+    run.evaluate((), None)
+    run.positions[3, 0] = 1.1e9 * 9.0
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"within 1e\+09 cells .* got atoms 3 beyond"):
+            run.evaluate((), None)
+    run.positions.copy_(good)
+    run.evaluate((), None)
+    crowd = run_of([np.random.default_rng(0).random((80, 3))], [np.eye(3) * 1.1], [PBC["ppp"]],
+                   device=device)  # fmt: skip
+    with pytest.raises(InputError, match="at most 5000 neighbours of an atom"):
+        crowd.evaluate((), None)
