@@ -327,5 +327,5 @@ def test_hooks_of_scripted_modules_are_seen(tmp_path):
         lambda: checkpoint.read(tmp_path / "m.pt"),
         lambda: checkpoint.from_module(script),
     ):
-        with pytest.raises(UnsupportedModelError, match="other .*forward_hooks.* would change"):
+        with pytest.raises(UnsupportedModelError, match=r"other .*forward_hooks.* would change"):
             read()
