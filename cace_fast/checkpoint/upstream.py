@@ -65,9 +65,11 @@ def _refuse_changes(view: ModuleView) -> None:
                 f"{module}: {', '.join(found)[:200]} would change what upstream computes; remove "
                 "hooks and replaced methods, and save the model again"
             )
-        new = [part for part in module.children() if part is not None and part.key not in seen]
-        seen |= {part.key for part in new}
-        todo += new
+        for part in module.children():
+            # a shared module is looked at once; scripted ones are told by tensors alone: always
+            if part is not None and not (type(part.key) is int and part.key in seen):
+                seen.add(part.key)
+                todo.append(part)
 
 
 def _read_any(view: ModuleView) -> tuple[ModelSpec, dict[str, Tensor]]:

@@ -292,3 +292,40 @@ def test_what_changes_upstreams_computation_is_refused(tmp_path, name):
         checkpoint.read(tmp_path / "m.pth")
     with pytest.raises(UnsupportedModelError, match=message):
         checkpoint.from_module(model)
+
+
+class _Doubling(torch.nn.Module):
+    """A module of the name of upstream's, without tensors."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2.0 * x
+
+
+class _Pair(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = _Doubling(), _Doubling()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.other(self.one(x))
+
+
+def _plus_one(
+    self, given: tuple[torch.Tensor], output: torch.Tensor
+) -> torch.Tensor:  # pragma: no cover
+    return output + 1.0
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_hooks_of_scripted_modules_are_seen(tmp_path):
+    """Also that of the second of two modules which nothing but their hooks tells apart."""
+    pair = _Pair()
+    pair.other.register_forward_hook(_plus_one)
+    script = torch.jit.script(pair)
+    script.save(tmp_path / "m.pt")
+    for read in (
+        lambda: checkpoint.read(tmp_path / "m.pt"),
+        lambda: checkpoint.from_module(script),
+    ):
+        with pytest.raises(UnsupportedModelError, match=r"other .*forward_hooks.* would change"):
+            read()
