@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from cace_fast.interfaces.accelerate import accelerate
     from cace_fast.interfaces.ase import CACECalculator
     from cace_fast.interfaces.field_work import FieldWork
-    from cace_fast.potential import Potential, load
+    from cace_fast.loading import load
+    from cace_fast.potential import Potential
     from cace_fast.spec import ModelSpec
 
 __version__ = "0.1.0.dev0"
@@ -56,7 +57,7 @@ _HOME = {
     "OscillatingField": "cace_fast.electric_field",
     "Potential": "cace_fast.potential",
     "accelerate": "cace_fast.interfaces.accelerate",
-    "load": "cace_fast.potential",
+    "load": "cace_fast.loading",
 }
 
 

@@ -204,7 +204,9 @@ def test_new_structures_agree_with_emt(copper, kind):
 def test_atoms_repel_at_short_distances(copper):
     distances = np.arange(2.1, 0.35, -0.05)
     pairs = [Atoms("Cu2", [[0.0, 0.0, 0.0], [r, 0.0, 0.0]]) for r in distances]
-    energies = np.array([found["energy"] for found in copper.compute(pairs, ("energy",))])
+    energies = np.array(
+        [found["energy"] for found in copper.compute(pairs, ("energy",), min_dist=None)]
+    )
     assert (np.diff(energies) > 0).all()
     close = [energies[distances >= 1.5][-1], emt(pairs[int((distances >= 1.5).sum()) - 1])[0]]
     assert close[0] == pytest.approx(close[1], rel=0.05)

@@ -21,7 +21,7 @@ MAY_HAVE_MORE_PARAMETERS = {
     ("cace_fast/cli/md.py", "md"): "a parameter is an option of the command",
     ("cace_fast/cli/relax.py", "relax"): "a parameter is an option of the command",
     ("cace_fast/potential.py", "__init__"): "a model's two parts and the options of `load`",
-    ("cace_fast/potential.py", "load"): "a file and the options of a potential, one by one",
+    ("cace_fast/loading.py", "load"): "a file and the options of a potential, one by one",
     ("reference/messages.py", "messages"): "a step needs both bases, the edges and the weights",
     ("kernels/moments.py", "_moments_rates"): "an operator of torch takes tensors",
     ("kernels/moments.py", "_moments_by_weights"): "an operator of torch takes tensors",

@@ -10,8 +10,8 @@ import torch
 from ase import Atoms
 from support.tiny_models import tiny_potential, tiny_spec, tiny_structure, tiny_weights
 
+from cace_fast import Potential, load
 from cace_fast.errors import InputError, UnknownElementError, VerificationError
-from cace_fast.potential import Potential, load
 from cace_fast.spec import ModelSpec
 from cace_fast.verification import (
     Check,

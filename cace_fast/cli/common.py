@@ -68,7 +68,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def load_model(model: str, device: str, dtype: str, backend: str, **long_range: Any) -> Potential:
     """Return the potential of a file or shipped name; ``long_range`` are options of `load`."""
-    from cace_fast.potential import load
+    from cace_fast.loading import load
 
     return load(model, device=device, dtype=str(dtype), backend=backend, **long_range)
 

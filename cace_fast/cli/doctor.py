@@ -132,7 +132,7 @@ def check_gpu(model: str | None = None) -> dict[str, str]:
     """
     from cace_fast.engine import choose_backend
     from cace_fast.kernels.backend import states
-    from cace_fast.potential import load
+    from cace_fast.loading import load
     from cace_fast.reading import shipped
 
     state = next(s for s in states() if s.name == "triton")

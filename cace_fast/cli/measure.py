@@ -38,7 +38,7 @@ class Way:
 
     def load(self, model: str) -> Potential:
         """Return the potential of a file, run this way."""
-        from cace_fast.potential import load
+        from cace_fast.loading import load
 
         return load(
             model, device=self.device, dtype=self.dtype, backend=self.backend,

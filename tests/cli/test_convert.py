@@ -10,7 +10,7 @@ from support.command import cace_fast, succeed
 from support.tiny_models import tiny_potential, tiny_spec, tiny_structure, tiny_weights
 
 from cace_fast import weights
-from cace_fast.potential import load
+from cace_fast.loading import load
 from cace_fast.reading import read_model
 from cace_fast.spec import ModelSpec, SubModel
 

@@ -13,7 +13,7 @@ from support.tiny_models import tiny_potential, tiny_spec, tiny_structure
 
 from cace_fast import CACECalculator
 from cace_fast.cli.resume import count_frames, next_frame
-from cace_fast.potential import load
+from cace_fast.loading import load
 
 N = 7
 SPEC = tiny_spec(ewald_channels=1, inputs=("charge_states",))

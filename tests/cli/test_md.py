@@ -32,7 +32,7 @@ from support.tiny_models import tiny_potential, tiny_spec, tiny_structure
 from cace_fast.cli.restart import Restart
 from cace_fast.cli.simulation import WORK, Simulation
 from cace_fast.interfaces.ase import CACECalculator
-from cace_fast.potential import load
+from cace_fast.loading import load
 
 
 @pytest.mark.parametrize("ensemble", ENSEMBLES)

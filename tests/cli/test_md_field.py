@@ -12,7 +12,7 @@ from support.md_runs import FIELD, WAVE, arguments, assert_equal_runs, log
 
 from cace_fast.cli.restart import Restart
 from cace_fast.cli.simulation import K_CELL
-from cace_fast.potential import load
+from cace_fast.loading import load
 
 
 @pytest.mark.parametrize("pbc", [True, False], ids=["periodic", "open"])

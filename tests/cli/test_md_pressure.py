@@ -16,7 +16,7 @@ from support.md_runs import arguments, log
 from cace_fast.cli.integrators import draw_momenta
 from cace_fast.cli.restart import Restart
 from cace_fast.cli.simulation import K_CELL
-from cace_fast.potential import load
+from cace_fast.loading import load
 
 
 def test_constant_pressure_keeps_the_vectors_k_of_the_first_cell(md_files):

@@ -8,7 +8,7 @@ from ase.io import read
 from support.command import cace_fast, succeed
 from support.tiny_models import tiny_potential, tiny_structure
 
-from cace_fast.potential import load
+from cace_fast.loading import load
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from cace_fast.cli.restart import Restart
 from cace_fast.cli.simulation import Simulation
 from cace_fast.electric_field import OscillatingField
 from cace_fast.interfaces.ase import CACECalculator
-from cace_fast.potential import load
+from cace_fast.loading import load
 
 ENSEMBLES = ("nve", "nvt", "npt")
 OPTIONS = {"ewald_channels": 1, "steps": ("M",)}
