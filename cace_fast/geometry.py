@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 from .errors import InputError
 
 MAX_IMAGES = 100_000  # images of the cell within the cutoff; beyond it the cell is a mistake
+MAX_LENGTH = (
+    1e12  # A, of a periodic vector; in a longer cell float64 tells no neighbours apart
+)
 MAX_WRAPS = 1e9  # cells that an atom may lie away; beyond it float64 has lost where it is
 MAX_NEIGHBORS = 5_000  # of an atom, on average
 MAX_PAIRS = 2**31 - 1  # of one list: engines number them in 32 bits
@@ -29,6 +32,9 @@ def check_geometry(positions: Floats, cell: Floats, pbc: NDArray[np.bool_], cuto
     # a product of lengths would underflow or overflow for cells that are only small or large
     if not (lengths > 0).all() or abs(np.linalg.det(periodic / lengths[:, None])) <= 1e-9:
         raise InputError("cell", "independent vectors along periodic directions", cell.tolist())
+    if lengths[pbc].max() > MAX_LENGTH:
+        expected = f"periodic vectors of at most {MAX_LENGTH:g} A"
+        raise InputError("cell", expected, cell.tolist())
     inverse = np.linalg.inv(periodic)
     heights = 1.0 / np.linalg.norm(inverse, axis=0)
     images = np.prod((2 * np.ceil(cutoff / heights) + 1)[pbc])

@@ -310,7 +310,7 @@ def test_k_vectors_on_the_edge_of_the_sphere_are_no_error():
 )
 def test_quick_check_raises(check, tmp_path, monkeypatch):
     potential = wrong(scaled("forces", 1.001))
-    monkeypatch.setattr("cace_fast.potential.Potential", lambda *a, **k: potential)
+    monkeypatch.setattr("cace_fast.loading.Potential", lambda *a, **k: potential)
     potential.path = tmp_path / "model.safetensors"
     potential.save(potential.path)
     with pytest.raises(VerificationError) as caught:

@@ -22,7 +22,7 @@ from cace_fast import Potential, load
 from cace_fast.device_neighbors import device_neighbor_list
 from cace_fast.engine import VerletList
 from cace_fast.errors import CaceFastError
-from cace_fast.geometry import MAX_IMAGES, MAX_NEIGHBORS, MAX_WRAPS, complete_cell
+from cace_fast.geometry import MAX_IMAGES, MAX_LENGTH, MAX_NEIGHBORS, MAX_WRAPS, complete_cell
 from cace_fast.min_dist import half_distances
 from cace_fast.neighbors import Edges, neighbor_list
 
@@ -102,6 +102,8 @@ def reason_to_refuse(atoms: Atoms, cutoff: float) -> str | None:
     scaled = periodic / lengths[:, None]
     if np.prod(np.linalg.svd(scaled, compute_uv=False)) <= 1e-9:
         return "independent"
+    if lengths.max() > MAX_LENGTH:
+        return "at most"
     full = complete_cell(atoms.cell.array, pbc)
     inverse = np.linalg.inv(full)
     heights = 1.0 / np.linalg.norm(inverse, axis=0)
@@ -158,7 +160,7 @@ def expected(name: str, atoms: Atoms) -> tuple[str, object]:
     assert halves is not None
     limit = halves[atoms.numbers[edges.senders]] + halves[atoms.numbers[edges.receivers]]
     lengths = np.linalg.norm(d, axis=1)
-    blur = 8 * np.finfo(float).eps * np.abs(np.asarray(atoms.positions, float)).max(initial=1.0)
+    blur = blur_of(atoms)
     if blur > 1e-2:
         return "either", "atoms so far away that a double does not tell them apart"
     if (lengths < limit - blur).any():
@@ -167,6 +169,13 @@ def expected(name: str, atoms: Atoms) -> tuple[str, object]:
     wrapped.arrays["positions"] = inside
     (result,) = oracle.evaluate([wrapped], NAMES, edges=lambda *_: edges, min_dist=None)
     return ("either" if (lengths < limit + blur).any() else "numbers"), result
+
+
+def blur_of(atoms: Atoms) -> float:
+    """Return how far apart a double may see two atoms that are elsewhere, in A."""
+    far = np.abs(np.asarray(atoms.positions, float)).max(initial=1.0)
+    periodic = np.abs(atoms.cell.array[np.array(atoms.pbc)]).max(initial=0.0)
+    return 8 * float(np.finfo(float).eps * max(far, periodic))
 
 
 def check(name: str, atoms: Atoms, lists: dict[str, VerletList]) -> None:
@@ -194,9 +203,7 @@ def check(name: str, atoms: Atoms, lists: dict[str, VerletList]) -> None:
 
 def compare(got: dict[str, np.ndarray], want: dict[str, np.ndarray], atoms: Atoms) -> None:
     """Within what the rounding of positions can do, which is large far from the origin."""
-    far = np.abs(np.asarray(atoms.positions, float)).max(initial=0.0)
-    periodic = np.abs(atoms.cell.array[np.array(atoms.pbc)]).max(initial=0.0)
-    blur = 8 * np.finfo(float).eps * max(far, periodic)
+    blur = blur_of(atoms)
     for key in ("energy", "forces"):
         size = np.abs(want[key]).max(initial=0.0)
         allowed = 1e-9 * (1.0 + size) + blur * STEEPEST * (1.0 + size)
