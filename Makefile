@@ -16,7 +16,7 @@ help:  ## show this list
 	@echo "cace-fast: fast, safe inference for CACE interatomic potentials"
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-.venv/.installed: pyproject.toml constraints.txt .ci/install $(COMPILED)
+.venv/.installed: pyproject.toml tools/pyproject.toml constraints.txt .ci/install $(COMPILED)
 	@.ci/install "$(PYTHON)"
 
 demo: $(STAMP)  ## heat a copper crystal with the shipped potential; prints and draws the result
@@ -75,11 +75,11 @@ gpu-table: $(STAMP)  ## compile all kernels for all GPUs, write the table that t
 	@$(BIN)/python bench/gpu_table.py $(ARGS)
 
 gpu-test: $(STAMP)  ## run the tests of the kernels on the GPU of this machine
-	@PYTHONPATH=. $(BIN)/python bench/gpu.py --check
-	@PYTHONPATH=. $(BIN)/python -m pytest tests/gpu/device tests/gpu/emulator --device cuda -m "not slow" $(ARGS)
+	@PYTHONPATH=.:tools $(BIN)/python bench/gpu.py --check
+	@PYTHONPATH=.:tools $(BIN)/python -m pytest tests/gpu/device tests/gpu/emulator --device cuda -m "not slow" $(ARGS)
 
 gpu-bench: $(STAMP)  ## time every kernel and whole steps on the GPU of this machine (5 minutes)
-	@PYTHONPATH=. $(BIN)/python bench/gpu.py $(ARGS)
+	@PYTHONPATH=.:tools $(BIN)/python bench/gpu.py $(ARGS)
 
 clean:  ## remove what was built and installed, .venv included
 	rm -rf .venv build dist *.egg-info .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache \

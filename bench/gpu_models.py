@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.build import bulk
+from gpu_emulator import Launch, emulate
+from gpu_emulator.resources import Specialised
 from systems import random_weights
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.jit import JITFunction
 
 from cace_fast.engine.triton import TritonEngine
 from cace_fast.graph import AtomicGraph
-from cace_fast.kernels.emulation import Launch, emulate
-from cace_fast.kernels.emulation.resources import Specialised
 from cace_fast.kernels.triton import configs, host_readout
 from cace_fast.nn import Contraction, Moments
 from cace_fast.potential import Potential

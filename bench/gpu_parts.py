@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gpu_emulator as emulation
 import numpy as np
 import torch
 from ase import Atoms
@@ -20,7 +21,6 @@ from torch import Tensor
 
 from cace_fast.engine import choose_backend
 from cace_fast.graph import AtomicGraph
-from cace_fast.kernels import emulation
 from cace_fast.neighbors import Edges
 from cace_fast.potential import Potential
 from cace_fast.structures import graph_of

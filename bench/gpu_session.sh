@@ -10,7 +10,7 @@ shift
 python=${PYTHON:-python3}
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
-export PYTHONPATH="$PWD:$site" PYTHONUNBUFFERED=1
+export PYTHONPATH="$PWD:$PWD/tools:$site" PYTHONUNBUFFERED=1
 failed=0
 
 step() {  # step NAME SECONDS COMMAND...: run it for so long at most, into NAME.txt

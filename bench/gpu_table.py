@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 
+from gpu_emulator.resources import TARGETS, Specialised, measure
 from gpu_models import SHAPES, TRAINING, record, tiles, training_kernels
 
-from cace_fast.kernels.emulation.resources import TARGETS, Specialised, measure
 from cace_fast.kernels.triton import configs
 
 TABLE = Path(__file__).resolve().parents[1] / "tests" / "gpu" / "matrix" / "table.csv"

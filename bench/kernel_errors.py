@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_emulator import emulate
 from gpu_models import SHAPES, SKIN, potential, specification, structure, training
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
 from cace_fast.engine.triton import TritonEngine
-from cace_fast.kernels.emulation import emulate
 from cace_fast.structures import graph_of
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"

@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
+from gpu_emulator import emulate
 from kernel_errors import PAGE, write
 from systems import random_weights, specification
 from torch import Tensor
@@ -24,7 +25,6 @@ from torch import Tensor
 from cace_fast.kernels.cpu.library import EwaldSpec
 from cace_fast.kernels.cpu.long_range import EwaldSum
 from cace_fast.kernels.edges import edges_of
-from cace_fast.kernels.emulation import emulate
 from cace_fast.kernels.triton import host_readout, launch, operators
 from cace_fast.kernels.triton.waves import k_vectors
 from cace_fast.spec import MLP, Ewald, Readout

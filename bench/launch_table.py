@@ -12,8 +12,8 @@ import argparse
 
 import numpy as np
 import roofline as bench
+from gpu_emulator import roofline
 
-from cace_fast.kernels.emulation import roofline
 from cace_fast.kernels.triton import configs
 
 SIZES = (96, 192, 384, 768, 1_536, 3_072, 6_144, 12_288, 24_576, 98_304, 786_432)

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gpu_emulator import Launch, roofline
+from gpu_emulator.resources import Resources, Specialised, measure
 from gpu_models import DENSITY, DL, SHAPES, Recording, TorchTraffic, record, tiles
 
-from cace_fast.kernels.emulation import Launch, roofline
-from cace_fast.kernels.emulation.resources import Resources, Specialised, measure
 from cace_fast.kernels.sums import MOST_PAIRS_ON_GPU, n_k_vectors
 from cace_fast.kernels.triton import configs
 from cace_fast.kernels.triton.ewald_tables import RUN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import sys
@@ -11,9 +12,10 @@ from importlib.metadata import version
 
 import torch
 
-from cace_fast.kernels import emulation
+from cace_fast.errors import BackendUnavailableError
 from cace_fast.kernels.cpu import library
 
+EMULATE, EMULATOR = "CACE_FAST_EMULATE", "gpu_emulator"
 OLDEST_GPU = (7, 5)  # compute capability; older ones lack what Triton emits
 
 
@@ -48,12 +50,37 @@ def _without_gpu() -> BackendState | None:
         return None
     if os.environ.get("TRITON_INTERPRET") == "1":
         return BackendState("triton", devices=("cpu",), detail="interpreted, for tests")
-    driver = emulation.from_environment()
-    if driver is None:
+    target = emulated()
+    if target is None:
         return None
-    return BackendState(
-        "triton", devices=("cpu",), detail=f"emulated sm_{driver.number}, for tests"
-    )
+    return BackendState("triton", devices=("cpu",), detail=f"emulated {target}, for tests")
+
+
+def emulated() -> str | None:
+    """Return the GPU that the emulator of ``tools/`` stands in for, None without it.
+
+    It is looked for where ``CACE_FAST_EMULATE`` names a GPU, and else only where a test has loaded
+    it: users do not have it.
+
+    Raises
+    ------
+    BackendUnavailableError
+        The variable is set and there is no emulator.
+    InputError
+        The variable names an unknown GPU.
+    """
+    if os.environ.get(EMULATE):
+        try:
+            importlib.import_module(EMULATOR).from_environment()
+        except ModuleNotFoundError as error:
+            if error.name != EMULATOR:
+                raise
+            reason = f"{EMULATE} is set, and the emulator is not installed"
+            remedy = "Unset it, or run 'pip install -e tools' in a checkout of cace-fast."
+            raise BackendUnavailableError("triton", reason, ["reference"], remedy) from None
+    module = sys.modules.get(EMULATOR)
+    driver = None if module is None else module.active()
+    return None if driver is None else f"sm_{driver.number}"
 
 
 @cache

@@ -17,7 +17,7 @@ from cace_fast.neighbors import neighbor_list
 def test_bins_that_reach_a_little_too_short_are_made_anew():
     """A cell shrinks until its bins reach 0.97 of the list's reach, and no pair goes missing."""
     pytest.importorskip("triton")
-    from cace_fast.kernels.emulation import emulate
+    from gpu_emulator import emulate
 
     with emulate("sm_90"):
         from support.moving import run_of, same_pairs

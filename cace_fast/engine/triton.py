@@ -15,7 +15,7 @@ from torch import Tensor
 from cace_fast.device_neighbors import DevicePairs
 from cace_fast.errors import UnsupportedModelError
 from cace_fast.graph import AtomicGraph, ModelOutput
-from cace_fast.kernels import emulation
+from cace_fast.kernels import backend
 from cace_fast.kernels.triton.host_neighbors import PairSearch, grid_of
 from cace_fast.min_dist import MinDist
 from cace_fast.spec import EnergyTerm, ModelSpec
@@ -79,10 +79,10 @@ class TritonEngine(ReferenceEngine):
     @property
     def description(self) -> str:
         """Which GPU runs, or is emulated."""
-        driver = emulation.active()
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
-        return "interpreted" if driver is None else f"emulated sm_{driver.number}"
+        target = backend.emulated()
+        return "interpreted" if target is None else f"emulated {target}"
 
     @property
     def n_bytes(self) -> int:

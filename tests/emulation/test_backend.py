@@ -7,11 +7,11 @@ import sys
 
 import pytest
 import torch
+from gpu_emulator import emulate
 
 from cace_fast.engine import choose_backend
 from cace_fast.errors import BackendUnavailableError
 from cace_fast.kernels import backend
-from cace_fast.kernels.emulation import emulate
 
 
 @pytest.fixture(autouse=True)
@@ -89,3 +89,21 @@ def test_the_environment_cannot_name_another_architecture(monkeypatch):
     code = "from cace_fast.kernels.backend import states; states()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "architecture: expected one of sm_75" in done.stderr
+
+
+def test_a_variable_without_an_emulator_says_how_to_get_one(monkeypatch):
+    monkeypatch.setitem(sys.modules, backend.EMULATOR, None)
+    assert backend.emulated() is None  # users never notice that there is none
+    monkeypatch.setenv(backend.EMULATE, "sm_90")
+    with pytest.raises(BackendUnavailableError, match=r"not installed.*pip install -e tools"):
+        backend.emulated()
+
+
+def test_the_package_does_not_import_the_emulator():
+    code = """
+import sys
+import cace_fast, cace_fast.cli, cace_fast.engine.triton
+cace_fast.load("copper-emt", device="cpu")
+assert not any("emulat" in name for name in sys.modules), sorted(sys.modules)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)

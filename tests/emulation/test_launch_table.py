@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gpu_emulator.roofline import DEVICES
 
-from cace_fast.kernels.emulation.roofline import DEVICES
 from cace_fast.kernels.triton import configs
 from cace_fast.kernels.triton.configs import TILES, UNITS, below, current_units, tile
 

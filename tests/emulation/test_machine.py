@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
-from cace_fast.kernels.emulation import Machine
+from gpu_emulator import Machine
 
 N = 64  # threads: two warps, one program
 DTYPES = {

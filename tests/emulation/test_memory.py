@@ -8,9 +8,9 @@ import subprocess
 import numpy as np
 import pytest
 import torch
+from gpu_emulator import Machine, PtxError, emulate, ptx
 
 from cace_fast.errors import InputError
-from cace_fast.kernels.emulation import Machine, PtxError, emulate, ptx
 
 HEAD = """
 .visible .entry k(.param .u64 k_param_0, .param .u64 k_param_1, .param .f32 k_param_2)

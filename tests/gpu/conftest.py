@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from cace_fast.kernels.emulation import emulate
+from gpu_emulator import emulate
 
 HERE = Path(__file__).parent
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -13,12 +13,12 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
+from gpu_emulator import EmulatedDriver
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cace_fast.engine.device_run import DeviceRun
-from cace_fast.kernels.emulation import EmulatedDriver
 
 LOOKS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero"}
 UNWRITTEN = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided"}

@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from gpu_emulator import emulate
 from gpu_models import SHAPES, potential, specification, structure, tiles
 from systems import random_weights
 
-from cace_fast.kernels.emulation import emulate
 from cace_fast.kernels.triton import configs
 from cace_fast.potential import Potential
 from cace_fast.weights import Weights

@@ -11,6 +11,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from gpu_emulator import emulate
 from support.boxes import PBC
 from support.captured import Graph, graphs
 from support.moving import SKIN, engine_of, graph_without_pairs
@@ -21,7 +22,6 @@ from cace_fast.engine.device_run import DeviceRun
 from cace_fast.engine.long_range import LongRange
 from cace_fast.engine.triton import TritonEngine
 from cace_fast.graph import AtomicGraph, ModelOutput
-from cace_fast.kernels.emulation import emulate
 from cace_fast.neighbors import neighbor_list
 from cace_fast.spec import energy_terms
 from cace_fast.structures import extra_inputs, graph_of

@@ -6,10 +6,9 @@ import kernel_errors
 import large_errors
 import pytest
 import torch
+from gpu_emulator import emulate
 from kernel_errors import Error, held, measure
 from large_errors import Case, Found, descriptor, error_of, long_range, wide_readout
-
-from cace_fast.kernels.emulation import emulate
 
 LIMIT = 2e-6  # of the largest number
 MORE, LEAST = 4.0, 3e-7  # times the error of plain torch in float32; of the largest number

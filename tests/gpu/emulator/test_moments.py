@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gpu_emulator import emulate
 from support.edges import radial_representation, radial_weights, relative, rho_of, some_edges
 
-from cace_fast.kernels.emulation import emulate
 from cace_fast.kernels.triton import configs, launch
 from cace_fast.kernels.triton.configs import Tile
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from ase import units
 from ase.md.verlet import VelocityVerlet
+from gpu_emulator import emulate
 from gpu_models import DENSITY, SHAPES, potential, structure
 from support.boxes import CELLS, PBC, places
 from support.moving import (
@@ -32,7 +33,6 @@ from cace_fast.engine.device_moving import MovingRun
 from cace_fast.engine.triton import TritonEngine
 from cace_fast.errors import InputError
 from cace_fast.interfaces.ase import CACECalculator
-from cace_fast.kernels.emulation import emulate
 from cace_fast.neighbors import neighbor_list
 from cace_fast.potential import Potential
 from cace_fast.structures import graph_of

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gpu_emulator.guard import watch
 from support.cases import EDGE_CASES, random_weights, representation
 from support.edges import relative
 from support.mixing import chain
 
 from cace_fast.kernels.edges import edges_of
-from cace_fast.kernels.emulation.guard import watch
 from cace_fast.kernels.triton import host_contraction
 from cace_fast.kernels.triton.host_contraction import Contraction
 

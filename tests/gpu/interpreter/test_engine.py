@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gpu_emulator.guard import watch
 from support.chained import chained_spec, seeded_weights, structure
 from support.edges import relative
 from support.tiny_models import tiny_spec, tiny_structure, tiny_weights
@@ -13,7 +14,6 @@ from cace_fast.engine.triton import TritonEngine
 from cace_fast.errors import UnsupportedModelError
 from cace_fast.graph import join
 from cace_fast.kernels.contraction import contraction
-from cace_fast.kernels.emulation.guard import watch
 from cace_fast.kernels.moments import moments
 from cace_fast.kernels.readout import readout
 from cace_fast.spec import energy_terms

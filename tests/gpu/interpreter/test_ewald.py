@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gpu_emulator.guard import watch
 from support.edges import relative
 from support.operator_cases import CELLS, normal
 from support.tiny_models import tiny_structure, tiny_terms, tiny_weights
@@ -12,7 +13,6 @@ from torch import Tensor
 from cace_fast.engine import ReferenceEngine
 from cace_fast.engine.triton import TritonEngine
 from cace_fast.graph import join
-from cace_fast.kernels.emulation.guard import watch
 from cace_fast.kernels.triton import configs, ewald_tables
 from cace_fast.kernels.triton.host_ewald import EwaldSum
 from cace_fast.reference.ewald import ewald

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gpu_emulator.guard import watch
 from support.edges import relative, segment_of, some_edges
 
-from cace_fast.kernels.emulation.guard import watch
 from cace_fast.kernels.triton import launch
 
 F64 = torch.float64

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from gpu_emulator.guard import watch
 from triton.runtime.errors import InterpreterError
-
-from cace_fast.kernels.emulation.guard import watch
 
 N, B = 60, 16
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gpu_emulator.guard import watch
 from support.boxes import CELLS, PBC, places
 from support.moving import run_of, same_pairs
 
 from cace_fast.engine.device_moving import MovingRun
-from cace_fast.kernels.emulation.guard import watch
 
 
 def listed(n: int, cell: str, pbc: str) -> MovingRun:

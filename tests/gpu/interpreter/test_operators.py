@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gpu_emulator.guard import watch
 from support import operator_cases as cases
 from support.cases import EDGE_CASES
 from support.tolerances import value_and_grads
 
-from cace_fast.kernels.emulation.guard import watch
 from cace_fast.kernels.triton import host_readout
 
 SMALL = {"l_max": 2, "nu_max": 2, "k": 2, "n_rbf": 2, "n_radial": 2}

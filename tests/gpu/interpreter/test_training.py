@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gpu_emulator.guard import watch
 from support.cases import EDGE_CASES, random_weights, representation
 from support.edges import radial_representation, radial_weights
 from support.training import (
@@ -20,7 +21,6 @@ from torch import Tensor
 
 from cace_fast import tables
 from cace_fast.kernels.contraction import contraction
-from cace_fast.kernels.emulation.guard import watch
 from cace_fast.kernels.moments import moments
 from cace_fast.nn import Contraction, Moments
 from cace_fast.reference.contraction import contraction as reference_contraction

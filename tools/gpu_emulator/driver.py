@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from cace_fast.errors import InputError
-from cace_fast.kernels.emulation.machine import Launch, Machine
-from cace_fast.kernels.emulation.resources import Specialised
+from gpu_emulator.machine import Launch, Machine
+from gpu_emulator.resources import Specialised
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 SHARED_LIMIT = 227 * 1024

@@ -2,15 +2,16 @@
 
 ``CACE_FAST_EMULATE=sm_90`` in the environment, for tests only, lets ``backend="triton"`` take CPU
 tensors: kernels are compiled for that GPU and their PTX is executed here (docs/environment.md).
+This is a package of development: no wheel has it (docs/decisions/0015).
 """
 
 from __future__ import annotations
 
 import os
 
-from cace_fast.kernels.emulation.driver import EmulatedDriver, activate, active, emulate
-from cace_fast.kernels.emulation.machine import Launch, Machine
-from cace_fast.kernels.emulation.ptx import PtxError
+from gpu_emulator.driver import EmulatedDriver, activate, active, emulate
+from gpu_emulator.machine import Launch, Machine
+from gpu_emulator.ptx import PtxError
 
 VARIABLE = "CACE_FAST_EMULATE"
 

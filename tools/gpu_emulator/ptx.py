@@ -1,7 +1,7 @@
 """Reads PTX, the assembly language of NVIDIA GPUs, as Triton and nvcc write it.
 
 Only kernels (``.entry``) are read. What the machine cannot execute is refused later, by name, when
-an instruction is decoded (`cace_fast.kernels.emulation.instructions`).
+an instruction is decoded (`gpu_emulator.instructions`).
 """
 
 from __future__ import annotations

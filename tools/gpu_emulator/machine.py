@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cace_fast.kernels.emulation.instructions import Block, step
-from cace_fast.kernels.emulation.lanes import Active, Lanes, Source, Step, source
-from cace_fast.kernels.emulation.memory import GlobalMemory, SharedMemory, Traffic
-from cace_fast.kernels.emulation.ptx import Instruction, Kernel, PtxError, Symbol, parse
+from gpu_emulator.instructions import Block, step
+from gpu_emulator.lanes import Active, Lanes, Source, Step, source
+from gpu_emulator.memory import GlobalMemory, SharedMemory, Traffic
+from gpu_emulator.ptx import Instruction, Kernel, PtxError, Symbol, parse
 
 LANES_AT_ONCE = 8192  # registers of so many threads stay in the processor's cache
 JUMPS = ("bra", "ret", "exit", "trap")

@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from cace_fast.kernels.emulation.machine import Launch
-from cace_fast.kernels.emulation.memory import SECTOR
-from cace_fast.kernels.emulation.resources import Resources
+from gpu_emulator.machine import Launch
+from gpu_emulator.memory import SECTOR
+from gpu_emulator.resources import Resources
 
 WARP = 32
 REGISTERS = 65536  # of a multiprocessor

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cace_fast.kernels.emulation import arithmetic
-from cace_fast.kernels.emulation.lanes import (
+from gpu_emulator import arithmetic
+from gpu_emulator.lanes import (
     DTYPES,
     Active,
     Lanes,
@@ -20,7 +20,7 @@ from cace_fast.kernels.emulation.lanes import (
     source,
     target,
 )
-from cace_fast.kernels.emulation.ptx import (
+from gpu_emulator.ptx import (
     Address,
     Group,
     Instruction,

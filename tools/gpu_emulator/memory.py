@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cace_fast.kernels.emulation.ptx import PtxError
+from gpu_emulator.ptx import PtxError
 
 Array = NDArray[Any]
 SPACE = 40  # bits of an array's own address space; it begins in the middle

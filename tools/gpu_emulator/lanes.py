@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cace_fast.kernels.emulation.memory import GlobalMemory, SharedMemory
-from cace_fast.kernels.emulation.ptx import (
+from gpu_emulator.memory import GlobalMemory, SharedMemory
+from gpu_emulator.ptx import (
     Instruction,
     Kernel,
     Literal,

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cace_fast.kernels.emulation.lanes import DTYPES
-from cace_fast.kernels.emulation.ptx import Instruction
+from gpu_emulator.lanes import DTYPES
+from gpu_emulator.ptx import Instruction
 
 Array = NDArray[Any]
 Function = Callable[..., Array]
