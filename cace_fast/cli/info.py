@@ -189,7 +189,7 @@ def _energies(spec: ModelSpec) -> dict[str, Any]:
 def _crossover(sub: SubModel, index: int) -> int:
     """Return from how many atoms on the sum of an Ewald module is done by transforms."""
     from cace_fast.kernels.sums import crossover
-    from cace_fast.spec import n_charges
+    from cace_fast.spec import Ewald, n_charges
 
     module = sub.modules[index]
     assert isinstance(module, Ewald)
