@@ -18,6 +18,7 @@ MANY_ATOMS = 2_000  # from here on a search is worth more than one thread
 # direction with every other, and has no bound on pairs: where there would be more of these, the
 # search that has bounds takes over
 MAX_BOXES, MAX_BOXES_PER_ATOM = 100_000, 100
+FAR = 8  # cells: with atoms farther away vesin looks at all cells between
 MAX_CROWD = 1_000  # neighbours of an atom, as estimated
 
 Ints = NDArray[np.int64]
@@ -80,6 +81,15 @@ def neighbor_list(
         r, h, periodic = arrays
         pairs = device_neighbor_list(r, h[None], periodic[None], cutoff)
         return Edges(*(part.numpy() for part in pairs))
+    wraps = np.where(pbc, np.floor(positions @ np.linalg.inv(box)), 0.0)
+    if np.abs(wraps).max() > FAR:
+        found = neighbor_list(
+            positions - wraps @ box, cell, pbc, cutoff, in_order=in_order, search=search
+        )
+        away = wraps.astype(np.int64)
+        shifts = found.shifts - away[found.receivers] + away[found.senders]
+        found = found._replace(shifts=shifts)
+        return _in_order(found) if in_order else found
     search = search or Searcher(cutoff, len(positions))
     system = {"points": positions, "box": box, "periodic": pbc.tolist()}
     if not in_order:
@@ -87,7 +97,12 @@ def neighbor_list(
     receivers, senders, vesin_shifts, distances = search.lists.compute(**system, quantities="ijSd")
     near = distances < cutoff
     receivers, senders = receivers[near].astype(np.int64), senders[near].astype(np.int64)
-    shifts = -vesin_shifts[near].astype(np.int64)
+    return _in_order(Edges(senders, receivers, -vesin_shifts[near].astype(np.int64)))
+
+
+def _in_order(edges: Edges) -> Edges:
+    """Return pairs in the order of receiver, sender, shift."""
+    senders, receivers, shifts = edges
     span = 2 * int(np.abs(shifts).max(initial=0)) + 1
     code = (shifts @ np.array([span * span, span, 1], dtype=np.int64)) if span < 10**6 else shifts.T
     order = np.lexsort((*np.atleast_2d(code)[::-1], senders, receivers))

@@ -105,3 +105,19 @@ def test_a_crystal_far_from_the_origin_is_the_crystal():
     atoms.positions += [3.61e8, 0, -3.61e8]  # 1e8 cells, where a double resolves 6e-8 A
     got = potential.compute(atoms)
     np.testing.assert_allclose(got["forces"], want["forces"], atol=1e-5)
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+@pytest.mark.parametrize("pbc", [(True, True, True), SLAB, WIRE, (True, False, True)])
+def test_atoms_many_cells_away_are_wrapped_before_the_search(pbc, in_order):
+    """Left as they are, vesin looks at all the cells between: 10 s for two atoms of a slab."""
+    cell = np.array([[6.0, 0.5, 0.0], [0.0, 6.0, 0.7], [0.3, 0.0, 6.0]])
+    inside = np.random.default_rng(0).random((7, 3)) @ cell
+    away = np.random.default_rng(1).integers(-20_000, 20_000, (7, 3)) * np.array(pbc)
+    near = neighbor_list(inside, cell, np.array(pbc), CUTOFF)
+    far = neighbor_list(inside + away @ cell, cell, np.array(pbc), CUTOFF, in_order=in_order)
+    shifts = near.shifts - away[near.receivers] + away[near.senders]
+    want = np.column_stack([near.receivers, near.senders, shifts]).tolist()
+    got = np.column_stack([far.receivers, far.senders, far.shifts]).tolist()
+    assert sorted(got) == sorted(want)
+    assert not in_order or got == sorted(want)

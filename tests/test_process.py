@@ -342,9 +342,17 @@ def test_an_interrupted_search_keeps_the_list_before_it(monkeypatch):
         np.testing.assert_array_equal(got, want)
 
 
+@pytest.fixture
+def interrupts():
+    """Make SIGINT raise KeyboardInterrupt: a shell's background jobs inherit that it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-def test_signals_at_any_moment_change_no_later_number():
+def test_signals_at_any_moment_change_no_later_number(interrupts):
     """A thread of the kernel sends SIGINT at random moments; what is computed next is right."""
     potential = model()
     calculator = CACECalculator(potential, skin=0.1)
