@@ -64,10 +64,8 @@ class Potential:
         ``"float32"`` or ``"float64"``; energies are summed in float64 in either.
     backend
         ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"``; see :attr:`backend`.
-    energy_key
-        Which energy of the model to take; by default its total.
-    output_index
-        Which energy, for a read-out that gives several.
+    energy_key, output_index
+        Which energy of the model to take, by default its total; which of a read-out's several.
     long_range_tolerance, k_set, long_range, slab_vacuum
         Tolerance (None: 1e-6 in float32, 1e-10 in float64), k_set, method and vacuum of slabs in A
         (docs/slabs.md) of :class:`cace_fast.engine.LongRange`, which is at :attr:`long_range`.
