@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -121,3 +123,13 @@ def test_atoms_many_cells_away_are_wrapped_before_the_search(pbc, in_order):
     got = np.column_stack([far.receivers, far.senders, far.shifts]).tolist()
     assert sorted(got) == sorted(want)
     assert not in_order or got == sorted(want)
+
+
+@pytest.mark.parametrize("direction", [0, 1, 2])
+def test_needles_of_any_length(direction):
+    """A wire of 400 000 A once divided by zero in compiled code."""
+    for pbc in itertools.product([False, True], repeat=3):
+        cell = np.diag(np.where(np.arange(3) == direction, 4e5, 3.0))
+        positions = np.random.default_rng(direction).random((7, 3)) @ cell
+        host = pairs_of(positions, cell, pbc, "host")
+        assert host == pairs_of(positions, cell, pbc, "device")
