@@ -14,10 +14,11 @@ from .device_neighbors import device_neighbor_list
 from .geometry import Floats, check_geometry, complete_cell
 
 MANY_ATOMS = 2_000  # from here on a search is worth more than one thread
-# vesin has a table of all boxes of its grid, empty ones included; it meets every box of an open
-# direction with every other; a grid of many boxes that is thin somewhere makes it divide by zero; and
-# it has no bound on pairs. Beyond these limits the search that has bounds takes over.
-MAX_BOXES, MAX_BOXES_PER_ATOM, THIN = 10_000, 8, 8
+# vesin has a table of all boxes of its grid, empty ones included, as many along open directions as
+# the longest extent of the atoms has; in slabs and wires it meets every one of these with every
+# other; a grid of many boxes that is thin somewhere makes it divide by zero; and it has no bound on
+# pairs. Beyond these limits the search that has bounds takes over.
+MAX_BOXES, MAX_BOXES_PER_ATOM, THIN = 50_000, 8, 8
 MAX_MEETINGS, MAX_MEETINGS_PER_ATOM = 100_000, 100
 FAR = 8  # cells: with atoms farther away vesin looks at all cells between
 MAX_CROWD = 1_000  # neighbours of an atom, as estimated
@@ -160,12 +161,14 @@ def _is_ordinary(positions: Floats, box: Floats, pbc: NDArray[np.bool_], cutoff:
     low = np.where(pbc, 0.0, fraction.min(axis=0))
     extent = np.where(pbc, 1.0, fraction.max(axis=0) - low) * heights
     number = np.maximum(np.floor(extent / cutoff), 1.0)
+    longest = np.floor(np.ptp(positions, axis=0).max() / cutoff) + 1.0
+    of_vesin = np.where(pbc, number, np.maximum(number, longest))
     with np.errstate(over="ignore"):
-        n_boxes = float(np.prod(number))
-        meetings = n_boxes * float(np.prod(number[~pbc]))
+        n_boxes = float(np.prod(of_vesin))
+        meetings = n_boxes * float(np.prod(of_vesin[~pbc])) if pbc.any() else 0.0
     if not meetings <= MAX_MEETINGS + MAX_MEETINGS_PER_ATOM * n:
         return False
-    if n_boxes > MAX_BOXES and not (number.min() >= THIN and n_boxes <= MAX_BOXES_PER_ATOM * n):
+    if n_boxes > MAX_BOXES and not (of_vesin.min() >= THIN and n_boxes <= MAX_BOXES_PER_ATOM * n):
         return False
     # boxes of open directions are a cutoff wide, those of periodic ones at least so, or the cell
     width = np.where(pbc, heights / number, cutoff)
