@@ -13,8 +13,8 @@ from .errors import InputError
 from .geometry import Floats
 from .min_dist import AUTO, MinDist
 from .neighbors import Edges, neighbor_list
-from .potential import USUAL, Names, Potential
-from .properties import Result
+from .potential import Potential
+from .properties import USUAL, Names, Result
 from .structures import EdgeSource, is_atoms
 
 if TYPE_CHECKING:

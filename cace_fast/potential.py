@@ -3,50 +3,53 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from . import structures, weights
+from .arrays import Arrays
 from .engine import (
+    Batch,
     LongRange,
-    ResidentSystem,
     VerletList,
     find_device,
     find_dtype,
     make_engine,
 )
-from .errors import InputError, PropertyNotImplementedError
+from .errors import CaceFastError, InputError, PropertyNotImplementedError
 from .forward import Forward
 from .graph import AtomicGraph, join
 from .min_dist import AUTO, MinDist
 from .neighbors import neighbor_list
 from .process import ordinary
 from .properties import (
+    USUAL,
+    Names,
     Result,
     add_isolated,
     check_names,
     check_structure,
     isolated_energies,
+    isolated_table,
     needed,
     results_of,
     to_numpy,
 )
 from .spec import ModelSpec, energy_terms
-from .structures import EdgeSource, extra_inputs, graph_of
+from .structures import EdgeSource, extra_inputs, graph_of, no_edges
 from .weights import Weights
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-Names = Sequence[str]
 Frames = Sequence["Atoms"]
-USUAL = ("energy", "forces")
 # evaluated together: enough to fill the machine, few enough for the caches and for bounded memory
 BATCH_EDGES, BATCH_ATOMS = 200_000, 2_000
 
@@ -250,8 +253,9 @@ class Potential:
                 try:
                     batch = frames[len(results) : number + 1]
                     results += self._evaluate_batch(batch, pending, properties, min_dist)
-                except InputError:
-                    self._find_bad(frames, pending, len(results), min_dist)
+                except CaceFastError:
+                    for k, one in enumerate(pending, start=len(results)):
+                        self._raise_numbered(frames, k, one, properties, min_dist)
                     raise
                 pending, n_edges, n_atoms = [], 0, 0
         return results
@@ -263,17 +267,64 @@ class Potential:
         return np.asarray(self._engine.features(graph.to(self.device)).cpu().numpy())
 
     @ordinary
-    def resident(
-        self, frames: Sequence[Atoms], skin: float = 1.0, *, min_dist: MinDist = AUTO
-    ) -> ResidentSystem:
-        """Return structures that stay on the device as one batch, for loops that move them there.
+    def batch(
+        self,
+        positions: Sequence[Atoms] | ArrayLike,
+        numbers: ArrayLike | None = None,
+        cell: ArrayLike | None = None,
+        pbc: ArrayLike = False,
+        system_index: ArrayLike | None = None,
+        *,
+        inputs: Mapping[str, ArrayLike] | None = None,
+        skin: float = 1.0,
+        min_dist: MinDist = AUTO,
+    ) -> Batch:
+        """Return systems that stay on the device as one, with a list kept while they move.
 
-        ``skin`` in A; atomic energies are not added.
+        Parameters
+        ----------
+        positions
+            A list of ASE Atoms, and nothing else; or positions [n, 3] in A of all systems.
+        numbers
+            Atomic numbers [n].
+        cell, pbc
+            [n_systems, 3, 3] in A, lattice vectors as rows, and [n_systems, 3] bool; one cell
+            [3, 3], one row [3] or one bool for all. No cell: open systems.
+        system_index
+            The system of each atom [n], ascending from 0; by default there is one system.
+        inputs
+            Further inputs of the model [n, ...] by name, such as ``charge_states``.
+        skin
+            How far two atoms may move together before pairs are searched again, in A.
+        min_dist
+            Shortest distance allowed between two atoms: in A, ``"auto"`` or None.
+
+        Returns
+        -------
+        Batch
+            Its energies hold those of isolated atoms, as :meth:`compute`'s.
+
+        Raises
+        ------
+        InputError, UnknownElementError
+            For arrays that do not fit, or elements that the model does not have.
         """
         self._require_energy()
-        names, rep = {key: key for key in self._extra_inputs}, self.spec.representation
-        graphs = [graph_of(a, rep, inputs=names, min_dist=min_dist) for a in frames]
-        return ResidentSystem(self._engine, join(graphs), skin)
+        rep = self.spec.representation
+        if numbers is None:
+            names = {key: key for key in self._extra_inputs}
+            frames = cast(Frames, positions)
+            graph = join([graph_of(a, rep, inputs=names, edges=no_edges) for a in frames])
+        else:
+            arrays = Arrays.of(positions, numbers, cell, pbc, system_index)
+            graph = arrays.graph(rep, self._extra_inputs, inputs or {})
+        table = isolated_table(self._atomic_energies, rep.elements)
+        return Batch(self._engine, graph, skin, min_dist=min_dist, isolated=table)
+
+    def resident(self, frames: Frames, skin: float = 1.0, *, min_dist: MinDist = AUTO) -> Batch:
+        """Return :meth:`batch`, as it is called now."""
+        warnings.warn("Potential.resident is Potential.batch now", DeprecationWarning, stacklevel=2)
+        return self.batch(frames, skin=skin, min_dist=min_dist)
 
     @ordinary
     def hessian(self, atoms: Atoms, *, min_dist: MinDist = AUTO) -> NDArray[np.float64]:
@@ -326,15 +377,14 @@ class Potential:
                 "energy: this file is a bare descriptor without a read-out; it has features only"
             )
 
-    def _find_bad(
-        self, frames: Frames, graphs: Sequence[AtomicGraph], first: int, min_dist: MinDist
+    def _raise_numbered(
+        self, frames: Frames, number: int, graph: AtomicGraph, properties: Names, min_dist: MinDist
     ) -> None:
-        """Raise the error of the first structure of a batch that an engine refuses, numbered."""
-        for number, graph in enumerate(graphs, start=first):
-            try:
-                self._engine.evaluate(graph.to(self.device), min_dist=min_dist)
-            except InputError as error:
-                raise structures.numbered(error, number, len(frames)) from None
+        """Raise the error of one structure of a batch with its number, if it has one."""
+        try:
+            self._engine.evaluate(graph.to(self.device), needed(properties), min_dist=min_dist)
+        except CaceFastError as error:
+            raise structures.numbered(error, number, len(frames)) from None
 
     def _evaluate_batch(
         self, frames: Frames, graphs: Sequence[AtomicGraph], properties: Names, min_dist: MinDist

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -29,6 +30,8 @@ PROPERTIES = (
     "dipole",
     "bec",
 )
+Names = Sequence[str]
+USUAL = ("energy", "forces")
 CHARGE_UNIT = 1.0 / 90.0474**0.5  # e per internal unit of charge, as upstream's calculator has it
 NEEDS = {
     "forces": "forces",
@@ -156,6 +159,13 @@ def isolated_energies(energies: Mapping[int, float], numbers: NDArray[Any]) -> N
     table[list(energies)] = list(energies.values())
     found: NDArray[np.float64] = table[numbers]
     return found
+
+
+def isolated_table(energies: Mapping[int, float], elements: Sequence[int]) -> Tensor | None:
+    """Return the energy of an isolated atom of each element [n_elements] float64; None without."""
+    if not energies:
+        return None
+    return torch.tensor([energies.get(z, 0.0) for z in elements], dtype=torch.float64)
 
 
 def add_isolated(result: Result, isolated: NDArray[np.float64]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .errors import InputError, UnknownElementError
+from .errors import CaceFastError, InputError, UnknownElementError
 from .geometry import Floats
 from .graph import AtomicGraph
 from .min_dist import MinDist, half_distances, too_close
@@ -128,6 +128,12 @@ def _checked(edges: Edges, n_atoms: int) -> Edges:
     return Edges(*(np.ascontiguousarray(a, dtype=np.int64) for a in arrays))
 
 
+def no_edges(*_: object) -> Edges:
+    """Return no candidate pairs: for a graph whose pairs are found later."""
+    none = np.zeros(0, dtype=np.int64)
+    return Edges(none, none, np.zeros((0, 3), dtype=np.int64))
+
+
 def geometry_of(atoms: Atoms) -> tuple[Floats, Floats, NDArray[np.bool_]]:
     """Return copies of positions [n, 3], cell [3, 3] and pbc [3] of a structure."""
     check_occupancies(atoms)
@@ -194,7 +200,7 @@ def trim(graph: AtomicGraph, spec: Representation, min_dist: MinDist = None) -> 
     return graph if bool(near.all()) else graph.select(near)
 
 
-def numbered(error: InputError, number: int, n_structures: int) -> InputError:
+def numbered(error: CaceFastError, number: int, n_structures: int) -> CaceFastError:
     """Return the error with the number of its structure, where there are several."""
     if n_structures > 1:
         error.args = (f"structure {number}: {error}",)

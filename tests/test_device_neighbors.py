@@ -127,7 +127,7 @@ def test_a_resident_system_of_the_reference_finds_its_pairs_as_they_are_due() ->
     atoms = tiny_structure(model.spec, side=2, spacing=2.7)
     reference = Potential(model.spec, model.weights, device="cpu", backend="reference",
                           dtype="float64")  # fmt: skip
-    system = reference.resident([atoms, atoms], skin=0.4)
+    system = reference.batch([atoms, atoms], skin=0.4)
     for step in range(4):
         found = system.evaluate(wanted=("forces",))
         expected = model.compute(atoms, ("energy", "forces"))
@@ -138,4 +138,4 @@ def test_a_resident_system_of_the_reference_finds_its_pairs_as_they_are_due() ->
         system.positions += torch.from_numpy(np.concatenate([move, move]))
     assert 1 < system.n_builds < 4
     with pytest.raises(InputError, match=r"positions: expected a torch.float64 tensor of shape"):
-        system.evaluate(torch.zeros(3, 3))
+        system.evaluate(positions=torch.zeros(3, 3))

@@ -114,12 +114,13 @@ def test_calculator(potential):
 
 def test_resident_system_checks_as_it_moves(potential):
     with pytest.raises(InputError, match=r"at least 0.924 A apart"):
-        potential.resident([pair(0.9)])
-    system = potential.resident([pair(2.5)])
+        potential.batch([pair(0.9)]).evaluate()
+    system = potential.batch([pair(2.5)])
     system.positions[1, 0] = 0.9
     with pytest.raises(InputError, match=r"at least 0.924 A apart"):
-        system.evaluate(min_dist="auto")
-    assert system.evaluate().forces is not None
+        system.evaluate()
+    free = potential.batch([pair(0.9)], min_dist=None)
+    assert free.evaluate().forces is not None
 
 
 def test_engine_takes_pairs_of_a_list_beyond_the_cutoff(hydrogen_cesium):

@@ -69,7 +69,7 @@ def test_results_are_the_same_in_every_mode(backend, mode):
         assert np.array_equal(potential.hessian(atoms), hessian)
         assert np.array_equal(potential.features(atoms), features)
         made_here = potential.changed(backend=backend)
-        system = potential.resident([atoms], skin=0.3)
+        system = potential.batch([atoms], skin=0.3)
         forces = system.evaluate().forces
     for name in NAMES:
         assert np.array_equal(got[name], want[name]), name

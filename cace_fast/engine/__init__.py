@@ -16,21 +16,21 @@ from cace_fast.kernels import backend as kernels
 from cace_fast.spec import EnergyTerm, ModelSpec
 from cace_fast.weights import Weights
 
+from .batch import Batch
 from .charges import physical_charges
 from .checks import check_graph
 from .cpu import CpuEngine
 from .long_range import LongRange
 from .precision import find_device, find_dtype
 from .reference import ReferenceEngine
-from .resident import ResidentSystem
 from .skin import VerletList
 
 __all__ = [
     "BACKENDS",
+    "Batch",
     "CpuEngine",
     "LongRange",
     "ReferenceEngine",
-    "ResidentSystem",
     "VerletList",
     "check_graph",
     "choose_backend",

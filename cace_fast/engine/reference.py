@@ -21,7 +21,7 @@ from .long_range import LongRange
 
 
 class Moving(Protocol):
-    """A system on a device with its own list; see :class:`cace_fast.engine.ResidentSystem`."""
+    """A system on a device with its own list; see :class:`cace_fast.engine.Batch`."""
 
     @property
     def n_builds(self) -> int:

@@ -169,7 +169,7 @@ class TritonEngine(ReferenceEngine):
 
 
 class OnDevice:
-    """A moving system of :class:`TritonEngine`; see :class:`cace_fast.engine.ResidentSystem`."""
+    """A moving system of :class:`TritonEngine`; see :class:`cace_fast.engine.Batch`."""
 
     def __init__(self, engine: TritonEngine, run: MovingRun) -> None:
         self._engine, self._run = engine, run

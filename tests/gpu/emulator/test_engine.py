@@ -12,7 +12,7 @@ import pytest
 import torch
 from support.tiny_models import tiny_spec, tiny_structure, tiny_weights
 
-from cace_fast.engine import ReferenceEngine, ResidentSystem
+from cace_fast.engine import Batch, ReferenceEngine
 from cace_fast.engine.device_edges import Capacity, roomy, sort_edges
 from cace_fast.engine.long_range import LongRange
 from cace_fast.engine.triton import TritonEngine
@@ -155,12 +155,12 @@ def test_capacities_grow_with_a_list_and_are_used_again(engines: Engines) -> Non
 def test_positions_that_stay_on_the_device(engines: Engines, device: torch.device) -> None:
     spec, engine, reference = engines(**PLAIN)
     given = graph(spec)
-    system = ResidentSystem(engine, given, skin=0.4)
+    system = Batch(engine, given, skin=0.4)
     generator = torch.Generator().manual_seed(3)
     kick = 0.02 * torch.randn(given.positions.shape, generator=generator, dtype=torch.float64)
     for k in range(0, 12, 3):
         moved = given.positions + k * kick
-        found = system.evaluate(moved.to(device), wanted=WANTED)
+        found = system.evaluate(WANTED, positions=moved.to(device))
         exact = graph_of_positions(spec, given, moved)
         assert_equal(found, reference.evaluate(exact, WANTED))
     assert 1 < system.n_builds < 4
@@ -171,7 +171,7 @@ def test_positions_that_stay_on_the_device(engines: Engines, device: torch.devic
     assert_equal(found, reference.evaluate(exact, WANTED))
     assert system.n_builds == builds + 1
     with pytest.raises(InputError, match=r"positions: expected a torch.float64 tensor of shape"):
-        system.evaluate(moved.float())
+        system.evaluate(positions=moved.float())
 
 
 def graph_of_positions(spec: ModelSpec, like: AtomicGraph, positions: torch.Tensor) -> AtomicGraph:

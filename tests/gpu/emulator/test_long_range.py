@@ -11,7 +11,7 @@ import pytest
 import torch
 from support.tiny_models import tiny_spec, tiny_structure, tiny_terms, tiny_weights
 
-from cace_fast.engine import ReferenceEngine, ResidentSystem
+from cace_fast.engine import Batch, ReferenceEngine
 from cace_fast.engine.long_range import LongRange
 from cace_fast.engine.triton import TritonEngine
 from cace_fast.errors import InputError
@@ -110,7 +110,7 @@ def test_slabs_are_refused_without_vacuum_and_wires_always(device: torch.device)
     high.positions[0, 2] += 40.0
     with pytest.raises(InputError, match="atoms of a slab within"):
         engine.evaluate(high, WANTED)
-    moving = ResidentSystem(engine, high, skin=0.5)
+    moving = Batch(engine, high, skin=0.5)
     with pytest.raises(InputError, match="atoms of a slab within"):
         moving.evaluate(wanted=WANTED)
 
@@ -141,7 +141,7 @@ def test_a_cell_that_changes_keeps_what_was_captured_where_it_can(
 ) -> None:
     engine, reference = engines(device, how)
     given = system()
-    moving = ResidentSystem(engine, given, skin=0.6)
+    moving = Batch(engine, given, skin=0.6)
     run = moving._own._run
     moving.evaluate(wanted=WANTED)
     captured = run._captured
@@ -149,7 +149,7 @@ def test_a_cell_that_changes_keeps_what_was_captured_where_it_can(
         positions, cell = factor * given.positions, factor * given.cell
         exact = replace(given, positions=positions, cell=cell)
         expected = reference.evaluate(with_pairs(exact), WANTED)
-        found = moving.evaluate(positions.to(device), cell.to(device), wanted=WANTED)
+        found = moving.evaluate(WANTED, positions=positions.to(device), cell=cell.to(device))
         assert_equal(found, expected)
         assert run._captured is captured
     assert moving.n_builds == 1
@@ -160,11 +160,13 @@ def test_a_cell_that_changes_keeps_what_was_captured_where_it_can(
 def test_a_new_box_of_a_slab_needs_a_new_capture(device: torch.device) -> None:
     engine, reference = engines(device, LongRange("direct", 1e-7, "frozen", slab_vacuum=8.0))
     given = system((True, True, False))
-    moving = ResidentSystem(engine, given, skin=0.6)
+    moving = Batch(engine, given, skin=0.6)
     moving.evaluate(wanted=WANTED)
     captured = moving._own._run._captured
     wider = replace(given, positions=1.004 * given.positions, cell=1.004 * given.cell)
-    found = moving.evaluate(wider.positions.to(device), wider.cell.to(device), wanted=WANTED)
+    found = moving.evaluate(
+        WANTED, positions=wider.positions.to(device), cell=wider.cell.to(device)
+    )
     assert_equal(found, reference.evaluate(with_pairs(wider), WANTED))
     assert moving._own._run._captured is not captured
 

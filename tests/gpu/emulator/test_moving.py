@@ -28,7 +28,7 @@ from support.moving import (
 from support.tiny_models import tiny_potential, tiny_structure
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cace_fast.engine import ReferenceEngine, ResidentSystem
+from cace_fast.engine import Batch, ReferenceEngine
 from cace_fast.engine.device_moving import MovingRun
 from cace_fast.engine.triton import TritonEngine
 from cace_fast.errors import InputError
@@ -176,7 +176,7 @@ def test_a_position_that_is_no_number_is_named_and_does_not_stay(device: torch.d
 def test_a_resident_system_with_charges_and_born_charges(device: torch.device) -> None:
     engine = engine_of(torch.float32, device, ewald_channels=1)
     run, _ = moving(device, ewald_channels=1)
-    system = ResidentSystem(engine, run._graph, SKIN)
+    system = Batch(engine, run._graph, SKIN)
     found = system.evaluate(wanted=(*WANTED, "born_charges"))
     assert_equal(found, reference(run, engine))
     expected = reference(run, engine, ("born_charges",))
@@ -266,7 +266,7 @@ def test_dynamics_on_the_device_keeps_its_energy_and_ends_where_ase_ends(
     spec, weights = model.spec, model.weights
     fast = Potential(spec, weights, device=device, dtype="float32", backend="triton")
     frames = [tiny_structure(spec, side=2, seed=k, spacing=2.7) for k in (1, 2)]
-    system = fast.resident(frames, skin=0.3)
+    system = fast.batch(frames, skin=0.3)
     n, dt, mass = len(frames[0]), 1.0 * units.fs, 12.0
     velocities = torch.zeros_like(system.positions)
     forces, start = None, None
