@@ -20,6 +20,9 @@ from torch import Tensor
 P = ParamSpec("P")
 R = TypeVar("R")
 DEVICES = ("cpu", "cuda")
+# A default device is a mode of torch's functions; to count modes is quicker than to ask for it, and
+# every step of a small molecule asks.
+_n_modes: Callable[[], int] = getattr(torch._C, "_len_torch_function_stack", lambda: 1)
 
 
 def ordinary(function: Callable[P, R]) -> Callable[P, R]:
@@ -34,7 +37,7 @@ def ordinary(function: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         _Process.used = True
         autocast = [device for device in DEVICES if torch.is_autocast_enabled(device)]
-        elsewhere = torch.get_default_device().type != "cpu"
+        elsewhere = bool(_n_modes()) and torch.get_default_device().type != "cpu"
         if not (autocast or elsewhere or torch.is_inference_mode_enabled()):
             return function(*args, **kwargs)
         with ExitStack() as modes:

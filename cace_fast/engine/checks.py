@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from math import isfinite
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,24 +19,21 @@ BY_SYSTEM = ("energy", "virials")
 
 def check_positions(positions: Tensor) -> None:
     """Raise InputError for positions [n, 3] that are not finite."""
-    if bool(torch.isfinite(positions.detach().sum())):
-        return
-    check_finite(torch.nonzero(~torch.isfinite(positions).all(1)).flatten().cpu().numpy())
+    if not _sums_are_finite([positions]):
+        check_finite(torch.nonzero(~torch.isfinite(positions).all(1)).flatten().cpu().numpy())
 
 
 def check_graph(graph: AtomicGraph) -> None:
     """Raise InputError for positions or cells of a graph that are not finite."""
     check_positions(graph.positions)
-    if not bool(torch.isfinite(graph.cell).all()):
+    if not (_sums_are_finite([graph.cell]) or bool(torch.isfinite(graph.cell).all())):
         raise InputError("cell", "finite numbers", graph.cell.tolist())
 
 
 def check_output(output: ModelOutput) -> None:
     """Raise CaceFastError for results that are not finite, with the structures or atoms."""
     parts = {name: t for name, t in vars(output).items() if t is not None}
-    # a sum is finite only if all its terms are; the host looks once
-    sums = torch.stack([t.sum(dtype=torch.float64) for t in parts.values()])
-    if bool(torch.isfinite(sums).all()):
+    if _sums_are_finite(parts.values()):
         return
     for name, values in parts.items():
         rows = torch.isfinite(columns_of(values)).all(1)
@@ -40,3 +41,14 @@ def check_output(output: ModelOutput) -> None:
         if len(bad):
             who = "structures" if name in BY_SYSTEM else "atoms"
             raise CaceFastError(f"{name}: not finite for {who} {some(bad)} of this evaluation")
+
+
+def _sums_are_finite(tensors: Collection[Tensor]) -> bool:
+    """Tell whether each sum is finite, which it is only if all its terms are.
+
+    The host waits for a device once. On the CPU numpy's calls are quicker, for few atoms.
+    """
+    if all(t.device.type == "cpu" for t in tensors):
+        return all(isfinite(np.add.reduce(t.detach().numpy(), axis=None)) for t in tensors)
+    sums = torch.stack([t.detach().sum(dtype=torch.float64) for t in tensors])
+    return bool(torch.isfinite(sums).all())

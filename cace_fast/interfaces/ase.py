@@ -328,9 +328,11 @@ class CACECalculator(Calculator):
         if "stress" in asked and self.compute_stress is False:
             raise NotAvailableError("stress: switched off by compute_stress=False")
         is_open = not np.any(atoms.pbc)
-        here = {"charges": True, "stress": has_stress(atoms), "dipole": is_open}
-        wanted = {"energy", "energies", "forces"}
-        wanted |= {name for name in here if name in asked or (name in self._habits and here[name])}
+        wanted = {"energy", "energies", "forces"} | (asked & {"charges", "stress", "dipole"})
+        habits = set(self._habits - wanted)
+        if "stress" in habits and not has_stress(atoms):
+            habits.remove("stress")
+        wanted |= habits if is_open else habits - {"dipole"}
         if "born_effective_charges" in asked or self.field is not None:
             wanted.add("bec")
         if self.field is not None and is_open:
