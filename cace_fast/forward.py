@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import outputs
-from .engine import LongRange
+from .engine import LongRange, finest
 from .errors import CaceFastError, UnsupportedModelError
 from .input_dictionary import graph_of_dict, tensor_of
 from .outputs import Call, State
@@ -73,6 +73,7 @@ class Forward:
             if not positions.requires_grad:
                 positions = positions.detach().requires_grad_(True)
             graph = graph_of_dict(data, positions, self.spec)
+            self.long_range.check_size(graph, finest(self.spec))
             stress = self._wants_stress(compute_stress, like_upstream)
             strain = torch.zeros_like(graph.cell, requires_grad=True) if stress else None
             moved = graph if strain is None else graph.strained(strain)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from support.tiny_models import tiny_spec, tiny_structure, tiny_weights
 
 import cace_fast
-from cace_fast import geometry, neighbors
+from cace_fast import Potential, geometry, neighbors
 from cace_fast.device_neighbors import device_neighbor_list
 from cace_fast.errors import InputError
 from cace_fast.neighbors import neighbor_list
@@ -133,3 +134,20 @@ def test_needles_of_any_length(direction):
         positions = np.random.default_rng(direction).random((7, 3)) @ cell
         host = pairs_of(positions, cell, pbc, "host")
         assert host == pairs_of(positions, cell, pbc, "device")
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_box_with_too_many_vectors_k_is_refused_before_they_are_made(backend):
+    """A thousand A and a few charges once took all the memory of the machine."""
+    spec = tiny_spec(ewald_channels=1)
+    potential = Potential(spec, tiny_weights(spec), backend=backend, slab_vacuum=1e3)
+    atoms = tiny_structure(spec, 1)
+    atoms.set_cell([40.0] * 3)
+    potential.compute(atoms)
+    for pbc in (True, (True, True, False)):
+        atoms.set_cell([1000.0] * 3)
+        atoms.pbc = pbc
+        with pytest.raises(InputError, match=r"at most 1.2e\+07 vectors k .* GB\). A molecule"):
+            potential.compute(atoms)
+    atoms.pbc = False
+    assert np.isfinite(potential.compute(atoms)["energy"])

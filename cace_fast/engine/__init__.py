@@ -18,7 +18,7 @@ from .batch import Batch
 from .charges import physical_charges
 from .checks import check_graph
 from .cpu import CpuEngine
-from .long_range import LongRange
+from .long_range import LongRange, finest
 from .precision import find_device, find_dtype
 from .reference import ReferenceEngine
 from .skin import VerletList
@@ -34,6 +34,7 @@ __all__ = [
     "choose_backend",
     "find_device",
     "find_dtype",
+    "finest",
     "make_engine",
     "physical_charges",
 ]

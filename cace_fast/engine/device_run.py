@@ -153,6 +153,7 @@ class DeviceRun:
         cells = torch.cat([graph.cell.flatten(1), graph.pbc.double()], 1).cpu()
         if self._cells is not None and torch.equal(cells, self._cells):
             return
+        self.settings.check_size(graph, self.kernels.finest)
         kinds, slabs = self.settings.boundaries(graph.pbc), self.settings.slabs(graph)
         boxes, k_cell = graph.cell.cpu().clone(), self.settings.k_cell(graph)
         for s, slab in slabs.items():

@@ -25,6 +25,7 @@ from cace_fast.spec import EnergyProgram, Ewald, EwaldTerm, FixedCharge, ModelSp
 
 from .device_edges import Capacity, EdgeBuffers
 from .inputs import takes_fields
+from .long_range import finest
 
 MOST_NUMBERS = 2**31 - 1  # of one array: kernels number them by int32
 
@@ -52,7 +53,7 @@ class Kernels:
     def __init__(
         self, spec: ModelSpec, weights: Mapping[str, Tensor], program: EnergyProgram
     ) -> None:
-        self.rep, self.program = spec.representation, program
+        self.rep, self.program, self.finest = spec.representation, program, finest(spec)
         like = weights["embedding.sender"]
         self.device, self.dtype = like.device, like.dtype
         self.moments = launch.Moments(self.rep, weights)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,15 +12,17 @@ from torch import Tensor
 from cace_fast.errors import InputError
 from cace_fast.graph import AtomicGraph
 from cace_fast.kernels.ewald import potentials
-from cace_fast.kernels.sums import METHODS, TIGHTEST, choose
+from cace_fast.kernels.sums import METHODS, TIGHTEST, choose, n_k_vectors
 from cace_fast.reference.ewald import Summation
 from cace_fast.reference.long_range import boundary
 from cace_fast.slab import Slab, slab_of
-from cace_fast.spec import Ewald
+from cace_fast.spec import Ewald, ModelSpec
 
 K_SETS = ("sphere", "frozen")
 DEFAULT_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-10}
 OPEN, PERIODIC, SLAB = 0, 1, 2  # of a system; SLAB + a: periodic in all directions but a
+# Of a box: 4 GB, as measured on transforms, or what so many atoms of a liquid have.
+MOST_VECTORS, VECTORS_OF_ATOM, BYTES_OF_VECTOR = 1.2e7, 10, 350.0
 STRETCH = 1.5  # how far a cell may be stretched or compressed from that of a frozen k set
 
 
@@ -51,6 +53,7 @@ class LongRange:
     k_set: str = "sphere"
     reference_cell: NDArray[np.float64] | None = None
     slab_vacuum: float | None = None
+    _checked: Tensor | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -101,6 +104,34 @@ class LongRange:
             for s in np.flatnonzero(kinds >= SLAB)
         }
 
+    def check_size(self, graph: AtomicGraph, dl: float | None) -> None:
+        """Raise InputError for a periodic box whose vectors k would fill the memory.
+
+        Parameters
+        ----------
+        graph
+            The systems.
+        dl
+            Finest resolution of the sums in A; None where nothing is summed.
+        """
+        if dl is None or graph.cell is self._checked:
+            return
+        cells = graph.cell.detach().cpu().numpy()
+        boxes = [cells[s] for s in np.flatnonzero(graph.pbc.cpu().numpy().all(1))]
+        boxes += [slab.cell.detach().cpu().numpy() for slab in self.slabs(graph).values()]
+        most = max(MOST_VECTORS, VECTORS_OF_ATOM * graph.n_atoms)
+        for box in boxes:
+            n_vectors = n_k_vectors(box, dl)
+            if not n_vectors <= most:
+                volume = abs(float(np.linalg.det(box)))
+                raise InputError(
+                    "cell", f"a box with at most {most:.3g} vectors k for the long range",
+                    f"{n_vectors:.2g} of them, for {volume:.3g} A^3 at a resolution of {dl:g} A "
+                    f"(about {n_vectors * BYTES_OF_VECTOR / 1e9:.3g} GB)",
+                    "A molecule or cluster is open: set pbc=False; else take a smaller cell.",
+                )  # fmt: skip
+        self._checked = graph.cell
+
     def k_cell(self, graph: AtomicGraph) -> NDArray[np.float64] | None:
         """Return the cell of the frozen set, chosen now if there is none; None for the sphere.
 
@@ -150,3 +181,9 @@ class LongRange:
         if choose(self.method, n, n_q, where, spec.dl, self.tolerance) == "direct":
             return None
         return potentials(q, r, cell, k_cell, spec, ("nufft", self.tolerance), "nufft")
+
+
+def finest(spec: ModelSpec) -> float | None:
+    """Return the finest resolution in A of the Ewald modules of a model; None without one."""
+    modules = [module for sub in spec.submodels for module in sub.modules]
+    return min((m.dl for m in modules if isinstance(m, Ewald)), default=None)

@@ -17,7 +17,7 @@ from cace_fast.structures import trim
 
 from .charges import born_charges
 from .checks import check_graph, check_output
-from .long_range import LongRange
+from .long_range import LongRange, finest
 
 
 class Moving(Protocol):
@@ -64,6 +64,7 @@ class ReferenceEngine:
         long_range: LongRange | None = None,
     ) -> None:
         self.spec, self.weights, self.program = spec, weights, program
+        self.finest = finest(spec)
         self.long_range = LongRange() if long_range is None else long_range
 
     @property
@@ -119,6 +120,7 @@ class ReferenceEngine:
             If a result is not finite.
         """
         check_graph(graph)
+        self.long_range.check_size(graph, self.finest)
         output = self._evaluate(graph, wanted, min_dist)
         check_output(output)
         return output
@@ -154,6 +156,7 @@ class ReferenceEngine:
     def hessian(self, graph: AtomicGraph) -> Tensor:
         """Return the second derivatives of the energy [n, 3, n, 3] float64 in eV/A^2."""
         check_graph(graph)
+        self.long_range.check_size(graph, self.finest)
         with torch.enable_grad():
             return self._hessian(model.with_gradients(graph))
 
