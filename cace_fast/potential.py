@@ -42,7 +42,7 @@ from .properties import (
     results_of,
     to_numpy,
 )
-from .spec import ModelSpec, energy_terms
+from .spec import ModelSpec, energy_program
 from .structures import EdgeSource, extra_inputs, graph_of, no_edges
 from .weights import Weights
 
@@ -100,16 +100,16 @@ class Potential:
         self.spec, self.weights = spec, weights
         self.device, self.dtype = find_device(device), find_dtype(dtype)
         self.energy_key, self.output_index = energy_key, output_index
+        self.program = energy_program(spec, energy_key, output_index)
         self.long_range = LongRange.of(
             self.dtype, long_range, long_range_tolerance, k_set, slab_vacuum
         )
-        terms = energy_terms(spec, energy_key) if spec.submodels else ()
         self._engine = make_engine(
-            spec, weights, terms, backend=backend, device=self.device, dtype=self.dtype,
-            output_index=output_index, long_range=self.long_range,
+            spec, weights, self.program, backend=backend, device=self.device, dtype=self.dtype,
+            long_range=self.long_range,
         )  # fmt: skip
         self._forward = Forward(spec, self._engine.weights, self.long_range)
-        self._atomic_energies = dict(spec.atomic_energies)
+        self._atomic_energies = dict(self.program.isolated)
         self._extra_inputs = extra_inputs(spec)
 
     def changed(self, **options: Any) -> Potential:

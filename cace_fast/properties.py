@@ -13,7 +13,7 @@ from torch import Tensor
 from .engine import physical_charges
 from .errors import InputError, PropertyNotImplementedError
 from .graph import AtomicGraph, ModelOutput
-from .spec import EnergyTerm
+from .spec import EwaldTerm
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -99,7 +99,7 @@ def results_of(
     graph: AtomicGraph,
     frames: Sequence[Atoms],
     properties: Sequence[str],
-    term: EnergyTerm | None,
+    term: EwaldTerm | None,
 ) -> list[Result]:
     """Return the ``properties`` of each frame of a batch, without atomic energies.
 
@@ -127,7 +127,7 @@ def results_of(
 
 
 def _per_atom(
-    output: ModelOutput, graph: AtomicGraph, properties: Sequence[str], term: EnergyTerm | None
+    output: ModelOutput, graph: AtomicGraph, properties: Sequence[str], term: EwaldTerm | None
 ) -> dict[str, NDArray[np.float64]]:
     """Return the per-atom arrays of a whole batch."""
     known: dict[str, Tensor | None] = {

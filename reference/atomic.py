@@ -27,8 +27,7 @@ from cace_fast.spec import (
     chain,
     taken_by,
 )
-
-FIXED_CHARGE_UNIT = 9.48933  # internal units per e in fixed-charge modules, as in the files
+from cace_fast.spec.units import FIXED_CHARGE_UNIT
 
 
 class Values:

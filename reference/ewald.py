@@ -17,7 +17,6 @@ from cace_fast.errors import InputError
 from cace_fast.slab import Slab, planar_potential, require_fit, slab_of
 from cace_fast.spec import Ewald
 
-E2_PER_INTERNAL = 90.0474  # q^2 in internal units for one e^2: 1/(2 eps0) in eV A/e^2, as trained
 PAIRS_AT_ONCE = 4_000_000  # atoms x k vectors in one block; more blocks are recomputed backward
 SPHERE = 1.0 - 1e-6  # k^2 below this fraction of k_max^2: vectors on the sphere are always out
 

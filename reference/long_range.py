@@ -10,13 +10,13 @@ from torch import Tensor
 from cace_fast.errors import InputError
 from cace_fast.graph import AtomicGraph
 from cace_fast.reference.ewald import (
-    E2_PER_INTERNAL,
     OWN_SPHERE,
     EwaldResult,
     Summation,
     ewald,
 )
 from cace_fast.spec import Ewald
+from cace_fast.spec.units import E2_PER_INTERNAL
 
 
 def ewald_of(

@@ -6,21 +6,20 @@ long range. Everything is differentiable twice with respect to positions, cell a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from cace_fast.errors import InputError
 from cace_fast.graph import AtomicGraph
 from cace_fast.reference.atomic import Values
 from cace_fast.reference.contraction import contraction
 from cace_fast.reference.ewald import OWN_SPHERE, Summation
 from cace_fast.reference.messages import messages
 from cace_fast.reference.moments import moments
-from cace_fast.spec import EnergyTerm, Ewald, ModelSpec, Readout, Representation
+from cace_fast.spec import EnergyProgram, EwaldTerm, ModelSpec, Representation
 
 
 class Energies(NamedTuple):
@@ -49,44 +48,27 @@ def energies(
     feats: Tensor,
     weights: Mapping[str, Tensor],
     spec: ModelSpec,
-    terms: Sequence[EnergyTerm],
-    output_index: int | None = None,
+    program: EnergyProgram,
     how: Summation = OWN_SPHERE,
 ) -> Energies:
-    """Return the energy of every atom, the sum of the weighted ``terms``."""
+    """Return the energy of every atom, as the program says."""
+    program.check()
     zero = graph.positions.new_zeros(graph.n_atoms, dtype=torch.float64)
     short, long = zero, zero
-    numbers = dict.fromkeys(term.submodel for term in terms)
+    numbers = {h.submodel for h in program.heads} | {t.submodel for t in program.terms}
     values = {s: Values(graph, feats, weights, spec, s, how) for s in numbers}
-    for term in terms:
-        own = values[term.submodel]
-        if isinstance(term.module, Ewald):
-            long = long + term.weight * own.ewald(term.index).energies.sum(1)
-        else:
-            y = own.outputs(term.index).to(torch.float64)
-            short = short + term.weight * _column(y, output_index) / _divisor(term.module, graph)
+    for head in program.heads:
+        if head.gives == "energy":
+            y = values[head.submodel].outputs(head.index).to(torch.float64)
+            divisor = _n_atoms(graph) if head.average else 1.0
+            short = short + head.weight * y[:, head.column] / divisor
+    for term in program.terms:
+        long = long + term.weight * values[term.submodel].ewald(term.index).energies.sum(1)
     return Energies(short, long)
 
 
-def _column(y: Tensor, output_index: int | None) -> Tensor:
-    return y[:, energy_column(y.shape[1], output_index)]
-
-
-def energy_column(n_out: int, output_index: int | None) -> int:
-    """Return which of ``n_out`` outputs of a read-out is the energy."""
-    if output_index is None and n_out != 1:
-        expected = f"0 to {n_out - 1}: this model has several energies"
-        raise InputError("output_index", expected, output_index)
-    column = 0 if n_out == 1 or output_index is None else output_index
-    if not -n_out <= column < n_out:
-        raise InputError("output_index", f"less than {n_out}", output_index)
-    return column % n_out
-
-
-def _divisor(module: Readout, graph: AtomicGraph) -> Tensor | float:
-    """Return 1, or the number of atoms of each atom's system where the read-out averages."""
-    if module.aggregation != "avg":
-        return 1.0
+def _n_atoms(graph: AtomicGraph) -> Tensor:
+    """Return the number of atoms of each atom's system [n] float64."""
     return torch.bincount(graph.batch, minlength=graph.n_systems)[graph.batch].to(torch.float64)
 
 
@@ -95,7 +77,7 @@ def charges_of(
     feats: Tensor,
     weights: Mapping[str, Tensor],
     spec: ModelSpec,
-    term: EnergyTerm,
+    term: EwaldTerm,
 ) -> Tensor:
     """Return the latent charges q [n, n_q] of an Ewald term, in internal units."""
     return Values(graph, feats, weights, spec, term.submodel).charges(term.index)

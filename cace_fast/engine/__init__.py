@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from cace_fast.errors import (
@@ -13,7 +11,7 @@ from cace_fast.errors import (
     UnsupportedModelError,
 )
 from cace_fast.kernels import backend as kernels
-from cace_fast.spec import EnergyTerm, ModelSpec
+from cace_fast.spec import EnergyProgram, ModelSpec
 from cace_fast.weights import Weights
 
 from .batch import Batch
@@ -76,12 +74,11 @@ def _candidates(name: str, device: torch.device) -> list[str]:
 def make_engine(
     spec: ModelSpec,
     weights: Weights,
-    terms: Sequence[EnergyTerm],
+    program: EnergyProgram,
     *,
     backend: str,
     device: torch.device,
     dtype: torch.dtype,
-    output_index: int | None = None,
     long_range: LongRange | None = None,
 ) -> ReferenceEngine:
     """Return an engine for a model, with the weights on ``device`` in ``dtype``.
@@ -101,7 +98,7 @@ def make_engine(
         if name == "reference":
             break
         try:
-            return _engine_class(name)(spec, tensors, terms, output_index, long_range)
+            return _engine_class(name)(spec, tensors, program, long_range)
         except CaceFastError as error:
             if backend == "auto":  # whatever the reason; the reference says if it is the model
                 note = f"{name}: {error}"
@@ -109,7 +106,7 @@ def make_engine(
             if isinstance(error, UnsupportedModelError):
                 raise UnsupportedModelError(f"backend {name!r}: {error}") from None
             raise
-    engine = ReferenceEngine(spec, tensors, terms, output_index, long_range)
+    engine = ReferenceEngine(spec, tensors, program, long_range)
     engine.note = note
     return engine
 

@@ -10,14 +10,13 @@ from torch import Tensor
 
 from cace_fast.errors import PropertyNotImplementedError
 from cace_fast.graph import AtomicGraph
-from cace_fast.reference.ewald import E2_PER_INTERNAL
-from cace_fast.spec import EnergyTerm, Ewald
+from cace_fast.spec import EwaldTerm
+from cace_fast.spec.units import E2_PER_INTERNAL
 
 
-def charge_scale(term: EnergyTerm) -> float:
+def charge_scale(term: EwaldTerm) -> float:
     """Return the charge in e of one internal unit, sqrt(w norm/90.0474), of an Ewald term."""
-    assert isinstance(term.module, Ewald)
-    scale = term.weight * term.module.norm_factor / E2_PER_INTERNAL
+    scale = term.weight * term.ewald.norm_factor / E2_PER_INTERNAL
     if scale < 0:
         raise PropertyNotImplementedError(
             f"charges: the long-range energy has the negative weight {term.weight:g}, so its "
@@ -26,7 +25,7 @@ def charge_scale(term: EnergyTerm) -> float:
     return sqrt(scale)
 
 
-def physical_charges(q: Tensor, graph: AtomicGraph, term: EnergyTerm) -> Tensor:
+def physical_charges(q: Tensor, graph: AtomicGraph, term: EwaldTerm) -> Tensor:
     """Return charges [n] float64 in e: q sqrt(w norm/90.0474) minus its mean over each system."""
     return _neutral(q.to(torch.float64)[None] * charge_scale(term), graph)[0]
 
@@ -34,7 +33,7 @@ def physical_charges(q: Tensor, graph: AtomicGraph, term: EnergyTerm) -> Tensor:
 def born_charges(
     q: Tensor,
     graph: AtomicGraph,
-    term: EnergyTerm,
+    term: EwaldTerm,
     cells: Tensor,
     gradients: Callable[[Tensor], Tensor],
 ) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -14,15 +14,16 @@ from cace_fast.errors import CaceFastError, InputError
 from cace_fast.graph import AtomicGraph, ModelOutput, same_memory
 from cace_fast.kernels.cpu import evaluator, library
 from cace_fast.kernels.cpu.long_range import HostSum
+from cace_fast.kernels.cpu.program import evaluator_of
 from cace_fast.min_dist import MinDist, check_min_dist, too_close
 from cace_fast.process import Lock
 from cace_fast.reference import model
 from cace_fast.reference.atomic import fixed_charges
 from cace_fast.slab import require_fit
-from cace_fast.spec import EnergyTerm, ModelSpec, to_json
+from cace_fast.spec import EnergyProgram, ModelSpec
 
+from .inputs import check_elements, extra_inputs, fields
 from .long_range import SLAB, LongRange
-from .plan import Plan, plan_of
 from .reference import ReferenceEngine
 
 Pairs = tuple[library.Ints, library.Ints, library.Ints]
@@ -47,7 +48,7 @@ class CpuEngine(ReferenceEngine):
 
     Parameters
     ----------
-    spec, weights, terms, output_index, long_range
+    spec, weights, program, long_range
         As for :class:`ReferenceEngine`; the tensors are copied.
 
     Raises
@@ -63,25 +64,18 @@ class CpuEngine(ReferenceEngine):
         self,
         spec: ModelSpec,
         weights: Mapping[str, Tensor],
-        terms: Sequence[EnergyTerm],
-        output_index: int | None = None,
+        program: EnergyProgram,
         long_range: LongRange | None = None,
     ) -> None:
-        super().__init__(spec, weights, terms, output_index, long_range)
+        super().__init__(spec, weights, program, long_range)
         self._dtype = weights["embedding.sender"].dtype
-        self._plan: Plan = plan_of(spec, self.terms, output_index)
         arrays = {name: t.detach().to("cpu", torch.float64).numpy() for name, t in weights.items()}
-        self._evaluator = evaluator.Evaluator(
-            to_json(spec),
-            arrays,
-            self._plan.heads,
-            self._plan.terms,
-            64 if self._dtype == torch.float64 else 32,
-        )
+        precision = 64 if self._dtype == torch.float64 else 32
+        self._evaluator = evaluator_of(spec, program, arrays, precision)
         host = None
-        ewalds = [t.ewald for t in self._plan.terms]
+        ewalds = [t.ewald for t in program.terms]
         if ewalds:
-            sums = [(e.dl, e.sigma, int(e.exponent)) for e in ewalds]
+            sums = [(e.dl, e.sigma, e.exponent) for e in ewalds]
             how = self.long_range
             host = HostSum(sums, how.method, how.tolerance)
             self._evaluator.sum_by(host)
@@ -90,7 +84,7 @@ class CpuEngine(ReferenceEngine):
         self._held: _Held | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        own = (self.spec, self.weights, self.terms, self.output_index, self.long_range)
+        own = (self.spec, self.weights, self.program, self.long_range)
         return type(self), own
 
     def reset(self) -> None:
@@ -119,17 +113,17 @@ class CpuEngine(ReferenceEngine):
         self, graph: AtomicGraph, wanted: Collection[str], min_dist: MinDist
     ) -> ModelOutput:
         """Return energies and what else is wanted; pairs beyond the cutoff do no harm."""
-        self._plan.check()
+        self.program.check()
         names = [name for name in ("forces", "virials") if name in wanted]
         needs_charges = "latent_charges" in wanted or "born_charges" in wanted
         term = self.charge_term if needs_charges else None
         structures = self._structures(graph, min_dist)
         with self._lock:
-            if self._plan.terms:
+            if self.program.terms:
                 self._evaluator.freeze(self.long_range.k_cell(graph))
                 self._evaluator.slabs(self.long_range.slab_vacuum)
-                if (fields := self._plan.fields(graph)) is not None:
-                    self._evaluator.fields(fields)
+                if (given := fields(self.program, graph)) is not None:
+                    self._evaluator.fields(given)
                 if (structures.periodic >= SLAB).any():
                     self._require_fit(graph)
             with self._holding(graph, structures) as pairs:
@@ -167,21 +161,30 @@ class CpuEngine(ReferenceEngine):
         if held is not None and _moved(held.graph, graph):
             return held.structures._replace(positions=positions, min_dist=distance)
         periodic = np.zeros(graph.n_systems, dtype=np.int32)
-        if self._plan.terms:
+        if self.program.terms:
             periodic = self.long_range.boundaries(graph.pbc)
-        self._plan.check_elements(graph)
+        check_elements(self.program, self.spec.representation, graph)
         batch = graph.batch.numpy()
-        plan = self._plan
-        extras = plan.all_extras(graph) if with_extras else plan.no_extras(graph.n_atoms)
         return evaluator.Structures(
             species=graph.species.numpy().astype(np.int32),
             positions=positions,
             first_atom=np.searchsorted(batch, np.arange(graph.n_systems + 1)).astype(np.int32),
             cells=np.ascontiguousarray(graph.cell.detach().numpy(), dtype=np.float64),
             periodic=periodic,
-            extras=extras,
+            extras=self._extras(graph) if with_extras else self._no_extras(graph.n_atoms),
             min_dist=distance,
         )
+
+    def _extras(self, graph: AtomicGraph) -> list[library.Floats | None]:
+        """Return the extra inputs [n, n_extra] of every head, None where it has none."""
+        rep = self.spec.representation
+        found = [extra_inputs(head, rep, graph) for head in self.program.heads]
+        return [None if x is None else np.ascontiguousarray(x.numpy()) for x in found]
+
+    def _no_extras(self, n_atoms: int) -> list[library.Floats | None]:
+        """Return zeros in the place of extra inputs, for what does not depend on them."""
+        widths = [sum(x.width for x in head.extras or ()) for head in self.program.heads]
+        return [np.zeros((n_atoms, width)) if width else None for width in widths]
 
     def _require_fit(self, graph: AtomicGraph) -> None:
         """Raise InputError for a slab that its cell does not hold, with the numbers."""
@@ -223,21 +226,24 @@ class CpuEngine(ReferenceEngine):
 
     def _charge_gradients(self, weights: Tensor) -> Tensor:
         """Return the gradients [m, n, 3] of sum_i weights_i q_i, of what was evaluated last."""
-        (native,) = self._plan.terms
-        given = np.zeros((*weights.shape, self._evaluator.n_charges))
-        if native.fixed:  # charges that do not depend on positions
+        head = self.charge_term.head
+        if head is None:  # charges that do not depend on positions
             return torch.zeros((*weights.shape, 3), dtype=torch.float64)
-        given[:, :, native.first_charge] = weights.numpy()
+        given = np.zeros((*weights.shape, self._evaluator.n_charges))
+        given[:, :, self.program.first_charge(head)] = weights.numpy()
         return torch.from_numpy(self._evaluator.charge_gradients(given))
 
     def _latent(self, charges: library.Floats | None, graph: AtomicGraph) -> Tensor:
         """Return the latent charges [n, n_q] of the Ewald term."""
         assert charges is not None
-        (native,), (fixed,) = self._plan.terms, self._plan.fixed
-        if fixed is not None:
-            q = fixed_charges(fixed, self.spec.representation, graph.species)
+        term = self.charge_term
+        if term.fixed is not None:
+            q = fixed_charges(term.fixed, self.spec.representation, graph.species)
             return q.to(self._dtype)
-        columns = slice(native.first_charge, native.first_charge + native.n_charges)
+        assert term.head is not None
+        first, n_charges = self.program.first_charge(term.head), self.program.heads[term.head].n_out
+        assert n_charges is not None
+        columns = slice(first, first + n_charges)
         return torch.from_numpy(charges[:, columns]).to(self._dtype)
 
 

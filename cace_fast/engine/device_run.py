@@ -26,6 +26,7 @@ from cace_fast.slab import Slab, require_fit
 from .checks import check_positions
 from .device_edges import Capacity, roomy, sort_edges
 from .device_step import DeviceStep, Kernels
+from .inputs import extra_inputs
 from .long_range import OPEN, LongRange
 
 VIRIAL_ROWS = (0, 5, 4, 5, 1, 3, 4, 3, 2)  # of xx yy zz yz xz xy, as a 3 x 3 matrix
@@ -131,7 +132,7 @@ class DeviceRun:
         self._cells = None
 
     def _take_extras(self, step: DeviceStep, graph: AtomicGraph) -> None:
-        for number in range(len(self.kernels.plan.heads)):
+        for number in range(len(self.kernels.program.heads)):
             found = self._extras(number, graph)
             held = step.inputs.extras[number]
             if found is None or (held is not None and held.shape == found.shape):
@@ -142,7 +143,7 @@ class DeviceRun:
             self._captured = {}
 
     def _extras(self, number: int, graph: AtomicGraph) -> Tensor | None:
-        found = self.kernels.plan.extras(number, graph)
+        found = extra_inputs(self.kernels.program.heads[number], self.kernels.rep, graph)
         return None if found is None else found.T.to(self.device, self.kernels.dtype).contiguous()
 
     def _take_systems(self, step: DeviceStep, graph: AtomicGraph) -> None:

@@ -6,7 +6,7 @@ buffers of one capacity, so that the whole step can be captured as a CUDA graph.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,10 +21,10 @@ from cace_fast.kernels.triton.host_messages import Messages
 from cace_fast.kernels.triton.host_neighbors import PairSearch
 from cace_fast.kernels.triton.host_readout import Readouts
 from cace_fast.kernels.triton.launch import Results
-from cace_fast.spec import EnergyTerm, Ewald, FixedCharge, ModelSpec
+from cace_fast.spec import EnergyProgram, Ewald, EwaldTerm, FixedCharge, ModelSpec
 
 from .device_edges import Capacity, EdgeBuffers
-from .plan import Plan
+from .inputs import takes_fields
 
 MOST_NUMBERS = 2**31 - 1  # of one array: kernels number them by int32
 
@@ -45,32 +45,25 @@ class Kernels:
     ----------
     spec, weights
         The model, with tensors on the device and in the dtype to compute with.
-    plan
-        Read-outs and Ewald terms of the energy.
-    terms
-        The terms of the energy that ``plan`` was made for.
+    program
+        What the energy is made of.
     """
 
     def __init__(
-        self,
-        spec: ModelSpec,
-        weights: Mapping[str, Tensor],
-        plan: Plan,
-        terms: Sequence[EnergyTerm],
+        self, spec: ModelSpec, weights: Mapping[str, Tensor], program: EnergyProgram
     ) -> None:
-        self.rep, self.plan = spec.representation, plan
+        self.rep, self.program = spec.representation, program
         like = weights["embedding.sender"]
         self.device, self.dtype = like.device, like.dtype
         self.moments = launch.Moments(self.rep, weights)
         self.contraction = Contraction(self.rep, weights)
         self.messages = [Messages(self.rep, weights, t) for t in range(len(self.rep.steps))]
         self.readouts: Readouts | None = None
-        if plan.sources:
-            self.readouts = Readouts(plan.sources, weights, self.rep.n_stages)
-        if any(isinstance(value, str) for m in plan.modules for value in _field(m)):
+        if networks := program.networks(spec):
+            self.readouts = Readouts(networks, weights, self.rep.n_stages)
+        if takes_fields(program):
             raise UnsupportedModelError("an external field that is an input of the structure")
-        ewalds = [term for term in terms if isinstance(term.module, Ewald)]
-        self.long_range = [self._term(number, term) for number, term in enumerate(ewalds)]
+        self.long_range = [self._term(term) for term in program.terms]
         self.energy_rows = self._energy_rows()
 
     def _energy_rows(self) -> dict[int, tuple[float, bool]]:
@@ -78,25 +71,17 @@ class Kernels:
         if self.readouts is None:
             return {}
         return {
-            self.readouts.slices[number].start + head.energy_column: (
-                head.energy_weight, bool(head.average),
-            )
-            for number, head in enumerate(self.plan.heads)
-            if head.energy_column >= 0
-        }  # fmt: skip
+            self.readouts.slices[number].start + head.column: (head.weight, head.average)
+            for number, head in enumerate(self.program.heads)
+            if head.column is not None
+        }
 
-    def _term(self, number: int, term: EnergyTerm) -> LongRange:
-        assert isinstance(term.module, Ewald)
-        fixed, head = self.plan.fixed[number], self.plan.charge_heads[number]
+    def _term(self, term: EwaldTerm) -> LongRange:
         rows = None
-        if head is not None:
+        if term.head is not None:
             assert self.readouts is not None
-            rows = self.readouts.slices[head]
-        return LongRange(term.module, term.weight, rows, fixed)
-
-
-def _field(module: Ewald) -> tuple[float | str | None, int | str | None]:
-    return module.external_field, module.external_field_direction
+            rows = self.readouts.slices[term.head]
+        return LongRange(term.ewald, term.weight, rows, term.fixed)
 
 
 @dataclass
@@ -160,7 +145,7 @@ class DeviceStep:
         self.inputs = Inputs(
             doubles(n, 3), torch.zeros(n, dtype=torch.int32, device=k.device), ints,
             doubles(self.n_out, n), floats(self.n_out, n),
-            [None] * len(k.plan.heads),
+            [None] * len(k.program.heads),
         )  # fmt: skip
         self.results = Results(
             doubles(2, n), doubles(2, n_systems), floats(launch.n_blocks(n_edges)),

@@ -12,7 +12,7 @@ from cace_fast.errors import PropertyNotImplementedError
 from cace_fast.graph import AtomicGraph, ModelOutput
 from cace_fast.min_dist import MinDist
 from cace_fast.reference import model
-from cace_fast.spec import EnergyTerm, Ewald, ModelSpec
+from cace_fast.spec import EnergyProgram, EwaldTerm, ModelSpec
 from cace_fast.structures import trim
 
 from .charges import born_charges
@@ -46,11 +46,8 @@ class ReferenceEngine:
     ----------
     spec, weights
         The model; ``weights`` on the device and in the dtype to compute with.
-    terms
-        The terms of the energy, from :func:`cace_fast.spec.energy_terms`; empty for a bare
-        descriptor.
-    output_index
-        Which energy of a read-out that gives several.
+    program
+        What the energy is made of, from :func:`cace_fast.spec.energy_program`.
     long_range
         How to sum the long range.
     """
@@ -63,12 +60,10 @@ class ReferenceEngine:
         self,
         spec: ModelSpec,
         weights: Mapping[str, Tensor],
-        terms: Sequence[EnergyTerm],
-        output_index: int | None = None,
+        program: EnergyProgram,
         long_range: LongRange | None = None,
     ) -> None:
-        self.spec, self.weights, self.terms = spec, weights, tuple(terms)
-        self.output_index = output_index
+        self.spec, self.weights, self.program = spec, weights, program
         self.long_range = LongRange() if long_range is None else long_range
 
     @property
@@ -175,9 +170,9 @@ class ReferenceEngine:
         return torch.stack(rows).reshape(n, 3, n, 3) if rows else gradient.new_zeros(n, 3, n, 3)
 
     @property
-    def charge_term(self) -> EnergyTerm:
+    def charge_term(self) -> EwaldTerm:
         """The Ewald term that the latent charges belong to."""
-        found = [term for term in self.terms if isinstance(term.module, Ewald)]
+        found = self.program.terms
         if not found:
             raise PropertyNotImplementedError("charges: this model has no charges")
         if len(found) != 1:
@@ -191,9 +186,7 @@ class ReferenceEngine:
         self, graph: AtomicGraph, feats: Tensor, *, twice: bool = False
     ) -> model.Energies:
         how = self.long_range.summation(graph, twice=twice)
-        return model.energies(
-            graph, feats, self.weights, self.spec, self.terms, self.output_index, how
-        )
+        return model.energies(graph, feats, self.weights, self.spec, self.program, how)
 
     def _charges(self, graph: AtomicGraph, feats: Tensor) -> Tensor:
         term = self.charge_term

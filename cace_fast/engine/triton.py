@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from math import pi
 from typing import Any
@@ -18,14 +18,13 @@ from cace_fast.graph import AtomicGraph, ModelOutput
 from cace_fast.kernels import backend
 from cace_fast.kernels.triton.host_neighbors import PairSearch, grid_of
 from cace_fast.min_dist import MinDist
-from cace_fast.spec import EnergyTerm, ModelSpec
+from cace_fast.spec import EnergyProgram, ModelSpec
 
 from .checks import check_output
 from .device_moving import MovingRun, grown, guessed
 from .device_run import DeviceRun
 from .device_step import DeviceStep, Kernels
 from .long_range import LongRange
-from .plan import Plan, plan_of
 from .reference import ReferenceEngine
 
 PROBE = 2_048  # atoms of the buffers that memory is measured with
@@ -43,7 +42,7 @@ class TritonEngine(ReferenceEngine):
 
     Parameters
     ----------
-    spec, weights, terms, output_index, long_range
+    spec, weights, program, long_range
         As for :class:`ReferenceEngine`.
 
     Raises
@@ -59,21 +58,19 @@ class TritonEngine(ReferenceEngine):
         self,
         spec: ModelSpec,
         weights: Mapping[str, Tensor],
-        terms: Sequence[EnergyTerm],
-        output_index: int | None = None,
+        program: EnergyProgram,
         long_range: LongRange | None = None,
     ) -> None:
-        super().__init__(spec, weights, terms, output_index, long_range)
+        super().__init__(spec, weights, program, long_range)
         like = weights["embedding.sender"]
         if like.dtype != torch.float32 and not triton.knobs.runtime.interpret:
             raise UnsupportedModelError("float64: these kernels compute in float32")
         self.device = like.device
-        self._plan: Plan = plan_of(spec, self.terms, output_index)
-        self._kernels = Kernels(spec, weights, self._plan, self.terms)
+        self._kernels = Kernels(spec, weights, program)
         self._graphs = DeviceRun(self._kernels, self.long_range)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        own = (self.spec, self.weights, self.terms, self.output_index, self.long_range)
+        own = (self.spec, self.weights, self.program, self.long_range)
         return type(self), own
 
     @property
@@ -133,7 +130,7 @@ class TritonEngine(ReferenceEngine):
 
     def moving(self, graph: AtomicGraph, skin: float) -> OnDevice:
         """Return a system with a list of its own, which this engine makes as it is due."""
-        self._plan.check()
+        self.program.check()
         return OnDevice(self, MovingRun(self._kernels, self.long_range, graph, skin))
 
     def placed(self, graph: AtomicGraph) -> AtomicGraph:
@@ -152,7 +149,7 @@ class TritonEngine(ReferenceEngine):
 
     def check_wanted(self, wanted: Collection[str]) -> None:
         """Raise what keeps the model, or charges of it, from being evaluated."""
-        self._plan.check()
+        self.program.check()
         if {"latent_charges", "born_charges"} & set(wanted):
             self.charge_term  # noqa: B018  (raises if charges have no meaning)
 

@@ -6,6 +6,7 @@ by :func:`cace_fast.weights.expected_shapes`. Symbols are those of ``docs/theory
 """
 
 from .energy import EnergyTerm, energy_keys, energy_terms, total_energy_key
+from .heads import Extra, Head
 from .keys import Taken, chain, n_charges, taken_by, width_of
 from .model import Combination, ModelSpec, Provenance, SubModel
 from .outputs import (
@@ -20,6 +21,14 @@ from .outputs import (
     Readout,
     written_keys,
 )
+from .program import (
+    EnergyHead,
+    EnergyProgram,
+    EwaldTerm,
+    energy_program,
+    energy_programs,
+    program_of,
+)
 from .representation import (
     MLP,
     Activation,
@@ -29,7 +38,7 @@ from .representation import (
     RadialBasis,
     Representation,
 )
-from .text import from_json, to_json
+from .text import from_json, program_from_json, program_to_json, to_json
 
 __all__ = [
     "MLP",
@@ -39,11 +48,16 @@ __all__ = [
     "Combination",
     "CutoffFunction",
     "Dephase",
+    "EnergyHead",
+    "EnergyProgram",
     "EnergyTerm",
     "Ewald",
+    "EwaldTerm",
+    "Extra",
     "FixedCharge",
     "Forces",
     "Grad",
+    "Head",
     "MessageStep",
     "ModelSpec",
     "OutputModule",
@@ -56,9 +70,14 @@ __all__ = [
     "Taken",
     "chain",
     "energy_keys",
+    "energy_program",
+    "energy_programs",
     "energy_terms",
     "from_json",
     "n_charges",
+    "program_from_json",
+    "program_of",
+    "program_to_json",
     "taken_by",
     "to_json",
     "total_energy_key",

@@ -169,7 +169,7 @@ class ModelSpec:
 
     def __str__(self) -> str:
         """Return the specification as indented text."""
-        return "\n".join(_lines(self, 0))
+        return "\n".join(lines_of(self, 0))
 
 
 def _check_width(module: Readout, n_features: int) -> None:
@@ -182,7 +182,7 @@ def _check_width(module: Readout, n_features: int) -> None:
         raise SpecError("Readout.mlp.widths", expected, n_in)
 
 
-def _lines(value: Any, depth: int) -> list[str]:
+def lines_of(value: Any, depth: int) -> list[str]:
     """Print one dataclass a line for its plain fields and a block for each nested one."""
     pad = "  " * depth
     plain, nested = [], []
@@ -194,11 +194,11 @@ def _lines(value: Any, depth: int) -> list[str]:
             else None
         )
         if hasattr(item, "__dataclass_fields__"):
-            nested += [f"{pad}  {field.name}:", *_lines(item, depth + 2)]
+            nested += [f"{pad}  {field.name}:", *lines_of(item, depth + 2)]
         elif items is not None:
             nested += [
                 f"{pad}  {field.name}:",
-                *(line for one in items for line in _lines(one, depth + 2)),
+                *(line for one in items for line in lines_of(one, depth + 2)),
             ]
         elif item not in (None, "", ()):
             plain.append(f"{field.name}={item!r}")

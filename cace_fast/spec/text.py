@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from cace_fast.errors import SpecError
 
+from .checks import shown
+from .heads import Extra
 from .model import Combination, ModelSpec, Provenance, SubModel
 from .outputs import OutputModule
+from .program import EnergyHead, EnergyProgram, EwaldTerm
 from .representation import (
     MLP,
     Bchi,
@@ -20,6 +23,8 @@ from .representation import (
 )
 
 FORMAT_VERSION = 1
+
+Found = TypeVar("Found")
 
 _CLASSES: dict[str, type] = {
     cls.__name__: cls
@@ -34,6 +39,10 @@ _CLASSES: dict[str, type] = {
         SubModel,
         Provenance,
         ModelSpec,
+        Extra,
+        EnergyHead,
+        EwaldTerm,
+        EnergyProgram,
         *get_args(OutputModule),
     )
 }
@@ -87,22 +96,57 @@ def from_json(text: str) -> ModelSpec:
     SpecError
         If the text is not JSON, has another version, or a field is missing, unknown or wrong.
     """
+    return _model(_content(text, "specification", (FORMAT_VERSION,)))
+
+
+def program_to_json(program: EnergyProgram) -> str:
+    """Return an energy program as JSON text."""
+    return json.dumps(_encode(program), allow_nan=False)
+
+
+def program_from_json(text: str) -> EnergyProgram:
+    """Return the program that :func:`program_to_json` wrote.
+
+    Raises
+    ------
+    SpecError
+        If the text is not JSON, a field is missing, unknown or wrong, or fields contradict
+        each other.
+    """
+    return _decoded(_parsed(text, "energy program"), "program", EnergyProgram)
+
+
+def _parsed(text: str, name: str) -> Any:
     try:
-        content = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise SpecError("specification", "JSON text", f"an error: {error}") from None
+        raise SpecError(name, "JSON text", f"an error: {error}") from None
+
+
+def _content(text: str, name: str, versions: tuple[int, ...]) -> dict[str, Any]:
+    content = _parsed(text, name)
     version = content.get("version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version not in versions:
         raise SpecError(
             "version",
-            f"{FORMAT_VERSION}",
-            repr(version),
+            " or ".join(map(str, versions)),
+            shown(version),
             "Write the file again with this version.",
         )
+    assert isinstance(content, dict)
+    return content
+
+
+def _model(content: dict[str, Any]) -> ModelSpec:
+    return _decoded(content.get("model"), "model", ModelSpec)
+
+
+def _decoded(value: Any, where: str, kind: type[Found]) -> Found:
     try:
-        spec = _decode(content.get("model"), "model")
+        found = _decode(value, where)
     except RecursionError:
-        raise SpecError("model", "a specification", "deeply nested text") from None
-    if not isinstance(spec, ModelSpec):
-        raise SpecError("model", "a ModelSpec", type(spec).__name__)
-    return spec
+        raise SpecError(where, "a specification", "deeply nested text") from None
+    if not isinstance(found, kind):
+        article = "an" if kind.__name__[0] in "AE" else "a"
+        raise SpecError(where, f"{article} {kind.__name__}", type(found).__name__)
+    return found

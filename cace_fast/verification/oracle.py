@@ -13,7 +13,7 @@ from cace_fast.engine import ReferenceEngine
 from cace_fast.graph import ModelOutput, join
 from cace_fast.min_dist import MinDist
 from cace_fast.reference.ewald import k_vectors
-from cace_fast.spec import Ewald, ModelSpec, energy_terms
+from cace_fast.spec import ModelSpec, energy_program
 from cace_fast.structures import extra_inputs, graph_of
 from cace_fast.weights import Weights
 
@@ -76,12 +76,12 @@ class Oracle:
 
     def __init__(self, potential: Verifiable) -> None:
         spec = potential.spec
-        terms = energy_terms(spec, potential.energy_key) if spec.submodels else ()
+        program = energy_program(spec, potential.energy_key, potential.output_index)
         tensors = potential.weights.to("cpu", torch.float64)
         self.spec = spec
-        self.ewalds = [term.module for term in terms if isinstance(term.module, Ewald)]
-        self._isolated = dict(spec.atomic_energies)
-        self._engine = ReferenceEngine(spec, tensors, terms, potential.output_index)
+        self.ewalds = [term.ewald for term in program.terms]
+        self._isolated = dict(program.isolated)
+        self._engine = ReferenceEngine(spec, tensors, program)
 
     def output(self, atoms: Atoms, wanted: Sequence[str] = ()) -> ModelOutput:
         """Return what the reference gives for one structure, without atomic energies."""

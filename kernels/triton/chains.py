@@ -12,9 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cace_fast.kernels.heads import Head
 from cace_fast.kernels.triton.networks import Layer, layers_of
-from cace_fast.spec import Readout
+from cace_fast.spec import Head, Readout
 
 _Name = tuple[str, int]  # rows between layers: "root", "hidden" or "outputs" of a module
 

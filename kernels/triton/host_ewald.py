@@ -23,9 +23,9 @@ from cace_fast.kernels.triton.ewald_tables import LANES, RUN, VOIGT, Tables, tab
 from cace_fast.kernels.triton.waves import DIRECT, How, k_vectors, method_of
 from cace_fast.slab import Slab, planar_sum
 from cace_fast.spec import Ewald
+from cace_fast.spec.units import E2_PER_INTERNAL
 
 TURN = 4  # terms or parts whose loads are under way together
-E2_PER_INTERNAL = 90.0474  # q^2 in internal units for one e^2
 
 
 class _Given(NamedTuple):

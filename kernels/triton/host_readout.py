@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cace_fast.kernels.heads import Head
 from cace_fast.kernels.triton import _readout, configs
 from cace_fast.kernels.triton.chains import chain_layers
 from cace_fast.kernels.triton.networks import Layer, merged
+from cace_fast.spec import Head
 
 LANES = 32  # a warp
 ROWS = 16  # weights are padded to a multiple of it

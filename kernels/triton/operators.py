@@ -13,13 +13,12 @@ from torch import Tensor
 
 from cace_fast.errors import InputError
 from cace_fast.kernels.edges import edges_of
-from cace_fast.kernels.heads import Head
 from cace_fast.kernels.triton.ewald_tables import VOIGT
 from cace_fast.kernels.triton.host_contraction import Alone
 from cace_fast.kernels.triton.host_ewald import EwaldSum
 from cace_fast.kernels.triton.host_messages import Messages
 from cace_fast.kernels.triton.host_readout import Readouts, Work
-from cace_fast.spec import Ewald, Readout, Representation, SubModel
+from cace_fast.spec import Ewald, Head, Readout, Representation, SubModel
 
 MOST_NUMBERS = 2**31 - 1  # of one array: kernels number them by int32
 

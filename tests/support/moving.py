@@ -9,7 +9,7 @@ from cace_fast.engine.device_moving import MovingRun
 from cace_fast.engine.triton import TritonEngine
 from cace_fast.graph import AtomicGraph
 from cace_fast.neighbors import neighbor_list
-from cace_fast.spec import energy_terms
+from cace_fast.spec import energy_program
 
 from .tiny_models import tiny_spec, tiny_weights
 
@@ -35,7 +35,7 @@ def engine_of(dtype: torch.dtype, device: torch.device | str = "cpu", **options)
     """Return a tiny engine."""
     spec = tiny_spec(**MODEL | options)
     weights = tiny_weights(spec).to(torch.device(device), dtype)
-    return TritonEngine(spec, weights, energy_terms(spec))
+    return TritonEngine(spec, weights, energy_program(spec))
 
 
 def run_of(

@@ -21,7 +21,7 @@ from cace_fast.spec import (
     Add,
     Bchi,
     CutoffFunction,
-    EnergyTerm,
+    EnergyProgram,
     Ewald,
     FixedCharge,
     Forces,
@@ -34,6 +34,7 @@ from cace_fast.spec import (
     Representation,
     SubModel,
     energy_terms,
+    program_of,
 )
 from cace_fast.weights import Weights, expected_shapes
 
@@ -91,8 +92,8 @@ def tiny_spec(**options: Any) -> ModelSpec:
     )
 
 
-def tiny_terms() -> tuple[ModelSpec, tuple[EnergyTerm, ...]]:
-    """Return a model of several Ewald sums, two of the same charges, and its terms with weights."""
+def tiny_program() -> tuple[ModelSpec, EnergyProgram]:
+    """Return a model of several Ewald sums, two of the same charges, and a weighted energy."""
     spec = tiny_spec(l_max=1, n_rbf=2, n_radial=2, ewald_channels=2)
     short, charges = spec.submodels[0].modules[:2]
     field = {"external_field": 0.3, "external_field_direction": 1, "charge_neutral_lambda": 0.8}
@@ -107,7 +108,7 @@ def tiny_terms() -> tuple[ModelSpec, tuple[EnergyTerm, ...]]:
     spec = replace(spec, submodels=(SubModel(modules, strain=True),))
     weights = (1.0, 0.7, -0.4, 1.3)
     terms = zip(energy_terms(spec), weights, strict=True)
-    return spec, tuple(replace(term, weight=weight) for term, weight in terms)
+    return spec, program_of(spec, [replace(term, weight=weight) for term, weight in terms])
 
 
 def tiny_weights(spec: ModelSpec, seed: int = 1) -> Weights:

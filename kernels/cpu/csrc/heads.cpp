@@ -1,4 +1,4 @@
-// Heads: which module gives what a read-out takes, as cace_fast/spec/keys.py and kernels/heads.py say it.
+// Heads: which module gives what a read-out takes, as cace_fast/spec/keys.py and heads.py say it.
 #include "error.h"
 #include "heads.h"
 

@@ -23,7 +23,7 @@ from cace_fast.engine.long_range import LongRange
 from cace_fast.engine.triton import TritonEngine
 from cace_fast.graph import AtomicGraph, ModelOutput
 from cace_fast.neighbors import neighbor_list
-from cace_fast.spec import energy_terms
+from cace_fast.spec import energy_program
 from cace_fast.structures import extra_inputs, graph_of
 
 WANTED = ("forces", "virials")
@@ -72,7 +72,7 @@ def test_a_moving_system(kind: str) -> None:
 
 def given_pairs(kind: str, scale: float, seed: int) -> tuple[TritonEngine, AtomicGraph]:
     spec = tiny_spec(l_max=1, n_rbf=2, n_radial=2, **KINDS[kind])
-    engine = TritonEngine(spec, tiny_weights(spec).to(CPU, torch.float32), energy_terms(spec))
+    engine = TritonEngine(spec, tiny_weights(spec).to(CPU, torch.float32), energy_program(spec))
     atoms = tiny_structure(spec, seed=seed)
     atoms.set_cell(scale * atoms.cell[:], scale_atoms=True)
 

@@ -19,7 +19,7 @@ from cace_fast.engine.triton import TritonEngine
 from cace_fast.errors import CaceFastError, InputError, UnsupportedModelError
 from cace_fast.graph import AtomicGraph, join
 from cace_fast.neighbors import neighbor_list
-from cace_fast.spec import ModelSpec, energy_terms
+from cace_fast.spec import ModelSpec, energy_program
 from cace_fast.structures import extra_inputs, graph_of
 
 WANTED = ("forces", "virials")
@@ -42,9 +42,9 @@ def engines(device: torch.device) -> Engines:
 
     def make(**options) -> tuple[ModelSpec, TritonEngine, ReferenceEngine]:
         spec = tiny_spec(**options)
-        single, terms = tiny_weights(spec).to(device, torch.float32), energy_terms(spec)
+        single, program = tiny_weights(spec).to(device, torch.float32), energy_program(spec)
         double = {name: w.cpu().double() for name, w in single.items()}
-        return spec, TritonEngine(spec, single, terms), ReferenceEngine(spec, double, terms)
+        return spec, TritonEngine(spec, single, program), ReferenceEngine(spec, double, program)
 
     return make
 
@@ -123,15 +123,15 @@ def test_new_positions_and_cells_in_a_kept_list(engines: Engines) -> None:
 
 def test_a_frozen_k_set_is_that_of_the_first_cell(device: torch.device) -> None:
     spec = tiny_spec(**MODELS["charges"], ewald={"sigma": 0.1, "dl": 1.7, "norm_factor": 100.0})
-    single, terms = tiny_weights(spec).to(device, torch.float32), energy_terms(spec)
+    single, program = tiny_weights(spec).to(device, torch.float32), energy_program(spec)
     double = {name: w.cpu().double() for name, w in single.items()}
     given = graph(spec, reach=1.0)
     wide = replace(given, positions=given.positions * 1.2, cell=given.cell * 1.2)
     found = {}
     for k_set in ("frozen", "sphere"):
         how = [LongRange("direct", 1e-6, k_set) for _ in range(2)]
-        engine = TritonEngine(spec, single, terms, None, how[0])
-        reference = ReferenceEngine(spec, double, terms, None, how[1])
+        engine = TritonEngine(spec, single, program, how[0])
+        reference = ReferenceEngine(spec, double, program, how[1])
         for one in (given, wide):
             found[k_set] = engine.evaluate(one, WANTED)
             assert_equal(found[k_set], reference.evaluate(one, WANTED))
@@ -244,9 +244,9 @@ def test_mistakes_are_named(engines: Engines) -> None:
 
 def test_what_it_does_not_do_is_refused() -> None:
     spec = tiny_spec(**MODELS["charges"])
-    weights, terms = tiny_weights(spec), energy_terms(spec)
+    weights, program = tiny_weights(spec), energy_program(spec)
     with pytest.raises(UnsupportedModelError, match="float64: these kernels compute in float32"):
-        TritonEngine(spec, weights.to("cpu", torch.float64), terms)
+        TritonEngine(spec, weights.to("cpu", torch.float64), program)
 
 
 def test_copies_compute_the_same_and_threads_wait_for_each_other(engines: Engines) -> None:
@@ -272,7 +272,7 @@ def test_copies_compute_the_same_and_threads_wait_for_each_other(engines: Engine
 def test_born_charges_of_the_reference_are_made_where_the_graph_is() -> None:
     spec = tiny_spec(**PLAIN, ewald_channels=1)
     weights = tiny_weights(spec).to("cpu", torch.float64)
-    engine = ReferenceEngine(spec, weights, energy_terms(spec))
+    engine = ReferenceEngine(spec, weights, energy_program(spec))
     for pbc in (True, False):
         given = graph(spec, pbc=pbc)
         with torch.device("meta"):  # what names no device would go there

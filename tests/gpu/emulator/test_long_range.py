@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.tiny_models import tiny_spec, tiny_structure, tiny_terms, tiny_weights
+from support.tiny_models import tiny_program, tiny_spec, tiny_structure, tiny_weights
 
 from cace_fast.engine import Batch, ReferenceEngine
 from cace_fast.engine.long_range import LongRange
@@ -19,7 +19,7 @@ from cace_fast.graph import AtomicGraph, join
 from cace_fast.kernels import transforms
 from cace_fast.kernels.triton import host_ewald, waves
 from cace_fast.neighbors import neighbor_list
-from cace_fast.spec import energy_terms
+from cace_fast.spec import energy_program
 from cace_fast.structures import graph_of
 
 WANTED = ("forces", "virials")
@@ -29,12 +29,10 @@ METHODS = {"direct": LongRange("direct", 1e-7), "nufft": LongRange("nufft", 1e-7
 
 def engines(device: torch.device, how: LongRange) -> tuple[TritonEngine, ReferenceEngine]:
     """Return the engine, and the reference in float64 with the direct sum."""
-    single, terms = tiny_weights(SPEC).to(device, torch.float32), energy_terms(SPEC)
+    single, program = tiny_weights(SPEC).to(device, torch.float32), energy_program(SPEC)
     double = {name: w.cpu().double() for name, w in single.items()}
     exact = LongRange("direct", 1e-10, how.k_set, slab_vacuum=how.slab_vacuum)
-    return TritonEngine(SPEC, single, terms, None, how), ReferenceEngine(
-        SPEC, double, terms, None, exact
-    )
+    return TritonEngine(SPEC, single, program, how), ReferenceEngine(SPEC, double, program, exact)
 
 
 def system(
@@ -89,12 +87,12 @@ def test_open_systems_slabs_and_crystals_in_one_batch(method: str, device: torch
 def test_terms_with_field_penalty_and_fixed_charges_in_one_energy(
     method: str, device: torch.device
 ) -> None:
-    spec, terms = tiny_terms()
+    spec, program = tiny_program()
     single, how = tiny_weights(spec).to(device, torch.float32), METHODS[method]
     double = {name: w.cpu().double() for name, w in single.items()}
     parts = [system(), system(False, seed=3), system(side=1)]
-    engine = TritonEngine(spec, single, terms, None, how)
-    reference = ReferenceEngine(spec, double, terms, None, METHODS["direct"])
+    engine = TritonEngine(spec, single, program, how)
+    reference = ReferenceEngine(spec, double, program, METHODS["direct"])
     for graph in (join(parts), parts[1], join(parts)):  # buffers of another size in between
         assert_equal(engine.evaluate(graph, WANTED), reference.evaluate(graph, WANTED))
 

@@ -85,7 +85,7 @@ def reference(run: MovingRun, engine: Any, wanted: tuple[str, ...] = WANTED) -> 
     }
     exact = replace(g, positions=r, **pairs)
     weights = {name: w.cpu().double() for name, w in engine.weights.items()}
-    return ReferenceEngine(engine.spec, weights, engine.terms).evaluate(exact, wanted)
+    return ReferenceEngine(engine.spec, weights, engine.program).evaluate(exact, wanted)
 
 
 def assert_equal(found: Any, expected: Any) -> None:

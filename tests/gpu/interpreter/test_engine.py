@@ -16,7 +16,7 @@ from cace_fast.graph import join
 from cace_fast.kernels.contraction import contraction
 from cace_fast.kernels.moments import moments
 from cace_fast.kernels.readout import readout
-from cace_fast.spec import energy_terms
+from cace_fast.spec import energy_program
 from cace_fast.structures import extra_inputs, graph_of
 
 PLAIN = {"l_max": 1, "n_rbf": 2, "n_radial": 2}
@@ -29,11 +29,11 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_forces_and_virials_are_those_of_automatic_derivatives(name: str) -> None:
     spec = tiny_spec(**MODELS[name])
-    weights, terms = tiny_weights(spec).to("cpu", torch.float64), energy_terms(spec)
+    weights, program = tiny_weights(spec).to("cpu", torch.float64), energy_program(spec)
     graph = graph_of(tiny_structure(spec), spec.representation)
-    expected = ReferenceEngine(spec, weights, terms).evaluate(graph, ("forces", "virials"))
+    expected = ReferenceEngine(spec, weights, program).evaluate(graph, ("forces", "virials"))
     with watch():
-        found = TritonEngine(spec, weights, terms).evaluate(graph, ("forces", "virials"))
+        found = TritonEngine(spec, weights, program).evaluate(graph, ("forces", "virials"))
     for key in ("energy", "energies", "forces", "virials"):
         assert relative(getattr(found, key), getattr(expected, key)) < 1e-11, key
 
@@ -41,13 +41,13 @@ def test_forces_and_virials_are_those_of_automatic_derivatives(name: str) -> Non
 def test_chains_of_read_outs_are_one_network() -> None:
     """Read-outs and charges that take what other modules give, open and periodic in one batch."""
     spec = chained_spec()
-    weights, terms = seeded_weights(spec).to("cpu", torch.float64), energy_terms(spec)
+    weights, program = seeded_weights(spec).to("cpu", torch.float64), energy_program(spec)
     frames = [structure(spec, 2), structure(spec, 1), structure(spec, 2, pbc=False)]
     names = extra_inputs(spec)
     graph = join([graph_of(atoms, spec.representation, inputs=names) for atoms in frames])
-    expected = ReferenceEngine(spec, weights, terms).evaluate(graph, ("forces", "virials"))
+    expected = ReferenceEngine(spec, weights, program).evaluate(graph, ("forces", "virials"))
     with watch():
-        found = TritonEngine(spec, weights, terms).evaluate(graph, ("forces", "virials"))
+        found = TritonEngine(spec, weights, program).evaluate(graph, ("forces", "virials"))
     for key in ("energy", "energies", "forces", "virials"):
         assert relative(getattr(found, key), getattr(expected, key)) < 1e-11, key
 
@@ -55,14 +55,14 @@ def test_chains_of_read_outs_are_one_network() -> None:
 def test_fields_that_are_inputs_are_refused() -> None:
     spec = tiny_spec(**PLAIN, ewald_channels=1, ewald={"external_field": "f"})
     with pytest.raises(UnsupportedModelError, match="field that is an input of the structure"):
-        TritonEngine(spec, tiny_weights(spec).to("cpu", torch.float64), energy_terms(spec))
+        TritonEngine(spec, tiny_weights(spec).to("cpu", torch.float64), energy_program(spec))
 
 
 def test_operators_with_automatic_derivatives_give_the_same_forces() -> None:
     spec = tiny_spec(**PLAIN)
     rep, weights = spec.representation, tiny_weights(spec).to("cpu", torch.float64)
     graph = graph_of(tiny_structure(spec), rep)
-    analytic = TritonEngine(spec, weights, energy_terms(spec)).evaluate(graph, ("forces",))
+    analytic = TritonEngine(spec, weights, energy_program(spec)).evaluate(graph, ("forces",))
     positions = graph.positions.clone().requires_grad_(True)
     moved = type(graph)(**{**vars(graph), "positions": positions})
     own = {key: w for key, w in weights.items() if not key.startswith("outputs")}

@@ -7,7 +7,7 @@ import torch
 from gpu_emulator.guard import watch
 from support.edges import relative
 from support.operator_cases import CELLS, normal
-from support.tiny_models import tiny_structure, tiny_terms, tiny_weights
+from support.tiny_models import tiny_program, tiny_structure, tiny_weights
 from torch import Tensor
 
 from cace_fast.engine import ReferenceEngine
@@ -79,15 +79,15 @@ def test_several_systems_with_a_weight_are_written_and_added(
 
 
 def test_terms_with_field_penalty_and_fixed_charges_in_one_energy() -> None:
-    spec, terms = tiny_terms()
+    spec, program = tiny_program()
     weights = tiny_weights(spec).to("cpu", F64)
     graph = join([
         graph_of(tiny_structure(spec, side=side, pbc=pbc, seed=side), spec.representation)
         for side, pbc in ((2, True), (1, True), (2, False))
     ])  # fmt: skip
     wanted = ("forces", "virials")
-    expected = ReferenceEngine(spec, weights, terms).evaluate(graph, wanted)
+    expected = ReferenceEngine(spec, weights, program).evaluate(graph, wanted)
     with watch():
-        found = TritonEngine(spec, weights, terms).evaluate(graph, wanted)
+        found = TritonEngine(spec, weights, program).evaluate(graph, wanted)
     for key in ("energy", "energies", "energies_sr", *wanted):
         assert relative(getattr(found, key), getattr(expected, key)) < 1e-11, key

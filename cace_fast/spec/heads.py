@@ -6,10 +6,15 @@ The library makes the same of the specification (``kernels/cpu/csrc/heads.cpp``)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from cace_fast.errors import SpecError, UnsupportedModelError
-from cace_fast.spec import Add, FixedCharge, Readout, SubModel, Taken, chain, taken_by
+
+from .checks import require, require_int, require_texts
+from .keys import Taken, chain, taken_by
+from .model import SubModel
+from .outputs import Add, FixedCharge, Readout
 
 
 class Block(NamedTuple):
@@ -24,12 +29,19 @@ class Block(NamedTuple):
     width: int
 
 
-class Extra(NamedTuple):
+@dataclass(frozen=True)
+class Extra:
     """Extra inputs that stand together: keys of the structure, or a module of fixed charges."""
 
     keys: tuple[str, ...]
     fixed: FixedCharge | None
     width: int
+
+    def __post_init__(self) -> None:
+        require_texts(self, "keys")
+        good = isinstance(self.fixed, FixedCharge) if not self.keys else self.fixed is None
+        require(good, self, "fixed", "a FixedCharge where there are no keys, else nothing")
+        require_int(self, "width", 1)
 
 
 class Head:

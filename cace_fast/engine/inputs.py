@@ -1,0 +1,61 @@
+"""What structures bring to an energy program: extra inputs of heads, fixed charges, fields."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cace_fast.errors import InputError
+from cace_fast.graph import AtomicGraph
+from cace_fast.reference.atomic import fixed_charges, given_input
+from cace_fast.reference.long_range import field_of
+from cace_fast.spec import EnergyHead, EnergyProgram, Extra, Representation
+
+
+def check_elements(program: EnergyProgram, spec: Representation, graph: AtomicGraph) -> None:
+    """Raise InputError for atoms whose element has no fixed charge."""
+    given = [extra.fixed for head in program.heads for extra in head.extras or ()]
+    for module in dict.fromkeys([*(term.fixed for term in program.terms), *given]):
+        if module is not None:
+            fixed_charges(module, spec, graph.species)
+
+
+def extra_inputs(head: EnergyHead, spec: Representation, graph: AtomicGraph) -> Tensor | None:
+    """Return the extra inputs [n, n_extra] float64 of a head, None where it has none."""
+    parts = [_extra(extra, spec, graph) for extra in head.extras or ()]
+    return torch.cat(parts, 1) if parts else None
+
+
+def _extra(extra: Extra, spec: Representation, graph: AtomicGraph) -> Tensor:
+    if extra.fixed is not None:
+        return fixed_charges(extra.fixed, spec, graph.species)
+    columns = [given_input(key, graph.inputs) for key in extra.keys]
+    found = torch.cat([c.flatten(1) if c.dim() > 1 else c[:, None] for c in columns], 1)
+    if found.shape[1] != extra.width:
+        expected = f"{extra.width} numbers per atom in {', '.join(extra.keys)}"
+        raise InputError("inputs", expected, found.shape[1])
+    return found.to(torch.float64)
+
+
+def takes_fields(program: EnergyProgram) -> bool:
+    """Tell whether an external field, or its direction, is an input of the structures."""
+    settings = [(t.ewald.external_field, t.ewald.external_field_direction) for t in program.terms]
+    return any(isinstance(value, str) for pair in settings for value in pair)
+
+
+def fields(
+    program: EnergyProgram, graph: AtomicGraph
+) -> tuple[NDArray[np.float64], NDArray[np.int64]] | None:
+    """Return fields and directions [n_terms, n_systems]; None where the modules have them."""
+    if not takes_fields(program):
+        return None
+    ends = torch.bincount(graph.batch, minlength=graph.n_systems).cumsum(0).tolist()
+    atoms = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
+    found = [
+        [field_of(t.ewald, graph.inputs, s) if s.stop > s.start else (0.0, 0) for s in atoms]
+        for t in program.terms
+    ]
+    pairs = np.array(found, dtype=np.float64).reshape(len(found), len(atoms), 2)
+    return np.ascontiguousarray(pairs[..., 0]), pairs[..., 1].astype(np.int64)

@@ -1,0 +1,345 @@
+"""What the energy of a model is made of: read-outs and Ewald sums with weights, as data.
+
+One :class:`EnergyProgram` is made by rule (:func:`energy_program`) from a specification, the key of
+an energy and, of several energies, the number of one. Every engine evaluates it, and files hold it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import isfinite, sqrt
+from typing import Literal
+
+from cace_fast.errors import InputError, SpecError, UnsupportedModelError
+
+from .checks import (
+    require,
+    require_bools,
+    require_choice,
+    require_float,
+    require_int,
+    require_names,
+    require_pairs,
+    require_tuple,
+)
+from .energy import EnergyTerm, energy_keys, energy_terms, total_energy_key
+from .heads import Extra, Head
+from .keys import Taken, taken_by, width_of
+from .model import MOST_MODULES, MOST_SUBMODELS, ModelSpec, lines_of
+from .outputs import Ewald, FixedCharge, Readout
+from .units import E2_PER_INTERNAL
+
+Gives = Literal["energy", "charges"]
+Source = Literal["head", "fixed", "input", "features", "x", "potential"]
+
+
+@dataclass(frozen=True)
+class EnergyHead:
+    """Numbers of each atom from a network: one is an energy, or all are charges.
+
+    Attributes
+    ----------
+    submodel, index
+        Place of the module whose outputs they are.
+    gives
+        What they are.
+    n_out
+        How many; None where only the inputs of a structure tell.
+    column, weight, average
+        Of an energy: which number it is (None: ``output_index`` has to choose), what it counts,
+        and whether it is divided by the number of atoms.
+    extras
+        What the network takes of the structure beside the features, in the order of its columns;
+        None where it takes what no network of the features gives, so that the reference alone
+        evaluates it.
+    """
+
+    submodel: int
+    index: int
+    gives: Gives
+    n_out: int | None = 1
+    column: int | None = None
+    weight: float = 0.0
+    average: bool = False
+    extras: tuple[Extra, ...] | None = ()
+
+    def __post_init__(self) -> None:
+        require_int(self, "submodel", 0, MOST_SUBMODELS - 1)
+        require_int(self, "index", 0, MOST_MODULES - 1)
+        require_choice(self, "gives", Gives)
+        if self.n_out is not None or self.gives == "energy":
+            require_int(self, "n_out", 1)
+        if self.column is not None:
+            require(self.gives == "energy", self, "column", "nothing for charges")
+            require_int(self, "column", 0, (self.n_out or 1) - 1)
+        require_float(self, "weight")
+        require_bools(self, "average")
+        if self.extras is not None:
+            require_tuple(self, "extras", Extra)
+
+
+@dataclass(frozen=True)
+class EwaldTerm:
+    """One Ewald sum of the energy, with its weight and the source of its charges.
+
+    ``charges`` says what they are: all numbers of the head ``head`` of the program, the ``fixed``
+    charges of elements, or what the reference alone sums: an input of the structure, the features,
+    or the inputs x or the potential of another module.
+    """
+
+    submodel: int
+    index: int
+    weight: float
+    ewald: Ewald
+    charges: Source
+    head: int | None = None
+    fixed: FixedCharge | None = None
+
+    def __post_init__(self) -> None:
+        require_int(self, "submodel", 0, MOST_SUBMODELS - 1)
+        require_int(self, "index", 0, MOST_MODULES - 1)
+        require_float(self, "weight")
+        require(isinstance(self.ewald, Ewald), self, "ewald", "an Ewald")
+        require_choice(self, "charges", Source)
+        if self.charges == "head":
+            require_int(self, "head", 0, MOST_MODULES)
+        else:
+            require(self.head is None, self, "head", "nothing, as no head gives the charges")
+        good = isinstance(self.fixed, FixedCharge) == (self.charges == "fixed")
+        good = good and (self.fixed is None or self.charges == "fixed")
+        require(good, self, "fixed", "a FixedCharge where charges are fixed, else nothing")
+
+
+@dataclass(frozen=True)
+class EnergyProgram:
+    """All that an energy is made of.
+
+    Attributes
+    ----------
+    energy_key
+        Its name; empty for a bare descriptor, which has no energy.
+    output_index
+        Which of several energies of a read-out; None: it has one, or the choice is open.
+    heads
+        First those that give energies, then those that give charges; each module once of each.
+    terms
+        Ewald sums.
+    isolated
+        Pairs of atomic number and energy of the isolated atom, which are added.
+    charge_unit
+        e per internal unit of charge, sqrt(w norm/90.0474); None unless there is exactly one
+        Ewald sum and this a number.
+    energy_unit, length_unit
+        As in the specification.
+    """
+
+    energy_key: str
+    output_index: int | None = None
+    heads: tuple[EnergyHead, ...] = ()
+    terms: tuple[EwaldTerm, ...] = ()
+    isolated: tuple[tuple[int, float], ...] = ()
+    charge_unit: float | None = None
+    energy_unit: str = "eV"
+    length_unit: str = "A"
+
+    def __post_init__(self) -> None:
+        require(isinstance(self.energy_key, str), self, "energy_key", "text")
+        require_tuple(self, "heads", EnergyHead)
+        require_tuple(self, "terms", EwaldTerm)
+        good = self.output_index is None or type(self.output_index) is int
+        require(good, self, "output_index", "an integer or nothing")
+        places = [(h.gives == "charges", h.submodel, h.index) for h in self.heads]
+        require(len(set(places)) == len(places), self, "heads", "each module once")
+        ordered = sorted(places, key=lambda place: place[0]) == places
+        require(ordered, self, "heads", "energies before charges")
+        for head in self.heads:
+            column = None if head.gives == "charges" else _column(head.n_out, self.output_index)
+            require(head.column == column, head, "column", f"{column}, as output_index says")
+        sums = [(term.submodel, term.index) for term in self.terms]
+        require(len(set(sums)) == len(sums), self, "terms", "each module once")
+        for term in self.terms:
+            number = -1 if term.head is None else term.head
+            good = number < len(self.heads)
+            good = good and (number < 0 or self.heads[number].gives == "charges")
+            require(good, term, "head", "the number of a head that gives charges")
+        require_pairs(self, "isolated")
+        unit = _charge_unit(self.terms)
+        require(self.charge_unit == unit, self, "charge_unit", f"{unit}, as the terms say")
+        require_names(self, "energy_unit", "length_unit")
+
+    def __str__(self) -> str:
+        """Return the program as indented text."""
+        return "\n".join(lines_of(self, 0))
+
+    def check(self) -> None:
+        """Raise InputError where ``output_index`` has to choose an energy first."""
+        for head in self.heads:
+            if head.gives == "energy":
+                assert head.n_out is not None
+                energy_column(head.n_out, self.output_index)
+
+    def first_charge(self, head: int) -> int:
+        """Return the column of the first charge of a head among those of all heads, in order."""
+        before = self.heads[:head]
+        return sum(h.n_out or 1 for h in before if h.gives == "charges")
+
+    def networks(self, spec: ModelSpec) -> list[Head]:
+        """Return the network of every head, for engines that evaluate features and networks alone.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If a head takes what no network of the features gives, or charges come from no head.
+        """
+        n_features = spec.representation.n_features
+        found = [Head(spec.submodels[h.submodel], h.submodel, h.index, n_features)
+                 for h in self.heads]  # fmt: skip
+        for term in self.terms:
+            if term.charges == "input":
+                raise UnsupportedModelError("charges that are an input of the structure")
+            if term.charges not in ("head", "fixed"):
+                raise UnsupportedModelError(
+                    f"charges that are the {term.charges} of another module"
+                )
+        return found
+
+
+def energy_column(n_out: int, output_index: int | None) -> int:
+    """Return which of ``n_out`` outputs of a read-out is the energy."""
+    if output_index is None and n_out != 1:
+        expected = f"0 to {n_out - 1}: this model has several energies"
+        raise InputError("output_index", expected, output_index)
+    column = 0 if n_out == 1 or output_index is None else output_index
+    if not -n_out <= column < n_out:
+        raise InputError("output_index", f"less than {n_out}", output_index)
+    return column % n_out
+
+
+def energy_program(
+    spec: ModelSpec, key: str | None = None, output_index: int | None = None
+) -> EnergyProgram:
+    """Return what the energy called ``key``, or the total energy, is made of.
+
+    Parameters
+    ----------
+    spec
+        The model. A bare descriptor has a program without heads, whatever the key.
+    key
+        One of :func:`energy_keys`; None for the total energy.
+    output_index
+        Which energy of a read-out that gives several.
+
+    Raises
+    ------
+    InputError, UnsupportedModelError
+        See :func:`energy_terms`.
+    """
+    if not spec.submodels:
+        return program_of(spec, (), output_index)
+    terms = energy_terms(spec, key)
+    return program_of(spec, terms, output_index, total_energy_key(spec) if key is None else key)
+
+
+def energy_programs(spec: ModelSpec) -> Iterator[EnergyProgram]:
+    """Yield the program of every key that names an energy which can be evaluated.
+
+    Which of several energies of a read-out is left open.
+    """
+    known: dict[tuple[int, int], tuple[int | None, tuple[Extra, ...] | None]] = {}
+    for key in energy_keys(spec):
+        try:
+            yield _Maker(spec, None, known).program(energy_terms(spec, key), key)
+        except UnsupportedModelError:
+            continue
+
+
+def program_of(
+    spec: ModelSpec, terms: Sequence[EnergyTerm], output_index: int | None = None, key: str = ""
+) -> EnergyProgram:
+    """Return what the sum of ``terms`` is made of."""
+    return _Maker(spec, output_index, {}).program(terms, key)
+
+
+class _Maker:
+    """Makes a program; ``known`` keeps what is known of heads for others of the same model."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        output_index: int | None,
+        known: dict[tuple[int, int], tuple[int | None, tuple[Extra, ...] | None]],
+    ) -> None:
+        self._spec, self._output_index, self._known = spec, output_index, known
+        self._heads: list[EnergyHead] = []
+        self._charges: dict[tuple[int, int], int] = {}
+
+    def program(self, terms: Sequence[EnergyTerm], key: str) -> EnergyProgram:
+        spec = self._spec
+        for term in terms:
+            if isinstance(term.module, Readout):
+                self._heads.append(self._energy(term, term.module))
+        sums = tuple(self._sum(t, t.module) for t in terms if isinstance(t.module, Ewald))
+        return EnergyProgram(
+            key, self._output_index, tuple(self._heads), sums, spec.atomic_energies,
+            _charge_unit(sums), spec.energy_unit, spec.length_unit,
+        )  # fmt: skip
+
+    def _energy(self, term: EnergyTerm, module: Readout) -> EnergyHead:
+        column = _column(module.n_out, self._output_index)
+        _, extras = self._inputs(term.submodel, term.index)
+        average = module.aggregation == "avg"
+        return EnergyHead(
+            term.submodel, term.index, "energy", module.n_out, column, float(term.weight), average,
+            extras,
+        )  # fmt: skip
+
+    def _sum(self, term: EnergyTerm, module: Ewald) -> EwaldTerm:
+        sub = self._spec.submodels[term.submodel]
+        (taken,) = taken_by(sub, term.index)
+        producer = None if taken.place is None else sub.modules[taken.place]
+        weight, place = float(term.weight), (term.submodel, term.index)
+        if taken.kind == "y" and isinstance(producer, FixedCharge):
+            return EwaldTerm(*place, weight, module, "fixed", fixed=producer)
+        if taken.kind == "y":
+            return EwaldTerm(*place, weight, module, "head", self._charge_head(term, taken))
+        return EwaldTerm(*place, weight, module, taken.kind)
+
+    def _charge_head(self, term: EnergyTerm, taken: Taken) -> int:
+        """Return the number of the head that gives charges, a new one if need be."""
+        assert taken.place is not None
+        key = (term.submodel, taken.place)
+        if key not in self._charges:
+            n_out, extras = self._inputs(*key)
+            self._charges[key] = len(self._heads)
+            self._heads.append(EnergyHead(*key, "charges", n_out, extras=extras))
+        return self._charges[key]
+
+    def _inputs(self, submodel: int, index: int) -> tuple[int | None, tuple[Extra, ...] | None]:
+        """Return how many numbers a head gives, and its extra inputs."""
+        found = self._known.get((submodel, index))
+        if found is None:
+            sub = self._spec.submodels[submodel]
+            try:
+                head = Head(sub, submodel, index, self._spec.representation.n_features)
+                found = head.n_out, tuple(head.extras)
+            except (UnsupportedModelError, SpecError):
+                found = width_of(sub, Taken("", index, "y")), None
+            self._known[submodel, index] = found
+        return found
+
+
+def _column(n_out: int | None, output_index: int | None) -> int | None:
+    """Return the column of an energy; None where it is not chosen."""
+    assert n_out is not None
+    try:
+        return energy_column(n_out, output_index)
+    except InputError:
+        return None
+
+
+def _charge_unit(terms: Sequence[EwaldTerm]) -> float | None:
+    if len(terms) != 1:
+        return None
+    square = terms[0].weight * terms[0].ewald.norm_factor / E2_PER_INTERNAL
+    return sqrt(square) if square >= 0.0 and isfinite(square) else None
