@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .errors import CheckpointError, InputError, SpecError
 from .process import ordinary_tensor
-from .spec import MLP, ModelSpec, Readout, from_json, to_json
+from .spec import MLP, ModelSpec, Readout, file_from_json, file_to_json
 
 METADATA_KEY = "cace_fast"
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -149,6 +149,9 @@ def _linear_shapes(
 def save(path: str | os.PathLike[str], spec: ModelSpec, weights: Mapping[str, Tensor]) -> None:
     """Write one ``.safetensors`` file with the specification in its metadata.
 
+    Beside it stands what each of its energies is made of (``cace_fast.spec.EnergyProgram``), for
+    readers that have no rule of their own. The format has version 2; :func:`load` also reads 1.
+
     The file appears whole or not at all: it is written beside its place and then moved there.
     """
     checked = Weights(spec, weights)
@@ -157,7 +160,7 @@ def save(path: str | os.PathLike[str], spec: ModelSpec, weights: Mapping[str, Te
     handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=place.name, suffix=".part")
     os.close(handle)
     try:
-        save_file(tensors, temporary, metadata={METADATA_KEY: to_json(spec)})
+        save_file(tensors, temporary, metadata={METADATA_KEY: file_to_json(spec)})
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, place)
     except BaseException:
@@ -198,7 +201,8 @@ def load(path: str | os.PathLike[str]) -> tuple[ModelSpec, Weights]:
     FileNotFoundError
         If there is no such file.
     CheckpointError
-        If the file is not safetensors, has no specification, or its tensors do not fit it.
+        If the file is not safetensors, has no specification, or its tensors or energy programs
+        do not fit it.
     """
     require_regular(path)
     try:
@@ -209,7 +213,7 @@ def load(path: str | os.PathLike[str]) -> tuple[ModelSpec, Weights]:
                     f"{path}: a safetensors file without a {METADATA_KEY!r} specification in its "
                     "metadata; write it with 'cace-fast convert'"
                 )
-            spec = from_json(metadata[METADATA_KEY])
+            spec = file_from_json(metadata[METADATA_KEY])
             names = file.keys()
             return spec, Weights(spec, {name: file.get_tensor(name).clone() for name in names})
     except SafetensorError as error:

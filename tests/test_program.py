@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from support import golden
 from support.tiny_models import tiny_program, tiny_spec
@@ -167,3 +168,20 @@ def test_sources_of_charges_that_only_the_reference_sums():
     with pytest.raises(UnsupportedModelError, match="charges that are an input of the structure"):
         program.networks(spec)
     assert program_from_json(program_to_json(program)) == program
+
+
+def test_numbers_of_energies_are_integers_of_any_kind():
+    assert energy_program(GOLDEN, "tot_q", np.int64(1)) == energy_program(GOLDEN, "tot_q", 1)
+    with pytest.raises(InputError, match="output_index: expected an integer or None, got '1'"):
+        energy_program(GOLDEN, "tot_q", "1")
+
+
+def test_a_line_for_each_part():
+    assert WEIGHTED.parts() == [
+        "1 x read-out 0.0",
+        "0.7 x Ewald sum 0.3 of charges of module 0.1",
+        "-0.4 x Ewald sum 0.4 of charges of module 0.1",
+        "1.3 x Ewald sum 0.5 of fixed charges",
+    ]
+    assert energy_program(GOLDEN, "tot_q").parts() == ["1 x read-out 0.1, number output_index"]
+    assert energy_program(GOLDEN, "tot_q", 1).parts() == ["1 x read-out 0.1, number 1"]

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from support import golden
 
 from cace_fast import CheckpointError, InputError, weights
+from cace_fast.spec import (
+    energy_keys,
+    energy_program,
+    file_to_json,
+    program_from_json,
+    to_json,
+)
 from cace_fast.weights import Weights, expected_shapes
 
 SPEC, TENSORS = golden.model()
@@ -89,7 +98,7 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="without a 'cace_fast' specification"):
         weights.load(path)
     save_file({"x": torch.ones(2)}, path, metadata={"cace_fast": "{}"})
-    with pytest.raises(CheckpointError, match="version: expected 1"):
+    with pytest.raises(CheckpointError, match="version: expected 1 or 2, got None"):
         weights.load(path)
     whole = tmp_path / "model.safetensors"
     weights.save(whole, SPEC, TENSORS)
@@ -106,3 +115,62 @@ def test_weights_move_without_copies_when_there():
     same = TENSORS.to("cpu", torch.float64)
     assert same["mixing.0"] is TENSORS["mixing.0"]
     assert TENSORS.to("cpu", torch.float32)["mixing.0"].dtype == torch.float32
+
+
+def content_of(path):
+    """The text in the metadata of a file, decoded."""
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()["cace_fast"])
+
+
+def write(path, content):
+    """A file of the golden model with another text."""
+    save_file(dict(TENSORS), path, metadata={"cace_fast": json.dumps(content)})
+
+
+def test_the_file_says_what_its_energies_are_made_of(tmp_path):
+    path = tmp_path / "model.safetensors"
+    weights.save(path, SPEC, TENSORS)
+    content = content_of(path)
+    assert content["version"] == 2
+    assert content["total"] == energy_program(SPEC).energy_key
+    programs = [program_from_json(json.dumps(given)) for given in content["programs"]]
+    assert programs == [energy_program(SPEC, key) for key in energy_keys(SPEC)]
+
+
+def test_version_1_keeps_loading(tmp_path):
+    path = tmp_path / "old.safetensors"
+    save_file(dict(TENSORS), path, metadata={"cace_fast": to_json(SPEC)})
+    assert content_of(path)["version"] == 1
+    spec, found = weights.load(path)
+    assert spec == SPEC
+    assert all(torch.equal(found[name], TENSORS[name]) for name in TENSORS)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["programs"].pop(), "programs: expected one of the energy 'total', got none"),
+        (lambda c: c["programs"].append(c["programs"][0]), "programs: expected 4 programs, got 5"),
+        (lambda c: c["programs"].reverse(), r"programs\[0\]: expected what the specification"),
+        (lambda c: c["programs"][3]["heads"][0].update(weight=2.0),
+         r"programs\[3\]: expected what the specification makes of the energy 'total'"),
+        (lambda c: c["programs"][3]["heads"][0].update(column=1), "EnergyHead.column: expected"),
+        (lambda c: c.update(programs=None), "programs: expected a list"),
+        (lambda c: c["programs"].__setitem__(0, 7), "expected an EnergyProgram, got int"),
+        (lambda c: c.update(total="E"), "total: expected 'total', got 'E'"),
+        (lambda c: c.pop("total"), "total: expected 'total'"),
+        (lambda c: c.update(more=1), "expected version, model, total and programs"),
+        (lambda c: c.update(version=3), "version: expected 1 or 2, got 3"),
+        (lambda c: c.update(version=True), "version: expected 1 or 2, got True"),
+        (lambda c: c["model"]["submodels"][0]["modules"][2].update(dl=1.6),
+         "expected what the specification makes of the energy 'ewald'"),
+    ],
+)  # fmt: skip
+def test_programs_that_do_not_fit_are_refused(tmp_path, change, message):
+    path = tmp_path / "model.safetensors"
+    content = json.loads(file_to_json(SPEC))
+    change(content)
+    write(path, content)
+    with pytest.raises(CheckpointError, match=message):
+        weights.load(path)

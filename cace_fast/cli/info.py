@@ -33,7 +33,7 @@ def info(
 ) -> None:
     """Show what is in a model file: elements, cutoff, architecture, energies, licence."""
     from cace_fast.reading import read_model
-    from cace_fast.spec import to_json
+    from cace_fast.spec import energy_programs, program_to_json, to_json
 
     spec, weights = read_model(model)
     summary = summarise(model, spec, weights)
@@ -41,12 +41,17 @@ def info(
         summary["GPU memory"] = gpu_memory(spec, weights, memory)
     if as_json:
         summary["specification"] = json.loads(to_json(spec))
+        programs = map(program_to_json, energy_programs(spec))
+        summary["energy programs"] = [json.loads(text) for text in programs]
         print(json.dumps(summary, indent=2))
         return
     _print_summary(summary)
     if full:
         print()
         print(spec)
+        for program in energy_programs(spec):
+            print()
+            print(program)
         print()
         for name, tensor in weights.items():
             print(f"{name:<48} {str(tensor.dtype).removeprefix('torch.'):<8} {list(tensor.shape)}")
@@ -147,14 +152,16 @@ def _architecture(rep: Representation) -> dict[str, Any]:
 def _energies(spec: ModelSpec) -> dict[str, Any]:
     """Return what the read-outs give: keys, the total, the long range."""
     from cace_fast.errors import UnsupportedModelError
-    from cace_fast.spec import Ewald, energy_keys, total_energy_key, written_keys
+    from cace_fast.spec import Ewald, energy_keys, energy_program, written_keys
 
     if not spec.submodels:
         return {"energy": None, "kind": "bare descriptor: features only"}
     try:
-        total: str | None = total_energy_key(spec)
+        program = energy_program(spec)
+        total: str | None = program.energy_key
+        parts = program.parts()
     except UnsupportedModelError:
-        total = None
+        total, parts = None, []
     ewalds = [m for sub in spec.submodels for m in sub.modules if isinstance(m, Ewald)]
     keys = [key for sub in spec.submodels for m in sub.modules for key in written_keys(m)]
     names = list(spec.combination.names) if spec.combination is not None else []
@@ -162,6 +169,7 @@ def _energies(spec: ModelSpec) -> dict[str, Any]:
         "kind": f"combination of {len(spec.submodels)} potentials" if names else "potential",
         "energy": total,
         "energies": list(energy_keys(spec)),
+        "made of": parts,
         "outputs": list(dict.fromkeys(names + keys)),
         "long range": [
             f"{m.output_key}: Ewald sum over {m.feature_key!r}, 1/r^{m.exponent}, "

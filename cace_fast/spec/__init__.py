@@ -38,7 +38,14 @@ from .representation import (
     RadialBasis,
     Representation,
 )
-from .text import from_json, program_from_json, program_to_json, to_json
+from .text import (
+    file_from_json,
+    file_to_json,
+    from_json,
+    program_from_json,
+    program_to_json,
+    to_json,
+)
 
 __all__ = [
     "MLP",
@@ -73,6 +80,8 @@ __all__ = [
     "energy_program",
     "energy_programs",
     "energy_terms",
+    "file_from_json",
+    "file_to_json",
     "from_json",
     "n_charges",
     "program_from_json",

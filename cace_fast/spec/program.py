@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite, sqrt
+from operator import index
 from typing import Literal
 
 from cace_fast.errors import InputError, SpecError, UnsupportedModelError
@@ -179,6 +180,27 @@ class EnergyProgram:
                 assert head.n_out is not None
                 energy_column(head.n_out, self.output_index)
 
+    def parts(self) -> list[str]:
+        """Return a line for each read-out and Ewald sum that the energy adds up."""
+        lines = []
+        for head in self.heads:
+            if head.gives == "energy":
+                which = "" if head.n_out == 1 else f", number {head.column}"
+                which = ", number output_index" if head.column is None else which
+                mean = ", divided by the number of atoms" if head.average else ""
+                lines.append(
+                    f"{head.weight:g} x read-out {head.submodel}.{head.index}{which}{mean}"
+                )
+        for term in self.terms:
+            source = {"fixed": "fixed charges", "input": "charges of the structure"}.get(
+                term.charges, f"{term.charges} as charges"
+            )
+            if term.head is not None:
+                head = self.heads[term.head]
+                source = f"charges of module {head.submodel}.{head.index}"
+            lines.append(f"{term.weight:g} x Ewald sum {term.submodel}.{term.index} of {source}")
+        return lines
+
     def first_charge(self, head: int) -> int:
         """Return the column of the first charge of a head among those of all heads, in order."""
         before = self.heads[:head]
@@ -235,6 +257,11 @@ def energy_program(
     InputError, UnsupportedModelError
         See :func:`energy_terms`.
     """
+    if output_index is not None:
+        try:
+            output_index = index(output_index)
+        except TypeError:
+            raise InputError("output_index", "an integer or None", repr(output_index)) from None
     if not spec.submodels:
         return program_of(spec, (), output_index)
     terms = energy_terms(spec, key)

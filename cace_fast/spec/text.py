@@ -6,13 +6,13 @@ import json
 from dataclasses import fields
 from typing import Any, TypeVar, get_args
 
-from cace_fast.errors import SpecError
+from cace_fast.errors import SpecError, UnsupportedModelError
 
 from .checks import shown
 from .heads import Extra
 from .model import Combination, ModelSpec, Provenance, SubModel
 from .outputs import OutputModule
-from .program import EnergyHead, EnergyProgram, EwaldTerm
+from .program import EnergyHead, EnergyProgram, EwaldTerm, energy_program, energy_programs
 from .representation import (
     MLP,
     Bchi,
@@ -22,7 +22,8 @@ from .representation import (
     Representation,
 )
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 1  # a specification alone
+FILE_VERSION = 2  # a specification and the programs of its energies
 
 Found = TypeVar("Found")
 
@@ -97,6 +98,63 @@ def from_json(text: str) -> ModelSpec:
         If the text is not JSON, has another version, or a field is missing, unknown or wrong.
     """
     return _model(_content(text, "specification", (FORMAT_VERSION,)))
+
+
+def file_to_json(spec: ModelSpec) -> str:
+    """Return the text of a model file: the specification, and the program of every energy."""
+    content = {
+        "version": FILE_VERSION,
+        "model": _encode(spec),
+        "total": _total(spec),
+        "programs": [_encode(program) for program in energy_programs(spec)],
+    }
+    return json.dumps(content, allow_nan=False)
+
+
+def file_from_json(text: str) -> ModelSpec:
+    """Return the specification of a model file, of version 1 or 2.
+
+    Raises
+    ------
+    SpecError
+        As for :func:`from_json`, and if a program is not the one that the specification gives.
+    """
+    content = _content(text, "specification", (FORMAT_VERSION, FILE_VERSION))
+    spec = _model(content)
+    if content["version"] == FILE_VERSION:
+        _check_programs(spec, content)
+    return spec
+
+
+def _total(spec: ModelSpec) -> str | None:
+    """Return the key of the total energy; None where there is none or it is not clear."""
+    try:
+        return energy_program(spec).energy_key or None
+    except UnsupportedModelError:
+        return None
+
+
+def _check_programs(spec: ModelSpec, content: dict[str, Any]) -> None:
+    """Raise SpecError unless the programs of a file are those of its specification."""
+    remedy = "The file was changed: convert the original again with 'cace-fast convert'."
+    unknown = set(content) - {"version", "model", "total", "programs"}
+    if unknown:
+        raise SpecError("file", "version, model, total and programs", shown(sorted(unknown)))
+    given = content.get("programs")
+    if not isinstance(given, list):
+        raise SpecError("programs", "a list of programs", shown(given), remedy)
+    number = 0
+    for number, program in enumerate(energy_programs(spec), start=1):
+        where, key = f"programs[{number - 1}]", program.energy_key
+        if number > len(given):
+            raise SpecError("programs", f"one of the energy {key!r}", "none", remedy)
+        if _decoded(given[number - 1], where, EnergyProgram) != program:
+            expected = f"what the specification makes of the energy {key!r}"
+            raise SpecError(where, expected, "another program", remedy)
+    if len(given) > number:
+        raise SpecError("programs", f"{number} programs", len(given), remedy)
+    if content.get("total", "") != _total(spec):
+        raise SpecError("total", repr(_total(spec)), shown(content.get("total", "")), remedy)
 
 
 def program_to_json(program: EnergyProgram) -> str:

@@ -9,7 +9,7 @@ import pytest
 from support.command import succeed
 from support.tiny_models import tiny_potential, tiny_spec, tiny_weights
 
-from cace_fast.spec import ModelSpec, from_json
+from cace_fast.spec import ModelSpec, from_json, program_from_json
 from cace_fast.weights import Weights, save
 
 
@@ -108,3 +108,15 @@ def test_upstream_files(shared):
 
 def test_units_of_a_model_that_states_them():
     assert "assumed" not in succeed("info", "copper-emt").stdout
+
+
+def test_what_energies_are_made_of(tmp_path):
+    path = tmp_path / "model.safetensors"
+    potential = tiny_potential(ewald_channels=1)
+    potential.save(path)
+    found = json.loads(succeed("info", path, "--json").stdout)
+    assert found["made of"] == potential.program.parts()
+    assert len(found["made of"]) == 2
+    texts = [json.dumps(given) for given in found["energy programs"]]
+    assert potential.program in [program_from_json(text) for text in texts]
+    assert str(potential.program) in succeed("info", path, "--full").stdout
