@@ -1,10 +1,10 @@
 // How a parallel host drives the engine: a periodic box cut into domains along x, each with ghosts,
 // and what the domains exchange between phases done by hand.  One domain or several give the same.
 //
-//   two_domains MODEL.safetensors STRUCTURE N_DOMAINS E_SUB E_MODULE [Q_SUB Q_MODULE DL SIGMA]
+//   two_domains MODEL.safetensors STRUCTURE N_DOMAINS [ENERGY_KEY]
 //
-// STRUCTURE is text: cell (9 numbers), number of atoms, then "species x y z" for each atom, species
-// being the row of the element in the model.  Prints the energy in eV, then the forces in eV/A.
+// STRUCTURE is text: cell (9 numbers), number of atoms, then "Z x y z" for each atom, Z being its
+// atomic number.  Prints the energy in eV, isolated atoms included, then the forces in eV/A.
 //
 // A host without Python compiles it with the headers and the library of the installed package:
 //
@@ -33,7 +33,7 @@ struct Box {
   Numbers positions;
 };
 
-static Box read_box(const char* path) {
+static Box read_box(const char* path, const cf_model* model) {
   std::ifstream in(path);
   Box box;
   size_t n = 0;
@@ -41,9 +41,12 @@ static Box read_box(const char* path) {
   in >> n;
   box.species.resize(n);
   box.positions.resize(3 * n);
-  for (size_t i = 0; i < n; ++i)
-    in >> box.species[i] >> box.positions[3 * i] >> box.positions[3 * i + 1] >>
-        box.positions[3 * i + 2];
+  for (size_t i = 0; i < n; ++i) {
+    int32_t z = -1;
+    in >> z >> box.positions[3 * i] >> box.positions[3 * i + 1] >> box.positions[3 * i + 2];
+    box.species[i] = cf_model_row(model, z);
+    if (in && box.species[i] < 0) check(CF_INVALID, "the model does not know an element");
+  }
   if (!in) check(CF_INVALID, "cannot read the structure");
   return box;
 }
@@ -193,36 +196,63 @@ static void exchange_gradients(std::vector<Domain>& domains, const Exchange& exc
     check(cf_add_gradients(domains[d].state, t, ow[d].data(), oa[d].data()), "cf_add_gradients");
 }
 
-// Long range: every domain sums over its own atoms, the sums S(k) are added up (one all-reduce in a
-// parallel host), and each domain finishes for its own atoms.  Returns the energy.
-static double long_range(std::vector<Domain>& domains, const Box& box, const cf_ewald_spec& spec,
-                         int n_q, Numbers& forces) {
+// One Ewald term: every domain sums over its own atoms, the sums S(k) are added up (one all-reduce in
+// a parallel host), and each domain finishes for its own atoms.  `q` and `slopes` are all charges of the
+// owned atoms of each domain [n_owned][n_charges], and dE/dq of the terms so far.  Returns the energy.
+static double long_range(std::vector<Domain>& domains, const Box& box, const cf_long_range& term,
+                         int n_charges, const std::vector<Numbers>& q, std::vector<Numbers>& slopes,
+                         Numbers& forces) {
   char error[CF_ERROR_LENGTH];
   cf_ewald* ewald;
-  check(cf_ewald_create(&spec, &ewald, error), error);
+  check(cf_ewald_create(&term.ewald, &ewald, error), error);
   int64_t size;
   check(cf_ewald_cell(ewald, box.cell, &size, error), error);
+  const int n_q = term.n_charges;
   Numbers total(2 * size * n_q, 0.0);
-  std::vector<Numbers> q = buffers(domains, n_q, false);
-  for (size_t d = 0; d < domains.size(); ++d) {
-    check(cf_charges(domains[d].state, q[d].data()), "cf_charges");
-    Numbers own(total.size(), 0.0);
-    cf_ewald_structure_factors(ewald, domains[d].n_owned, n_q, q[d].data(),
-                               domains[d].positions.data(), own.data());
-    for (size_t k = 0; k < total.size(); ++k) total[k] += own[k];
+  std::vector<Numbers> own = buffers(domains, n_q, false);
+  for (size_t k = 0; k < domains.size(); ++k) {
+    const Domain& d = domains[k];
+    for (int32_t i = 0; i < d.n_owned; ++i)
+      for (int c = 0; c < n_q; ++c)
+        own[k][i * n_q + c] = term.fixed ? term.fixed[d.species[i]]
+                                         : q[k][i * n_charges + term.first_charge + c];
+    Numbers part(total.size(), 0.0);
+    cf_ewald_structure_factors(ewald, d.n_owned, n_q, own[k].data(), d.positions.data(),
+                               part.data());
+    for (size_t j = 0; j < total.size(); ++j) total[j] += part[j];
   }
   double energy = 0.0;
   for (size_t k = 0; k < domains.size(); ++k) {
     Domain& d = domains[k];
-    Numbers energies(size_t(d.n_owned) * n_q), slopes(energies.size()), f(3 * size_t(d.n_owned));
-    check(cf_ewald_finish(ewald, d.n_owned, n_q, q[k].data(), d.positions.data(), total.data(),
-                          energies.data(), slopes.data(), f.data(), error),
+    Numbers energies(size_t(d.n_owned) * n_q), s(energies.size()), f(3 * size_t(d.n_owned));
+    check(cf_ewald_finish(ewald, d.n_owned, n_q, own[k].data(), d.positions.data(), total.data(),
+                          energies.data(), s.data(), f.data(), error),
           error);
-    check(cf_set_charge_gradient(d.state, slopes.data()), "cf_set_charge_gradient");
-    for (double e : energies) energy += e;
-    for (size_t i = 0; i < f.size(); ++i) forces[3 * d.atom[i / 3] + i % 3] += f[i];
+    for (double e : energies) energy += term.weight * e;
+    for (size_t i = 0; i < f.size(); ++i) forces[3 * d.atom[i / 3] + i % 3] += term.weight * f[i];
+    if (term.fixed) continue;
+    for (int32_t i = 0; i < d.n_owned; ++i)
+      for (int c = 0; c < n_q; ++c)
+        slopes[k][i * n_charges + term.first_charge + c] += term.weight * s[i * n_q + c];
   }
   cf_ewald_free(ewald);
+  return energy;
+}
+
+// All Ewald terms of the model.  Returns their energy.
+static double all_long_range(std::vector<Domain>& domains, const Box& box, const cf_model* model,
+                             Numbers& forces) {
+  int32_t n_terms;
+  const cf_long_range* terms = cf_model_terms(model, &n_terms);
+  const int n_charges = int(cf_model_query(model, "n_charges"));
+  std::vector<Numbers> q = buffers(domains, n_charges, false), slopes = q;
+  for (size_t d = 0; d < domains.size() && n_charges; ++d)
+    check(cf_charges(domains[d].state, q[d].data()), "cf_charges");
+  double energy = 0.0;
+  for (int32_t k = 0; k < n_terms; ++k)
+    energy += long_range(domains, box, terms[k], n_charges, q, slopes, forces);
+  for (size_t d = 0; d < domains.size() && n_charges; ++d)
+    check(cf_set_charge_gradient(domains[d].state, slopes[d].data()), "cf_set_charge_gradient");
   return energy;
 }
 
@@ -269,21 +299,11 @@ static double finish(std::vector<Domain>& domains, Numbers& forces) {
 }
 
 int main(int argc, char** argv) {
-  if (argc != 6 && argc != 10) check(CF_INVALID, "5 or 9 arguments are needed");
-  std::vector<cf_head> heads = {{std::atoi(argv[4]), std::atoi(argv[5]), 0, 0, 0, 1.0}};
-  const bool charged = argc == 10;
-  cf_ewald_spec ewald{};
-  if (charged) {
-    heads.push_back({std::atoi(argv[6]), std::atoi(argv[7]), -1, 0, 1, 0.0});
-    ewald.dl = std::atof(argv[8]);
-    ewald.sigma = std::atof(argv[9]);
-    ewald.norm = 1.0;
-    ewald.exponent = 1;
-  }
+  if (argc != 4 && argc != 5) check(CF_INVALID, "3 or 4 arguments are needed");
   char error[CF_ERROR_LENGTH];
   cf_model* model = nullptr;
-  check(cf_model_load(argv[1], int32_t(heads.size()), heads.data(), &model, error), error);
-  const Box box = read_box(argv[2]);
+  check(cf_model_open(argv[1], argc == 5 ? argv[4] : nullptr, -1, &model, error), error);
+  const Box box = read_box(argv[2], model);
   const size_t n = box.species.size();
   std::vector<Domain> domains = make_domains(box, model, std::atoi(argv[3]));
   const Exchange exchange(domains, n);
@@ -293,9 +313,8 @@ int main(int argc, char** argv) {
     if (t < stages - 1) exchange_messages(domains, exchange, model, t);
   }
   Numbers forces(3 * n, 0.0);
-  double energy = 0.0;
-  if (charged)
-    energy += long_range(domains, box, ewald, int(cf_model_query(model, "n_charges")), forces);
+  double energy = all_long_range(domains, box, model, forces);
+  for (int32_t species : box.species) energy += cf_model_isolated(model, species);
   for (int t = stages - 1; t >= 0; --t) {
     if (t < stages - 1) exchange_gradients(domains, exchange, model, t);
     for (Domain& d : domains) check(cf_backward(d.state, t), cf_state_error(d.state));

@@ -99,6 +99,16 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         (c_char_p, c_int32, POINTER(c_char_p), POINTER(c_void_p), POINTER(c_int64), c_int32,
          POINTER(Head), POINTER(c_void_p), c_char_p),
     ),
+    "cf_model_open": (
+        ctypes.c_int, (c_char_p, c_char_p, c_int32, POINTER(c_void_p), c_char_p)
+    ),
+    "cf_model_open_bytes": (
+        ctypes.c_int, (c_char_p, c_int64, c_char_p, c_int32, POINTER(c_void_p), c_char_p)
+    ),
+    "cf_model_row": (c_int32, (c_void_p, c_int32)),
+    "cf_model_isolated": (c_double, (c_void_p, c_int32)),
+    "cf_model_charge_unit": (c_double, (c_void_p,)),
+    "cf_model_terms": (POINTER(LongRange), (c_void_p, POINTER(c_int32))),
     "cf_model_free": (None, (c_void_p,)),
     "cf_model_query": (c_int64, (c_void_p, c_char_p)),
     "cf_model_extras": (c_int32, (c_void_p, c_int32)),

@@ -5,14 +5,16 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from support.paths import REPOSITORY
-from support.tiny_models import tiny_spec, tiny_structure, tiny_weights
+from support.tiny_models import tiny_program, tiny_spec, tiny_structure, tiny_weights
 
 from cace_fast import Potential
 from cace_fast.kernels.cpu.build import HERE, LIBRARY, compiler
+from cace_fast.spec import Ewald
 
 LIMIT = 1e-11
 MODELS = {
@@ -42,14 +44,12 @@ def run(program, folder, spec, weights, atoms, n_domains):
     """Return energy and forces that the program prints."""
     potential = Potential(spec, weights, dtype="float64", backend="reference")
     potential.save(folder / "model.safetensors")
-    row = {z: k for k, z in enumerate(spec.representation.elements)}
     lines = [" ".join(repr(float(x)) for x in atoms.cell.array.ravel()), str(len(atoms))]
     for z, r in zip(atoms.numbers, atoms.positions, strict=True):
-        lines.append(f"{row[int(z)]} " + " ".join(repr(float(x)) for x in r))
+        lines.append(f"{z} " + " ".join(repr(float(x)) for x in r))
     (folder / "box.txt").write_text("\n".join(lines))
-    charges = ["0", "1", "1.7", "1.0"] if len(spec.submodels[0].modules) > 2 else []
-    command = [program, folder / "model.safetensors", folder / "box.txt", str(n_domains), "0", "0"]
-    done = subprocess.run([*command, *charges], capture_output=True, text=True)
+    command = [program, folder / "model.safetensors", folder / "box.txt", str(n_domains)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     numbers = [[float(x) for x in line.split()] for line in done.stdout.splitlines()]
     return numbers[0][0], np.array(numbers[1:]), potential.compute(atoms, ("energy", "forces"))
@@ -67,9 +67,28 @@ def test_domains_equal_the_whole(program, tmp_path, name):
         np.testing.assert_allclose(forces, expected["forces"], rtol=0, atol=LIMIT * scale)
 
 
+def test_several_sums_with_fixed_charges_and_isolated_energies(program, tmp_path):
+    """All of it from the file: terms that share charges, fixed ones, and what is added."""
+    spec, _ = tiny_program()
+    modules = [
+        replace(m, external_field=None, charge_neutral_lambda=None) if isinstance(m, Ewald) else m
+        for m in spec.submodels[0].modules
+    ]
+    submodels = (replace(spec.submodels[0], modules=tuple(modules)),)
+    spec = replace(spec, submodels=submodels, atomic_energies=((8, -3.5), (1, -0.25)))
+    atoms = tiny_structure(spec, 3, spacing=2.2)
+    for n_domains in (1, 2):
+        energy, forces, expected = run(
+            program, tmp_path, spec, tiny_weights(spec), atoms, n_domains
+        )
+        assert energy == pytest.approx(expected["energy"], rel=LIMIT)
+        scale = np.abs(expected["forces"]).max()
+        np.testing.assert_allclose(forces, expected["forces"], rtol=0, atol=LIMIT * scale)
+
+
 def test_a_file_that_is_no_model_is_refused(program, tmp_path):
     (tmp_path / "bad").write_bytes(b"\xff" * 20)
-    done = subprocess.run([program, tmp_path / "bad", "x", "1", "0", "0"], capture_output=True)
+    done = subprocess.run([program, tmp_path / "bad", "x", "1"], capture_output=True)
     assert done.returncode == 1
     assert b"model file: expected safetensors, got" in done.stderr
 

@@ -1,17 +1,10 @@
 // The C interface: checks, and errors as codes.
-#include <cmath>
-#include <cstdio>
 #include <cstring>
 #include <memory>
 
-#include "engine.h"
-#include "error.h"
+#include "api.h"
 
 using namespace cace_fast;
-
-struct cf_model {
-  Model model;
-};
 
 struct cf_state {
   const Model* model;
@@ -24,41 +17,6 @@ struct cf_state {
 
 namespace cace_fast {
 namespace {
-
-void say(char* error, const std::string& text) {
-  if (error) std::snprintf(error, CF_ERROR_LENGTH, "%s", text.c_str());
-}
-
-// Runs f and turns what it throws into a code and a text.
-template <class F>
-int guarded(std::string& text, int64_t* bad_atom, const F& f) {
-  remember(nullptr);
-  try {
-    return f();
-  } catch (const Invalid& e) {
-    remember(&e);
-    text = e.what();
-    return CF_INVALID;
-  } catch (const JsonError& e) {
-    const Invalid error("specification", "the text of a model that this engine has", e.what());
-    remember(&error);
-    text = error.what();
-    return CF_INVALID;
-  } catch (const NotFinite& e) {
-    text = std::string(e.what()) + ", atom " + std::to_string(e.atom);
-    if (bad_atom) *bad_atom = e.atom;
-    return CF_NOT_FINITE;
-  } catch (const Unsupported& e) {
-    text = std::string("not in this engine: ") + e.what();
-    return CF_UNSUPPORTED;
-  } catch (const std::bad_alloc&) {
-    text = "out of memory";
-    return CF_MEMORY;
-  } catch (const std::exception& e) {
-    text = e.what();
-    return CF_INVALID;
-  }
-}
 
 template <class F>
 int phase(cf_state* state, const F& f) {
@@ -147,67 +105,6 @@ const char* cf_isa(char error[CF_ERROR_LENGTH]) {
   const char* name = isa_name(text);
   if (!name) say(error, text);
   return name;
-}
-
-int cf_model_create(const char* spec_json, int32_t n_tensors, const char* const* names,
-                    const double* const* data, const int64_t* sizes, int32_t n_heads,
-                    const cf_head* heads, cf_model** model, char error[CF_ERROR_LENGTH]) {
-  std::string text;
-  const int code = guarded(text, nullptr, [&] {
-    std::map<std::string, Numbers> tensors;
-    for (int i = 0; i < n_tensors; ++i) tensors[names[i]] = Numbers(data[i], data[i] + sizes[i]);
-    *model = new cf_model{make_model(spec_json, tensors, {heads, heads + n_heads})};
-    return int(CF_OK);
-  });
-  if (code != CF_OK) say(error, text);
-  return code;
-}
-
-int cf_model_load(const char* path, int32_t n_heads, const cf_head* heads, cf_model** model,
-                  char error[CF_ERROR_LENGTH]) {
-  std::string text;
-  const int code = guarded(text, nullptr, [&] {
-    const ModelFile file = read_model_file(path);
-    *model = new cf_model{make_model(file.spec_json, file.tensors, {heads, heads + n_heads})};
-    return int(CF_OK);
-  });
-  if (code != CF_OK) say(error, text);
-  return code;
-}
-
-void cf_model_free(cf_model* model) { delete model; }
-
-int64_t cf_model_query(const cf_model* model, const char* name) {
-  const Model& m = model->model;
-  const bool unrolled = m.l_max >= 2 && m.l_max <= 4 && (m.nu_max == 2 || m.nu_max == 3);
-  const std::map<std::string, int64_t> known = {
-      {"n_elements", m.n_z},     {"n_radial", m.r},     {"n_monomials", m.n_a},
-      {"n_invariants", m.n_inv}, {"n_channels", m.c},   {"n_stages", m.stages},
-      {"n_features", m.n_features() * m.stages},        {"n_charges", m.n_charges},
-      {"n_heads", int64_t(m.heads.size())},             {"unrolled", unrolled},
-      {"grouped", m.grouped()}};
-  const auto found = known.find(name);
-  return found == known.end() ? -1 : found->second;
-}
-
-int32_t cf_model_element(const cf_model* model, int32_t species) {
-  const auto& elements = model->model.elements;
-  return species < 0 || size_t(species) >= elements.size() ? -1 : elements[species];
-}
-
-double cf_model_cutoff(const cf_model* model) { return model->model.cutoff; }
-
-int32_t cf_model_extras(const cf_model* model, int32_t head) {
-  const auto& heads = model->model.heads;
-  return head < 0 || size_t(head) >= heads.size() ? -1 : heads[head].n_extra;
-}
-
-void cf_model_message_sizes(const cf_model* model, int32_t t, int32_t* w, int32_t* a) {
-  const Model& m = model->model;
-  *w = *a = 0;
-  if (t < 0 || t >= int(m.steps.size())) return;
-  if (m.steps[t].bchi) *w = m.steps[t].net.n_out();
-  if (m.steps[t].ar) *a = m.r * m.n_a * m.c;
 }
 
 int cf_state_create(const cf_model* model, int32_t precision, cf_state** state,

@@ -117,6 +117,15 @@ CF_API int cf_model_create(const char *spec_json, int32_t n_tensors, const char 
 /* The same from a file of cace_fast.Potential.save or "cace-fast convert" (.safetensors). */
 CF_API int cf_model_load(const char *path, int32_t n_heads, const cf_head *heads, cf_model **model,
                          char error[CF_ERROR_LENGTH]);
+/* The same without a list of heads: the file (version 2) says what its energies are made of.
+ *   energy_key    which energy, UTF-8; NULL: the total energy
+ *   output_index  which of several energies of a read-out; -1: it has one
+ * Heads are numbered as for cf_model_create: energies first, then charges.  A file of version 1 is
+ * CF_UNSUPPORTED: "cace-fast convert" writes it again.  What is inconsistent is CF_INVALID. */
+CF_API int cf_model_open(const char *path, const char *energy_key, int32_t output_index,
+                         cf_model **model, char error[CF_ERROR_LENGTH]);
+CF_API int cf_model_open_bytes(const void *bytes, int64_t size, const char *energy_key,
+                               int32_t output_index, cf_model **model, char error[CF_ERROR_LENGTH]);
 CF_API void cf_model_free(cf_model *model);
 
 /* Integers that describe a model; -1 for an unknown name.
@@ -128,6 +137,12 @@ CF_API void cf_model_free(cf_model *model);
 CF_API int64_t cf_model_query(const cf_model *model, const char *name);
 /* Atomic number of a species, counted from 0; -1 beyond them. */
 CF_API int32_t cf_model_element(const cf_model *model, int32_t species);
+/* Species of an atomic number, -1 where the model does not know the element. */
+CF_API int32_t cf_model_row(const cf_model *model, int32_t atomic_number);
+/* Of an opened model: energy of an isolated atom of a species (to be added to the energies here),
+ * and e per internal unit of charge; 0 where there is none. Ewald terms: cf_model_terms. */
+CF_API double cf_model_isolated(const cf_model *model, int32_t species);
+CF_API double cf_model_charge_unit(const cf_model *model);
 CF_API double cf_model_cutoff(const cf_model *model);
 /* Extra inputs that head number `head` takes beside the features. */
 CF_API int32_t cf_model_extras(const cf_model *model, int32_t head);

@@ -102,6 +102,9 @@ typedef struct {
   const double *fixed; /* [n_elements] or NULL */
 } cf_long_range;
 
+/* The Ewald terms of an opened model, as long as it lives: what cf_step_create takes. */
+CF_API const cf_long_range *cf_model_terms(const cf_model *model, int32_t *n_terms);
+
 /* Structures that are evaluated together: atoms of one system are consecutive. */
 typedef struct {
   int32_t n_atoms, n_systems;

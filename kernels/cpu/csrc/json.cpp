@@ -74,19 +74,40 @@ class JsonReader {
     }
   }
 
+  unsigned read_unit() {
+    if (at_ + 4 > text_.size()) fail("escape ends early");
+    unsigned code = 0;
+    const char* first = text_.data() + at_;
+    const auto [stop, error] = std::from_chars(first, first + 4, code, 16);
+    if (error != std::errc() || stop != first + 4) fail("unknown escape");
+    at_ += 4;
+    return code;
+  }
+
+  // One character of escapes; those beyond 16 bits come as two of them.
+  unsigned read_code() {
+    const unsigned high = read_unit();
+    if (high < 0xd800 || high > 0xdbff || !word("\\u")) return high;
+    const unsigned low = read_unit();
+    if (low < 0xdc00 || low > 0xdfff) fail("half a character");
+    return 0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00);
+  }
+
+  static void append_utf8(std::string& out, unsigned code) {
+    if (code < 0x80) {
+      out += char(code);
+      return;
+    }
+    const int more = code < 0x800 ? 1 : code < 0x10000 ? 2 : 3;
+    static const unsigned lead[] = {0, 0xc0, 0xe0, 0xf0};
+    out += char(lead[more] | code >> 6 * more);
+    for (int k = more - 1; k >= 0; --k) out += char(0x80 | (code >> 6 * k & 0x3f));
+  }
+
   void read_escape(std::string& out) {
     static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
     const char c = text_[at_++];
-    if (c == 'u') {  // names that the engine compares are ASCII; others only have to be skipped
-      if (at_ + 4 > text_.size()) fail("escape ends early");
-      unsigned code = 0;
-      const char* first = text_.data() + at_;
-      const auto [stop, error] = std::from_chars(first, first + 4, code, 16);
-      if (error != std::errc() || stop != first + 4) fail("unknown escape");
-      out += code < 128 ? static_cast<char>(code) : '?';
-      at_ += 4;
-      return;
-    }
+    if (c == 'u') return append_utf8(out, read_code());
     const char* found = std::strchr(from, c);
     if (!found || !c) fail("unknown escape");
     out += to[found - from];
@@ -187,6 +208,11 @@ const std::vector<Json>& Json::items() const {
 const std::map<std::string, Json>& Json::members() const {
   if (kind_ != object) throw JsonError("specification: expected an object");
   return members_;
+}
+
+bool Json::operator==(const Json& other) const {
+  return kind_ == other.kind_ && number_ == other.number_ && string_ == other.string_ &&
+         items_ == other.items_ && members_ == other.members_;
 }
 
 const Json& Json::at(const char* key) const {

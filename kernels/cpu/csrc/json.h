@@ -29,6 +29,7 @@ class Json {
   const std::vector<Json>& items() const;
   const Json& at(const char* key) const;
   const std::map<std::string, Json>& members() const;
+  bool operator==(const Json& other) const;
 
  private:
   friend class JsonReader;

@@ -93,6 +93,7 @@ struct ModelFile {
   std::map<std::string, Numbers> tensors;
 };
 ModelFile read_model_file(const std::string& path);
+ModelFile read_model_bytes(const char* bytes, size_t size, const std::string& name);
 
 constexpr int kMaxEmbedding = 16;  // kernels keep so many vectors on the stack
 // As in cace_fast/spec/representation.py: products of these are counted in int.

@@ -11,12 +11,13 @@ namespace {
 constexpr uint64_t kMaxHeader = 100'000'000;  // as in the format's own readers
 
 // Numbers of one tensor, given its entry in the header and all data behind the header.
-Numbers numbers(const Json& entry, const std::string& data) {
+Numbers numbers(const Json& entry, const char* data, size_t size) {
   const auto& ends = entry.at("data_offsets").items();
+  if (ends.size() != 2) throw Invalid("model file", "two offsets of a tensor", std::to_string(ends.size()));
   const double first = ends.at(0).real(), end = ends.at(1).real();
-  if (!(0 <= first && first <= end && end <= double(data.size())))
+  if (!(0 <= first && first <= end && end <= double(size)))
     throw Invalid("model file", "tensors inside the file", "one outside");
-  const char* from = data.data() + size_t(first);
+  const char* from = data + size_t(first);
   const size_t bytes = size_t(end - first);
   const std::string& dtype = entry.at("dtype").text();
   if (dtype == "F64") {
@@ -32,24 +33,26 @@ Numbers numbers(const Json& entry, const std::string& data) {
 
 }  // namespace
 
+ModelFile read_model_bytes(const char* bytes, size_t size, const std::string& name) {
+  uint64_t length = 0;
+  for (int i = 7; i >= 0 && size >= 8; --i)  // little endian
+    length = length << 8 | static_cast<unsigned char>(bytes[i]);
+  if (size < 8 || length > kMaxHeader) throw Invalid("model file", "safetensors", name);
+  if (length > size - 8) throw Invalid("model file", "a whole header", name + ", which ends in it");
+  const Json content = Json::parse(std::string(bytes + 8, size_t(length)));
+  const char* data = bytes + 8 + length;
+  ModelFile file;
+  file.spec_json = content.at("__metadata__").at("cace_fast").text();
+  for (const auto& [tensor, entry] : content.members())
+    if (tensor != "__metadata__") file.tensors[tensor] = numbers(entry, data, size - 8 - length);
+  return file;
+}
+
 ModelFile read_model_file(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
   if (!in) throw Invalid("model file", "one that can be read", path);
-  unsigned char length_bytes[8];
-  in.read(reinterpret_cast<char*>(length_bytes), 8);
-  uint64_t length = 0;
-  for (int i = 7; i >= 0; --i) length = length << 8 | length_bytes[i];  // little endian
-  if (!in || length > kMaxHeader) throw Invalid("model file", "safetensors", path);
-  std::string header(length, '\0');
-  in.read(header.data(), std::streamsize(length));
-  if (!in) throw Invalid("model file", "a whole header", path + ", which ends in it");
-  const std::string data((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
-  const Json content = Json::parse(header);
-  ModelFile file;
-  file.spec_json = content.at("__metadata__").at("cace_fast").text();
-  for (const auto& [name, entry] : content.members())
-    if (name != "__metadata__") file.tensors[name] = numbers(entry, data);
-  return file;
+  const std::string all((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
+  return read_model_bytes(all.data(), all.size(), path);
 }
 
 }  // namespace cace_fast

@@ -1,0 +1,121 @@
+// The C interface of models: from the parts of one, or from a file of ours.
+#include <map>
+
+#include "api.h"
+
+namespace cace_fast {
+namespace {
+
+template <class F>
+int told(char* error, const F& f) {
+  std::string text;
+  const int code = guarded(text, nullptr, f);
+  if (code != CF_OK) say(error, text);
+  return code;
+}
+
+int opened(const ModelFile& file, const char* energy_key, int32_t output_index, cf_model** model) {
+  Program program = read_program(file.spec_json, energy_key, output_index);
+  Model made = make_model(file.spec_json, file.tensors, program.heads);
+  complete(program, made);
+  *model = new cf_model{std::move(made), std::move(program)};
+  return CF_OK;
+}
+
+}  // namespace
+}  // namespace cace_fast
+
+using namespace cace_fast;
+
+extern "C" {
+
+int cf_model_create(const char* spec_json, int32_t n_tensors, const char* const* names,
+                    const double* const* data, const int64_t* sizes, int32_t n_heads,
+                    const cf_head* heads, cf_model** model, char error[CF_ERROR_LENGTH]) {
+  return told(error, [&] {
+    std::map<std::string, Numbers> tensors;
+    for (int i = 0; i < n_tensors; ++i) tensors[names[i]] = Numbers(data[i], data[i] + sizes[i]);
+    *model = new cf_model{make_model(spec_json, tensors, {heads, heads + n_heads}), {}};
+    return int(CF_OK);
+  });
+}
+
+int cf_model_load(const char* path, int32_t n_heads, const cf_head* heads, cf_model** model,
+                  char error[CF_ERROR_LENGTH]) {
+  return told(error, [&] {
+    const ModelFile file = read_model_file(path);
+    *model = new cf_model{make_model(file.spec_json, file.tensors, {heads, heads + n_heads}), {}};
+    return int(CF_OK);
+  });
+}
+
+int cf_model_open(const char* path, const char* energy_key, int32_t output_index, cf_model** model,
+                  char error[CF_ERROR_LENGTH]) {
+  return told(error, [&] { return opened(read_model_file(path), energy_key, output_index, model); });
+}
+
+int cf_model_open_bytes(const void* bytes, int64_t size, const char* energy_key,
+                        int32_t output_index, cf_model** model, char error[CF_ERROR_LENGTH]) {
+  return told(error, [&] {
+    if (size < 0 || (size && !bytes))
+      throw Invalid("bytes", "those of a model file", "none of a negative number of bytes, or NULL");
+    const ModelFile file = read_model_bytes(static_cast<const char*>(bytes), size_t(size), "bytes");
+    return opened(file, energy_key, output_index, model);
+  });
+}
+
+void cf_model_free(cf_model* model) { delete model; }
+
+int64_t cf_model_query(const cf_model* model, const char* name) {
+  const Model& m = model->model;
+  const bool unrolled = m.l_max >= 2 && m.l_max <= 4 && (m.nu_max == 2 || m.nu_max == 3);
+  const std::map<std::string, int64_t> known = {
+      {"n_elements", m.n_z},     {"n_radial", m.r},     {"n_monomials", m.n_a},
+      {"n_invariants", m.n_inv}, {"n_channels", m.c},   {"n_stages", m.stages},
+      {"n_features", m.n_features() * m.stages},        {"n_charges", m.n_charges},
+      {"n_heads", int64_t(m.heads.size())},             {"unrolled", unrolled},
+      {"grouped", m.grouped()}};
+  const auto found = known.find(name);
+  return found == known.end() ? -1 : found->second;
+}
+
+int32_t cf_model_element(const cf_model* model, int32_t species) {
+  const auto& elements = model->model.elements;
+  return species < 0 || size_t(species) >= elements.size() ? -1 : elements[species];
+}
+
+double cf_model_cutoff(const cf_model* model) { return model->model.cutoff; }
+
+int32_t cf_model_extras(const cf_model* model, int32_t head) {
+  const auto& heads = model->model.heads;
+  return head < 0 || size_t(head) >= heads.size() ? -1 : heads[head].n_extra;
+}
+
+void cf_model_message_sizes(const cf_model* model, int32_t t, int32_t* w, int32_t* a) {
+  const Model& m = model->model;
+  *w = *a = 0;
+  if (t < 0 || t >= int(m.steps.size())) return;
+  if (m.steps[t].bchi) *w = m.steps[t].net.n_out();
+  if (m.steps[t].ar) *a = m.r * m.n_a * m.c;
+}
+
+int32_t cf_model_row(const cf_model* model, int32_t atomic_number) {
+  const auto& elements = model->model.elements;
+  for (size_t row = 0; row < elements.size(); ++row)
+    if (elements[row] == atomic_number) return int32_t(row);
+  return -1;
+}
+
+double cf_model_isolated(const cf_model* model, int32_t species) {
+  const Numbers& isolated = model->program.isolated;
+  return species < 0 || size_t(species) >= isolated.size() ? 0.0 : isolated[species];
+}
+
+double cf_model_charge_unit(const cf_model* model) { return model->program.charge_unit; }
+
+const cf_long_range* cf_model_terms(const cf_model* model, int32_t* n_terms) {
+  *n_terms = int32_t(model->program.terms.size());
+  return model->program.terms.data();
+}
+
+}  // extern "C"
