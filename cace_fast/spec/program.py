@@ -31,10 +31,7 @@ from .model import MOST_MODULES, MOST_SUBMODELS, ModelSpec, lines_of
 from .outputs import Ewald, FixedCharge, Readout
 from .units import E2_PER_INTERNAL
 
-MOST_PROGRAMS, MOST_PARTS = (
-    1_000,
-    100_000,
-)  # real models: 6, 30; bound files that sums of sums blow up
+MOST_PROGRAMS, MOST_PARTS = 1_000, 100_000  # of a file; real models: 6, 30
 
 Gives = Literal["energy", "charges"]
 Source = Literal["head", "fixed", "input", "features", "x", "potential"]
