@@ -152,6 +152,13 @@ def save(path: str | os.PathLike[str], spec: ModelSpec, weights: Mapping[str, Te
     Beside it stands what each of its energies is made of (``cace_fast.spec.EnergyProgram``), for
     readers that have no rule of their own. The format has version 2; :func:`load` also reads 1.
 
+    Raises
+    ------
+    InputError
+        If the tensors do not fit the specification.
+    UnsupportedModelError
+        For more than 1000 energies, or 100 000 parts of all of them.
+
     The file appears whole or not at all: it is written beside its place and then moved there.
     """
     checked = Weights(spec, weights)

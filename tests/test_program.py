@@ -185,3 +185,22 @@ def test_a_line_for_each_part():
     ]
     assert energy_program(GOLDEN, "tot_q").parts() == ["1 x read-out 0.1, number output_index"]
     assert energy_program(GOLDEN, "tot_q", 1).parts() == ["1 x read-out 0.1, number 1"]
+
+
+def sums_of_sums(n):
+    """A model of n read-outs, and n sums, each of one read-out and the sum before it."""
+    readout = GOLDEN.submodels[0].modules[0]
+    modules = [
+        replace(readout, output_key=f"E{k}", per_atom_key=None, descriptor_key=None)
+        for k in range(n)
+    ]
+    sums = [Add((f"E{k}", f"S{k - 1}") if k else ("E0",), f"S{k}") for k in range(n)]
+    return replace(GOLDEN, submodels=(SubModel((*modules, *sums)),))
+
+
+def test_files_do_not_blow_up():
+    with pytest.raises(UnsupportedModelError, match="a file of 2000 energies, more than 1000"):
+        list(energy_programs(sums_of_sums(1000)))
+    with pytest.raises(UnsupportedModelError, match="more than 100000 parts"):
+        list(energy_programs(sums_of_sums(480)))
+    assert len(energy_program(sums_of_sums(1000), "S999").heads) == 1000  # may still be evaluated

@@ -31,6 +31,8 @@ from .model import MOST_MODULES, MOST_SUBMODELS, ModelSpec, lines_of
 from .outputs import Ewald, FixedCharge, Readout
 from .units import E2_PER_INTERNAL
 
+MOST_PROGRAMS, MOST_PARTS = 1_000, 100_000  # of a file; real models: 6, 30
+
 Gives = Literal["energy", "charges"]
 Source = Literal["head", "fixed", "input", "features", "x", "potential"]
 
@@ -272,13 +274,25 @@ def energy_programs(spec: ModelSpec) -> Iterator[EnergyProgram]:
     """Yield the program of every key that names an energy which can be evaluated.
 
     Which of several energies of a read-out is left open.
+
+    Raises
+    ------
+    UnsupportedModelError
+        For more energies, or parts of all of them, than a file is to hold.
     """
+    keys, n_parts = energy_keys(spec), 0
+    if len(keys) > MOST_PROGRAMS:
+        raise UnsupportedModelError(f"a file of {len(keys)} energies, more than {MOST_PROGRAMS}")
     known: dict[tuple[int, int], tuple[int | None, tuple[Extra, ...] | None]] = {}
-    for key in energy_keys(spec):
+    for key in keys:
         try:
-            yield _Maker(spec, None, known).program(energy_terms(spec, key), key)
+            program = _Maker(spec, None, known).program(energy_terms(spec, key), key)
         except UnsupportedModelError:
             continue
+        n_parts += len(program.heads) + len(program.terms)
+        if n_parts > MOST_PARTS:
+            raise UnsupportedModelError(f"a file of energies with more than {MOST_PARTS} parts")
+        yield program
 
 
 def program_of(

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from support.paths import REPOSITORY
-from support.tiny_models import tiny_program, tiny_spec, tiny_structure, tiny_weights
+from support.tiny_models import repeated, tiny_program, tiny_spec, tiny_structure, tiny_weights
 
 from cace_fast import Potential
 from cace_fast.kernels.cpu.build import HERE, LIBRARY, compiler
@@ -69,7 +69,7 @@ def test_domains_equal_the_whole(program, tmp_path, name):
 
 def test_several_sums_with_fixed_charges_and_isolated_energies(program, tmp_path):
     """All of it from the file: terms that share charges, fixed ones, and what is added."""
-    spec, _ = tiny_program()
+    spec = repeated(tiny_program()[0])
     modules = [
         replace(m, external_field=None, charge_neutral_lambda=None) if isinstance(m, Ewald) else m
         for m in spec.submodels[0].modules

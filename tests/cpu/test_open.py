@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 from safetensors.torch import save
 from support import golden
-from support.tiny_models import tiny_program, tiny_spec, tiny_weights
+from support.tiny_models import repeated, tiny_program, tiny_spec, tiny_weights
 
 from cace_fast import InputError, UnsupportedModelError
 from cace_fast.kernels.cpu import library
@@ -19,7 +19,7 @@ from cace_fast.spec import FixedCharge, energy_keys, energy_program, file_to_jso
 
 ISOLATED = ((1, -0.25), (8, -3.5))
 GOLDEN, GOLDEN_WEIGHTS = golden.model()
-SEVERAL = replace(tiny_program()[0], atomic_energies=ISOLATED)
+SEVERAL = replace(repeated(tiny_program()[0]), atomic_energies=ISOLATED)
 CHARGED = tiny_spec(ewald_channels=1)
 
 
@@ -61,6 +61,7 @@ class Opened:
 
 def test_everything_of_the_program_is_known():
     program = energy_program(SEVERAL)
+    assert [term.weight for term in program.terms] == [1.0, 3.0, 2.0]
     with Opened(file_of(SEVERAL)) as opened:
         lib, model = opened.lib, opened.model
         elements = SEVERAL.representation.elements

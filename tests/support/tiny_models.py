@@ -111,6 +111,14 @@ def tiny_program() -> tuple[ModelSpec, EnergyProgram]:
     return spec, program_of(spec, [replace(term, weight=weight) for term, weight in terms])
 
 
+def repeated(spec: ModelSpec) -> ModelSpec:
+    """Return the model of :func:`tiny_program` with parts that count more than once."""
+    features = ("E_sr", "E_sr", "E_field", "E_plain", "E_plain", "E_plain", "E_fixed", "E_fixed")
+    (sub,) = spec.submodels
+    modules = [replace(m, features=features) if isinstance(m, Add) else m for m in sub.modules]
+    return replace(spec, submodels=(replace(sub, modules=tuple(modules)),))
+
+
 def tiny_weights(spec: ModelSpec, seed: int = 1) -> Weights:
     """Return seeded float64 weights for a specification of :func:`tiny_spec`."""
     generator = torch.Generator().manual_seed(seed)
