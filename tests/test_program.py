@@ -33,7 +33,7 @@ SEVERAL, WEIGHTED = tiny_program()
 def test_the_rule():
     program = WEIGHTED
     energy, charges = program.heads
-    assert (energy.gives, energy.index, energy.column, energy.weight) == ("energy", 0, 0, 1.0)
+    assert (energy.gives, energy.index, energy.column, energy.weight) == ("energy", 0, 0, 0.6)
     assert (charges.gives, charges.index, charges.n_out, charges.column) == ("charges", 1, 2, None)
     sums = [(t.index, t.weight, t.charges, t.head) for t in program.terms]
     # two sums of the same charges share a head
@@ -178,7 +178,7 @@ def test_numbers_of_energies_are_integers_of_any_kind():
 
 def test_a_line_for_each_part():
     assert WEIGHTED.parts() == [
-        "1 x read-out 0.0",
+        "0.6 x read-out 0.0",
         "0.7 x Ewald sum 0.3 of charges of module 0.1",
         "-0.4 x Ewald sum 0.4 of charges of module 0.1",
         "1.3 x Ewald sum 0.5 of fixed charges",
