@@ -16,10 +16,12 @@ from .geometry import Floats, check_geometry, complete_cell
 MANY_ATOMS = 2_000  # from here on a search is worth more than one thread
 # vesin has a table of all boxes of its grid, empty ones included, as many along open directions as
 # the longest extent of the atoms has; in slabs and wires it meets every one of these with every
-# other; a grid of many boxes that is thin somewhere makes it divide by zero; and it has no bound on
-# pairs. Beyond these limits the search that has bounds takes over.
-MAX_BOXES, MAX_BOXES_PER_ATOM, THIN = 50_000, 8, 8
+# other; from 100 000 boxes on it makes their numbers smaller by one factor, and divides by one
+# that became zero; and it has no bound on pairs. Well within these limits it is safe; beyond, the
+# search that has bounds takes over.
+MAX_BOXES, MAX_BOXES_PER_ATOM, ITS_MOST_BOXES = 5_000, 8, 100_000
 MAX_MEETINGS, MAX_MEETINGS_PER_ATOM = 100_000, 100
+FARTHEST, MOST_SKEWED = 1e5, 1e3  # A; and a ratio of length to height of a cell
 FAR = 8  # cells: with atoms farther away vesin looks at all cells between
 MAX_CROWD = 1_000  # neighbours of an atom, as estimated
 
@@ -153,7 +155,7 @@ class _User:
 
 
 def _is_ordinary(positions: Floats, box: Floats, pbc: NDArray[np.bool_], cutoff: float) -> bool:
-    """Tell whether the grid of boxes is small and no box is crowded."""
+    """Tell whether a structure is of the usual kind: a small grid, no far or crowded atoms."""
     n = len(positions)
     inverse = np.linalg.inv(box)
     heights = 1.0 / np.linalg.norm(inverse, axis=0)
@@ -161,6 +163,9 @@ def _is_ordinary(positions: Floats, box: Floats, pbc: NDArray[np.bool_], cutoff:
     low = np.where(pbc, 0.0, fraction.min(axis=0))
     extent = np.where(pbc, 1.0, fraction.max(axis=0) - low) * heights
     number = np.maximum(np.floor(extent / cutoff), 1.0)
+    lengths = np.linalg.norm(box, axis=1)
+    if np.abs(positions).max() > FARTHEST or lengths.max() > MOST_SKEWED * heights.min():
+        return False
     longest = np.floor(np.ptp(positions, axis=0).max() / cutoff) + 1.0
     of_vesin = np.where(pbc, number, np.maximum(number, longest))
     with np.errstate(over="ignore"):
@@ -168,7 +173,9 @@ def _is_ordinary(positions: Floats, box: Floats, pbc: NDArray[np.bool_], cutoff:
         meetings = n_boxes * float(np.prod(of_vesin[~pbc])) if pbc.any() else 0.0
     if not meetings <= MAX_MEETINGS + MAX_MEETINGS_PER_ATOM * n:
         return False
-    if n_boxes > MAX_BOXES and not (of_vesin.min() >= THIN and n_boxes <= MAX_BOXES_PER_ATOM * n):
+    # eight times as many as counted here, for what its own rounding may add
+    thinnest = of_vesin.min() * (ITS_MOST_BOXES / (8.0 * n_boxes)) ** (1.0 / 3.0)
+    if n_boxes > MAX_BOXES and not (thinnest >= 2.0 and n_boxes <= MAX_BOXES_PER_ATOM * n):
         return False
     # boxes of open directions are a cutoff wide, those of periodic ones at least so, or the cell
     width = np.where(pbc, heights / number, cutoff)
