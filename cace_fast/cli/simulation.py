@@ -153,12 +153,13 @@ class Simulation:
             self.dynamics.run(1)
             self._write()
             self._check()
+            ended = stop()  # asked once: a signal may come between two looks
             if self.step % restart_every == 0 or self.step == steps:
                 self._save(self.outputs.lengths())
-            elif stop():
+            elif ended:
                 self._save(self.outputs.lengths(), in_between=True)
             on_step()
-            if stop():
+            if ended:
                 return
 
     def state(self) -> dict[str, float]:

@@ -83,6 +83,16 @@ def test_signals_lose_no_step(md_files, number, code, text):
     assert int(log()[-1]["step"]) == step > 0
 
 
+def test_a_signal_between_two_looks_loses_no_step(md_files):
+    """It came between the look that saves and the one that returns: only step 0 was there."""
+    run = simulation("nve", "run")
+    answers = iter([False, False, False, True])
+    with closing(run.outputs):
+        run.begin(force=False)
+        run.run(10, 100, lambda: None, lambda: next(answers))
+    assert Restart.load(Path("run.restart.npz")).step == run.step == 4
+
+
 def test_two_runs_on_one_output_exclude_each_other(md_files):
     run = simulation("nve", "run")
     with closing(run.outputs):
