@@ -73,7 +73,9 @@ class Forward:
             if not positions.requires_grad:
                 positions = positions.detach().requires_grad_(True)
             graph = graph_of_dict(data, positions, self.spec)
-            self.long_range.check_size(graph, finest(self.spec))
+            self.long_range.check_size(
+                graph, finest(m for sub in self.spec.submodels for m in sub.modules)
+            )
             stress = self._wants_stress(compute_stress, like_upstream)
             strain = torch.zeros_like(graph.cell, requires_grad=True) if stress else None
             moved = graph if strain is None else graph.strained(strain)

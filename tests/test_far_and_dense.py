@@ -151,3 +151,18 @@ def test_a_box_with_too_many_vectors_k_is_refused_before_they_are_made(backend):
             potential.compute(atoms)
     atoms.pbc = False
     assert np.isfinite(potential.compute(atoms)["energy"])
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_an_energy_without_a_long_range_takes_a_box_of_any_size(backend):
+    """Its vectors k are never made, whatever else the file has."""
+    spec = tiny_spec(ewald_channels=1)
+    whole = Potential(spec, tiny_weights(spec), backend=backend, dtype="float64")
+    short = whole.changed(energy_key="E_sr")
+    atoms = tiny_structure(spec, 1)
+    atoms.set_cell([40.0] * 3)
+    want = short.compute(atoms)
+    atoms.set_cell([1000.0] * 3)
+    assert short.compute(atoms)["energy"] == pytest.approx(want["energy"], abs=1e-10)
+    with pytest.raises(InputError, match="vectors k"):
+        whole.compute(atoms)

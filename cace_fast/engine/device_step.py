@@ -53,7 +53,8 @@ class Kernels:
     def __init__(
         self, spec: ModelSpec, weights: Mapping[str, Tensor], program: EnergyProgram
     ) -> None:
-        self.rep, self.program, self.finest = spec.representation, program, finest(spec)
+        self.rep, self.program = spec.representation, program
+        self.finest = finest(term.ewald for term in program.terms)
         like = weights["embedding.sender"]
         self.device, self.dtype = like.device, like.dtype
         self.moments = launch.Moments(self.rep, weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +17,7 @@ from cace_fast.kernels.sums import METHODS, TIGHTEST, choose, n_k_vectors
 from cace_fast.reference.ewald import Summation
 from cace_fast.reference.long_range import boundary
 from cace_fast.slab import Slab, slab_of
-from cace_fast.spec import Ewald, ModelSpec
+from cace_fast.spec import Ewald
 
 K_SETS = ("sphere", "frozen")
 DEFAULT_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-10}
@@ -183,7 +184,6 @@ class LongRange:
         return potentials(q, r, cell, k_cell, spec, ("nufft", self.tolerance), "nufft")
 
 
-def finest(spec: ModelSpec) -> float | None:
-    """Return the finest resolution in A of the Ewald modules of a model; None without one."""
-    modules = [module for sub in spec.submodels for module in sub.modules]
+def finest(modules: Iterable[object]) -> float | None:
+    """Return the finest resolution in A of the Ewald sums among modules; None without one."""
     return min((m.dl for m in modules if isinstance(m, Ewald)), default=None)

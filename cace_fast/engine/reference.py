@@ -64,7 +64,7 @@ class ReferenceEngine:
         long_range: LongRange | None = None,
     ) -> None:
         self.spec, self.weights, self.program = spec, weights, program
-        self.finest = finest(spec)
+        self.finest = finest(term.ewald for term in program.terms)
         self.long_range = LongRange() if long_range is None else long_range
 
     @property
@@ -119,11 +119,15 @@ class ReferenceEngine:
         CaceFastError
             If a result is not finite.
         """
-        check_graph(graph)
-        self.long_range.check_size(graph, self.finest)
+        self._check(graph)
         output = self._evaluate(graph, wanted, min_dist)
         check_output(output)
         return output
+
+    def _check(self, graph: AtomicGraph) -> None:
+        """Raise InputError for a graph whose numbers make no sense."""
+        check_graph(graph)
+        self.long_range.check_size(graph, self.finest)
 
     def _evaluate(
         self, graph: AtomicGraph, wanted: Collection[str], min_dist: MinDist
@@ -155,8 +159,7 @@ class ReferenceEngine:
 
     def hessian(self, graph: AtomicGraph) -> Tensor:
         """Return the second derivatives of the energy [n, 3, n, 3] float64 in eV/A^2."""
-        check_graph(graph)
-        self.long_range.check_size(graph, self.finest)
+        self._check(graph)
         with torch.enable_grad():
             return self._hessian(model.with_gradients(graph))
 
