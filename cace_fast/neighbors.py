@@ -80,20 +80,30 @@ def neighbor_list(
     if len(positions) == 0:
         return Edges(none, none, np.zeros((0, 3), dtype=np.int64))
     box = complete_cell(cell, pbc)
-    if not _is_ordinary(positions, box, pbc, cutoff):
-        arrays = (torch.from_numpy(np.ascontiguousarray(a)) for a in (positions, cell, pbc))
+    inverse = np.asarray(np.linalg.inv(box), dtype=np.float64)
+    wraps = np.where(pbc, np.floor(positions @ inverse), 0.0)
+    if np.abs(wraps).max() <= FAR:
+        return _near(positions, box, inverse, pbc, cutoff, in_order, search)
+    found = _near(positions - wraps @ box, box, inverse, pbc, cutoff, in_order, search)
+    away = wraps.astype(np.int64)  # the same for all pairs of two atoms: their order stays
+    return found._replace(shifts=found.shifts - away[found.receivers] + away[found.senders])
+
+
+def _near(
+    positions: Floats,
+    box: Floats,
+    inverse: Floats,
+    pbc: NDArray[np.bool_],
+    cutoff: float,
+    in_order: bool,
+    search: Searcher | None,
+) -> Edges:
+    """Return the pairs of atoms that lie in their cell or not far from it."""
+    if not _is_ordinary(positions, box, inverse, pbc, cutoff):
+        arrays = (torch.from_numpy(np.ascontiguousarray(a)) for a in (positions, box, pbc))
         r, h, periodic = arrays
         pairs = device_neighbor_list(r, h[None], periodic[None], cutoff)
         return Edges(*(part.numpy() for part in pairs))
-    wraps = np.where(pbc, np.floor(positions @ np.linalg.inv(box)), 0.0)
-    if np.abs(wraps).max() > FAR:
-        found = neighbor_list(
-            positions - wraps @ box, cell, pbc, cutoff, in_order=in_order, search=search
-        )
-        away = wraps.astype(np.int64)
-        shifts = found.shifts - away[found.receivers] + away[found.senders]
-        found = found._replace(shifts=shifts)
-        return _in_order(found) if in_order else found
     search = search or Searcher(cutoff, len(positions))
     system = {"points": positions, "box": box, "periodic": pbc.tolist()}
     if not in_order:
@@ -101,12 +111,7 @@ def neighbor_list(
     receivers, senders, vesin_shifts, distances = search.lists.compute(**system, quantities="ijSd")
     near = distances < cutoff
     receivers, senders = receivers[near].astype(np.int64), senders[near].astype(np.int64)
-    return _in_order(Edges(senders, receivers, -vesin_shifts[near].astype(np.int64)))
-
-
-def _in_order(edges: Edges) -> Edges:
-    """Return pairs in the order of receiver, sender, shift."""
-    senders, receivers, shifts = edges
+    shifts = -vesin_shifts[near].astype(np.int64)
     span = 2 * int(np.abs(shifts).max(initial=0)) + 1
     code = (shifts @ np.array([span * span, span, 1], dtype=np.int64)) if span < 10**6 else shifts.T
     order = np.lexsort((*np.atleast_2d(code)[::-1], senders, receivers))
@@ -154,10 +159,11 @@ class _User:
         self._memory = memory
 
 
-def _is_ordinary(positions: Floats, box: Floats, pbc: NDArray[np.bool_], cutoff: float) -> bool:
+def _is_ordinary(
+    positions: Floats, box: Floats, inverse: Floats, pbc: NDArray[np.bool_], cutoff: float
+) -> bool:
     """Tell whether a structure is of the usual kind: a small grid, no far or crowded atoms."""
     n = len(positions)
-    inverse = np.linalg.inv(box)
     heights = 1.0 / np.linalg.norm(inverse, axis=0)
     fraction = positions @ inverse
     low = np.where(pbc, 0.0, fraction.min(axis=0))

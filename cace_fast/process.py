@@ -66,18 +66,19 @@ class Stateful(Protocol):
 
 
 class Lock:
-    """A reentrant lock of an object with state, which a forked child finds open.
+    """A reentrant lock which a forked child finds open.
 
-    Copies and pickles of the object get a lock of their own.
+    Copies and pickles of what it guards get a lock of their own.
 
     Parameters
     ----------
     owner
-        The object, which is :meth:`Stateful.reset` in a child; only a weak reference is kept.
+        What it guards, which is :meth:`Stateful.reset` in a child, if it keeps something; only a
+        weak reference is kept.
     """
 
-    def __init__(self, owner: Stateful) -> None:
-        self._owner = weakref.ref(owner)
+    def __init__(self, owner: Stateful | None = None) -> None:
+        self._owner = (lambda: None) if owner is None else weakref.ref(owner)
         self._lock = threading.RLock()
         _Process.locks.add(self)
 

@@ -14,6 +14,7 @@ from .engine import physical_charges
 from .errors import InputError, PropertyNotImplementedError
 from .graph import AtomicGraph, ModelOutput
 from .spec import EwaldTerm
+from .spec.units import E2_PER_INTERNAL
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -32,7 +33,7 @@ PROPERTIES = (
 )
 Names = Sequence[str]
 USUAL = ("energy", "forces")
-CHARGE_UNIT = 1.0 / 90.0474**0.5  # e per internal unit of charge, as upstream's calculator has it
+CHARGE_UNIT = 1.0 / E2_PER_INTERNAL**0.5  # e per internal unit, as upstream's calculator has it
 NEEDS = {
     "forces": "forces",
     "stress": "virials",

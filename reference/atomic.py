@@ -27,7 +27,6 @@ from cace_fast.spec import (
     chain,
     taken_by,
 )
-from cace_fast.spec.units import FIXED_CHARGE_UNIT
 
 
 class Values:
@@ -147,13 +146,11 @@ def sum_of(parts: Sequence[Tensor]) -> Tensor:
 
 def fixed_charges(module: FixedCharge, spec: Representation, species: Tensor) -> Tensor:
     """Return the charge of each atom's element [n, 1] float64, internal units."""
-    table = dict(module.charges)
-    missing = [z for z in spec.elements if z not in table]
-    unit = FIXED_CHARGE_UNIT if module.normalize else 1.0
-    values = torch.tensor([unit * table.get(z, 0.0) for z in spec.elements], dtype=torch.float64)
+    missing = set(spec.elements) - {z for z, _ in module.charges}
+    values = torch.tensor(module.of_elements(spec.elements), dtype=torch.float64)
     used = {spec.elements[k] for k in species.unique().tolist()}
-    if used & set(missing):
-        raise InputError("numbers", "elements with a fixed charge", sorted(used & set(missing)))
+    if used & missing:
+        raise InputError("numbers", "elements with a fixed charge", sorted(used & missing))
     return values.to(species.device)[species][:, None]
 
 

@@ -35,6 +35,7 @@ from cace_fast.spec import (
     Polarization,
     Readout,
 )
+from cace_fast.spec.units import FIXED_CHARGE_UNIT
 
 Tensors = dict[str, Tensor]
 
@@ -177,7 +178,7 @@ def _polarization(view: ModuleView) -> Polarization:
         phase_key=optional_text(view, "phase_key"),
         remove_mean=flag(view, "remove_mean", True),
         pbc=flag(view, "pbc", False),
-        normalization_factor=number(view, "normalization_factor", 1.0 / 9.48933),
+        normalization_factor=number(view, "normalization_factor", 1.0 / FIXED_CHARGE_UNIT),
         output_index=None if index is None else integer(view, "output_index"),
     )
 

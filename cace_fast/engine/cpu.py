@@ -90,7 +90,6 @@ class CpuEngine(ReferenceEngine):
     def reset(self) -> None:
         """Forget the list that the library holds, and plans of transforms."""
         self._held = None
-        self._evaluator.reset()
         if self._host is not None:
             self._host.reset()
 

@@ -108,11 +108,8 @@ class MovingRun(DeviceRun):
     def _check_wraps(self) -> None:
         """Raise InputError for atoms too many cells away for a list."""
         g = self._graph
-        frames = [
-            complete_cell(h, p)
-            for h, p in zip(g.cell.cpu().numpy(), g.pbc.cpu().numpy(), strict=True)
-        ]
-        inverse = torch.from_numpy(np.linalg.inv(np.stack(frames))).to(g.cell)[g.batch]
+        frames = torch.where(g.pbc[:, :, None], g.cell, self._search.kept.frames)
+        inverse = torch.linalg.inv(frames)[g.batch]
         fraction = torch.einsum("nx,nxk->nk", self.positions, inverse)
         away = torch.where(g.pbc[g.batch], fraction, 0.0).abs().amax(1)
         check_wraps(torch.nonzero(~(away < MAX_WRAPS)).flatten().cpu().numpy())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cace_fast.errors import InputError
 from cace_fast.graph import AtomicGraph
-from cace_fast.reference.atomic import fixed_charges, given_input
+from cace_fast.reference.atomic import columns_of, fixed_charges, given_input
 from cace_fast.reference.long_range import field_of
 from cace_fast.spec import EnergyHead, EnergyProgram, Extra, Representation
 
@@ -32,7 +32,7 @@ def _extra(extra: Extra, spec: Representation, graph: AtomicGraph) -> Tensor:
     if extra.fixed is not None:
         return fixed_charges(extra.fixed, spec, graph.species)
     columns = [given_input(key, graph.inputs) for key in extra.keys]
-    found = torch.cat([c.flatten(1) if c.dim() > 1 else c[:, None] for c in columns], 1)
+    found = torch.cat([columns_of(c) for c in columns], 1)
     if found.shape[1] != extra.width:
         expected = f"{extra.width} numbers per atom in {', '.join(extra.keys)}"
         raise InputError("inputs", expected, found.shape[1])

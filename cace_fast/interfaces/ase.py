@@ -288,8 +288,7 @@ class CACECalculator(Calculator):
             raise NotAvailableError(str(error)) from error
         results = self._results(found, current)
         if "born_effective_charges" in properties:
-            bec = found["bec"]
-            results["born_effective_charges"] = neutral(bec) if self.keep_neutral else bec
+            results["born_effective_charges"] = self._born(found)
         self.results.update(results)
         self._habits |= {"stress", "charges", "dipole"} & set(properties)
 
@@ -364,10 +363,14 @@ class CACECalculator(Calculator):
             results["dipole"] = found["dipole"]
         results["forces"] = found["forces"] * per_length
         if self.field is not None:
-            born = neutral(found["bec"]) if self.keep_neutral else found["bec"]
-            self.born_charges = born
-            results["forces"] = results["forces"] + born @ self.field
+            self.born_charges = self._born(found)
+            results["forces"] = results["forces"] + self.born_charges @ self.field
         return results
+
+    def _born(self, found: Mapping[str, Any]) -> Vector:
+        """Return Born charges [n, 3, 3] in e, neutral unless this is switched off."""
+        bec: Vector = found["bec"]
+        return neutral(bec) if self.keep_neutral else bec
 
 
 def _lookup(atoms: Atoms | None, key: str) -> Any:

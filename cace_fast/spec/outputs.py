@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,7 @@ from .checks import (
     require_texts,
 )
 from .representation import MLP
+from .units import FIXED_CHARGE_UNIT
 
 RESOLUTIONS, WIDTHS = (0.05, 1000.0), (1e-3, 1000.0)  # A: of Ewald sums, and of their charges
 
@@ -129,7 +131,7 @@ class Polarization:
     phase_key: str | None = None
     remove_mean: bool = True
     pbc: bool = False
-    normalization_factor: float = 1.0 / 9.48933
+    normalization_factor: float = 1.0 / FIXED_CHARGE_UNIT
     output_index: int | None = None
 
     def __post_init__(self) -> None:
@@ -177,6 +179,11 @@ class FixedCharge:
         require_names(self, "output_key")
         require_pairs(self, "charges")
         require_bools(self, "normalize")
+
+    def of_elements(self, elements: Sequence[int]) -> list[float]:
+        """Return the charge of each element in internal units, 0 for those without one."""
+        unit, table = FIXED_CHARGE_UNIT if self.normalize else 1.0, dict(self.charges)
+        return [unit * table.get(z, 0.0) for z in elements]
 
 
 OutputModule = Readout | Ewald | Add | Forces | Polarization | Grad | Dephase | FixedCharge

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import threading
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from ctypes import byref, c_char_p, c_double, c_int32, c_int64, c_void_p
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from cace_fast.kernels.cpu import library
 from cace_fast.kernels.cpu.long_range import HostSum
+from cace_fast.process import Lock
 
 PARTS = ("pairs", "radial", "sums", "mix", "contract", "readout", "edges", "messages", "forces")
 
@@ -81,7 +81,7 @@ class Evaluator:
         precision: int,
     ) -> None:
         self._lib = library.library()
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._model, self._state, self._step = c_void_p(), c_void_p(), c_void_p()
         self._text = ctypes.create_string_buffer(library.ERROR_LENGTH)
         names = (c_char_p * len(tensors))(*(name.encode() for name in tensors))
@@ -125,10 +125,6 @@ class Evaluator:
         """Sum slabs in boxes with this vacuum in A beyond the height of their cells."""
         with self._lock:
             self._lib.cf_step_slab(self._step, vacuum or 0.0)
-
-    def reset(self) -> None:
-        """Open the lock: in a forked child nobody else is there."""
-        self._lock = threading.Lock()
 
     def fields(self, given: tuple[library.Floats, library.Ints]) -> None:
         """Take external fields and their directions [n_terms, n_systems] of the structures."""

@@ -8,7 +8,6 @@ from ctypes import c_double
 from cace_fast.kernels.cpu import library
 from cace_fast.kernels.cpu.evaluator import Evaluator
 from cace_fast.spec import EnergyHead, EnergyProgram, Ewald, EwaldTerm, ModelSpec, to_json
-from cace_fast.spec.units import FIXED_CHARGE_UNIT
 
 
 def evaluator_of(
@@ -46,10 +45,8 @@ def _head(head: EnergyHead) -> library.Head:
 def _term(term: EwaldTerm, program: EnergyProgram, spec: ModelSpec) -> library.LongRange:
     native = library.LongRange(_ewald(term.ewald), term.weight, 0, 1, None)
     if term.fixed is not None:
-        table, elements = dict(term.fixed.charges), spec.representation.elements
-        unit = FIXED_CHARGE_UNIT if term.fixed.normalize else 1.0
         # elements without a charge are refused before evaluation
-        values = [unit * table.get(z, 0.0) for z in elements]
+        values = term.fixed.of_elements(spec.representation.elements)
         native.fixed = (c_double * len(values))(*values)
     elif term.head is not None:
         native.first_charge = program.first_charge(term.head)

@@ -26,6 +26,7 @@ from support.md_runs import (
     kill_after,
     log,
     simulation,
+    whole_run,
 )
 from support.tiny_models import tiny_potential, tiny_spec, tiny_structure
 
@@ -109,10 +110,7 @@ def test_thermostat_and_barostat_get_their_settings(md_files):
 @pytest.mark.parametrize("field", [None, WAVE], ids=["", "field"])
 @pytest.mark.parametrize("ensemble", ENSEMBLES)
 def test_runs_killed_after_any_step_continue_bit_for_bit(md_files, ensemble, field):
-    whole = simulation(ensemble, "whole", field=field)
-    with closing(whole.outputs):
-        whole.begin(force=False)
-        whole.run(12, 5, lambda: None)
+    whole_run(ensemble, field)
     for step in (1, 4, 5, 6, 10, 11):
         run = simulation(ensemble, "cut", field=field)
         with closing(run.outputs):

@@ -23,6 +23,7 @@ from support.md_runs import (
     assert_equal_runs,
     log,
     simulation,
+    whole_run,
 )
 from support.tiny_models import tiny_spec, tiny_structure
 
@@ -42,10 +43,7 @@ def test_a_molecule_without_a_cell(md_files, ensemble):
 @pytest.mark.parametrize("field", [None, WAVE], ids=["", "field"])
 @pytest.mark.parametrize("ensemble", ENSEMBLES)
 def test_runs_that_stop_after_any_step_continue_bit_for_bit(md_files, ensemble, field):
-    whole = simulation(ensemble, "whole", field=field)
-    with closing(whole.outputs):
-        whole.begin(force=False)
-        whole.run(12, 5, lambda: None)
+    whole_run(ensemble, field)
     for last in (1, 3, 5, 7, 11):
         run = simulation(ensemble, "cut", field=field)
         with closing(run.outputs):

@@ -8,13 +8,13 @@
 
 #include "cace_fast.h"
 #include "engine.h"
+#include "units.h"
 
 namespace cace_fast {
 namespace {
 
 constexpr double PI = 3.14159265358979323846;
 constexpr double SPHERE = 1.0 - 1e-6;  // k^2 below this fraction of the limit: as reference/ewald.py
-constexpr double UNIT2 = 90.0474;      // internal units of charge squared for one e squared
 constexpr int64_t MAX_POINTS = int64_t(1) << 31;  // of the grid that is searched
 constexpr int64_t PARALLEL_FROM = 20000;  // atoms x k vectors: below it threads cost more than they give
 
@@ -297,7 +297,7 @@ void extras(const EwaldSpec& spec, int64_t n, int n_q, const double* q, const do
             double weight, double* energies, double* slopes, double* forces, double* virial) {
   const double share = periodic ? 1.0 : 1.0 / n_q;
   if (spec.field != 0.0 && spec.exponent == 1) {
-    const double f = share * spec.field * std::sqrt(spec.norm / UNIT2);
+    const double f = share * spec.field * std::sqrt(spec.norm / kE2PerInternal);
     const int x = spec.field_direction;
     for (int64_t i = 0; i < n; ++i) {
       double total = 0.0;

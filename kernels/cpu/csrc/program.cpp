@@ -6,11 +6,10 @@
 #include <set>
 
 #include "error.h"
+#include "units.h"
 
 namespace cace_fast {
 namespace {
-
-constexpr double kE2PerInternal = 90.0474, kFixedChargeUnit = 9.48933;  // cace_fast/spec/units.py
 
 [[noreturn]] void wrong(const std::string& expected, const std::string& got) {
   throw Invalid("energy program", expected, got);
