@@ -54,11 +54,9 @@ class _Kept:
             kept: list[_Entry] = []
             room = MAX_BYTES
             for old in (entry, *self._entries):
-                room -= old.n_bytes
-                if room < 0 or len(kept) == MAX_KEPT:
-                    break
-                kept.append(old)
-            # a new list: what is dropped is freed after the lock is open, and a fork sees one whole
+                if old.n_bytes <= room and len(kept) < MAX_KEPT:
+                    kept.append(old)
+                    room -= old.n_bytes
             self._entries = kept
 
     def reset(self) -> None:

@@ -209,8 +209,15 @@ def test_memory_is_bounded(monkeypatch):
     size = _compiled._KEPT._entries[0].n_bytes
     assert size > 8 * SPEC.n_monomials * len(EDGES["species"])
     monkeypatch.setattr(_compiled, "MAX_BYTES", size - 1)
+    before = _compiled._KEPT._entries[1:]
     of_moments()
-    assert not _compiled._KEPT._entries
+    after = _compiled._KEPT._entries  # one too large is gone, and took no small one with it
+    assert after
+    assert all(a is b for a, b in zip(after, before, strict=False))
+    monkeypatch.setattr(_compiled, "MAX_BYTES", after[0].n_bytes + after[1].n_bytes)
+    contraction(random(2, 1, tables.n_monomials(1), 1), 1, 2)
+    kept = _compiled._KEPT._entries
+    assert 0 < sum(entry.n_bytes for entry in kept) <= _compiled.MAX_BYTES
 
 
 def test_after_an_error_nothing_is_kept(built):
