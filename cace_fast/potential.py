@@ -344,11 +344,7 @@ class Potential:
         compute_stress: bool | None = None,
         output_index: int | None = None,
     ) -> dict[str, Tensor]:
-        """Return upstream's outputs for its dictionary, by the reference in plain torch (autograd).
-
-        So they are differentiable, and neither ``backend`` nor ``torch.no_grad()`` makes it faster:
-        numbers alone come from :meth:`compute`, by the engine of ``backend``. Only the long range
-        may take fast transforms, as ``long_range`` says.
+        """Return upstream's outputs, differentiable, by plain torch whatever the ``backend``.
 
         Output keys, shapes and units are those of the file's modules. Parts of a combined model
         are reported without their weight; the combined names are the weighted sums.
