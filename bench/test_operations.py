@@ -2,9 +2,9 @@
 
 ``make bench ARGS="-k moments"`` runs one. A row names backend, operation, dtype and mode;
 ``us_per_atom`` is in the JSON that ``--benchmark-json FILE`` writes. The rows of the kernels hold
-what an operator adds to them (checks, making the model anew); a whole evaluation is one call, see
-``test_evaluation.py``. An operation is timed only after its result is found finite; that it is
-right is the matter of ``tests/``.
+what an operator adds to them (checks, comparing the weights with those of the call before); a whole
+evaluation is one call, see ``test_evaluation.py``. An operation is timed only after its result is
+found finite; that it is right is the matter of ``tests/``.
 """
 
 from __future__ import annotations

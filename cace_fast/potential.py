@@ -344,7 +344,7 @@ class Potential:
         compute_stress: bool | None = None,
         output_index: int | None = None,
     ) -> dict[str, Tensor]:
-        """Return upstream's outputs for upstream's input dictionary, differentiable.
+        """Return upstream's outputs, differentiable, by plain torch whatever the ``backend``.
 
         Output keys, shapes and units are those of the file's modules. Parts of a combined model
         are reported without their weight; the combined names are the weighted sums.

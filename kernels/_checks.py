@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from cace_fast.errors import BackendUnavailableError, InputError
 from cace_fast.kernels import backend as backends
-from cace_fast.spec import ModelSpec, Representation, to_json
+from cace_fast.spec import ModelSpec, Representation, from_json, to_json
 from cace_fast.weights import expected_shapes
 
 FLOATS = (torch.float32, torch.float64)
@@ -52,14 +53,25 @@ def constant(function: Function) -> Function:
     return function
 
 
-def described(spec: Representation) -> tuple[list[str], str]:
+def described(spec: Representation) -> tuple[tuple[str, ...], str]:
     """Return the names of a representation's tensors, and itself as text for operators."""
     return spec.derive(_described)
 
 
-def _described(spec: Representation) -> tuple[list[str], str]:
+def _described(spec: Representation) -> tuple[tuple[str, ...], str]:
+    return _made_once(spec)  # torch.compile takes only a plain function as a constant
+
+
+@lru_cache(maxsize=16)
+def _made_once(spec: Representation) -> tuple[tuple[str, ...], str]:
     whole = ModelSpec(spec)
-    return list(expected_shapes(whole)), to_json(whole)
+    return tuple(expected_shapes(whole)), to_json(whole)
+
+
+@lru_cache(maxsize=16)
+def read(text: str) -> ModelSpec:
+    """Return the specification of an operator's text, which is the same in every call."""
+    return from_json(text)
 
 
 def named(tensors: Sequence[Tensor], spec: ModelSpec) -> dict[str, Tensor]:
@@ -67,7 +79,7 @@ def named(tensors: Sequence[Tensor], spec: ModelSpec) -> dict[str, Tensor]:
     return dict(zip(expected_shapes(spec), tensors, strict=True))
 
 
-def require_weights(weights: Mapping[str, Tensor], names: list[str]) -> list[Tensor]:
+def require_weights(weights: Mapping[str, Tensor], names: Sequence[str]) -> list[Tensor]:
     """Return the tensors called ``names``; InputError for one missing."""
     for name in names:
         if name not in weights:
@@ -75,7 +87,7 @@ def require_weights(weights: Mapping[str, Tensor], names: list[str]) -> list[Ten
     return [weights[name] for name in names]
 
 
-def require_constant(weights: Mapping[str, Tensor], names: list[str]) -> list[Tensor]:
+def require_constant(weights: Mapping[str, Tensor], names: Sequence[str]) -> list[Tensor]:
     """Return the tensors called ``names``; InputError for one missing or one to be trained.
 
     For operators without gradients with respect to weights: a missing one would look like zero.

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ from cace_fast import tables
 from cace_fast.errors import InputError
 from cace_fast.kernels import _checks
 from cace_fast.kernels._autograd import differentiable, kept, refuse, slopes
+from cace_fast.kernels._compiled import Model, array, compiled
 from cace_fast.kernels.cpu.operations import Operations
-from cace_fast.kernels.moments import array, operations_of
 from cace_fast.kernels.polynomials import rates_of_tensors
 from cace_fast.spec import CutoffFunction, ModelSpec, RadialBasis, Representation
 from cace_fast.weights import expected_shapes
@@ -56,16 +57,20 @@ def contraction(a: Tensor, l_max: int, nu_max: int, *, backend: str | None = Non
     return out
 
 
-def _operations(a: Tensor, l_max: int, nu_max: int) -> Operations:
-    """Return the operations of a representation whose radial functions are the lanes of ``a``."""
+def _operations(a: Tensor, l_max: int, nu_max: int) -> AbstractContextManager[Operations]:
+    """Give the operations of a representation whose radial functions are the lanes of ``a``."""
     lanes = max(1, a.shape[1] * a.shape[3])
+    key = ("contraction", lanes, l_max, nu_max)
+    return compiled(key, (), a.dtype, lambda: _model(lanes, l_max, nu_max))
+
+
+def _model(lanes: int, l_max: int, nu_max: int) -> Model:
     rep = Representation(
         (1,), 1, True, 1.0, RadialBasis("bessel", 1), CutoffFunction("polynomial", 1.0), lanes,
         l_max, nu_max,
     )  # fmt: skip
     spec = ModelSpec(rep)
-    ones = [torch.ones(shape, dtype=torch.float64) for shape in expected_shapes(spec).values()]
-    return operations_of(ones, spec, a.dtype)
+    return spec, [torch.ones(shape, device="cpu") for shape in expected_shapes(spec).values()]
 
 
 def _lanes(x: Tensor) -> Tensor:
@@ -84,7 +89,8 @@ def _contraction(a: Tensor, l_max: int, nu_max: int, backend: str) -> Tensor:
         from cace_fast.kernels.triton import operators
 
         return operators.contraction(a, l_max, nu_max)
-    found = _operations(a, l_max, nu_max).contraction(array(_lanes(a)))
+    with _operations(a, l_max, nu_max) as operations:
+        found = operations.contraction(array(_lanes(a)))
     return _back(torch.from_numpy(found).to(a.dtype), a)
 
 
@@ -101,8 +107,8 @@ def _contraction_gradient(
         from cace_fast.kernels.triton import operators
 
         return operators.contraction_gradient(grad_out, a, l_max, nu_max)
-    operations = _operations(a, l_max, nu_max)
-    found = operations.contraction_gradient(array(_lanes(a)), array(_lanes(grad_out)))
+    with _operations(a, l_max, nu_max) as operations:
+        found = operations.contraction_gradient(array(_lanes(a)), array(_lanes(grad_out)))
     return _back(torch.from_numpy(found).to(a.dtype), a)
 
 

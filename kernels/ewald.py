@@ -16,9 +16,9 @@ from torch import Tensor
 from cace_fast.errors import InputError
 from cace_fast.kernels import _checks
 from cace_fast.kernels._autograd import differentiable_once
+from cace_fast.kernels._compiled import array
 from cace_fast.kernels.cpu.library import EwaldSpec
 from cace_fast.kernels.cpu.long_range import EwaldSum
-from cace_fast.kernels.moments import array
 from cace_fast.kernels.nufft import BareSum, NufftSum, accuracy
 from cace_fast.kernels.sums import choose
 from cace_fast.kernels.transforms import make_transforms

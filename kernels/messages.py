@@ -15,8 +15,8 @@ from torch import Tensor
 from cace_fast.errors import InputError
 from cace_fast.kernels import _checks
 from cace_fast.kernels._autograd import differentiable_once
-from cace_fast.kernels.moments import array, graph_of, operations_of
-from cace_fast.spec import Representation, from_json
+from cace_fast.kernels._compiled import array, compiled_of, graph_of
+from cace_fast.spec import Representation
 
 if TYPE_CHECKING:
     from cace_fast.kernels.triton.operators import Step
@@ -86,7 +86,7 @@ def _on_device(
     """Return the Triton kernels with their edges."""
     from cace_fast.kernels.triton.operators import Step
 
-    whole = from_json(text)
+    whole = _checks.read(text)
     return Step(edges, _checks.named(weights, whole), whole.representation, step)
 
 
@@ -107,8 +107,8 @@ def _messages(
         edges = (vectors, senders, receivers, species)
         return _on_device(edges, weights, spec, step).value(a, b)
     graph = graph_of(vectors, senders, receivers, species)
-    operations = operations_of(weights, from_json(spec), vectors.dtype)
-    found = operations.messages(graph, array(a), array(b), step)
+    with compiled_of(spec, weights, vectors.dtype) as operations:
+        found = operations.messages(graph, array(a), array(b), step)
     return torch.from_numpy(found).to(vectors.dtype)
 
 
@@ -135,8 +135,8 @@ def _messages_gradient(
         edges = (vectors, senders, receivers, species)
         return _on_device(edges, weights, spec, step).gradient(a, b, grad_out)
     graph = graph_of(vectors, senders, receivers, species)
-    operations = operations_of(weights, from_json(spec), vectors.dtype)
-    found = operations.messages_gradient(graph, array(a), array(b), step, array(grad_out))
+    with compiled_of(spec, weights, vectors.dtype) as operations:
+        found = operations.messages_gradient(graph, array(a), array(b), step, array(grad_out))
     grad_a, grad_b, grad_vectors = (torch.from_numpy(x).to(vectors.dtype) for x in found)
     return grad_a, grad_b, grad_vectors
 

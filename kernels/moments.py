@@ -10,16 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cace_fast.kernels import _checks
 from cace_fast.kernels._autograd import differentiable, kept, refuse, slopes
+from cace_fast.kernels._compiled import array, compiled_of, graph_of
 from cace_fast.kernels.cpu.edge_sums import EdgeSums
-from cace_fast.kernels.cpu.operations import Graph, Operations
 from cace_fast.kernels.edge_moments import EdgeMoments
-from cace_fast.spec import ModelSpec, Representation, from_json
+from cace_fast.spec import Representation
 
 if TYPE_CHECKING:
     from cace_fast.kernels.triton.host_moments import TritonMoments
@@ -73,25 +72,6 @@ def moments(
     return out
 
 
-def operations_of(tensors: list[Tensor], spec: ModelSpec, dtype: torch.dtype) -> Operations:
-    """Return the compiled operations of a specification with its tensors, in its order."""
-    arrays = {
-        name: tensor.detach().double().numpy()
-        for name, tensor in _checks.named(tensors, spec).items()
-    }
-    return Operations(spec, arrays, 64 if dtype == torch.float64 else 32)
-
-
-def graph_of(vectors: Tensor, senders: Tensor, receivers: Tensor, species: Tensor) -> Graph:
-    """Return the edges as arrays."""
-    return Graph(array(vectors), senders.numpy(), receivers.numpy(), species.numpy())
-
-
-def array(tensor: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return a tensor as a float64 array in C order."""
-    return np.ascontiguousarray(tensor.detach().double().numpy())
-
-
 Given = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -114,7 +94,7 @@ def _representation(
     given: Given, weights: list[Tensor], spec: str
 ) -> tuple[dict[str, Tensor], Representation]:
     """Return the tensors by name, constants in the dtype of the vectors; and the representation."""
-    whole = from_json(spec)
+    whole = _checks.read(spec)
     named = _checks.named(weights, whole)
     return {name: t.detach().to(given[0]) for name, t in named.items()}, whole.representation
 
@@ -132,8 +112,9 @@ def _moments(
     if backend == "triton":
         return _on_device((vectors, senders, receivers, species), weights, spec).value()
     graph = graph_of(vectors, senders, receivers, species)
-    out = operations_of(weights, from_json(spec), vectors.dtype).moments(graph)
-    return torch.from_numpy(out).to(vectors.dtype)
+    with compiled_of(spec, weights, vectors.dtype) as operations:
+        found = operations.moments(graph)
+    return torch.from_numpy(found).to(vectors.dtype)
 
 
 @_moments.register_fake
@@ -146,7 +127,7 @@ def _(
     spec: str,
     backend: str,
 ) -> Tensor:
-    rep = from_json(spec).representation
+    rep = _checks.read(spec).representation
     return vectors.new_empty(species.shape[0], rep.n_radial, rep.n_monomials, rep.n_channels)
 
 
@@ -165,8 +146,9 @@ def _moments_gradient(
         given = (vectors, senders, receivers, species)
         return _on_device(given, weights, spec).gradient(grad_out)
     graph = graph_of(vectors, senders, receivers, species)
-    operations = operations_of(weights, from_json(spec), vectors.dtype)
-    return torch.from_numpy(operations.moments_gradient(graph, array(grad_out))).to(vectors.dtype)
+    with compiled_of(spec, weights, vectors.dtype) as operations:
+        found = operations.moments_gradient(graph, array(grad_out))
+    return torch.from_numpy(found).to(vectors.dtype)
 
 
 @_moments_gradient.register_fake
@@ -211,7 +193,7 @@ def _moments_by_weights(
     """Return dE/dweight of dE/dA; with ``along``, its change when vectors change so."""
     edges = _of_edges((vectors, senders, receivers, species), weights, spec, backend)
     found = edges.by_weights(grad_out, along)
-    named = _checks.named(weights, from_json(spec))
+    named = _checks.named(weights, _checks.read(spec))
     # messages of the same representation have no part in A
     return [found[n].to(w) if n in found else torch.zeros_like(w) for n, w in named.items()]
 

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,8 +16,8 @@ from torch import Tensor
 
 from cace_fast.kernels import _checks
 from cace_fast.kernels._autograd import differentiable_once
+from cace_fast.kernels._compiled import Model, array, compiled
 from cace_fast.kernels.cpu.operations import Operations
-from cace_fast.kernels.moments import array, operations_of
 from cace_fast.spec import (
     CutoffFunction,
     ModelSpec,
@@ -23,7 +25,6 @@ from cace_fast.spec import (
     Readout,
     Representation,
     SubModel,
-    from_json,
     to_json,
 )
 from cace_fast.weights import expected_shapes
@@ -72,11 +73,16 @@ def readout(
     return out
 
 
-def _described(spec: Readout) -> tuple[list[str], str]:
+def _described(spec: Readout) -> tuple[tuple[str, ...], str]:
     """Return what follows the prefix in the names of the tensors, and the read-out as text."""
+    return _made_once(spec)  # torch.compile takes only a plain function as a constant
+
+
+@lru_cache(maxsize=16)
+def _made_once(spec: Readout) -> tuple[tuple[str, ...], str]:
     whole = _model(spec)
     own = [name for name in expected_shapes(whole) if name.startswith(PREFIX)]
-    return [name.removeprefix(PREFIX) for name in own], to_json(whole)
+    return tuple(name.removeprefix(PREFIX) for name in own), to_json(whole)
 
 
 def _model(spec: Readout) -> ModelSpec:
@@ -88,21 +94,26 @@ def _model(spec: Readout) -> ModelSpec:
     return ModelSpec(rep, (SubModel((replace(spec, features=("node_feats",)),)),))
 
 
-def _operations(weights: list[Tensor], text: str, dtype: torch.dtype) -> tuple[Operations, int]:
-    """Return the operations and the number of outputs."""
-    spec = from_json(text)
-    module = spec.submodels[0].modules[0]
-    assert isinstance(module, Readout)
-    shapes = expected_shapes(spec)
-    others = [torch.ones(s, dtype=dtype) for n, s in shapes.items() if not n.startswith(PREFIX)]
-    return operations_of([*others, *weights], spec, dtype), module.n_out
+def _operations(
+    weights: list[Tensor], text: str, dtype: torch.dtype
+) -> AbstractContextManager[Operations]:
+    """Give the operations of the network."""
+
+    def whole() -> Model:
+        spec = _checks.read(text)
+        shapes = expected_shapes(spec)
+        ones = {name: torch.ones(shape, device="cpu") for name, shape in shapes.items()}
+        others = [tensor for name, tensor in ones.items() if not name.startswith(PREFIX)]
+        return spec, [*others, *weights]
+
+    return compiled(text, weights, dtype, whole)
 
 
 def _on_device(features: Tensor, weights: list[Tensor], text: str) -> Network:
     """Return the Triton kernels with their features."""
     from cace_fast.kernels.triton.operators import Network
 
-    spec = from_json(text)
+    spec = _checks.read(text)
     module = spec.submodels[0].modules[0]
     assert isinstance(module, Readout)
     names = [name for name in expected_shapes(spec) if name.startswith(PREFIX)]
@@ -113,13 +124,14 @@ def _on_device(features: Tensor, weights: list[Tensor], text: str) -> Network:
 def _readout(features: Tensor, weights: list[Tensor], spec: str, backend: str) -> Tensor:
     if backend == "triton":
         return _on_device(features, weights, spec).value()
-    operations, n_out = _operations(weights, spec, features.dtype)
-    return torch.from_numpy(operations.readout(array(features), n_out)).to(features.dtype)
+    with _operations(weights, spec, features.dtype) as operations:
+        found = operations.readout(array(features))
+    return torch.from_numpy(found).to(features.dtype)
 
 
 @_readout.register_fake
 def _(features: Tensor, weights: list[Tensor], spec: str, backend: str) -> Tensor:
-    module = from_json(spec).submodels[0].modules[0]
+    module = _checks.read(spec).submodels[0].modules[0]
     assert isinstance(module, Readout)
     return features.new_empty(features.shape[0], module.n_out)
 
@@ -130,8 +142,8 @@ def _readout_gradient(
 ) -> Tensor:
     if backend == "triton":
         return _on_device(features, weights, spec).gradient(grad_out)
-    operations, _ = _operations(weights, spec, features.dtype)
-    found = operations.readout_gradient(array(features), array(grad_out))
+    with _operations(weights, spec, features.dtype) as operations:
+        found = operations.readout_gradient(array(features), array(grad_out))
     return torch.from_numpy(found).to(features.dtype)
 
 

@@ -48,7 +48,7 @@ class Accelerated(nn.Module):
         compute_stress: bool | None = None,
         output_index: int | None = None,
     ) -> dict[str, Tensor]:
-        """Return what the wrapped module returns for ``data``, key for key.
+        """Return what the wrapped module returns, key for key, by the reference in plain torch.
 
         Parameters
         ----------
@@ -92,7 +92,12 @@ def accelerate(
     long_range_tolerance: float | None = None,
     k_set: str = "sphere",
 ) -> Accelerated:
-    """Return a module with the ``forward(dict)`` of an upstream module, computed by cace-fast.
+    """Return a module with an upstream module's ``forward(dict)``, by the reference in plain torch.
+
+    So outputs are differentiable, also with respect to the parameters, which are those of
+    ``module``. No fast engine runs, under ``torch.no_grad()`` neither; only the long range may
+    take fast transforms, as ``long_range`` says. Numbers alone are quicker by
+    :class:`cace_fast.CACECalculator`, which takes modules too.
 
     Parameters
     ----------

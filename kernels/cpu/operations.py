@@ -90,12 +90,14 @@ class Operations(Evaluator):
     """
 
     def __init__(self, spec: ModelSpec, tensors: Mapping[str, Floats], precision: int) -> None:
-        heads = [
-            library.Head(s, m, 0, 0, 0, 1.0)
+        found = [
+            (library.Head(s, m, 0, 0, 0, 1.0), module.n_out)
             for s, sub in enumerate(spec.submodels)
             for m, module in enumerate(sub.modules)
             if isinstance(module, Readout)
         ]
+        heads = [head for head, _ in found]
+        self._n_out = found[0][1] if found else 0
         super().__init__(to_json(spec), tensors, heads, [], precision)
         rep = spec.representation
         self._a = (rep.n_radial, rep.n_monomials, rep.n_channels)
@@ -143,9 +145,9 @@ class Operations(Evaluator):
         )  # fmt: skip
         return grad_a, grad_b, given.in_order_given(vectors)
 
-    def readout(self, x: Floats, n_out: int) -> Floats:
+    def readout(self, x: Floats) -> Floats:
         """Return y [n, n_out] of the first head."""
-        y = np.empty((len(x), n_out))
+        y = np.empty((len(x), self._n_out))
         self._call("readout", c_int32(0), c_int64(len(x)), x, y)
         return y
 
