@@ -26,12 +26,6 @@ from .spec import MLP, ModelSpec, Readout, file_from_json, file_to_json
 METADATA_KEY = "cace_fast"
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
-RADIAL_TENSORS = {
-    "bessel": ("frequencies",),
-    "gaussian": ("offsets", "widths"),
-    "exponential": ("ranges",),
-}
-
 
 class Weights(Mapping[str, Tensor]):
     """The tensors of one model, checked against its specification; read-only.
@@ -91,7 +85,7 @@ def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"embedding.sender": (rep.n_elements, rep.n_embedding)}
     if not rep.shared_embedding:
         shapes["embedding.receiver"] = (rep.n_elements, rep.n_embedding)
-    for name in RADIAL_TENSORS[rep.radial.kind]:
+    for name in rep.radial.tensors:
         shapes[f"radial.{name}"] = (rep.radial.n_rbf,)
     degrees = range(rep.l_max + 1)
     mixed = (rep.n_radial, rep.n_channels)

@@ -7,12 +7,12 @@ and their number may be a capacity: what stands behind the last one is empty (do
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import pi
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from cace_fast.kernels.radial import BASES, Parameter
 from cace_fast.spec import Representation
 
 
@@ -82,31 +82,37 @@ def _offsets(count: Tensor) -> Tensor:
 def radial_table(spec: Representation, weights: Mapping[str, Tensor]) -> Tensor:
     """Return the numbers of radial and cutoff functions as kernels read them, [2 n_b + 4].
 
-    a_n and b_n: frequency/pi and 0, offset and 1/width, or 1/range and 0; then the prefactor,
-    r_c, 1/r_c, and the mollifier's eps or where the switch begins.
+    a_n and b_n, which ``radial.BASES`` tells of each basis; then the prefactor, r_c, 1/r_c, and
+    the mollifier's eps or where the switch begins.
     """
     like = weights["embedding.sender"]
-    kind, cutoff = spec.radial.kind, spec.cutoff_function
-    if kind == "bessel":
-        a, b = weights["radial.frequencies"].double() / pi, None
-    elif kind == "gaussian":
-        a, b = weights["radial.offsets"].double(), 1.0 / weights["radial.widths"].double()
-    else:
-        a, b = 1.0 / weights["radial.ranges"].double(), None
+    cutoff, basis = spec.cutoff_function, BASES[spec.radial.kind]
+    none = like.new_zeros(spec.radial.n_rbf, dtype=torch.float64)
+    columns = [none if p is None else _column(p, weights) for p in (basis.a, basis.b)]
     extra = cutoff.eps if cutoff.kind == "mollifier" else cutoff.switch_on
     rest = [spec.radial.prefactor, cutoff.cutoff, 1.0 / cutoff.cutoff, extra]
     tail = torch.tensor(rest, dtype=torch.float64, device=like.device)
-    return torch.cat([a, torch.zeros_like(a) if b is None else b, tail]).to(like)
+    return torch.cat([*columns, tail]).to(like)
+
+
+def _column(parameter: Parameter, weights: Mapping[str, Tensor]) -> Tensor:
+    tensor = weights[f"radial.{parameter.tensor}"].double()
+    return parameter.factor / tensor if parameter.inverse else parameter.factor * tensor
 
 
 def by_radial_weights(
     spec: Representation, weights: Mapping[str, Tensor], by_table: Tensor
 ) -> dict[str, Tensor]:
     """Return dE/dweight of the radial functions' tensors, of dE/da_n and dE/db_n [2 n_b]."""
-    by_a, by_b = by_table.chunk(2)
-    if spec.radial.kind == "bessel":
-        return {"radial.frequencies": by_a / pi}
-    if spec.radial.kind == "gaussian":
-        widths = weights["radial.widths"].to(by_b)
-        return {"radial.offsets": by_a, "radial.widths": -by_b / widths**2}
-    return {"radial.ranges": -by_a / weights["radial.ranges"].to(by_a) ** 2}
+    basis, found = BASES[spec.radial.kind], {}
+    for parameter, gradient in zip((basis.a, basis.b), by_table.chunk(2), strict=True):
+        if parameter is None:
+            continue
+        name = f"radial.{parameter.tensor}"
+        slope = parameter.factor
+        found[name] = (
+            -slope * gradient / weights[name].to(gradient) ** 2
+            if parameter.inverse
+            else slope * gradient
+        )
+    return found

@@ -1,25 +1,27 @@
-"""Source of the contraction's polynomials and their derivatives, from :mod:`cace_fast.tables`.
+"""The contraction's polynomials and their derivatives as programs, from :mod:`cace_fast.tables`.
 
 All orders are made of the partial contractions u (docs/theory.md, equation 12), so that a term of
 order 4 costs one multiply-add; the gradient is the same program backwards, and the rate of both
-along a direction is the product rule on each of its statements. The result is ordinary Python with
-a variable for every number: Triton compiles it (a table that a kernel walks through gives the same
-registers, but compiles slowly from nu = 4 on), and on tensors it runs as it is.
+along a direction is the product rule on each of its statements. ``kernels/cpu/generate.py`` prints
+a program as C++; here it is printed as ordinary Python with a variable for every number: Triton
+compiles that (a table that a kernel walks through gives the same registers, but compiles slowly
+from nu = 4 on), and on tensors it runs as it is.
 """
 
 from __future__ import annotations
 
-import linecache
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any, NamedTuple
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cace_fast import tables
+from cace_fast.kernels.source import compiled
+
+if TYPE_CHECKING:  # a build of the C++ has no torch
+    from torch import Tensor
 
 TRITON = "import triton\nimport triton.language as tl\n"
-Numbers = tuple[Tensor, ...]
+Numbers = tuple["Tensor", ...]
 
 
 class Polynomials(NamedTuple):
@@ -47,25 +49,21 @@ def rates_of_tensors(l_max: int, nu_max: int) -> Callable[[Numbers, Numbers, Num
 
 
 def _made(l_max: int, nu_max: int, head: str, decorator: str) -> Polynomials:
-    """Return the functions of a source, which is kept where tracebacks and Triton find it."""
     text = source(l_max, nu_max, head, decorator)
-    name = f"<{__name__} l_max={l_max} nu_max={nu_max} {decorator.strip()}>"
-    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
-    found: dict[str, Any] = {"__name__": __name__}
-    exec(compile(text, name, "exec"), found)
+    found = compiled(text, f"{__name__} l_max={l_max} nu_max={nu_max} {decorator.strip()}")
     return Polynomials(*(found[f"{title}_{l_max}_{nu_max}"] for title in Polynomials._fields))
 
 
 def source(l_max: int, nu_max: int, head: str = TRITON, decorator: str = "@triton.jit\n") -> str:
     """Return the module that holds the functions."""
     lines = [head]
-    for title, arguments, body in (
-        ("invariants", "a", _invariants(_Program(), l_max, nu_max)),
-        ("gradient", "a, g", _gradient(_Program(), l_max, nu_max)),
-        ("rates", "a, g, v", _rates(l_max, nu_max)),
+    for title, arguments, program in (
+        ("invariants", "a", invariants(l_max, nu_max)),
+        ("gradient", "a, g", gradient(l_max, nu_max)),
+        ("rates", "a, g, v", rates(l_max, nu_max)),
     ):
         lines += ["", f"{decorator}def {title}_{l_max}_{nu_max}({arguments}):"]
-        lines += [f"    {line}" for line in body]
+        lines += [f"    {line}" for line in _python(program)]
     return "\n".join(lines) + "\n"
 
 
@@ -97,7 +95,7 @@ def _partials(feature: tables.Feature) -> list[_Partial]:
     return []
 
 
-class _Term(NamedTuple):
+class Term(NamedTuple):
     """A statement: ``target`` grows by factor times the product of one or two values."""
 
     target: str
@@ -105,15 +103,21 @@ class _Term(NamedTuple):
     values: tuple[str, ...]
 
 
-class _Program:
-    """Sums that grow statement by statement."""
+class Program:
+    """Sums that grow statement by statement, and the names of those that are its result.
+
+    Values are other sums, which have all their terms by then, or inputs ``a[k]``, ``g[k]``,
+    ``v[k]``. A result without a term is zero.
+    """
 
     def __init__(self) -> None:
-        self.terms: list[_Term] = []
+        self.terms: list[Term] = []
         self.begun: set[str] = set()
+        self.results: list[str] = []
 
     def add(self, target: str, factor: int, *values: str) -> None:
-        self.terms.append(_Term(target, factor, values))
+        """Add a statement."""
+        self.terms.append(Term(target, factor, values))
         self.begun.add(target)
 
     def partial(self, u: _Partial) -> None:
@@ -122,23 +126,52 @@ class _Program:
             for factor, i, j in u.products():
                 self.add(u.name, factor, f"a[{i}]", f"a[{j}]")
 
-    def lines(self) -> list[str]:
-        begun, lines = set(), []
-        for target, factor, values in self.terms:
-            sum_ = f"{target} + " if target in begun else ""
-            weight = "" if factor == 1 else f"{factor}.0 * "
-            lines.append(f"{target} = {sum_}{weight}{' * '.join(values)}")
-            begun.add(target)
-        return lines
 
-    def source(self, names: list[str]) -> list[str]:
-        """Return the statements, and that of returning ``names``; those never begun are zero."""
-        zeros = [f"{name} = a[0] * 0.0" for name in names if name not in self.begun]
-        return [*self.lines(), *zeros, f"return ({', '.join(names)},)"]
+def _python(program: Program) -> list[str]:
+    """Return a program as the statements of a function."""
+    begun, lines = set(), []
+    for target, factor, values in program.terms:
+        sum_ = f"{target} + " if target in begun else ""
+        weight = "" if factor == 1 else f"{factor}.0 * "
+        lines.append(f"{target} = {sum_}{weight}{' * '.join(values)}")
+        begun.add(target)
+    zeros = [f"{name} = a[0] * 0.0" for name in program.results if name not in begun]
+    return [*lines, *zeros, f"return ({', '.join(program.results)},)"]
 
 
-def _invariants(program: _Program, l_max: int, nu_max: int) -> list[str]:
-    """Add the statements that make B, and return the source."""
+def invariants(l_max: int, nu_max: int) -> Program:
+    """Return the program of B."""
+    program = Program()
+    program.results = _add_invariants(program, l_max, nu_max)
+    return program
+
+
+def gradient(l_max: int, nu_max: int) -> Program:
+    """Return the program of dE/dA."""
+    program = Program()
+    program.results = _add_gradient(program, l_max, nu_max)
+    return program
+
+
+def rates(l_max: int, nu_max: int) -> Program:
+    """Return the program of the rates of B and of dE/dA."""
+    values, program = Program(), Program()
+    results = [*_add_invariants(values, l_max, nu_max), *_add_gradient(values, l_max, nu_max)]
+    factors = {value for term in values.terms for value in term.values}
+    for target, factor, product in values.terms:
+        if target in factors:
+            program.add(target, factor, *product)
+        for place, value in enumerate(product):
+            rate = value.replace("a[", "v[") if value.startswith("a[") else f"r{value}"
+            if rate.startswith("v[") or rate in program.begun:
+                rest = product[:place] + product[place + 1 :]
+                program.add(f"r{target}", factor, rate, *rest)
+    program.results = [f"r{name}" for name in results]
+    return program
+
+
+def _add_invariants(program: Program, l_max: int, nu_max: int) -> list[str]:
+    """Add the statements that make B, and return its names."""
     features = tables.features(l_max, nu_max)
     for number, feature in enumerate(features):
         target, partials = f"b{number}", _partials(feature)
@@ -154,11 +187,11 @@ def _invariants(program: _Program, l_max: int, nu_max: int) -> list[str]:
         else:
             for u, v in zip(partials[::2], partials[1::2], strict=True):
                 program.add(target, tables.multinomial(u.s), u.name, v.name)
-    return program.source([f"b{number}" for number in range(len(features))])
+    return [f"b{number}" for number in range(len(features))]
 
 
-def _gradient(program: _Program, l_max: int, nu_max: int) -> list[str]:
-    """Add the statements that make dE/dA, and return the source."""
+def _add_gradient(program: Program, l_max: int, nu_max: int) -> list[str]:
+    """Add the statements that make dE/dA, and return its names."""
     used: dict[_Partial, None] = {}
     program.add("d0", 1, "g[0]")
     for number, feature in enumerate(tables.features(l_max, nu_max)):
@@ -184,22 +217,4 @@ def _gradient(program: _Program, l_max: int, nu_max: int) -> list[str]:
             program.add(f"d{i}", factor if i != j else 2 * factor, f"d{u.name}", f"a[{j}]")
             if i != j:
                 program.add(f"d{j}", factor, f"d{u.name}", f"a[{i}]")
-    return program.source([f"d{k}" for k in range(tables.n_monomials(l_max))])
-
-
-def _rates(l_max: int, nu_max: int) -> list[str]:
-    """Return the source of the rates of B and of dE/dA."""
-    values, rates = _Program(), _Program()
-    _invariants(values, l_max, nu_max)
-    _gradient(values, l_max, nu_max)
-    factors = {value for term in values.terms for value in term.values}
-    for target, factor, product in values.terms:
-        if target in factors:
-            rates.add(target, factor, *product)
-        for place, value in enumerate(product):
-            rate = value.replace("a[", "v[") if value.startswith("a[") else f"r{value}"
-            if rate.startswith("v[") or rate in rates.begun:
-                rest = product[:place] + product[place + 1 :]
-                rates.add(f"r{target}", factor, rate, *rest)
-    n_b, n_a = tables.n_features(l_max, nu_max), tables.n_monomials(l_max)
-    return rates.source([*(f"rb{k}" for k in range(n_b)), *(f"rd{k}" for k in range(n_a))])
+    return [f"d{k}" for k in range(tables.n_monomials(l_max))]

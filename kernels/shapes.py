@@ -6,10 +6,9 @@ from functools import cache
 from itertools import pairwise
 
 from cace_fast import tables
+from cace_fast.kernels.radial import BASES, CUTOFFS
 from cace_fast.spec import Representation
 
-RADIAL_KINDS = ("bessel", "gaussian", "exponential")
-CUTOFF_KINDS = ("polynomial", "cosine", "mollifier", "switch", "real polynomial")
 MOST_ACCUMULATORS = 200  # of one lane: with more of them registers spill (docs/kernels.md)
 
 Radial = tuple[int, int, float]
@@ -51,8 +50,8 @@ def radial_shape(spec: Representation) -> Radial:
     cutoff = spec.cutoff_function
     kind = cutoff.kind
     real = kind == "polynomial" and cutoff.p != int(cutoff.p)
-    number = CUTOFF_KINDS.index("real polynomial" if real else kind)
-    return RADIAL_KINDS.index(spec.radial.kind), number, cutoff.p if real else int(cutoff.p)
+    number = list(CUTOFFS).index("real polynomial" if real else kind)
+    return list(BASES).index(spec.radial.kind), number, cutoff.p if real else int(cutoff.p)
 
 
 def radial_chunks(n_rbf: int, l_max: int) -> tuple[tuple[int, int], ...]:

@@ -68,7 +68,7 @@ def edge_basis(
     r = torch.linalg.vector_norm(vectors, dim=1)
     unit = vectors / (r + 1e-9)[:, None]  # 1e-9 as in the trained models
     f_c = cutoff_function(r, spec.cutoff_function)
-    radial = radial_basis(r, weights, spec.radial) * f_c[:, None]
+    radial = radial_basis(r, weights, spec.radial, spec.cutoff_function.cutoff) * f_c[:, None]
     return radial, angular_basis(unit, spec.l_max), r, f_c
 
 

@@ -11,8 +11,10 @@ from torch import Tensor
 from cace_fast.spec import CutoffFunction, RadialBasis
 
 
-def radial_basis(r: Tensor, weights: Mapping[str, Tensor], spec: RadialBasis) -> Tensor:
-    """Return R_n(r) [n_edges, n_rbf] for distances ``r`` [n_edges] in A (equations 3 to 5)."""
+def radial_basis(
+    r: Tensor, weights: Mapping[str, Tensor], spec: RadialBasis, cutoff: float
+) -> Tensor:
+    """Return R_n(r) [n_edges, n_rbf] for distances ``r`` [n_edges] and r_c in A (section 2)."""
     r = r[:, None]
     if spec.kind == "bessel":
         return spec.prefactor * torch.sin(weights["radial.frequencies"] * r) / r

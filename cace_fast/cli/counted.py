@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from cace_fast.kernels import polynomials
 from cace_fast.kernels.cpu import generate
 from cace_fast.kernels.cpu.evaluator import PARTS
 from cace_fast.spec import MessageStep, ModelSpec, Readout, Representation
@@ -42,9 +43,8 @@ def _add_stage(
     n_a, n_b = n_monomials(rep.l_max), rep.radial.n_rbf
     lanes = rep.n_radial * rep.n_channels
     count["radial"] += neighbours * n_b * (FUNCTION + 4)
-    values = generate.value_lines(rep.l_max, rep.nu_max)
-    gradients = generate.gradient_lines(rep.l_max, rep.nu_max)
-    count["contract"] += lanes * (_products(values) + _products(gradients))
+    programs = [p(rep.l_max, rep.nu_max) for p in (polynomials.invariants, polynomials.gradient)]
+    count["contract"] += lanes * sum(_products(generate.statements(p)) for p in programs)
     if step is None or step.bchi is not None:
         grouped = step is None and rep.n_elements <= rep.n_embedding + 1
         by_channel = step is not None and step.bchi is not None and not step.bchi.shared_channels

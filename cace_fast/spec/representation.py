@@ -24,6 +24,11 @@ CUTOFFS = (0.01, 1000.0)  # A
 MOST_STEPS, MOST_LAYERS, MOST_FEATURES = 100, 1000, 10 * MAX_SIZE  # real ones: 3, 4, 20 000
 
 RadialKind = Literal["bessel", "gaussian", "exponential"]
+RADIAL_TENSORS = {
+    "bessel": ("frequencies",),
+    "gaussian": ("offsets", "widths"),
+    "exponential": ("ranges",),
+}
 CutoffKind = Literal["polynomial", "cosine", "mollifier", "switch"]
 Activation = Literal[
     "silu", "relu", "tanh", "sigmoid", "elu", "gelu", "softplus", "mish", "identity"
@@ -34,8 +39,7 @@ Activation = Literal[
 class RadialBasis:
     """Radial functions R_n(r), ``docs/theory.md`` section 2.
 
-    ``bessel`` has the tensor ``frequencies``, ``gaussian`` ``offsets`` and ``widths``,
-    ``exponential`` ``ranges``. ``prefactor`` multiplies Bessel functions and exponentials.
+    ``prefactor`` multiplies Bessel functions and exponentials.
     """
 
     kind: RadialKind
@@ -46,6 +50,11 @@ class RadialBasis:
         require_choice(self, "kind", RadialKind)
         require_int(self, "n_rbf", 1)
         require_float(self, "prefactor")
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The names of its tensors, each with a number for every function."""
+        return RADIAL_TENSORS[self.kind]
 
 
 @dataclass(frozen=True)

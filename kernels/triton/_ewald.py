@@ -10,7 +10,7 @@ terms are under way together.
 import triton
 import triton.language as tl
 
-from cace_fast.kernels.triton._device import sincospi
+from cace_fast.kernels.triton._math import sincospi
 
 
 @triton.jit

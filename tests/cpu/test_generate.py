@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cace_fast import tables
+from cace_fast.kernels import polynomials
 from cace_fast.kernels.cpu import generate
 from cace_fast.reference.contraction import contraction
 
@@ -32,27 +33,30 @@ def test_statements_are_the_contraction_and_its_gradient(l_max, nu_max):
     expected = contraction(a, l_max, nu_max)
     (gradient,) = torch.autograd.grad((expected * g).sum(), a)
     inputs = {"A": a.detach().unbind(2), "G": g.unbind(2)}
-    value = execute(generate.value_lines(l_max, nu_max), B=[None] * n_b, **inputs)["B"]
-    slope = execute(generate.gradient_lines(l_max, nu_max), D=[None] * n_a, **inputs)["D"]
+    programs = polynomials.invariants(l_max, nu_max), polynomials.gradient(l_max, nu_max)
+    values, slopes = map(generate.statements, programs)
+    value = execute(values, B=[None] * n_b, **inputs)["B"]
+    slope = execute(slopes, D=[None] * n_a, **inputs)["D"]
     torch.testing.assert_close(torch.stack(value, 2), expected.detach(), rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(torch.stack(slope, 2), gradient, rtol=1e-13, atol=1e-12)
 
 
 def test_every_unrolled_shape_is_in_the_header():
-    text = generate.source()
+    text = generate.contraction()
     for l_max, nu_max in generate.UNROLLED:
         assert f"void contract_{l_max}_{nu_max}(" in text
         assert f"void contract_gradient_{l_max}_{nu_max}(" in text
         assert f"X({l_max}, {nu_max})" in text
 
 
-def test_the_file_is_written_only_when_it_changes(tmp_path):
+def test_files_are_written_only_when_they_change(tmp_path):
     generate.main(str(tmp_path))
-    path = tmp_path / generate.FILE_NAME
-    assert path.read_text() == generate.source()
-    before = path.stat().st_mtime_ns
+    made = {tmp_path / name: text() for name, text in generate.FILES.items()}
+    assert {path: path.read_text() for path in made} == made
+    before = [path.stat().st_mtime_ns for path in made]
     generate.main(str(tmp_path))
-    assert path.stat().st_mtime_ns == before
-    path.write_text("old")
+    assert [path.stat().st_mtime_ns for path in made] == before
+    for path in made:
+        path.write_text("old")
     generate.main(str(tmp_path))
-    assert path.read_text() == generate.source()
+    assert {path: path.read_text() for path in made} == made

@@ -101,7 +101,7 @@ def test_radial_basis(kind, formula):
         f"radial.{n}": torch.tensor([0.9, 1.7], dtype=torch.float64) + k
         for k, n in enumerate(names)
     }
-    got = radial.radial_basis(R, weights, RadialBasis(kind, 2, 0.7))
+    got = radial.radial_basis(R, weights, RadialBasis(kind, 2, 0.7), 5.0)
     for column in range(2):
         w = [weights[f"radial.{n}"][column].item() for n in names]
         expected = torch.tensor([formula(r, w) for r in R.tolist()], dtype=torch.float64)

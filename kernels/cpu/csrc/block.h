@@ -12,7 +12,6 @@ struct alignas(32) Site {
 
 // What is kept of a slot's geometry.
 enum { kUx, kUy, kUz, kInverse, kR, kFc, kSlope, kGeometry };
-constexpr double kLengthShift = 1e-9;  // u = d/(r + 1e-9), as in the trained models
 constexpr int kRow = 4;                  // numbers of a pair's gradient: x, y, z, and one unused
 constexpr int kFew = 500;              // atoms whose sums are not worth waking threads
 constexpr int kChunk = 16;             // slots whose monomials stay in the first cache together

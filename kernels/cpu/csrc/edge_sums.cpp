@@ -5,92 +5,38 @@
 #include <vector>
 
 #include "cace_fast.h"
+#include "constants_generated.h"
+#include "scalar_math.h"
 
 namespace {
 
+using cace_fast::ScalarMath;
+using cace_fast::cutoff_function;
+using cace_fast::radial_function;
+
 // x + d e with e e = 0
-template <class S>
 struct Dual {
-  S x, d;
-  Dual(S x = S(), S d = S()) : x(x), d(d) {}
+  double x, d;
+  Dual(double x = 0.0, double d = 0.0) : x(x), d(d) {}
 };
-template <class S> Dual<S> operator+(Dual<S> a, Dual<S> b) { return {a.x + b.x, a.d + b.d}; }
-template <class S> Dual<S> operator-(Dual<S> a, Dual<S> b) { return {a.x - b.x, a.d - b.d}; }
-template <class S> Dual<S> operator*(Dual<S> a, Dual<S> b) {
-  return {a.x * b.x, a.d * b.x + a.x * b.d};
-}
-template <class S> Dual<S> operator/(Dual<S> a, Dual<S> b) {
-  const S q = a.x / b.x;
+inline Dual operator+(Dual a, Dual b) { return {a.x + b.x, a.d + b.d}; }
+inline Dual operator-(Dual a, Dual b) { return {a.x - b.x, a.d - b.d}; }
+inline Dual operator*(Dual a, Dual b) { return {a.x * b.x, a.d * b.x + a.x * b.d}; }
+inline Dual operator/(Dual a, Dual b) {
+  const double q = a.x / b.x;
   return {q, (a.d - q * b.d) / b.x};
 }
-
-template <class S> struct Number { static S of(double x) { return x; } };
-template <class S> struct Number<Dual<S>> {
-  static Dual<S> of(double x) { return {Number<S>::of(x), Number<S>::of(0.0)}; }
-};
-inline double value(double x) { return x; }
-template <class S> double value(Dual<S> a) { return value(a.x); }
-
-using std::cos;
-using std::exp;
-using std::sin;
 using std::sqrt;
-template <class S> Dual<S> sqrt(Dual<S> a) {
-  const S root = sqrt(a.x);
+inline Dual sqrt(Dual a) {
+  const double root = sqrt(a.x);
   return {root, a.d / (root + root)};
 }
-template <class S> Dual<S> exp(Dual<S> a) {
-  const S e = exp(a.x);
-  return {e, e * a.d};
-}
-template <class S> Dual<S> cos(Dual<S> a);
-template <class S> Dual<S> sin(Dual<S> a) { return {sin(a.x), cos(a.x) * a.d}; }
-template <class S> Dual<S> cos(Dual<S> a) {
-  return {cos(a.x), Number<S>::of(-1.0) * sin(a.x) * a.d};
-}
-inline double power(double x, double p) { return std::pow(x, p); }
-template <class S> Dual<S> power(Dual<S> a, double p) {
-  return {power(a.x, p), Number<S>::of(p) * power(a.x, p - 1.0) * a.d};
-}
+inline double value(double x) { return x; }
+inline double value(Dual a) { return a.x; }
 
-// docs/theory.md, equations 6 to 9
-template <class S>
-S cutoff(const cf_edge_functions& f, S r) {
-  const auto c = [](double x) { return Number<S>::of(x); };
-  const double radius = f.table[2 * f.n_b + 1], extra = f.table[2 * f.n_b + 3], p = f.p;
-  if (!(value(r) < radius)) return c(0.0);
-  const S x = r / c(radius), one = c(1.0);
-  if (f.cutoff == 0) {  // a polynomial of integer p, in the form that loses no digits
-    S series = c(p * (p + 1.0) / 2.0);
-    for (int k = int(p) - 2; k >= 0; --k) series = series * x + c((k + 1.0) * (k + 2.0) / 2.0);
-    return (one - x) * (one - x) * (one - x) * series;
-  }
-  if (f.cutoff == 1) return c(0.5) * (one + cos(c(M_PI) * x));
-  if (f.cutoff == 2) {
-    if (!(value(r) + extra < radius)) return c(0.0);
-    return exp(one - one / (one - x * x));
-  }
-  if (f.cutoff == 3) {
-    const S y = (r - c(extra)) / c(radius - extra);
-    if (!(value(y) > 0.0)) return one;
-    const S z = one / (one - y) - one / y;
-    if (std::fabs(value(z)) > 600.0) return c(value(z) < 0.0);  // flat to the last digit
-    return one / (one + exp(z));
-  }
-  const S high = c(p * (p + 2.0)) * power(x, p + 1.0) -
-                 c(p * (p + 1.0) / 2.0) * power(x, p + 2.0);
-  return one - c((p + 1.0) * (p + 2.0) / 2.0) * power(x, p) + high;
-}
-
-// docs/theory.md, equations 3 to 5; a and b as the table of radial functions has them
-template <class S>
-S radial(const cf_edge_functions& f, S r, S a, S b) {
-  const auto c = [](double x) { return Number<S>::of(x); };
-  const S prefactor = c(f.table[2 * f.n_b]);
-  if (f.kind == 0) return prefactor * sin(c(M_PI) * a * r) / r;
-  if (f.kind == 1) return exp(c(-0.5) * ((r - a) * b) * ((r - a) * b));
-  return prefactor * exp(c(-1.0) * a * r);
-}
+// A function of r with its slope, at r or at r that carries a derivative.
+inline double at(double f, double, double) { return f; }
+inline Dual at(double f, double f_r, Dual r) { return {f, f_r * r.d}; }
 
 // One edge: d, its length and direction, R_n f_c and its slopes by r, a and b, and all Y_m.
 template <class S>
@@ -107,32 +53,33 @@ struct Edge {
 
   void set(bool slopes) {
     r = sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2]);
-    shorter = Number<S>::of(1.0) / (r + Number<S>::of(1e-9));  // 1e-9 as in the trained models
+    shorter = S(1.0) / (r + S(cace_fast::kLengthShift));
     for (int k = 0; k < 3; ++k) u[k] = d[k] * shorter;
-    y[0] = Number<S>::of(1.0);
+    y[0] = 1.0;
     for (int m = 1; m < f.n_a; ++m) y[m] = y[f.parent[m]] * u[f.axis[m]];
-    const S one = Number<S>::of(1.0), zero = Number<S>::of(0.0);
-    const Dual<S> fc = cutoff(f, Dual<S>(r, one));
+    const double *rest = f.table + 2 * f.n_b, x = value(r), scale = rest[2];
+    const auto c = cutoff_function<ScalarMath>(f.cutoff, x, x * scale, scale, rest[1], rest[3], f.p);
     for (int n = 0; n < f.n_b; ++n) {
-      const S a = Number<S>::of(f.table[n]), b = Number<S>::of(f.table[f.n_b + n]);
-      const Dual<S> R = radial(f, Dual<S>(r, one), Dual<S>(a, zero), Dual<S>(b, zero));
-      g[n] = R.x * fc.x;
+      const auto R = radial_function<ScalarMath>(f.kind, n, x, 1.0 / x, scale, f.table[n],
+                                                 f.table[f.n_b + n], rest[0]);
+      const double slope = R.f_r * c.f + R.f * c.f_r;
+      g[n] = at(R.f * c.f, slope, r);
       if (!slopes) continue;
-      by_r[n] = R.d * fc.x + R.x * fc.d;
-      by_a[n] = radial(f, Dual<S>(r, zero), Dual<S>(a, one), Dual<S>(b, zero)).d * fc.x;
-      by_b[n] = radial(f, Dual<S>(r, zero), Dual<S>(a, zero), Dual<S>(b, one)).d * fc.x;
+      by_r[n] = at(slope, R.f_rr * c.f + 2.0 * R.f_r * c.f_r + R.f * c.f_rr, r);
+      by_a[n] = at(R.f_a * c.f, R.f_ar * c.f + R.f_a * c.f_r, r);
+      by_b[n] = at(R.f_b * c.f, R.f_br * c.f + R.f_b * c.f_r, r);
     }
   }
 
   // dE/dd of dE/d(sum), and dE/da, dE/db added to `table` [2 n_b]
   void gradient(const double* grad, S* by_d, S* table) {
-    const S zero = Number<S>::of(0.0);
+    const S zero(0.0);
     S along = zero, du[3] = {zero, zero, zero};
     for (int m = 0; m < f.n_a; ++m) dy[m] = zero;
     for (int n = 0; n < f.n_b; ++n) {
       S sum = zero;
       for (int m = 0; m < f.n_a; ++m) {
-        const S w = Number<S>::of(grad[n * f.n_a + m]);
+        const S w(grad[n * f.n_a + m]);
         sum = sum + w * y[m];
         dy[m] = dy[m] + w * g[n];
       }
@@ -151,9 +98,9 @@ struct Edge {
 
 // What a caller gets: the value, or its derivative along a direction of the vectors.
 inline void put(double x, double& to) { to = x; }
-inline void put(Dual<double> x, double& to) { to = x.d; }
+inline void put(Dual x, double& to) { to = x.d; }
 inline void take(double x, double, double& to) { to = x; }
-inline void take(double x, double along, Dual<double>& to) { to = {x, along}; }
+inline void take(double x, double along, Dual& to) { to = {x, along}; }
 
 template <class S>
 void run(const cf_edge_functions& f, const cf_edge_sums& in, int64_t s, S* scratch) {
@@ -161,7 +108,7 @@ void run(const cf_edge_functions& f, const cf_edge_sums& in, int64_t s, S* scrat
   Edge<S> edge(f, scratch);
   S* sums = scratch + Edge<S>::size(f);
   const int n_sums = in.grad_sums ? 2 * f.n_b : size;
-  for (int i = 0; i < n_sums; ++i) sums[i] = Number<S>::of(0.0);
+  for (int i = 0; i < n_sums; ++i) sums[i] = 0.0;
   for (int64_t e = in.first[s]; e < in.first[s + 1]; ++e) {
     for (int k = 0; k < 3; ++k)
       take(in.vectors[3 * e + k], in.along ? in.along[3 * e + k] : 0.0, edge.d[k]);
@@ -199,7 +146,7 @@ extern "C" int cf_edge_sums_run(const cf_edge_functions* functions, const cf_edg
                                 int32_t n_threads) {
   try {
     if (sums->along) {
-      over_segments<Dual<double>>(*functions, *sums, n_threads);
+      over_segments<Dual>(*functions, *sums, n_threads);
     } else {
       over_segments<double>(*functions, *sums, n_threads);
     }

@@ -8,7 +8,7 @@
 
 #include "cace_fast.h"
 #include "engine.h"
-#include "units.h"
+#include "constants_generated.h"
 
 namespace cace_fast {
 namespace {

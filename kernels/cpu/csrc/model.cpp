@@ -2,6 +2,7 @@
 #include "model.h"
 
 #include "heads.h"
+#include "radial_generated.h"
 
 namespace cace_fast {
 namespace {
@@ -23,11 +24,31 @@ std::vector<Numbers> by_degree(const Tensors& tensors, const std::string& prefix
   return found;
 }
 
-template <class Kind>
-Kind choose(const std::string& name, const char* what, const std::map<std::string, Kind>& known) {
-  const auto found = known.find(name);
-  if (found == known.end()) throw Unsupported(std::string(what) + " '" + name + "'");
-  return found->second;
+// A column of the table of radial functions.
+Numbers column(const RadialParameter& parameter, const Tensors& tensors, int n_b) {
+  if (!parameter.tensor) return Numbers(n_b, 0.0);
+  Numbers found = tensor(tensors, std::string("radial.") + parameter.tensor, n_b);
+  for (double& x : found) x = parameter.inverse ? parameter.factor / x : parameter.factor * x;
+  return found;
+}
+
+void read_basis(Model& m, const Json& radial, const Tensors& tensors) {
+  const std::string name = radial.at("kind").text();
+  for (const RadialBasis& basis : kRadialBases) {
+    if (name == basis.name) {
+      m.radial_kind = int(&basis - kRadialBases);
+      m.radial_a = column(basis.a, tensors, m.n_b);
+      m.radial_b = column(basis.b, tensors, m.n_b);
+      return;
+    }
+  }
+  throw Unsupported("radial basis '" + name + "'");
+}
+
+int cutoff_kind(const std::string& name, double p) {
+  for (int kind = 0; kind < kRealPolynomial; ++kind)  // which files do not name
+    if (name == kCutoffs[kind]) return kind == kPolynomial && p != int(p) ? kRealPolynomial : kind;
+  throw Unsupported("cutoff function '" + name + "'");
 }
 
 void read_radial(Model& m, const Json& rep, const Tensors& tensors) {
@@ -35,27 +56,12 @@ void read_radial(Model& m, const Json& rep, const Tensors& tensors) {
   m.n_b = radial.at("n_rbf").integer();
   if (m.n_b < 1 || m.n_b > kMaxRadial) throw JsonError("specification: n_rbf out of range");
   m.radial_prefactor = radial.at("prefactor").real();
-  m.radial_kind = choose<RadialKind>(radial.at("kind").text(), "radial basis",
-                                     {{"bessel", RadialKind::bessel},
-                                      {"gaussian", RadialKind::gaussian},
-                                      {"exponential", RadialKind::exponential}});
-  if (m.radial_kind == RadialKind::bessel) {
-    m.radial_a = tensor(tensors, "radial.frequencies", m.n_b);
-  } else if (m.radial_kind == RadialKind::gaussian) {
-    m.radial_a = tensor(tensors, "radial.offsets", m.n_b);
-    m.radial_b = tensor(tensors, "radial.widths", m.n_b);
-  } else {
-    m.radial_a = tensor(tensors, "radial.ranges", m.n_b);
-  }
-  m.cutoff_kind = choose<CutoffKind>(cut.at("kind").text(), "cutoff function",
-                                     {{"polynomial", CutoffKind::polynomial},
-                                      {"cosine", CutoffKind::cosine},
-                                      {"mollifier", CutoffKind::mollifier},
-                                      {"switch", CutoffKind::switched}});
+  read_basis(m, radial, tensors);
+  const std::string name = cut.at("kind").text();
   m.cutoff_radius = cut.at("cutoff").real();
   m.p = cut.at("p").real();
-  m.eps = cut.at("eps").real();
-  m.switch_on = cut.at("switch_on").real();
+  m.cutoff_kind = cutoff_kind(name, m.p);
+  m.cutoff_extra = cut.at(name == "mollifier" ? "eps" : "switch_on").real();
 }
 
 Step read_step(const Model& m, const Json& spec, int t, const Tensors& tensors) {

@@ -21,8 +21,6 @@ class Unsupported : public std::runtime_error {
 };
 
 enum class Activation { silu, relu, tanh, sigmoid, elu, gelu, softplus, mish, identity };
-enum class RadialKind { bessel, gaussian, exponential };
-enum class CutoffKind { polynomial, cosine, mollifier, switched };
 
 // W x + b, or s x + b elementwise where w holds one number for each output.
 struct Affine {
@@ -67,11 +65,10 @@ struct Model {
   int n_z = 0, k = 0, c = 0, r = 0, n_b = 0, l_max = 0, nu_max = 0, n_a = 0, n_inv = 0, stages = 1;
   double cutoff = 0.0, mp_norm = 1.0;
   std::vector<int> elements;  // [n_z] atomic numbers
-  RadialKind radial_kind = RadialKind::bessel;
+  int radial_kind = 0, cutoff_kind = 0;  // places in kRadialBases and kCutoffs
   double radial_prefactor = 1.0;
-  Numbers radial_a, radial_b;  // frequencies; offsets and widths; ranges
-  CutoffKind cutoff_kind = CutoffKind::polynomial;
-  double cutoff_radius = 0.0, p = 6.0, eps = 0.0, switch_on = 0.0;
+  Numbers radial_a, radial_b;  // [n_b] of the table of radial functions
+  double cutoff_radius = 0.0, p = 6.0, cutoff_extra = 0.0;  // eps, or where the switch begins
   Numbers h_s, h_r;             // [n_z][K]
   std::vector<Numbers> mixing;  // [l][n_b][R][C]
   std::vector<Step> steps;

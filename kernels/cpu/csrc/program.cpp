@@ -6,7 +6,7 @@
 #include <set>
 
 #include "error.h"
-#include "units.h"
+#include "constants_generated.h"
 
 namespace cace_fast {
 namespace {

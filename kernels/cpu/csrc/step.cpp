@@ -1,7 +1,7 @@
 // The whole step: pair list, phases of the engine, long range between forward and backward.
 #include <algorithm>
 
-#include "elements_generated.h"
+#include "constants_generated.h"
 #include "engine.h"
 #include "step.h"
 

@@ -7,9 +7,7 @@ template <>
 struct Reduce<float> {
   // Adding this pushes the fraction out: rounds, and leaves the integer in the low bits.
   static constexpr float magic = 12582912.0f;  // 1.5 * 2^23
-  // pi/2 and ln 2 in parts with few bits, so that k times a part is exact.
-  static constexpr float half_pi[3] = {1.5703125f, 4.837512969970703125e-4f,
-                                       7.54978995489188216e-8f};
+  // ln 2 in parts with few bits, so that k times a part is exact.
   static constexpr float ln2[2] = {0.693359375f, -2.12194440054690583e-4f};
   static constexpr float exp_low = -87.0f, exp_high = 88.0f;
   static constexpr int sin_terms = 4, cos_terms = 4, exp_terms = 7, exponent_shift = 23, bias = 127;
@@ -17,8 +15,6 @@ struct Reduce<float> {
 template <>
 struct Reduce<double> {
   static constexpr double magic = 6755399441055744.0;  // 1.5 * 2^52
-  static constexpr double half_pi[3] = {1.57079625129699707031, 7.54978941586159635336e-8,
-                                        5.39030285815811905290e-15};
   static constexpr double ln2[2] = {6.93145751953125e-1, 1.42860682030941723212e-6};
   static constexpr double exp_low = -708.0, exp_high = 709.0;
   static constexpr int sin_terms = 7, cos_terms = 8, exp_terms = 13, exponent_shift = 52;
@@ -31,14 +27,21 @@ constexpr double kInverseFactorial[] = {
     1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800.0,
     1.0 / 87178291200.0, 1.0 / 1307674368000.0, 1.0 / 20922789888000.0};
 
+template <class V>
+struct SinCos {
+  V s, c;
+};
+
+// sin(pi a r) and cos(pi a r).  The product enters a fused multiply-add that takes whole quadrants
+// away, where the processor has one.
 template <class T>
-inline void sincos(Vec<T> x, Vec<T>& s, Vec<T>& c) {
+inline SinCos<Vec<T>> sincospi_product(T a, Vec<T> r) {
   typedef Reduce<T> P;
   typedef IntVec<T> I;
-  const Vec<T> shifted = x * T(0.63661977236758134308) + P::magic;
+  const Vec<T> shifted = r * (a + a) + P::magic;
   const Vec<T> k = shifted - P::magic;
   const I quadrant = (I)shifted;
-  const Vec<T> y = ((x - k * P::half_pi[0]) - k * P::half_pi[1]) - k * P::half_pi[2];
+  const Vec<T> y = (r * a - k * T(0.5)) * T(3.14159265358979323846);
   const Vec<T> z = -(y * y);
   Vec<T> ps = spread<T>(T(kInverseFactorial[2 * P::sin_terms + 1]));
   for (int i = P::sin_terms - 1; i >= 1; --i) ps = ps * z + T(kInverseFactorial[2 * i + 1]);
@@ -50,8 +53,7 @@ inline void sincos(Vec<T> x, Vec<T>& s, Vec<T>& c) {
   const I one = I{} + 1;
   const I flip_s = ((quadrant >> 1) & one) << sign_bit;
   const I flip_c = (((quadrant + 1) >> 1) & one) << sign_bit;
-  s = (Vec<T>)((I)(odd ? pc : ps) ^ flip_s);
-  c = (Vec<T>)((I)(odd ? ps : pc) ^ flip_c);
+  return {(Vec<T>)((I)(odd ? pc : ps) ^ flip_s), (Vec<T>)((I)(odd ? ps : pc) ^ flip_c)};
 }
 
 template <class T>
@@ -68,3 +70,13 @@ inline Vec<T> exponential(Vec<T> x) {
   const I power = (((I)shifted - magic_bits) + P::bias) << P::exponent_shift;
   return p * (Vec<T>)power;
 }
+
+// What formulas of the generated header are made of: vectors here, numbers in scalar_math.h.
+template <class T>
+struct VectorMath {
+  typedef Vec<T> V;
+  typedef T S;
+  static V exp(V x) { return exponential<T>(x); }
+  static SinCos<V> sincospi_product(S a, V r) { return cace_fast::CF_ISA::sincospi_product<T>(a, r); }
+  static V minimum(V x, S most) { return lesser(x, spread<T>(most)); }
+};

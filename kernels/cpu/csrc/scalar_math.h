@@ -1,0 +1,26 @@
+// The elementary functions that formulas of radial_generated.h are made of, for single numbers.
+#pragma once
+#include <cmath>
+
+#include "radial_generated.h"
+
+namespace cace_fast {
+namespace {  // as there: each unit has its own
+
+struct ScalarMath {
+  typedef double V;
+  typedef double S;
+  struct SinCos {
+    double s, c;
+  };
+  static double exp(double x) { return ::exp(x); }
+  static double log(double x) { return ::log(x); }
+  static double abs(double x) { return ::fabs(x); }
+  static double minimum(double x, double y) { return x < y ? x : y; }
+  static double where(bool condition, double x, double y) { return condition ? x : y; }
+  static SinCos sincospi(double x) { return {::sin(M_PI * x), ::cos(M_PI * x)}; }
+  static SinCos sincospi_product(double a, double r) { return sincospi(a * r); }
+};
+
+}  // namespace
+}  // namespace cace_fast

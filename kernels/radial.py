@@ -1,0 +1,196 @@
+"""Radial and cutoff functions with their derivatives: the one text that fast kernels are made of.
+
+Each function here is a formula (``docs/theory.md`` section 2). It runs on floats as it stands,
+Triton compiles it (``kernels/triton/_formulas.py``), and ``kernels/cpu/generate.py`` prints it as
+C++. So a formula is plain Python of few words: assignments, arithmetic, comparisons and ``&``, the
+functions below, ``for`` over ``range``, and an ``if`` of whole numbers that returns. This file
+takes nothing but the standard library: a build has nothing else. The reference has its own text.
+
+Numbers are vectors of edges, all else is the same for every edge: ``n`` counts radial functions,
+``p`` is the polynomial's power, ``scale`` is 1/r_c, and ``a``, ``b``, ``g`` are those of the table
+in ``edges.radial_table``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from math import exp, log
+from typing import NamedTuple
+
+PI = math.pi
+PI2 = math.pi**2
+
+Numbers = tuple[float, ...]
+
+
+def sincospi(x: float) -> tuple[float, float]:
+    """Return sin(pi x) and cos(pi x)."""
+    return math.sin(PI * x), math.cos(PI * x)
+
+
+def sincospi_product(a: float, r: float) -> tuple[float, float]:
+    """Return sin(pi a r) and cos(pi a r)."""
+    return sincospi(a * r)
+
+
+def where(condition: bool, x: float, y: float) -> float:
+    """Return ``x`` where the condition holds, ``y`` elsewhere."""
+    return x if condition else y
+
+
+def minimum(x: float, y: float) -> float:
+    """Return the lesser of two numbers."""
+    return min(x, y)
+
+
+class Parameter(NamedTuple):
+    """A column of the table of radial functions: ``factor`` times a tensor, or over it."""
+
+    tensor: str
+    factor: float = 1.0
+    inverse: bool = False
+
+
+class Basis(NamedTuple):
+    """R_n, dR/dr, d2R/dr2, dR/da, d2R/dadr, dR/db, d2R/dbdr; and what a and b are, None for 0."""
+
+    function: Callable[[int, float, float, float, float, float, float], Numbers]
+    a: Parameter | None = None
+    b: Parameter | None = None
+
+
+def bessel(n: int, r: float, inverse: float, scale: float, a: float, b: float, g: float) -> Numbers:
+    """Equation 3; ``inverse`` is 1/r, a = w/pi."""
+    s, c = sincospi_product(a, r)
+    w = a * PI
+    f = s * (g * inverse)
+    f_r = (c * (w * g) - f) * inverse
+    f_rr = -w * w * f - 2.0 * f_r * inverse
+    f_a = c * (g * PI)
+    f_ar = s * (a * g * -PI2)
+    zero = r * 0.0
+    return f, f_r, f_rr, f_a, f_ar, zero, zero
+
+
+def gaussian(
+    n: int, r: float, inverse: float, scale: float, a: float, b: float, g: float
+) -> Numbers:
+    """Equation 4; a = mu, b = 1/s."""
+    z = (r - a) * b
+    f = exp(-0.5 * z * z)
+    f_r = -f * z * b
+    f_rr = f * (z * z - 1.0) * b * b
+    f_a = f * z * b
+    f_ar = f * (1.0 - z * z) * b * b
+    f_b = -f * z * (r - a)
+    f_br = f * z * (z * z - 2.0)
+    return f, f_r, f_rr, f_a, f_ar, f_b, f_br
+
+
+def exponential(
+    n: int, r: float, inverse: float, scale: float, a: float, b: float, g: float
+) -> Numbers:
+    """Equation 5; a = 1/r0."""
+    f = g * exp(-r * a)
+    f_r = -f * a
+    f_rr = f * a * a
+    f_a = -r * f
+    f_ar = (a * r - 1.0) * f
+    zero = r * 0.0
+    return f, f_r, f_rr, f_a, f_ar, zero, zero
+
+
+def polynomial(r: float, x: float, scale: float, radius: float, extra: float, p: int) -> Numbers:
+    """Equation 6 for integer p, with positive terms only."""
+    x = minimum(x, 1.0)
+    rest = 1.0 - x
+    series = x * 0.0 + p * (p + 1.0) / 2.0
+    for k in range(p - 1):
+        series = series * x + (p - 1.0 - k) * (p - k) / 2.0
+    f = rest * rest * rest * series
+    low = scale * (-p * (p + 1.0) * (p + 2.0) / 2.0) * rest + x * 0.0
+    if p == 1:
+        return f, low * rest, -2.0 * low * scale
+    for _k in range(p - 2):
+        low = low * x
+    return f, low * x * rest, ((p - 1.0) * rest - 2.0 * x) * low * scale
+
+
+def cosine(r: float, x: float, scale: float, radius: float, extra: float, p: int) -> Numbers:
+    """Equation 7."""
+    inside = r < radius
+    s, c = sincospi(where(inside, x, 0.5))
+    zero = r * 0.0
+    f = where(inside, 0.5 * (1.0 + c), zero)
+    f_r = where(inside, -0.5 * PI * s * scale, zero)
+    return f, f_r, where(inside, -0.5 * PI2 * c * scale * scale, zero)
+
+
+def mollifier(r: float, x: float, scale: float, radius: float, extra: float, p: int) -> Numbers:
+    """Equation 8; ``extra`` is eps."""
+    inside = (r + extra) < radius
+    x = where(inside, x, 0.0)
+    q = 1.0 / (1.0 - x * x)
+    e = exp(1.0 - q)
+    zero = r * 0.0
+    f_r = where(inside, -2.0 * x * q * q * e * scale, zero)
+    bend = (4.0 * x * x * q * q * q * q - 2.0 * q * q - 8.0 * x * x * q * q * q) * e
+    return where(inside, e, zero), f_r, where(inside, bend * scale * scale, zero)
+
+
+def smooth_switch(r: float, x: float, scale: float, radius: float, extra: float, p: int) -> Numbers:
+    """Equation 9, 1/(1 + e^z) with z = 1/(1-y) - 1/y; ``extra`` is where the switch begins."""
+    width = 1.0 / (radius - extra)
+    y = (r - extra) / (radius - extra)
+    between = (y > 0.0) & (y < 1.0)
+    inner = where(between, y, 0.5)
+    a = 1.0 / (1.0 - inner)
+    b = 1.0 / inner
+    z = a - b
+    e = exp(-abs(z))
+    small = e / (1.0 + e)
+    large = 1.0 / (1.0 + e)
+    slope = (a * a + b * b) * width
+    product = small * large  # f (1 - f)
+    bend = 2.0 * (a * a * a - b * b * b) * width * width
+    flat = between & (e > 0.0)  # where e^-|z| is nothing the tails are flat
+    zero = r * 0.0
+    tilt = where(z > 0.0, large - small, small - large)  # 1 - 2 f
+    f = where(between, where(z > 0.0, small, large), where(y <= 0.0, zero + 1.0, zero))
+    f_r = where(flat, -product * slope, zero)
+    return f, f_r, where(flat, product * (tilt * slope * slope - bend), zero)
+
+
+def real_polynomial(
+    r: float, x: float, scale: float, radius: float, extra: float, p: float
+) -> Numbers:
+    """Equation 6 for any p."""
+    inside = r < radius
+    x = where(inside, x, 0.5)
+    x = where(x > 0.0, x, 0.5)
+    a = (p + 1.0) * (p + 2.0) / 2.0
+    b = p * (p + 2.0)
+    c = p * (p + 1.0) / 2.0
+    power = exp((p - 2.0) * log(x))
+    zero = r * 0.0
+    f = 1.0 - power * x * x * (a - x * (b - c * x))
+    f_r = -power * x * (a * p - x * (b * (p + 1.0) - c * (p + 2.0) * x)) * scale
+    bend = a * p * (p - 1.0) - x * (b * (p + 1.0) * p - c * (p + 2.0) * (p + 1.0) * x)
+    f_rr = -power * bend * scale * scale
+    return where(inside, f, zero), where(inside, f_r, zero), where(inside, f_rr, zero)
+
+
+# Kernels know a function by its place here; files and specifications by its name.
+BASES = {
+    "bessel": Basis(bessel, Parameter("frequencies", 1.0 / PI)),
+    "gaussian": Basis(gaussian, Parameter("offsets"), Parameter("widths", inverse=True)),
+    "exponential": Basis(exponential, Parameter("ranges", inverse=True)),
+}
+CUTOFFS: dict[str, Callable[[float, float, float, float, float, int], Numbers]] = {
+    "polynomial": polynomial,
+    "cosine": cosine,
+    "mollifier": mollifier,
+    "switch": smooth_switch,
+    "real polynomial": real_polynomial,
+}

@@ -1,0 +1,100 @@
+"""The formulas that fast kernels are made of, run on floats: each is the reference's derivative."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from cace_fast.kernels.radial import BASES, CUTOFFS
+from cace_fast.reference.radial import cutoff_function, radial_basis
+from cace_fast.spec import CutoffFunction, RadialBasis
+
+R_C, PREFACTOR, N = 5.0, 0.7, 4
+DISTANCES = (0.3, 1.1, 2.9, 4.6, 4.999, 5.0, 6.0)
+TENSORS = {
+    "frequencies": torch.arange(1.0, N + 1).double() * (1.1 * math.pi / R_C),
+    "offsets": torch.linspace(0.2, 4.0, N).double(),
+    "widths": torch.linspace(0.6, 1.4, N).double(),
+    "ranges": torch.linspace(0.5, 3.0, N).double(),
+}
+
+
+def derivatives(function, *at: Tensor) -> list[Tensor]:
+    """Return f, df/dx0, d2f/dx0^2, and df/dx, d2f/(dx dx0) of every further x."""
+    leaves = [x.clone().requires_grad_() for x in at]
+    f = function(*leaves)
+    firsts = gradients(f, leaves)
+    seconds = gradients(firsts[0], leaves)
+    mixed = [x for pair in zip(firsts[1:], seconds[1:], strict=True) for x in pair]
+    return [x.detach() for x in (f, firsts[0], seconds[0], *mixed)]
+
+
+def gradients(y: Tensor, leaves: list[Tensor]) -> tuple[Tensor, ...]:
+    if not y.requires_grad:
+        return tuple(map(torch.zeros_like, leaves))
+    return torch.autograd.grad(y, leaves, create_graph=True, materialize_grads=True)
+
+
+@pytest.mark.parametrize("kind", BASES)
+@pytest.mark.parametrize("r", DISTANCES[:4])
+@pytest.mark.parametrize("n", range(N))
+def test_bases_are_those_of_the_reference(kind: str, r: float, n: int) -> None:
+    basis, spec = BASES[kind], RadialBasis(kind, N, PREFACTOR)
+    parameters = [p for p in (basis.a, basis.b) if p is not None]
+    assert {p.tensor for p in parameters} == set(spec.tensors)
+    columns = [
+        p.factor / TENSORS[p.tensor] if p.inverse else p.factor * TENSORS[p.tensor]
+        for p in parameters
+    ]
+
+    def of_table(x: Tensor, *columns: Tensor) -> Tensor:
+        weights = {
+            f"radial.{p.tensor}": p.factor / c if p.inverse else c / p.factor
+            for p, c in zip(parameters, columns, strict=True)
+        }
+        return radial_basis(x[None], weights, spec, R_C)[0, n]
+
+    at = [torch.tensor(r, dtype=torch.float64), *columns]
+    expected = derivatives(of_table, *at)
+    expected = [x if x.ndim == 0 else x[n] for x in expected]
+    expected += [torch.zeros(()).double()] * (7 - len(expected))
+    a, b = (float(c[n]) for c in [*columns, *[torch.zeros(N)] * (2 - len(columns))])
+    found = basis.function(n, r, 1.0 / r, 1.0 / R_C, a, b, PREFACTOR)
+    assert found == pytest.approx([float(x) for x in expected], rel=1e-11, abs=1e-13)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        CutoffFunction("polynomial", R_C, p=6.0),
+        CutoffFunction("polynomial", R_C, p=1.0),
+        CutoffFunction("polynomial", R_C, p=2.0),
+        CutoffFunction("polynomial", R_C, p=4.5),
+        CutoffFunction("cosine", R_C),
+        CutoffFunction("mollifier", R_C, eps=1e-7),
+        CutoffFunction("switch", R_C, switch_on=2.0),
+    ],
+    ids=lambda spec: f"{spec.kind}-{spec.p}",
+)
+@pytest.mark.parametrize("r", DISTANCES)
+def test_cutoff_functions_are_those_of_the_reference(spec: CutoffFunction, r: float) -> None:
+    whole = spec.p == int(spec.p)
+    kind = spec.kind if spec.kind != "polynomial" or whole else "real polynomial"
+    extra = spec.eps if kind == "mollifier" else spec.switch_on
+    p = int(spec.p) if whole else spec.p
+    found = CUTOFFS[kind](r, r / R_C, 1.0 / R_C, R_C, extra, p)
+    expected = derivatives(
+        lambda x: cutoff_function(x[None], spec)[0], torch.tensor(r, dtype=torch.float64)
+    )
+    assert found == pytest.approx([float(x) for x in expected], rel=1e-9, abs=1e-12)
+
+
+def test_specifications_and_formulas_know_the_same_kinds() -> None:
+    for kind in BASES:
+        assert RadialBasis(kind, 1).tensors is not None
+    for kind in list(CUTOFFS)[:-1]:
+        assert replace(CutoffFunction(kind, R_C), p=2.0).kind == kind
