@@ -101,6 +101,24 @@ def exponential(
     return f, f_r, f_rr, f_a, f_ar, zero, zero
 
 
+def chebyshev(
+    n: int, r: float, inverse: float, scale: float, a: float, b: float, g: float
+) -> Numbers:
+    """Equation 5a, T_n of y = 2r/r_c - 1 by recursion, which T_(-1) = T_1 begins."""
+    y = minimum(2.0 * r * scale - 1.0, 1.0)  # beyond the cutoff nothing counts, but nothing grows
+    zero = r * 0.0
+    one = zero + 1.0
+    f_before, f = y, one
+    f_y_before, f_y = one, zero
+    f_yy_before, f_yy = zero, zero
+    for _k in range(n):
+        f_yy_before, f_yy = f_yy, 4.0 * f_y + 2.0 * y * f_yy - f_yy_before
+        f_y_before, f_y = f_y, 2.0 * f + 2.0 * y * f_y - f_y_before
+        f_before, f = f, 2.0 * y * f - f_before
+    y_r = 2.0 * scale
+    return f, f_y * y_r, f_yy * y_r * y_r, zero, zero, zero, zero
+
+
 def polynomial(r: float, x: float, scale: float, radius: float, extra: float, p: int) -> Numbers:
     """Equation 6 for integer p, with positive terms only."""
     x = minimum(x, 1.0)
@@ -186,6 +204,7 @@ BASES = {
     "bessel": Basis(bessel, Parameter("frequencies", 1.0 / PI)),
     "gaussian": Basis(gaussian, Parameter("offsets"), Parameter("widths", inverse=True)),
     "exponential": Basis(exponential, Parameter("ranges", inverse=True)),
+    "chebyshev": Basis(chebyshev),
 }
 CUTOFFS: dict[str, Callable[[float, float, float, float, float, int], Numbers]] = {
     "polynomial": polynomial,

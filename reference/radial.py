@@ -20,7 +20,17 @@ def radial_basis(
         return spec.prefactor * torch.sin(weights["radial.frequencies"] * r) / r
     if spec.kind == "gaussian":
         return torch.exp(-0.5 * ((r - weights["radial.offsets"]) / weights["radial.widths"]) ** 2)
+    if spec.kind == "chebyshev":
+        return _chebyshev(torch.clamp(2.0 * r[:, 0] / cutoff - 1.0, max=1.0), spec.n_rbf)
     return spec.prefactor * torch.exp(-r / weights["radial.ranges"])
+
+
+def _chebyshev(y: Tensor, n: int) -> Tensor:
+    """Return T_0 to T_(n-1) of y [n_edges, n]."""
+    found = [torch.ones_like(y), y]
+    while len(found) < n:
+        found.append(2.0 * y * found[-1] - found[-2])
+    return torch.stack(found[:n], 1)
 
 
 def cutoff_function(r: Tensor, spec: CutoffFunction) -> Tensor:

@@ -23,11 +23,12 @@ from .checks import (
 CUTOFFS = (0.01, 1000.0)  # A
 MOST_STEPS, MOST_LAYERS, MOST_FEATURES = 100, 1000, 10 * MAX_SIZE  # real ones: 3, 4, 20 000
 
-RadialKind = Literal["bessel", "gaussian", "exponential"]
+RadialKind = Literal["bessel", "gaussian", "exponential", "chebyshev"]
 RADIAL_TENSORS = {
     "bessel": ("frequencies",),
     "gaussian": ("offsets", "widths"),
     "exponential": ("ranges",),
+    "chebyshev": (),
 }
 CutoffKind = Literal["polynomial", "cosine", "mollifier", "switch"]
 Activation = Literal[

@@ -33,6 +33,7 @@ MODELS = {
     "plain": {},
     "bessel, cosine": {"radial": "bessel", "cutoff_kind": "cosine"},
     "exponential, mollifier": {"radial": "exponential", "cutoff_kind": "mollifier"},
+    "chebyshev": {"radial": "chebyshev", "n_rbf": 8},
     "switch": {"cutoff_kind": "switch"},
     "one channel, shared": {"n_embedding": 1, "shared_embedding": True},
     "L 0": {"l_max": 0, "nu_max": 1},

@@ -120,6 +120,15 @@ CUTOFFS = {
 }
 
 
+def test_chebyshev_functions_are_cosines_of_multiples():
+    r = R[R < 5.0]
+    got = radial.radial_basis(r, {}, RadialBasis("chebyshev", 5), 5.0)
+    angle = torch.arccos(2.0 * r / 5.0 - 1.0)
+    expected = torch.cos(angle[:, None] * torch.arange(5))
+    torch.testing.assert_close(got, expected, rtol=0.0, atol=1e-14)
+    assert radial.radial_basis(r, {}, RadialBasis("chebyshev", 1), 5.0).tolist() == [[1.0]] * len(r)
+
+
 @pytest.mark.parametrize("p", [2.0, 5.0, 6.0, 5.5])
 def test_polynomial_cutoff_of_every_p(p):
     x = R / 4.3

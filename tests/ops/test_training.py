@@ -37,6 +37,7 @@ RADIALS = [
     ("bessel", "polynomial", 6.0),
     ("gaussian", "cosine", 6.0),
     ("exponential", "mollifier", 6.0),
+    ("chebyshev", "polynomial", 6.0),
     ("bessel", "switch", 6.0),
     ("gaussian", "polynomial", 2.5),
 ]

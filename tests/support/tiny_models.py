@@ -213,7 +213,7 @@ def _set_radial(tensors: dict[str, torch.Tensor], rep: Representation) -> None:
     elif rep.radial.kind == "gaussian":
         tensors["radial.offsets"] = 1.25 * steps
         tensors["radial.widths"] = torch.full((n,), 0.8, dtype=torch.float64)
-    else:
+    elif rep.radial.kind == "exponential":
         tensors["radial.ranges"] = 0.5 + 0.3 * steps
     for name in tensors:
         if name.endswith("inverse_range") or ".ar.inverse_range." in name:

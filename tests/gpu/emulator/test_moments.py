@@ -15,6 +15,7 @@ CASES = {
     "l 3": {"l_max": 3, "n_rbf": 6},
     "gaussian": {"kind": "gaussian", "l_max": 1},
     "exponential": {"kind": "exponential", "l_max": 1},
+    "chebyshev": {"kind": "chebyshev", "l_max": 1},
     "cosine": {"cutoff": "cosine", "l_max": 1},
     "mollifier": {"cutoff": "mollifier", "l_max": 1},
     "switch": {"cutoff": "switch", "l_max": 1},

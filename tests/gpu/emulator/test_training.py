@@ -57,7 +57,7 @@ def test_moments_by_everything(shared: bool, device: torch.device) -> None:
     judge_moments(rep, random_weights(rep), device)
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "exponential"])
+@pytest.mark.parametrize("kind", ["gaussian", "exponential", "chebyshev"])
 def test_radial_functions_by_their_numbers(kind: str, device: torch.device) -> None:
     rep = radial_representation(kind, l_max=1, n_rbf=2)
     radial, weights = radial_weights(rep, torch.float64), {}

@@ -16,6 +16,7 @@ CASES = {
     "split over two launches": {"l_max": 4, "n_rbf": 8},
     "gaussian": {"kind": "gaussian"},
     "exponential": {"kind": "exponential"},
+    "chebyshev": {"kind": "chebyshev"},
     "scalar only": {"l_max": 0, "n_rbf": 2},
     "p 1": {"p": 1.0, "l_max": 1},
     "p 2": {"p": 2.0, "l_max": 1},

@@ -32,6 +32,7 @@ RADIALS = [
     ("bessel", "polynomial", 6.0),
     ("gaussian", "cosine", 6.0),
     ("exponential", "mollifier", 6.0),
+    ("chebyshev", "polynomial", 6.0),
 ]
 
 
