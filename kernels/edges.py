@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cace_fast.kernels.radial import BASES, Parameter
+from cace_fast.kernels.formulas import BASES, Parameter
 from cace_fast.spec import Representation
 
 
@@ -82,7 +82,7 @@ def _offsets(count: Tensor) -> Tensor:
 def radial_table(spec: Representation, weights: Mapping[str, Tensor]) -> Tensor:
     """Return the numbers of radial and cutoff functions as kernels read them, [2 n_b + 4].
 
-    a_n and b_n, which ``radial.BASES`` tells of each basis; then the prefactor, r_c, 1/r_c, and
+    a_n and b_n, which ``formulas.BASES`` tells of each basis; then the prefactor, r_c, 1/r_c, and
     the mollifier's eps or where the switch begins.
     """
     like = weights["embedding.sender"]

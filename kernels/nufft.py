@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from cace_fast.errors import InputError
+from cace_fast.kernels.kspace import axes_of, k2_limit, kernel
 
-SPHERE = 1.0 - 1e-6  # k^2 below this fraction of the limit: as reference/ewald.py
 SINGLE_FROM = 3e-3  # tolerances that transforms in single precision keep, also in crystals
 SAFETY = 0.003  # accuracy that a transform has to have, as a fraction of that of the forces
 LOOSEST = 3e-4  # tolerance: coarser kernels than it needs are not accurate in proportion
@@ -228,32 +228,22 @@ def accuracy(tolerance: float) -> tuple[float, torch.dtype]:
 
 
 def _grid(cell: Tensor, k_cell: Tensor, dl: float, sigma: float, exponent: int) -> _Grid:
-    _require_cell(cell)
-    _require_cell(k_cell)
-    limits = [max(1, int(length / dl)) for length in torch.linalg.vector_norm(k_cell, dim=1)]
-    if (points := (2 * limits[0] + 1) * (2 * limits[1] + 1) * (2 * limits[2] + 1)) >= MAX_POINTS:
+    axes_of(cell, dl)  # which is singular or not
+    x, y, z = axes_of(k_cell, dl)
+    if (points := len(x) * len(y) * len(z)) >= MAX_POINTS:
         raise InputError("cell", f"one with fewer k vectors than {MAX_POINTS}", f"{points}")
-    numbers = [torch.arange(-m, m + 1, dtype=cell.dtype, device=cell.device) for m in limits]
-    axes = (numbers[0][:, None, None], numbers[1][:, None], numbers[2])
+    axes = (x[:, None, None], y[:, None], z)
     inverse = torch.linalg.inv(cell)
     k2 = _squares(axes, inverse)
     chosen = k2 if torch.equal(cell, k_cell) else _squares(axes, torch.linalg.inv(k_cell))
-    inside = chosen < (2.0 * pi / dl) ** 2 * SPHERE
-    inside[limits[0], limits[1], limits[2]] = False  # k = 0
+    inside = chosen < k2_limit(dl)
+    inside[len(x) // 2, len(y) // 2, len(z) // 2] = False  # k = 0
     found = k2[inside]
-    g, slope = _kernel(found, sigma, exponent)
+    g, slope = kernel(found, sigma, exponent)
     volume = torch.linalg.det(cell).abs()
     factor, slopes = torch.zeros_like(k2), torch.zeros_like(k2)
     factor[inside], slopes[inside] = 2.0 * g / volume, 2.0 * slope / volume
     return _Grid(axes, 2.0 * pi * inverse.T, inverse, factor, slopes)
-
-
-def _require_cell(cell: Tensor) -> None:
-    lengths = torch.linalg.vector_norm(cell, dim=1)
-    if not bool(torch.linalg.det(cell).abs() > 1e-9 * lengths.prod()):
-        raise InputError(
-            "cell", "three independent lattice vectors for a periodic Ewald sum", cell.tolist()
-        )
 
 
 def _squares(axes: tuple[Tensor, Tensor, Tensor], inverse: Tensor) -> Tensor:
@@ -263,20 +253,6 @@ def _squares(axes: tuple[Tensor, Tensor, Tensor], inverse: Tensor) -> Tensor:
     plane: Tensor = metric[0][0] * x * x + metric[1][1] * y * y + 2.0 * metric[0][1] * x * y
     slant = 2.0 * (metric[0][2] * x + metric[1][2] * y) + metric[2][2] * z
     return torch.add(plane, slant * z)
-
-
-def _kernel(k2: Tensor, sigma: float, exponent: int) -> tuple[Tensor, Tensor]:
-    """Return g(k) and dg/dk^2 (docs/theory.md, equation 26)."""
-    if exponent == 1:
-        g = torch.exp(-0.5 * sigma**2 * k2) / k2
-        return g, -g * (0.5 * sigma**2 + 1.0 / k2)
-    k = k2.sqrt()
-    b = sigma * k / sqrt(2.0)
-    falling = torch.exp(-b * b)
-    bracket = sqrt(pi) * torch.erfc(b) + (0.5 / b**3 - 1.0 / b) * falling
-    # d bracket / db = -1.5 exp(-b^2) / b^4
-    slope = -1.5 * k * bracket + 0.75 * k2 * (sigma / sqrt(2.0)) * falling / b**4
-    return -k * k2 * bracket, slope
 
 
 def _virial(grid: _Grid, power: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from functools import cache
 from itertools import pairwise
 
 from cace_fast import tables
-from cace_fast.kernels.radial import BASES, CUTOFFS
+from cace_fast.kernels.formulas import BASES, CUTOFFS
 from cace_fast.spec import Representation
 
 MOST_ACCUMULATORS = 200  # of one lane: with more of them registers spill (docs/kernels.md)

@@ -1,4 +1,4 @@
-"""Write the C++ that is made of tables: contraction, radial functions, constants.
+"""Write the C++ that is made of tables: contraction, formulas, constants.
 
 Run at build time::
 
@@ -29,7 +29,7 @@ if __name__ == "__main__":  # of a build: nothing is installed yet, so nothing e
         sys.modules[name].__path__ = [str(home)]
 
 from cace_fast import tables
-from cace_fast.kernels import polynomials, radial
+from cace_fast.kernels import formulas, polynomials
 from cace_fast.spec import units
 
 UNROLLED = ((2, 2), (2, 3), (3, 2), (3, 3), (4, 2), (4, 3))
@@ -80,7 +80,7 @@ def contraction() -> str:
     return "\n".join(parts)
 
 
-SCALARS = ("scale", "a", "b", "g", "radius", "extra", "p")
+SCALARS = ("sigma", "scale", "a", "b", "g", "radius", "extra", "p")
 OPERATORS = {
     ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.BitAnd: "&", ast.Lt: "<",
     ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.USub: "-",
@@ -88,7 +88,7 @@ OPERATORS = {
 
 
 class Formula:
-    """A formula of :mod:`cace_fast.kernels.radial` as a C++ function of the vectors of M.
+    """A formula of :mod:`cace_fast.kernels.formulas` as a C++ function of the vectors of M.
 
     M has the type V of a vector, S of a scalar, and the elementary functions.
     """
@@ -166,7 +166,7 @@ class Formula:
         if isinstance(node, ast.Name):
             if node.id in self.known:
                 return node.id
-            constant = getattr(radial, node.id, None)
+            constant = getattr(formulas, node.id, None)
             return f"S({node.id if constant is None else repr(constant)})"  # or a loop's number
         if isinstance(node, ast.UnaryOp):
             return f"({OPERATORS[type(node.op)]}{self._value(node.operand)})"
@@ -191,33 +191,35 @@ def head(name: str, arguments: str, result: str) -> str:
     return f"template <{types}>\ninline {result}<V> {name}({arguments})"
 
 
-def choice(name: str, formulas: list[Formula], result: str) -> str:
-    """Return a function that calls the one of a number, which counts from 0."""
-    arguments = formulas[0].arguments
-    lines = [f"{head(name, f'int kind, {formulas[0].typed()}', result)} {{", "  switch (kind) {"]
-    for number, formula in enumerate(formulas):
-        case = "default" if number == len(formulas) - 1 else f"case {number}"
+def choice(name: str, functions: dict[int, Formula], result: str) -> str:
+    """Return a function that calls the one of a number."""
+    first = next(iter(functions.values()))
+    arguments = first.arguments
+    lines = [f"{head(name, f'int kind, {first.typed()}', result)} {{", "  switch (kind) {"]
+    for number, formula in functions.items():
+        case = f"case {number}" if number != list(functions)[-1] else "default"
         lines.append(f"    {case}: return {formula.name}<M>({', '.join(arguments)});")
     return "\n".join([*lines, "  }", "}", ""])
 
 
-def _parameter(parameter: radial.Parameter | None) -> str:
+def _parameter(parameter: formulas.Parameter | None) -> str:
     if parameter is None:
         return "{nullptr, 0.0, false}"
     inverse = str(parameter.inverse).lower()
     return f'{{"{parameter.tensor}", {parameter.factor!r}, {inverse}}}'
 
 
-def radial_functions() -> str:
-    """Return the header of radial and cutoff functions, and of what they are called."""
+def all_formulas() -> str:
+    """Return the header of formulas, and of what radial and cutoff functions are called."""
     bases = "".join(
         f'    {{"{name}", {_parameter(basis.a)}, {_parameter(basis.b)}}},\n'
-        for name, basis in radial.BASES.items()
+        for name, basis in formulas.BASES.items()
     )
-    functions = [Formula(basis.function) for basis in radial.BASES.values()]
-    cutoffs = [Formula(function) for function in radial.CUTOFFS.values()]
-    names = "".join(f'    "{name}",\n' for name in radial.CUTOFFS)
-    whole, real = (list(radial.CUTOFFS).index(f"{kind}polynomial") for kind in ("", "real "))
+    functions = {k: Formula(basis.function) for k, basis in enumerate(formulas.BASES.values())}
+    cutoffs = {k: Formula(function) for k, function in enumerate(formulas.CUTOFFS.values())}
+    kernels = {k: Formula(function) for k, function in formulas.KERNELS.items()}
+    names = "".join(f'    "{name}",\n' for name in formulas.CUTOFFS)
+    whole, real = (list(formulas.CUTOFFS).index(f"{kind}polynomial") for kind in ("", "real "))
     return "\n".join([
         NOTE + "#pragma once\n\nnamespace cace_fast {\n",
         "// A column of the table of radial functions: factor times a tensor, or over it.",
@@ -229,10 +231,13 @@ def radial_functions() -> str:
         "namespace {  // each unit has its own: they are compiled for several instruction sets\n",
         "template <class V>\nstruct RadialFunction {\n  V f, f_r, f_rr, f_a, f_ar, f_b, f_br;\n};",
         "template <class V>\nstruct CutoffFunction {\n  V f, f_r, f_rr;\n};\n",
-        *(formula.text("RadialFunction") for formula in functions),
+        "template <class V>\nstruct KernelOfK {\n  V g, slope;\n};\n",
+        *(formula.text("RadialFunction") for formula in functions.values()),
         choice("radial_function", functions, "RadialFunction"),
-        *(formula.text("CutoffFunction") for formula in cutoffs),
+        *(formula.text("CutoffFunction") for formula in cutoffs.values()),
         choice("cutoff_function", cutoffs, "CutoffFunction"),
+        *(formula.text("KernelOfK") for formula in kernels.values()),
+        choice("k_kernel", kernels, "KernelOfK"),
         "}  // namespace\n}  // namespace cace_fast\n",
     ])  # fmt: skip
 
@@ -246,6 +251,7 @@ def constants() -> str:
         f"constexpr double kE2PerInternal = {units.E2_PER_INTERNAL!r};\n"
         f"constexpr double kFixedChargeUnit = {units.FIXED_CHARGE_UNIT!r};\n"
         f"constexpr double kLengthShift = {units.LENGTH_SHIFT!r};\n\n"
+        f"constexpr double kSphere = {formulas.SPHERE!r};  // as in kernels/formulas.py\n"
         f"constexpr double kClosestShare = {tables.CLOSEST_SHARE!r};\n"
         f"constexpr double kCovalentRadii[] = {{{radii}}};\n"
         "// In A; of a number that is none of an element that of no element.\n"
@@ -257,7 +263,7 @@ def constants() -> str:
 
 FILES: dict[str, Callable[[], str]] = {
     "contraction_generated.h": contraction,
-    "radial_generated.h": radial_functions,
+    "formulas_generated.h": all_formulas,
     "constants_generated.h": constants,
 }
 

@@ -1,4 +1,4 @@
-"""The radial and cutoff functions of ``kernels/radial.py`` as Triton's device functions."""
+"""The radial and cutoff functions of ``kernels/formulas.py`` as Triton's device functions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from cace_fast.kernels import radial
+from cace_fast.kernels import formulas
 from cace_fast.kernels.source import compiled
 from cace_fast.kernels.triton._math import sincospi, sincospi_product
 
@@ -15,7 +15,7 @@ HEAD = "import triton\nimport triton.language as tl\n"
 LANGUAGE = {
     "exp": "tl.exp", "log": "tl.log", "abs": "tl.abs", "where": "tl.where",
     "minimum": "tl.minimum", "range": "tl.static_range",
-    "PI": repr(radial.PI), "PI2": repr(radial.PI2),
+    "PI": repr(formulas.PI), "PI2": repr(formulas.PI2),
 }  # fmt: skip
 CONSTANTS = ("n", "p")
 
@@ -51,8 +51,8 @@ def source() -> str:
     """Return the module of all device functions, and of the two that choose among them."""
     parts = [HEAD]
     for name, functions in (
-        ("radial_function", [basis.function for basis in radial.BASES.values()]),
-        ("cutoff_function", list(radial.CUTOFFS.values())),
+        ("radial_function", [basis.function for basis in formulas.BASES.values()]),
+        ("cutoff_function", list(formulas.CUTOFFS.values())),
     ):
         arguments = tuple(inspect.signature(functions[0]).parameters)
         parts += [*map(_jit, functions), _choice(name, arguments, (f.__name__ for f in functions))]

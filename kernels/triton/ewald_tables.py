@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cace_fast.kernels.triton.waves import kernel
+from cace_fast.kernels.kspace import kernel
 from cace_fast.spec import Ewald
 
 LANES = 32  # k vectors or atoms of a program of one warp
@@ -123,7 +123,7 @@ def _terms(module: Ewald, n: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tens
         return tuple(torch.zeros(*s, 0).double() for s in ((3,), (), (6,)))  # type: ignore[return-value]
     k = 2.0 * pi * n @ torch.linalg.inv(cell).T
     unit = 4.0 * module.norm_factor / torch.linalg.det(cell).abs()
-    g, slope = kernel((k * k).sum(1), module)
+    g, slope = kernel((k * k).sum(1), module.sigma, module.exponent)
     rows = [
         unit * slope * k[:, a] * k[:, b] + (0.5 * unit * g if a == b else 0.0) for a, b in VOIGT
     ]

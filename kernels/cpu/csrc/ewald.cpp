@@ -8,13 +8,13 @@
 
 #include "cace_fast.h"
 #include "engine.h"
+#include "scalar_math.h"
 #include "constants_generated.h"
 
 namespace cace_fast {
 namespace {
 
 constexpr double PI = 3.14159265358979323846;
-constexpr double SPHERE = 1.0 - 1e-6;  // k^2 below this fraction of the limit: as reference/ewald.py
 constexpr int64_t MAX_POINTS = int64_t(1) << 31;  // of the grid that is searched
 constexpr int64_t PARALLEL_FROM = 20000;  // atoms x k vectors: below it threads cost more than they give
 
@@ -47,21 +47,6 @@ bool invert(const double* h, double* inverse, double& volume) {
   if (!(volume > 1e-9 * lengths)) return false;
   for (int a = 0; a < 9; ++a) inverse[a] = c[a] / det;
   return true;
-}
-
-// g(k) and dg/dk^2 (equation 26)
-void kernel(const EwaldSpec& spec, double k2, double& g, double& slope) {
-  if (spec.exponent == 1) {
-    const double half = 0.5 * spec.sigma * spec.sigma;
-    g = std::exp(-half * k2) / k2;
-    slope = -g * (half + 1.0 / k2);
-    return;
-  }
-  const double k = std::sqrt(k2), b = spec.sigma * k / std::sqrt(2.0), falling = std::exp(-b * b);
-  const double bracket = std::sqrt(PI) * std::erfc(b) + (0.5 / (b * b * b) - 1.0 / b) * falling;
-  g = -k * k2 * bracket;
-  // d bracket / db = -1.5 exp(-b^2) / b^4
-  slope = -1.5 * k * bracket + 0.75 * k2 * (spec.sigma / std::sqrt(2.0)) * falling / (b * b * b * b);
 }
 
 double norm2_of(const double* inverse, const double* n) {
@@ -146,7 +131,7 @@ EwaldStatus ewald_select(KVectors& k, const EwaldSpec& spec, const double* cell)
     if (!(points < static_cast<double>(MAX_POINTS))) return EWALD_TOO_MANY;
     k.limits[a] = std::max(1, static_cast<int>(most));
   }
-  const double top = 4.0 * PI * PI / (spec.dl * spec.dl) * SPHERE;
+  const double top = 4.0 * PI * PI / (spec.dl * spec.dl) * kSphere;
   k.rows.clear();
   k.factor.clear();
   k.slope.clear();
@@ -157,12 +142,11 @@ EwaldStatus ewald_select(KVectors& k, const EwaldSpec& spec, const double* cell)
       for (int n2 = n0 == 0 && n1 == 0 ? 1 : -k.limits[2]; n2 <= k.limits[2]; ++n2) {
         const double n[3] = {double(n0), double(n1), double(n2)};
         if (!(norm2_of(chosen, n) < top)) continue;
-        double g, slope;
-        kernel(spec, norm2_of(k.inverse, n), g, slope);
+        const auto found = k_kernel<ScalarMath>(spec.exponent, norm2_of(k.inverse, n), spec.sigma);
         if (row.count == 0) row.first = n2;  // |k|^2 is convex along a row: no gaps
         ++row.count;
-        k.factor.push_back(g / volume);
-        k.slope.push_back(slope / volume);
+        k.factor.push_back(found.g / volume);
+        k.slope.push_back(found.slope / volume);
       }
       if (row.count == 0) continue;
       k.count += row.count;

@@ -2,7 +2,7 @@
 #include "model.h"
 
 #include "heads.h"
-#include "radial_generated.h"
+#include "formulas_generated.h"
 
 namespace cace_fast {
 namespace {

@@ -1,5 +1,5 @@
 // Radial functions g_n = R_n f_c of a slot and their derivatives: the formulas of
-// radial_generated.h, which are those of cace_fast/kernels/radial.py.
+// formulas_generated.h, which are those of cace_fast/kernels/formulas.py.
 
 template <class T>
 struct Cutoff {

@@ -1,8 +1,8 @@
-// The elementary functions that formulas of radial_generated.h are made of, for single numbers.
+// The elementary functions that formulas of formulas_generated.h are made of, for single numbers.
 #pragma once
 #include <cmath>
 
-#include "radial_generated.h"
+#include "formulas_generated.h"
 
 namespace cace_fast {
 namespace {  // as there: each unit has its own
@@ -14,6 +14,8 @@ struct ScalarMath {
     double s, c;
   };
   static double exp(double x) { return ::exp(x); }
+  static double sqrt(double x) { return ::sqrt(x); }
+  static double erfc(double x) { return ::erfc(x); }
   static double log(double x) { return ::log(x); }
   static double abs(double x) { return ::fabs(x); }
   static double minimum(double x, double y) { return x < y ? x : y; }

@@ -1,25 +1,29 @@
-"""Radial and cutoff functions with their derivatives: the one text that fast kernels are made of.
+"""Radial and cutoff functions and g(k), with derivatives: the one text of all fast kernels.
 
-Each function here is a formula (``docs/theory.md`` section 2). It runs on floats as it stands,
-Triton compiles it (``kernels/triton/_formulas.py``), and ``kernels/cpu/generate.py`` prints it as
-C++. So a formula is plain Python of few words: assignments, arithmetic, comparisons and ``&``, the
-functions below, ``for`` over ``range``, and an ``if`` of whole numbers that returns. This file
-takes nothing but the standard library: a build has nothing else. The reference has its own text.
+Each function here is a formula (``docs/theory.md``). It runs on floats as it stands, Triton
+compiles it (``kernels/triton/_formulas.py``), ``kernels/cpu/generate.py`` prints it as C++, and
+``kspace`` runs it on tensors. So a formula is plain Python of few words: assignments, arithmetic,
+comparisons and ``&``, the functions below, ``for`` over ``range``, and an ``if`` of whole numbers
+that returns. This file takes nothing but the standard library: a build has nothing else. The
+reference has its own text.
 
-Numbers are vectors of edges, all else is the same for every edge: ``n`` counts radial functions,
-``p`` is the polynomial's power, ``scale`` is 1/r_c, and ``a``, ``b``, ``g`` are those of the table
-in ``edges.radial_table``.
+Of radial and cutoff functions numbers are vectors of edges, all else is the same for every edge:
+``n`` counts radial functions, ``p`` is the polynomial's power, ``scale`` is 1/r_c, and ``a``,
+``b``, ``g`` are those of the table in ``edges.radial_table``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from math import exp, log
+from math import erfc, exp, log, sqrt
 from typing import NamedTuple
 
 PI = math.pi
 PI2 = math.pi**2
+SQRT_PI = math.sqrt(math.pi)
+SQRT_HALF = math.sqrt(0.5)
+SPHERE = 1.0 - 1e-6  # k^2 below this fraction of k_max^2: vectors on the sphere are always out
 
 Numbers = tuple[float, ...]
 
@@ -199,6 +203,24 @@ def real_polynomial(
     return where(inside, f, zero), where(inside, f_r, zero), where(inside, f_rr, zero)
 
 
+def coulomb(k2: float, sigma: float) -> Numbers:
+    """Equation 26 for 1/r: g of k^2, and dg/dk^2."""
+    half = 0.5 * sigma * sigma
+    g = exp(-half * k2) / k2
+    return g, -g * (half + 1.0 / k2)
+
+
+def dispersion(k2: float, sigma: float) -> Numbers:
+    """Equation 26 for 1/r^6."""
+    k = sqrt(k2)
+    b = sigma * k * SQRT_HALF
+    bell = exp(-b * b)
+    bracket = SQRT_PI * erfc(b) + (0.5 / (b * b * b) - 1.0 / b) * bell
+    # d bracket / db = -1.5 exp(-b^2) / b^4
+    bend = 0.75 * k2 * (sigma * SQRT_HALF) * bell / (b * b * b * b)
+    return -k * k2 * bracket, bend - 1.5 * k * bracket
+
+
 # Kernels know a function by its place here; files and specifications by its name.
 BASES = {
     "bessel": Basis(bessel, Parameter("frequencies", 1.0 / PI)),
@@ -213,3 +235,4 @@ CUTOFFS: dict[str, Callable[[float, float, float, float, float, int], Numbers]] 
     "switch": smooth_switch,
     "real polynomial": real_polynomial,
 }
+KERNELS = {1: coulomb, 6: dispersion}  # by exponent

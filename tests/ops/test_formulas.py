@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from cace_fast.kernels.radial import BASES, CUTOFFS
+from cace_fast.kernels import kspace
+from cace_fast.kernels.formulas import BASES, CUTOFFS, KERNELS
+from cace_fast.reference import ewald
 from cace_fast.reference.radial import cutoff_function, radial_basis
-from cace_fast.spec import CutoffFunction, RadialBasis
+from cace_fast.spec import CutoffFunction, Ewald, RadialBasis
 
 R_C, PREFACTOR, N = 5.0, 0.7, 4
 DISTANCES = (0.3, 1.1, 2.9, 4.6, 4.999, 5.0, 6.0)
@@ -98,3 +100,15 @@ def test_specifications_and_formulas_know_the_same_kinds() -> None:
         assert RadialBasis(kind, 1).tensors is not None
     for kind in list(CUTOFFS)[:-1]:
         assert replace(CutoffFunction(kind, R_C), p=2.0).kind == kind
+
+
+@pytest.mark.parametrize("exponent", KERNELS)
+@pytest.mark.parametrize("k2", [0.05, 1.3, 9.0])
+def test_kernels_of_k_are_those_of_the_reference(exponent: int, k2: float) -> None:
+    spec = Ewald("q", "y", dl=2.0, sigma=1.1, exponent=exponent)
+    at = torch.tensor(k2, dtype=torch.float64, requires_grad=True)
+    g = ewald.kernel(at, spec)
+    (slope,) = torch.autograd.grad(g, at)
+    expected = pytest.approx([g.item(), slope.item()], rel=1e-11)
+    assert KERNELS[exponent](k2, spec.sigma) == expected
+    assert [x.item() for x in kspace.kernel(at.detach(), spec.sigma, exponent)] == expected

@@ -1,0 +1,49 @@
+"""The vectors k of fast sums: which there are, and what each counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from math import pi
+from types import FunctionType
+
+import torch
+from torch import Tensor
+
+from cace_fast.errors import InputError
+from cace_fast.kernels import formulas
+
+FUNCTIONS = {"exp": torch.exp, "sqrt": torch.sqrt, "erfc": torch.erfc}
+
+
+def kernel(k2: Tensor, sigma: float, exponent: int) -> tuple[Tensor, Tensor]:
+    """Return g of squared wave vectors, and dg/dk^2 (docs/theory.md, equation 26)."""
+    return _on_tensors(exponent)(k2, sigma)
+
+
+@cache
+def _on_tensors(exponent: int) -> Callable[[Tensor, float], tuple[Tensor, Tensor]]:
+    formula = formulas.KERNELS[exponent]
+    return FunctionType(formula.__code__, vars(formulas) | FUNCTIONS)
+
+
+def k2_limit(dl: float) -> float:
+    """Return what k^2 is less than inside the sphere |k| < 2 pi/dl."""
+    return (2.0 * pi / dl) ** 2 * formulas.SPHERE
+
+
+def axes_of(cell: Tensor, dl: float) -> list[Tensor]:
+    """Return the integers -m .. m along each axis among which the sphere of a cell [3, 3] lies.
+
+    Raises
+    ------
+    InputError
+        If the cell is singular.
+    """
+    lengths = torch.linalg.vector_norm(cell, dim=1)
+    if not bool(torch.linalg.det(cell).abs() > 1e-9 * lengths.prod()):
+        raise InputError(
+            "cell", "three independent lattice vectors for a periodic Ewald sum", cell.tolist()
+        )
+    limits = [max(1, int(length / dl)) for length in lengths.tolist()]
+    return [torch.arange(-m, m + 1, dtype=cell.dtype, device=cell.device) for m in limits]
