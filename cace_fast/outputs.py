@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import pi
 
@@ -26,6 +27,9 @@ class Call:
     how: Summation = OWN_SPHERE
 
 
+Derivatives = Callable[[str], tuple[Tensor, Tensor | None]]
+
+
 @dataclass
 class State:
     """What the modules of one sub-model share while they run."""
@@ -35,6 +39,7 @@ class State:
     positions: Tensor
     strain: Tensor | None
     call: Call
+    fast: Derivatives | None = None  # of energies; automatic ones without it
     values: dict[str, Tensor] = field(default_factory=dict)
     lattice: dict[str, Tensor] = field(default_factory=dict)
 
@@ -75,7 +80,7 @@ def forces(module: Forces, state: State, stress: bool) -> None:
     """Write forces, and with ``stress`` also virials and stress, of an energy as it stands."""
     energy = value_of(state, module.energy_key)
     columns = energy.flatten(1).unbind(1) if energy.dim() > 1 else (energy,)
-    gradients = [_derivatives(column, state) for column in columns]
+    gradients = [_derivatives(module.energy_key, column, state) for column in columns]
     forces = torch.stack([-g[0] for g in gradients], -1)
     if module.calc_forces:
         state.values[module.forces_key] = forces if energy.dim() > 1 else forces[..., 0]
@@ -89,7 +94,9 @@ def forces(module: Forces, state: State, stress: bool) -> None:
         state.values[module.stress_key] = per_strain / volume.reshape(shape)
 
 
-def _derivatives(energy: Tensor, state: State) -> tuple[Tensor, ...]:
+def _derivatives(key: str, energy: Tensor, state: State) -> tuple[Tensor, ...]:
+    if state.fast is not None:
+        return tuple(x for x in state.fast(key) if x is not None)
     leaves = [state.positions] + ([state.strain] if state.strain is not None else [])
     if not energy.requires_grad:
         return tuple(torch.zeros_like(leaf) for leaf in leaves)

@@ -108,7 +108,7 @@ class Potential:
             spec, weights, self.program, backend=backend, device=self.device, dtype=self.dtype,
             long_range=self.long_range,
         )  # fmt: skip
-        self._forward = Forward(spec, self._engine.weights, self.long_range)
+        self._forward = Forward.of(spec, self._engine.weights, self.long_range, self.backend)
         self._atomic_energies = dict(self.program.isolated)
         self._extra_inputs = extra_inputs(spec)
 
@@ -344,7 +344,7 @@ class Potential:
         compute_stress: bool | None = None,
         output_index: int | None = None,
     ) -> dict[str, Tensor]:
-        """Return upstream's outputs, differentiable, by plain torch whatever the ``backend``.
+        """Return upstream's outputs by the ``backend``; their derivatives are by plain torch.
 
         Output keys, shapes and units are those of the file's modules. Parts of a combined model
         are reported without their weight; the combined names are the weighted sums.

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from cace_fast import checkpoint
 from cace_fast.engine import LongRange
 from cace_fast.forward import Forward
+from cace_fast.inference import Inference
 from cace_fast.weights import Weights
 
 
 class Accelerated(nn.Module):
-    """An upstream module with the same inputs, outputs and defaults, evaluated by the reference.
+    """An upstream module with the same inputs, outputs and defaults, evaluated by a fast engine.
 
     It shares the Parameter objects of the module it was made from, so training and ``.to()`` act
     on both. Attributes that it does not have (``representation``, ``models``, ...) are those of
@@ -37,6 +38,7 @@ class Accelerated(nn.Module):
         spec, tensors = checkpoint.from_module(self.wrapped)
         self.spec = spec
         self._tensors = Weights(spec, tensors)
+        self._held: tuple[dict[str, Tensor], Inference] | None = None
         self._made_for = self._state()
         default = LongRange.of(self._made_for[0], **self._options)
         self.long_range.tolerance = default.tolerance
@@ -48,7 +50,10 @@ class Accelerated(nn.Module):
         compute_stress: bool | None = None,
         output_index: int | None = None,
     ) -> dict[str, Tensor]:
-        """Return what the wrapped module returns, key for key, by the reference in plain torch.
+        """Return what the wrapped module returns, key for key, by the fast engine of its device.
+
+        With ``training`` plain torch computes all; otherwise it does when an output is
+        differentiated, and only then.
 
         Parameters
         ----------
@@ -66,10 +71,26 @@ class Accelerated(nn.Module):
             self.refresh()
         like = next(iter(self.wrapped.parameters()))
         weights = self._tensors.to(like.device, like.dtype)
-        return Forward(self.spec, weights, self.long_range)(
+        fast = None if training else self._inference_of(weights)
+        return Forward(self.spec, weights, self.long_range, fast)(
             data, training=training, compute_stress=compute_stress, output_index=output_index,
             like_upstream=True,
         )  # fmt: skip
+
+    def _inference_of(self, weights: dict[str, Tensor]) -> Inference:
+        """Return the fast engines of these weights: those of the last call if none has changed.
+
+        Weights are compared by value, in microseconds: version numbers of tensors miss changes
+        through ``tensor.data``, which averages of weights are made with.
+        """
+        if self._held is None or not _equal(self._held[0], weights):
+            own = {name: t.detach().clone() for name, t in weights.items()}
+            self._held = own, Inference(self.spec, own, "auto", self.long_range)
+        return self._held[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies take: all but the engines."""
+        return self.__dict__ | {"_held": None}
 
     def _state(self) -> tuple[torch.dtype, torch.device]:
         like = next(iter(self.wrapped.parameters()))
@@ -85,6 +106,13 @@ class Accelerated(nn.Module):
             return getattr(self.wrapped, name)
 
 
+def _equal(held: dict[str, Tensor], weights: dict[str, Tensor]) -> bool:
+    return all(
+        (own := held[name]).dtype == t.dtype and own.device == t.device and torch.equal(own, t)
+        for name, t in weights.items()
+    )
+
+
 def accelerate(
     module: nn.Module,
     *,
@@ -92,12 +120,12 @@ def accelerate(
     long_range_tolerance: float | None = None,
     k_set: str = "sphere",
 ) -> Accelerated:
-    """Return a module with an upstream module's ``forward(dict)``, by the reference in plain torch.
+    """Return a module with an upstream module's ``forward(dict)``, by a fast engine.
 
-    So outputs are differentiable, also with respect to the parameters, which are those of
-    ``module``. No fast engine runs, under ``torch.no_grad()`` neither; only the long range may
-    take fast transforms, as ``long_range`` says. Numbers alone are quicker by
-    :class:`cace_fast.CACECalculator`, which takes modules too.
+    Outputs are differentiable, also with respect to the parameters, which are those of ``module``:
+    plain torch computes again what is differentiated, and everything where ``training`` is asked
+    for. Molecular dynamics is quicker by :class:`cace_fast.CACECalculator`, which takes modules
+    too and keeps its list of neighbours.
 
     Parameters
     ----------

@@ -27,11 +27,13 @@ class EnergyTerm:
     module: Readout | Ewald
 
 
-def energy_terms(spec: ModelSpec, key: str | None = None) -> tuple[EnergyTerm, ...]:
+def energy_terms(
+    spec: ModelSpec, key: str | None = None, *, submodel: int | None = None
+) -> tuple[EnergyTerm, ...]:
     """Return the terms of the energy called ``key``, or of the total energy.
 
     A key of a combined model is the weighted sum over its sub-models; a key of one sub-model is
-    that part alone, without its weight.
+    that part alone, without its weight. With ``submodel`` it is the key of that one.
 
     Raises
     ------
@@ -44,6 +46,8 @@ def energy_terms(spec: ModelSpec, key: str | None = None) -> tuple[EnergyTerm, .
     if key is None:
         key = total_energy_key(spec)
         _require_forces_of(spec, key)
+    if submodel is not None:
+        return _resolve(spec.submodels[submodel], submodel, key, 1.0)
     combination = spec.combination
     if combination is not None and key in combination.names:
         return tuple(
