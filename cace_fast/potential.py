@@ -31,12 +31,11 @@ from .neighbors import neighbor_list
 from .process import ordinary
 from .properties import (
     USUAL,
+    Evaluated,
     Names,
     Result,
-    add_isolated,
     check_names,
     check_structure,
-    isolated_energies,
     isolated_table,
     needed,
     results_of,
@@ -393,8 +392,5 @@ class Potential:
         wanted = needed(properties)
         output = self._engine.evaluate(graph, wanted, min_dist=min_dist)
         term = self._engine.charge_term if "latent_charges" in wanted else None
-        results = results_of(output, graph, frames, properties, term)
-        for atoms, result in zip(frames, results, strict=True):
-            if self._atomic_energies:
-                add_isolated(result, isolated_energies(self._atomic_energies, atoms.numbers))
-        return results
+        found = Evaluated(output, graph, frames, term, self._atomic_energies)
+        return results_of(found, properties)

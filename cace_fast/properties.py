@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,43 +13,94 @@ from torch import Tensor
 from .engine import physical_charges
 from .errors import InputError, PropertyNotImplementedError
 from .graph import AtomicGraph, ModelOutput
+from .reference.model import by_system
 from .spec import EwaldTerm
 from .spec.units import E2_PER_INTERNAL
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-PROPERTIES = (
-    "energy",
-    "energies",
-    "energies_sr",
-    "forces",
-    "stress",
-    "virials",
-    "latent_charges",
-    "charges",
-    "dipole",
-    "bec",
-)
 Names = Sequence[str]
+Result = dict[str, Any]
 USUAL = ("energy", "forces")
 CHARGE_UNIT = 1.0 / E2_PER_INTERNAL**0.5  # e per internal unit, as upstream's calculator has it
-NEEDS = {
-    "forces": "forces",
-    "stress": "virials",
-    "virials": "virials",
-    "latent_charges": "latent_charges",
-    "charges": "latent_charges",
-    "dipole": "latent_charges",
-    "bec": "born_charges",
-}
 
-Result = dict[str, Any]
+
+class Evaluated(NamedTuple):
+    """What an engine gave for structures.
+
+    ``term`` is the Ewald sum that charges belong to, ``isolated`` the energies of isolated atoms by
+    atomic number, which are added.
+    """
+
+    output: ModelOutput
+    graph: AtomicGraph
+    frames: Sequence[Atoms]
+    term: EwaldTerm | None
+    isolated: Mapping[int, float]
+
+
+class Property(NamedTuple):
+    """A property of structures.
+
+    Attributes
+    ----------
+    of
+        Its values for all atoms or, where it is not ``per_atom``, for all systems.
+    needs
+        What an engine has to give for it beyond energies.
+    """
+
+    of: Callable[[Evaluated], Tensor | None]
+    needs: str | None = None
+    per_atom: bool = False
+
+
+def _one_charge(found: Evaluated) -> Tensor:
+    """Return latent charges [n]."""
+    q = found.output.latent_charges
+    assert q is not None
+    if q.shape[1] != 1:
+        raise PropertyNotImplementedError(
+            "charges: a model with one charge channel is needed, this one has "
+            f"{q.shape[1]}; 'latent_charges' gives all of them"
+        )
+    return q[:, 0]
+
+
+def _dipole(found: Evaluated) -> Tensor:
+    assert found.term is not None
+    charges = physical_charges(_one_charge(found), found.graph, found.term)
+    return by_system(charges[:, None] * found.graph.positions, found.graph)
+
+
+def _stress(found: Evaluated) -> Tensor:
+    virials = found.output.virials
+    assert virials is not None
+    return -virials / virials.new_tensor([volume(atoms) for atoms in found.frames])[:, None, None]
+
+
+PROPERTIES = {
+    "energy": Property(lambda found: found.output.energy),
+    "energies": Property(lambda found: found.output.energies, per_atom=True),
+    "energies_sr": Property(lambda found: found.output.energies_sr, per_atom=True),
+    "forces": Property(lambda found: found.output.forces, "forces", per_atom=True),
+    "stress": Property(_stress, "virials"),
+    "virials": Property(lambda found: found.output.virials, "virials"),
+    "latent_charges": Property(
+        lambda found: found.output.latent_charges, "latent_charges", per_atom=True
+    ),
+    "charges": Property(
+        lambda found: CHARGE_UNIT * _one_charge(found).double(), "latent_charges", per_atom=True
+    ),
+    "dipole": Property(_dipole, "latent_charges"),
+    "bec": Property(lambda found: found.output.born_charges, "born_charges", per_atom=True),
+}
 
 
 def needed(properties: Sequence[str]) -> list[str]:
     """Return what an engine has to give for these properties beyond energies."""
-    return sorted({NEEDS[name] for name in properties if name in NEEDS})
+    return sorted({need for name in properties if (need := PROPERTIES[name].needs)})
 
 
 def check_names(properties: Sequence[str]) -> None:
@@ -95,63 +146,25 @@ def has_stress(atoms: Atoms) -> bool:
     return True
 
 
-def results_of(
-    output: ModelOutput,
-    graph: AtomicGraph,
-    frames: Sequence[Atoms],
-    properties: Sequence[str],
-    term: EwaldTerm | None,
-) -> list[Result]:
-    """Return the ``properties`` of each frame of a batch, without atomic energies.
-
-    ``term`` is the Ewald term that charges belong to, where they are asked for.
-    """
-    ends = np.cumsum([len(atoms) for atoms in frames])
-    per_atom = _per_atom(output, graph, properties, term)
-    results = []
-    for number, atoms in enumerate(frames):
-        own = slice(int(ends[number]) - len(atoms), int(ends[number]))
-        result: Result = {}
-        for name in properties:
-            if name == "energy":
-                result[name] = output.energy[number].item()
-            elif name in ("virials", "stress"):
-                assert output.virials is not None
-                virials = to_numpy(output.virials[number])
-                result[name] = virials if name == "virials" else -virials / volume(atoms)
-            elif name == "dipole":
-                result[name] = per_atom[name][own].sum(axis=0)
-            else:
-                result[name] = per_atom[name][own]
-        results.append(result)
+def results_of(found: Evaluated, properties: Sequence[str]) -> list[Result]:
+    """Return the ``properties`` of each structure."""
+    values = {}
+    for name in properties:
+        value = PROPERTIES[name].of(found)
+        assert value is not None
+        values[name] = to_numpy(value)
+    ends = np.cumsum([len(atoms) for atoms in found.frames]).tolist()
+    results: list[Result] = []
+    for number, (atoms, end) in enumerate(zip(found.frames, ends, strict=True)):
+        own = slice(end - len(atoms), end)
+        result = {n: v[own if PROPERTIES[n].per_atom else number] for n, v in values.items()}
+        if found.isolated:
+            isolated = isolated_energies(found.isolated, atoms.numbers)
+            for name, more in (("energy", isolated.sum()), ("energies", isolated)):
+                if name in result:
+                    result[name] = result[name] + more
+        results.append({n: v if v.ndim else v.item() for n, v in result.items()})
     return results
-
-
-def _per_atom(
-    output: ModelOutput, graph: AtomicGraph, properties: Sequence[str], term: EwaldTerm | None
-) -> dict[str, NDArray[np.float64]]:
-    """Return the per-atom arrays of a whole batch."""
-    known: dict[str, Tensor | None] = {
-        "energies": output.energies,
-        "energies_sr": output.energies_sr,
-        "forces": output.forces,
-        "latent_charges": output.latent_charges,
-        "bec": output.born_charges,
-    }
-    found = {name: known[name] for name in properties if name in known}
-    if {"charges", "dipole"} & set(properties):
-        assert output.latent_charges is not None
-        assert term is not None
-        q = output.latent_charges
-        if q.shape[1] != 1:
-            raise PropertyNotImplementedError(
-                "charges: a model with one charge channel is needed, this one has "
-                f"{q.shape[1]}; 'latent_charges' gives all of them"
-            )
-        found["charges"] = CHARGE_UNIT * q[:, 0].double()
-        if "dipole" in properties:
-            found["dipole"] = physical_charges(q[:, 0], graph, term)[:, None] * graph.positions
-    return {name: to_numpy(t) for name, t in found.items() if t is not None}
 
 
 def isolated_energies(energies: Mapping[int, float], numbers: NDArray[Any]) -> NDArray[np.float64]:
@@ -167,14 +180,6 @@ def isolated_table(energies: Mapping[int, float], elements: Sequence[int]) -> Te
     if not energies:
         return None
     return torch.tensor([energies.get(z, 0.0) for z in elements], dtype=torch.float64)
-
-
-def add_isolated(result: Result, isolated: NDArray[np.float64]) -> None:
-    """Add the energies of isolated atoms [n] to the energies of a result, in place."""
-    if "energy" in result:
-        result["energy"] += float(isolated.sum())
-    if "energies" in result:
-        result["energies"] = result["energies"] + isolated
 
 
 def to_numpy(tensor: Tensor) -> NDArray[np.float64]:

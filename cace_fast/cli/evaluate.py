@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from cace_fast.potential import Potential
 
 MOST_TOLD = 20  # frames that were skipped: of more it is said how many
-PER_ATOM = ("energies", "energies_sr", "forces", "latent_charges", "charges", "bec")
 
 
 def evaluate(
@@ -273,14 +272,14 @@ class Writer:
         )
 
     def _attach(self, atoms: Atoms, result: dict[str, Any]) -> None:
-        from cace_fast.properties import volume
+        from cace_fast.properties import PROPERTIES, volume
 
         for key in self._old:
             atoms.info.pop(key, None)
             atoms.arrays.pop(key, None)
         for name in self._names(atoms):
             key = self.prefix + name
-            if name in PER_ATOM:
+            if PROPERTIES[name].per_atom:
                 value = result[name]
                 atoms.arrays[key] = value.reshape(len(atoms), -1) if value.ndim > 1 else value
             elif name == "stress":
