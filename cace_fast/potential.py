@@ -181,10 +181,10 @@ class Potential:
             ASE Atoms, or a list of them (evaluated in batches). They are not changed.
         properties
             Any of ``energy`` (float, eV), ``energies`` [n] (eV, sum to energy), ``energies_sr``
-            [n] (read-out alone), ``forces`` [n, 3] (eV/A), ``stress`` [3, 3] (eV/A^3, positive
-            under tension), ``virials`` [3, 3] (-dE/dstrain, eV), ``latent_charges`` [n, n_q]
-            (internal units), ``charges`` [n] (e), ``dipole`` [3] (e A), ``bec`` [n, 3, 3] (e,
-            dP_b/dr_ia).
+            and ``energies_lr`` [n] (read-out and long range alone), ``forces`` [n, 3] (eV/A),
+            ``stress`` [3, 3] (eV/A^3, positive under tension), ``virials`` [3, 3] (-dE/dstrain,
+            eV), ``latent_charges`` [n, n_q] (internal units), ``charges`` [n] (e), ``dipole`` [3]
+            (e A), ``bec`` [n, 3, 3] (e, dP_b/dr_ia).
         min_dist
             Shortest distance allowed between two atoms in A; ``"auto"``: 0.35 times the sum of
             their covalent radii (H-H 0.22 A, Cu-Cu 0.92 A); None allows any.

@@ -84,6 +84,9 @@ PROPERTIES = {
     "energy": Property(lambda found: found.output.energy),
     "energies": Property(lambda found: found.output.energies, per_atom=True),
     "energies_sr": Property(lambda found: found.output.energies_sr, per_atom=True),
+    "energies_lr": Property(
+        lambda found: found.output.energies - found.output.energies_sr, per_atom=True
+    ),
     "forces": Property(lambda found: found.output.forces, "forces", per_atom=True),
     "stress": Property(_stress, "virials"),
     "virials": Property(lambda found: found.output.virials, "virials"),

@@ -53,6 +53,7 @@ def test_names_shapes_and_types(charged):
     shapes = {
         "energies": (6,),
         "energies_sr": (6,),
+        "energies_lr": (6,),
         "forces": (6, 3),
         "virials": (3, 3),
         "latent_charges": (6, 1),
@@ -64,6 +65,9 @@ def test_names_shapes_and_types(charged):
         assert got[name].shape == shape
         assert got[name].dtype == np.float64
     assert got["energies"].sum() == pytest.approx(got["energy"], abs=1e-12)
+    parts = got["energies_sr"] + got["energies_lr"]
+    np.testing.assert_allclose(parts, got["energies"], rtol=0, atol=1e-13)
+    assert np.abs(got["energies_lr"]).min() > 0
     np.testing.assert_allclose(got["charges"], got["latent_charges"][:, 0] / math.sqrt(90.0474))
 
 
