@@ -392,7 +392,7 @@ class Potential:
         graph = self._engine.placed(join(graphs))
         wanted = needed(properties)
         output = self._engine.evaluate(graph, wanted, min_dist=min_dist)
-        term = self._engine.charge_term if "latent_charges" in wanted else None
+        term = self.program.charge_term if "latent_charges" in wanted else None
         results = results_of(output, graph, frames, properties, term)
         for atoms, result in zip(frames, results, strict=True):
             if self._atomic_energies:

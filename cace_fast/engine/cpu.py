@@ -115,7 +115,7 @@ class CpuEngine(ReferenceEngine):
         self.program.check()
         names = [name for name in ("forces", "virials") if name in wanted]
         needs_charges = "latent_charges" in wanted or "born_charges" in wanted
-        term = self.charge_term if needs_charges else None
+        term = self.program.charge_term if needs_charges else None
         structures = self._structures(graph, min_dist)
         with self._lock:
             if self.program.terms:
@@ -225,7 +225,7 @@ class CpuEngine(ReferenceEngine):
 
     def _charge_gradients(self, weights: Tensor) -> Tensor:
         """Return the gradients [m, n, 3] of sum_i weights_i q_i, of what was evaluated last."""
-        head = self.charge_term.head
+        head = self.program.charge_term.head
         if head is None:  # charges that do not depend on positions
             return torch.zeros((*weights.shape, 3), dtype=torch.float64)
         given = np.zeros((*weights.shape, self._evaluator.n_charges))
@@ -235,7 +235,7 @@ class CpuEngine(ReferenceEngine):
     def _latent(self, charges: library.Floats | None, graph: AtomicGraph) -> Tensor:
         """Return the latent charges [n, n_q] of the Ewald term."""
         assert charges is not None
-        term = self.charge_term
+        term = self.program.charge_term
         if term.fixed is not None:
             q = fixed_charges(term.fixed, self.spec.representation, graph.species)
             return q.to(self._dtype)

@@ -24,7 +24,6 @@ from cace_fast.kernels.triton.launch import Results
 from cace_fast.spec import EnergyProgram, Ewald, EwaldTerm, FixedCharge, ModelSpec
 
 from .device_edges import Capacity, EdgeBuffers
-from .inputs import takes_fields
 from .long_range import finest
 
 MOST_NUMBERS = 2**31 - 1  # of one array: kernels number them by int32
@@ -63,7 +62,7 @@ class Kernels:
         self.readouts: Readouts | None = None
         if networks := program.networks(spec):
             self.readouts = Readouts(networks, weights, self.rep.n_stages)
-        if takes_fields(program):
+        if any(term.ewald.takes_field for term in program.terms):
             raise UnsupportedModelError("an external field that is an input of the structure")
         self.long_range = [self._term(term) for term in program.terms]
         self.energy_rows = self._energy_rows()

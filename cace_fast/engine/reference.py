@@ -8,11 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cace_fast.errors import PropertyNotImplementedError
 from cace_fast.graph import AtomicGraph, ModelOutput
 from cace_fast.min_dist import MinDist
 from cace_fast.reference import model
-from cace_fast.spec import EnergyProgram, EwaldTerm, ModelSpec
+from cace_fast.spec import EnergyProgram, ModelSpec
 from cace_fast.structures import trim
 
 from .charges import born_charges
@@ -175,19 +174,6 @@ class ReferenceEngine:
         n = leaf.n_atoms
         return torch.stack(rows).reshape(n, 3, n, 3) if rows else gradient.new_zeros(n, 3, n, 3)
 
-    @property
-    def charge_term(self) -> EwaldTerm:
-        """The Ewald term that the latent charges belong to."""
-        found = self.program.terms
-        if not found:
-            raise PropertyNotImplementedError("charges: this model has no charges")
-        if len(found) != 1:
-            raise PropertyNotImplementedError(
-                f"charges: this model's energy has {len(found)} Ewald terms, and only with exactly "
-                "one do latent charges have a meaning"
-            )
-        return found[0]
-
     def _energies(
         self, graph: AtomicGraph, feats: Tensor, *, twice: bool = False
     ) -> model.Energies:
@@ -195,7 +181,7 @@ class ReferenceEngine:
         return model.energies(graph, feats, self.weights, self.spec, self.program, how)
 
     def _charges(self, graph: AtomicGraph, feats: Tensor) -> Tensor:
-        term = self.charge_term
+        term = self.program.charge_term
         return model.charges_of(graph, feats, self.weights, self.spec, term)
 
     def _derivatives(
@@ -209,7 +195,7 @@ class ReferenceEngine:
         return forces, -next(gradients) if "virials" in wanted else None
 
     def _born(self, graph: AtomicGraph, q: Tensor, gradients: Callable[[Tensor], Tensor]) -> Tensor:
-        return born_charges(q, graph, self.charge_term, self._boxes(graph), gradients)
+        return born_charges(q, graph, self.program.charge_term, self._boxes(graph), gradients)
 
     def _boxes(self, graph: AtomicGraph) -> Tensor:
         """Return the cells [n_systems, 3, 3] of polarisations, unit cells if open."""

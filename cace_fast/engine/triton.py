@@ -151,7 +151,7 @@ class TritonEngine(ReferenceEngine):
         """Raise what keeps the model, or charges of it, from being evaluated."""
         self.program.check()
         if {"latent_charges", "born_charges"} & set(wanted):
-            self.charge_term  # noqa: B018  (raises if charges have no meaning)
+            self.program.charge_term  # noqa: B018  (raises if charges have no meaning)
 
     def with_born(
         self, output: ModelOutput, graph: AtomicGraph, wanted: Collection[str]
