@@ -18,30 +18,17 @@ from cace_fast.device_neighbors import DevicePairs
 from cace_fast.errors import InputError
 from cace_fast.geometry import MAX_WRAPS, check_crowd, check_geometry, check_wraps, complete_cell
 from cace_fast.graph import AtomicGraph, ModelOutput
+from cace_fast.kernels.triton.edge_buffers import Capacity, grown, guessed
 from cace_fast.kernels.triton.host_neighbors import PairSearch, grid_of
+from cace_fast.kernels.triton.step import Launchers, Status, Step
 from cace_fast.min_dist import MinDist
 
 from .checks import check_positions
-from .device_edges import Capacity, roomy
-from .device_run import DeviceRun, Status
-from .device_step import DeviceStep, Kernels
+from .device_run import DeviceRun
 from .long_range import LongRange
 
 EARLY = 0.9  # of the skin: from here on the next step makes a list
-FIRST_EDGES, FIRST_SEGMENTS = 16, 2  # of an atom, as a guess: the first list tells better
 NOWHERE = np.zeros((0, 3))
-
-
-def guessed(n_atoms: int, n_shifts: int, n_systems: int) -> Capacity:
-    """Return the capacity of the first buffers, before there is a list."""
-    need = Capacity(n_atoms, FIRST_EDGES * n_atoms, FIRST_SEGMENTS * n_atoms, 0, n_systems)
-    return roomy(need)._replace(shifts=n_shifts)
-
-
-def grown(have: Capacity, n_edges: int, n_segments: int) -> Capacity:
-    """Return the capacity that follows on one which a list does not fit."""
-    edges, segments = max(n_edges, have.edges), max(n_segments, have.segments)
-    return roomy(have._replace(edges=edges, segments=segments))._replace(shifts=have.shifts)
 
 
 class MovingRun(DeviceRun):
@@ -58,7 +45,7 @@ class MovingRun(DeviceRun):
     """
 
     def __init__(
-        self, kernels: Kernels, long_range: LongRange, graph: AtomicGraph, skin: float
+        self, kernels: Launchers, long_range: LongRange, graph: AtomicGraph, skin: float
     ) -> None:
         super().__init__(kernels, long_range)
         if not (np.isfinite(skin) and skin >= 0):
@@ -155,13 +142,13 @@ class MovingRun(DeviceRun):
         step.pairs.lists.numbers.copy_(self._shifts[0])
         step.pairs.lists.system.copy_(self._shifts[1])
         step.pairs.lists.cells[:-1] = self._graph.cell
-        self._take_atoms(step, self._graph)
+        step.take_atoms(self._graph)
         self._take_extras(step, self._graph)
         self._take_systems(step, self._graph)
 
     def pairs(self) -> DevicePairs:
         """Return the list as it stands, with shifts of the positions as they are given."""
-        step: DeviceStep | None = self.step
+        step: Step | None = self.step
         assert step is not None
         edges, lists, n = step.pairs.edges, step.pairs.lists, int(self._search.found.need[0])
         senders, receivers = edges.sender[:n].long(), edges.receiver[:n].long()

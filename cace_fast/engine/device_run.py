@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cace_fast.errors import CaceFastError
 from cace_fast.graph import AtomicGraph, ModelOutput, same_memory
+from cace_fast.kernels.triton.edge_buffers import Capacity, roomy, sort_edges
 from cace_fast.kernels.triton.host_neighbors import PairSearch
+from cace_fast.kernels.triton.step import Launchers, Status, Step
 from cace_fast.kernels.triton.waves import How
 from cace_fast.min_dist import MinDist, half_distances, too_close
 from cace_fast.process import Lock
@@ -24,22 +26,10 @@ from cace_fast.reference.atomic import fixed_charges
 from cace_fast.slab import Slab, require_fit
 
 from .checks import check_positions
-from .device_edges import Capacity, roomy, sort_edges
-from .device_step import DeviceStep, Kernels
 from .inputs import extra_inputs
-from .long_range import OPEN, LongRange
+from .long_range import OPEN, LongRange, finest
 
 VIRIAL_ROWS = (0, 5, 4, 5, 1, 3, 4, 3, 2)  # of xx yy zz yz xz xy, as a 3 x 3 matrix
-
-
-class Status(NamedTuple):
-    """What the host reads after a step, all at once; see ``_forces.totals``."""
-
-    closest: float
-    strayed: float
-    faults: float
-    n_edges: float
-    n_segments: float
 
 
 class DeviceRun:
@@ -53,11 +43,11 @@ class DeviceRun:
         How to sum the long range.
     """
 
-    def __init__(self, kernels: Kernels, long_range: LongRange) -> None:
+    def __init__(self, kernels: Launchers, long_range: LongRange) -> None:
         self.kernels, self.settings = kernels, long_range
         self.device = kernels.device
         self.captures = self.device.type == "cuda"
-        self.step: DeviceStep | None = None
+        self.step: Step | None = None
         self._lock = Lock(self)
         self._held: tuple[Tensor, ...] = ()
         self._cells: Tensor | None = None
@@ -82,7 +72,7 @@ class DeviceRun:
                     self._done = torch.cuda.Event()
                     self._done.record(torch.cuda.current_stream(self.device))
 
-    def take(self, graph: AtomicGraph, *, with_inputs: bool = True) -> DeviceStep:
+    def take(self, graph: AtomicGraph, *, with_inputs: bool = True) -> Step:
         """Return the step with the graph in its buffers; pairs are sorted where they are new."""
         given = (graph.senders, graph.receivers, graph.shifts, graph.species, graph.batch)
         step = self.step
@@ -98,21 +88,22 @@ class DeviceRun:
             self.check_slabs(graph.positions)
         return step
 
-    def _take_list(self, graph: AtomicGraph) -> DeviceStep:
+    def _take_list(self, graph: AtomicGraph) -> Step:
         found = sort_edges(graph, self.kernels.rep.n_elements)
         need = found.need(graph.n_atoms, graph.n_systems)
         step = self.step
         if step is None or not step.capacity.holds(need):
             step = self._allocate(roomy(need))
         step.pairs.fill(found)
-        self._take_atoms(step, graph)
+        step.take_atoms(graph)
+        self._cells = None
         return step
 
-    def _allocate(self, capacity: Capacity, search: PairSearch | None = None) -> DeviceStep:
+    def _allocate(self, capacity: Capacity, search: PairSearch | None = None) -> Step:
         """Replace the buffers, after giving the old ones back."""
         self.step, self._captured, self._cells, self._held = None, {}, None, ()
         try:
-            self.step = DeviceStep(self.kernels, capacity, search)
+            self.step = Step(self.kernels, capacity, search)
         except torch.OutOfMemoryError:
             raise CaceFastError(
                 f"memory: {capacity.atoms} atoms with {capacity.edges} pairs do not fit on "
@@ -120,18 +111,7 @@ class DeviceRun:
             ) from None
         return self.step
 
-    def _take_atoms(self, step: DeviceStep, graph: AtomicGraph) -> None:
-        """Take elements, systems, and what each output counts in the energy."""
-        inputs = step.inputs
-        inputs.species.copy_(graph.species)
-        counts = torch.bincount(graph.batch, minlength=graph.n_systems)
-        inputs.first_atom[1:] = counts.cumsum(0)
-        for row, (weight, average) in self.kernels.energy_rows.items():
-            inputs.energy_weights[row] = weight / counts[graph.batch] if average else weight
-        inputs.grad_outputs.copy_(inputs.energy_weights)
-        self._cells = None
-
-    def _take_extras(self, step: DeviceStep, graph: AtomicGraph) -> None:
+    def _take_extras(self, step: Step, graph: AtomicGraph) -> None:
         for number in range(len(self.kernels.program.heads)):
             found = self._extras(number, graph)
             held = step.inputs.extras[number]
@@ -146,21 +126,22 @@ class DeviceRun:
         found = extra_inputs(self.kernels.program.heads[number], self.kernels.rep, graph)
         return None if found is None else found.T.to(self.device, self.kernels.dtype).contiguous()
 
-    def _take_systems(self, step: DeviceStep, graph: AtomicGraph) -> None:
+    def _take_systems(self, step: Step, graph: AtomicGraph) -> None:
         """Give cells to the Ewald sums where they are new."""
         if not step.terms:
             return
         cells = torch.cat([graph.cell.flatten(1), graph.pbc.double()], 1).cpu()
         if self._cells is not None and torch.equal(cells, self._cells):
             return
-        self.settings.check_size(graph, self.kernels.finest)
+        terms = self.kernels.program.terms
+        self.settings.check_size(graph, finest(term.ewald for term in terms))
         kinds, slabs = self.settings.boundaries(graph.pbc), self.settings.slabs(graph)
         boxes, k_cell = graph.cell.cpu().clone(), self.settings.k_cell(graph)
         for s, slab in slabs.items():
             boxes[s] = slab.cell
         k_cells = None if k_cell is None else torch.from_numpy(k_cell).expand_as(boxes)
         first_atom, periodic = step.inputs.first_atom.tolist(), (kinds != OPEN).tolist()
-        for term, total, own in zip(self.kernels.long_range, step.sums, step.terms, strict=True):
+        for term, total, own in zip(terms, step.sums, step.terms, strict=True):
             how = How(self.settings.method, self.settings.tolerance, len(own.charges))
             if not total.set_systems(first_atom, boxes, periodic, k_cells, how, slabs):
                 self._captured = {}
@@ -183,22 +164,20 @@ class DeviceRun:
         assert step is not None
 
         def first() -> None:
-            if rebuild:
-                step.make_list()
-            step.forward()
+            step.forward(rebuild=rebuild)
 
         def whole() -> None:
             first()
             step.long_range()
             step.finish(derivatives=derivatives)
 
-        if any(total.by_transforms for total in step.sums):
+        if step.by_transforms:
             self._replay((rebuild,), first)
             step.long_range()
             self._replay((rebuild, derivatives, True), lambda: step.finish(derivatives=derivatives))
         else:
             self._replay((rebuild, derivatives), whole)
-        return Status(*step.results.status.tolist())  # the only look of the host
+        return step.status()
 
     def _replay(self, key: tuple[bool, ...], work: Callable[[], None]) -> None:
         """Do the work; on CUDA launch by launch first, then as one captured graph."""

@@ -16,14 +16,15 @@ from cace_fast.device_neighbors import DevicePairs
 from cace_fast.errors import UnsupportedModelError
 from cace_fast.graph import AtomicGraph, ModelOutput
 from cace_fast.kernels import backend
+from cace_fast.kernels.triton.edge_buffers import grown, guessed
 from cace_fast.kernels.triton.host_neighbors import PairSearch, grid_of
+from cace_fast.kernels.triton.step import Launchers, Step
 from cace_fast.min_dist import MinDist
 from cace_fast.spec import EnergyProgram, ModelSpec
 
 from .checks import check_output
-from .device_moving import MovingRun, grown, guessed
+from .device_moving import MovingRun
 from .device_run import DeviceRun
-from .device_step import DeviceStep, Kernels
 from .long_range import LongRange
 from .reference import ReferenceEngine
 
@@ -66,7 +67,7 @@ class TritonEngine(ReferenceEngine):
         if like.dtype != torch.float32 and not triton.knobs.runtime.interpret:
             raise UnsupportedModelError("float64: these kernels compute in float32")
         self.device = like.device
-        self._kernels = Kernels(spec, weights, program)
+        self._kernels = Launchers(spec, weights, program)
         self._graphs = DeviceRun(self._kernels, self.long_range)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -113,7 +114,7 @@ class TritonEngine(ReferenceEngine):
         capacity = guessed(n, search.n_shifts, 1)
         if n_edges * n > capacity.edges or n_segments * n > capacity.segments:
             capacity = grown(capacity, round(n_edges * n), round(n_segments * n))
-        return DeviceStep(self._kernels, capacity, search).n_bytes / n
+        return Step(self._kernels, capacity, search).n_bytes / n
 
     def _evaluate(
         self, graph: AtomicGraph, wanted: Collection[str], min_dist: MinDist

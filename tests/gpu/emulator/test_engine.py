@@ -13,11 +13,11 @@ import torch
 from support.tiny_models import tiny_spec, tiny_structure, tiny_weights
 
 from cace_fast.engine import Batch, ReferenceEngine
-from cace_fast.engine.device_edges import Capacity, roomy, sort_edges
 from cace_fast.engine.long_range import LongRange
 from cace_fast.engine.triton import TritonEngine
 from cace_fast.errors import CaceFastError, InputError, UnsupportedModelError
 from cace_fast.graph import AtomicGraph, join
+from cace_fast.kernels.triton.edge_buffers import Capacity, roomy, sort_edges
 from cace_fast.neighbors import neighbor_list
 from cace_fast.spec import ModelSpec, energy_program
 from cace_fast.structures import extra_inputs, graph_of
