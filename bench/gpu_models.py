@@ -197,10 +197,10 @@ def record(shape: Shape, n_cells: int = 3, *, architecture: str = "sm_90") -> Re
         graph = graph_of(atoms, engine.spec.representation)
         system = engine.moving(graph, SKIN)
         wanted = ("forces", "virials")
-        system.evaluate(None, wanted, None)
+        system.evaluate(wanted, None)
         device.forget()
         with TorchTraffic() as traffic:
-            system.evaluate(None, wanted, None)
+            system.evaluate(wanted, None)
         step = tuple(device.launches), tuple(device.launched), traffic
         device.forget()
         with TorchTraffic() as list_traffic:

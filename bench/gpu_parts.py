@@ -102,11 +102,11 @@ class Moving:
 
     def kept(self) -> None:
         """Run a step."""
-        self._system.evaluate(None, ("forces",), None)
+        self._system.evaluate(("forces",), None)
 
     def renewed(self) -> None:
         """Run a step with a new list."""
-        self._system._run._due = True
+        self._system.own.due = True
         self.kept()
 
 

@@ -92,7 +92,7 @@ def step(model: str, periodic: bool = True) -> None:
     engine = potential(shape)._engine
     assert isinstance(engine, TritonEngine)
     system = engine.moving(graph_of(atoms, engine.spec.representation), SKIN)
-    system.evaluate(None, ("forces", "virials"), None)
+    system.evaluate(("forces", "virials"), None)
 
 
 def measure(architecture: str) -> dict[str, Error]:

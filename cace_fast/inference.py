@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .engine import LongRange, ReferenceEngine, make_engine
+from .engine import Engine, LongRange, make_engine
 from .errors import InputError, UnsupportedModelError
 from .graph import AtomicGraph
 from .spec import (
@@ -51,7 +51,7 @@ class Inference:
     ) -> None:
         self._spec, self._backend, self._long_range = spec, backend, long_range
         self._weights = {name: t.detach() for name, t in weights.items()}
-        self._engines: dict[EnergyProgram, ReferenceEngine] = {}
+        self._engines: dict[EnergyProgram, Engine] = {}
         self._programs: dict[int | None, dict[tuple[int, str], EnergyProgram] | None] = {}
 
     def serves(self, output_index: int | None) -> bool:
@@ -98,7 +98,7 @@ class Inference:
                         raise UnsupportedModelError("forces of an energy before it is complete")
                     yield number, module
 
-    def _engine(self, program: EnergyProgram) -> ReferenceEngine:
+    def _engine(self, program: EnergyProgram) -> Engine:
         if program not in self._engines:
             like = self._weights["embedding.sender"]
             self._engines[program] = make_engine(

@@ -391,6 +391,6 @@ class Potential:
         graph = self._engine.placed(join(graphs))
         wanted = needed(properties)
         output = self._engine.evaluate(graph, wanted, min_dist=min_dist)
-        term = self._engine.charge_term if "latent_charges" in wanted else None
+        term = self.program.charge_term if "latent_charges" in wanted else None
         found = Evaluated(output, graph, frames, term, self._atomic_energies)
         return results_of(found, properties)

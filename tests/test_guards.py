@@ -10,6 +10,7 @@ from support.tiny_models import tiny_potential, tiny_spec, tiny_structure, tiny_
 
 from cace_fast import Potential
 from cace_fast.errors import CaceFastError, InputError
+from cace_fast.graph import ModelOutput
 from cace_fast.kernels.cpu import evaluator
 from cace_fast.neighbors import neighbor_list
 
@@ -28,14 +29,14 @@ def test_bins_that_reach_a_little_too_short_are_made_anew():
         positions[0], positions[1] = [23.0 / 9 - 1e-3, 1, 1], [23.0 * 3 / 9 + 1e-3, 1, 1]
         run = run_of([positions], [cell], [pbc])
         run.evaluate((), None)
-        numbers = run._search.kept.grids[0].tolist()
+        numbers = run.own.search.kept.grids[0].tolist()
         number, far = numbers[0], numbers[3]
         assert (number, far) == (9, 2)
-        scale = 0.97 * run._search.reach * number / far / 23.0
+        scale = 0.97 * run.own.search.reach * number / far / 23.0
         assert 0.5 < scale < 1.0
-        run.positions *= scale
+        run.positions.mul_(scale)
         run.set_cell(torch.from_numpy(cell * scale)[None])
-        run._due = True
+        run.own.due = True
         run.evaluate((), None)
         same_pairs(run, [positions * scale], [cell * scale], [pbc])
 
@@ -123,19 +124,15 @@ def test_images_within_the_cutoff_are_rounded_up():
 @pytest.mark.parametrize("name", ["forces", "virials", "energies", "energy", "latent_charges"])
 def test_nothing_that_is_not_finite_leaves_an_engine(backend, name, monkeypatch):
     """Whatever made it so: the check is in one place, behind every engine."""
-    from dataclasses import replace
-
     spec = tiny_spec(ewald_channels=1)
     potential = Potential(spec, tiny_weights(spec), backend=backend, dtype="float64")
-    plain = type(potential._engine)._evaluate
 
-    def broken(self, graph, wanted, min_dist):
-        output = plain(self, graph, wanted, min_dist)
-        values = getattr(output, name).clone()
+    def broken(**results):
+        values = results[name].clone()
         values.view(-1)[-1] = torch.inf
-        return replace(output, **{name: values})
+        return ModelOutput(**results | {name: values})
 
-    monkeypatch.setattr(type(potential._engine), "_evaluate", broken)
+    monkeypatch.setattr(f"cace_fast.engine.{backend}.ModelOutput", broken)
     with pytest.raises(CaceFastError, match=rf"{name}: not finite for (atoms|structures) \d"):
         potential.compute(tiny_structure(spec, 2), ("energy", "forces", "stress", "charges"))
 

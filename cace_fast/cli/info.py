@@ -113,10 +113,12 @@ def gpu_memory(spec: ModelSpec, weights: Weights, n_atoms: int) -> str:
         )  # fmt: skip
     import torch
 
+    from cace_fast.engine import ReferenceEngine
     from cace_fast.engine.triton import TritonEngine
     from cace_fast.spec import energy_program
 
-    engine = TritonEngine(spec, weights.to("cpu", torch.float32), energy_program(spec))
+    tensors = weights.to("cpu", torch.float32)
+    engine = TritonEngine(ReferenceEngine(spec, tensors, energy_program(spec)))
     neighbors = DENSITY * 4.0 / 3.0 * pi * (spec.representation.cutoff + SKIN) ** 3
     elements = min(spec.representation.n_elements, MOST_ELEMENTS)
     each = engine.bytes_per_atom(DENSITY, SKIN, elements)

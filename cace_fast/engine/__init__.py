@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from cace_fast.errors import (
@@ -20,6 +22,7 @@ from .checks import check_graph
 from .cpu import CpuEngine
 from .long_range import LongRange, finest
 from .precision import find_device, find_dtype
+from .protocol import Engine
 from .reference import ReferenceEngine
 from .skin import VerletList
 
@@ -27,6 +30,7 @@ __all__ = [
     "BACKENDS",
     "Batch",
     "CpuEngine",
+    "Engine",
     "LongRange",
     "ReferenceEngine",
     "VerletList",
@@ -81,7 +85,7 @@ def make_engine(
     device: torch.device,
     dtype: torch.dtype,
     long_range: LongRange | None = None,
-) -> ReferenceEngine:
+) -> Engine:
     """Return an engine for a model, with the weights on ``device`` in ``dtype``.
 
     Raises
@@ -92,14 +96,14 @@ def make_engine(
         If the backend was asked for by name and does not have a part of the model. ``auto`` takes
         the next one, whose ``note`` says why, also where a backend refuses for another reason.
     """
-    tensors = weights.to(device, dtype)
+    reference = ReferenceEngine(spec, weights.to(device, dtype), program, long_range)
     missing = (s for s in kernels.states() if device.type in s.devices and not s.available)
     note = "; ".join(f"{s.name}: {s.reason}" for s in missing) if backend == "auto" else ""
     for name in _candidates(backend, device):
         if name == "reference":
             break
         try:
-            return _engine_class(name)(spec, tensors, program, long_range)
+            return _engine_class(name)(reference)
         except CaceFastError as error:
             if backend == "auto":  # whatever the reason; the reference says if it is the model
                 note = f"{name}: {error}"
@@ -107,12 +111,11 @@ def make_engine(
             if isinstance(error, UnsupportedModelError):
                 raise UnsupportedModelError(f"backend {name!r}: {error}") from None
             raise
-    engine = ReferenceEngine(spec, tensors, program, long_range)
-    engine.note = note
-    return engine
+    reference.note = note
+    return reference
 
 
-def _engine_class(name: str) -> type[ReferenceEngine]:
+def _engine_class(name: str) -> Callable[[ReferenceEngine], Engine]:
     if name == "cpu":
         return CpuEngine
     from .triton import TritonEngine  # needs triton, which not every machine has

@@ -8,14 +8,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from cace_fast.device_neighbors import DeviceVerletList
 from cace_fast.errors import InputError
 from cace_fast.graph import AtomicGraph, ModelOutput, join
 from cace_fast.min_dist import MinDist, check_min_dist
 from cace_fast.process import ordinary
 from cace_fast.reference.model import by_system
 
-from .reference import ReferenceEngine
+from .protocol import Engine
 
 
 class Batch:
@@ -23,7 +22,8 @@ class Batch:
 
     Pairs are found on the device and kept while atoms move less than the skin. With the Triton
     engine a step is one captured graph, with a new list or without one, and the host reads five
-    numbers after it; other engines find pairs in torch operations.
+    numbers after it (:class:`cace_fast.engine.runner.Runner`); other engines find pairs in torch
+    operations (:class:`cace_fast.engine.moving.MovingGraph`).
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class Batch:
 
     def __init__(
         self,
-        engine: ReferenceEngine,
+        engine: Engine,
         graph: AtomicGraph,
         skin: float,
         *,
@@ -70,17 +70,14 @@ class Batch:
         self._engine, self._skin, self._min_dist = engine, skin, min_dist
         self._isolated = isolated
         self._built_before = 0
-        self._new_cell: Tensor | None = None  # that the device does not have yet
         self._take(graph)
 
     def _take(self, graph: AtomicGraph) -> None:
         device = self._engine.weights["embedding.sender"].device
         empty = graph.senders[:0]
         bare = replace(graph, senders=empty, receivers=empty, shifts=graph.shifts[:0])
-        self._graph = replace(bare.to(device), positions=bare.positions.to(device, copy=True))
-        self._own = self._engine.moving(self._graph, self._skin) if graph.n_atoms else None
-        self._new_cell = None
-        self._list = DeviceVerletList(self._engine.spec.representation.cutoff, self._skin)
+        self._graph = bare.to(device)  # its positions are the first ones
+        self._moving = self._engine.moving(self._graph, self._skin)
         table = self._isolated
         self._offset = None if table is None else table.to(device)[self._graph.species]
 
@@ -107,7 +104,7 @@ class Batch:
     @property
     def positions(self) -> Tensor:
         """The positions [n_atoms, 3] float64 in A on the device; a loop may write them in place."""
-        return self._graph.positions if self._own is None else self._own.positions
+        return self._moving.positions
 
     @positions.setter
     def positions(self, value: Tensor) -> None:
@@ -124,13 +121,12 @@ class Batch:
     def cell(self, value: Tensor) -> None:
         taken = _like(self._graph.cell, value, "cell").clone()
         self._graph = replace(self._graph, cell=taken)
-        self._new_cell = taken
+        self._moving.set_cell(taken)
 
     @property
     def n_builds(self) -> int:
         """How often pairs were searched."""
-        here = self._list.n_builds if self._own is None else self._own.n_builds
-        return self._built_before + here
+        return self._built_before + self._moving.n_builds
 
     @ordinary
     def evaluate(
@@ -166,16 +162,7 @@ class Batch:
             self.positions = positions
         if cell is not None:
             self.cell = cell
-        if self._own is not None:
-            output = self._own.evaluate(self._new_cell, wanted, self._min_dist)
-            self._new_cell = None
-        else:
-            g = self._graph
-            pairs = self._list(g.positions, g.cell, g.pbc, g.batch)
-            whole = replace(
-                g, senders=pairs.senders, receivers=pairs.receivers, shifts=pairs.shifts
-            )
-            output = self._engine.evaluate(whole, wanted, min_dist=self._min_dist)
+        output = self._moving.evaluate(wanted, self._min_dist)
         if self._offset is None:
             return output
         total = output.energy + by_system(self._offset, self._graph)

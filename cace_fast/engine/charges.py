@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import pi, sqrt
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cace_fast.errors import PropertyNotImplementedError
 from cace_fast.graph import AtomicGraph
+from cace_fast.slab import Slab
 from cace_fast.spec import EwaldTerm
 from cace_fast.spec.units import E2_PER_INTERNAL
 
@@ -34,7 +35,7 @@ def born_charges(
     q: Tensor,
     graph: AtomicGraph,
     term: EwaldTerm,
-    cells: Tensor,
+    slabs: Mapping[int, Slab],
     gradients: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """Return dP_b/dr_ia [n, 3, 3] in e (``docs/theory.md``, equations 33 and 34).
@@ -47,8 +48,8 @@ def born_charges(
         The systems.
     term
         The Ewald term of the charges.
-    cells
-        Of polarisations [n_systems, 3, 3] in A, unit cells of open systems.
+    slabs
+        Those among the systems, by number: their boxes are the cells of polarisations.
     gradients
         Of weights [m, n] float64 the gradients [m, n, 3] of sum_i weights_i q_i with respect to
         positions, float64.
@@ -62,7 +63,7 @@ def born_charges(
         raise PropertyNotImplementedError(
             f"bec: a model with one charge channel is needed, this one has {q.shape[1]}"
         )
-    charge = physical_charges(q[:, 0].detach(), graph, term)
+    charge, cells = physical_charges(q[:, 0].detach(), graph, term), _boxes(graph, slabs)
     of_atom, periodic = cells[graph.batch], graph.pbc[graph.batch].T
     places = (graph.positions.detach()[:, None, :] @ torch.linalg.inv(cells)[graph.batch])[:, 0].T
     cos, sin = torch.cos(2.0 * pi * places), torch.sin(2.0 * pi * places)
@@ -79,6 +80,16 @@ def born_charges(
         along[g] = torch.where(periodic[g, :, None], dephased, found[g])
     own = torch.diag_embed(charge[:, None].expand(-1, 3))
     return own + torch.einsum("gna,ngb->nab", along, of_atom)
+
+
+def _boxes(graph: AtomicGraph, slabs: Mapping[int, Slab]) -> Tensor:
+    """Return the cells [n_systems, 3, 3] of polarisations, unit cells if open."""
+    whole = graph.pbc.any(1)[:, None, None]
+    unit = torch.eye(3, dtype=torch.float64, device=graph.cell.device)
+    boxes = torch.where(whole, graph.cell, unit)
+    for system, slab in slabs.items():
+        boxes[system] = slab.cell
+    return boxes
 
 
 def _neutral(values: Tensor, graph: AtomicGraph) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import wraps
 from math import isfinite
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -13,8 +15,38 @@ from cace_fast.errors import CaceFastError, InputError
 from cace_fast.geometry import check_finite, some
 from cace_fast.graph import AtomicGraph, ModelOutput
 from cace_fast.reference.atomic import columns_of
+from cace_fast.spec import EnergyProgram
+
+from .long_range import LongRange, finest
 
 BY_SYSTEM = ("energy", "virials")
+
+
+class Sums(Protocol):
+    """What an engine sums, and how: all that checks ask of it."""
+
+    program: EnergyProgram
+    long_range: LongRange
+
+
+P = ParamSpec("P")
+E = TypeVar("E", bound=Sums)
+
+
+def checked(
+    evaluate: Callable[Concatenate[E, AtomicGraph, P], ModelOutput],
+) -> Callable[Concatenate[E, AtomicGraph, P], ModelOutput]:
+    """Make ``evaluate`` of an engine refuse graphs that make no sense, and results that are none.
+
+    Its errors are those of :func:`check_input` and :func:`check_output`.
+    """
+
+    @wraps(evaluate)
+    def call(engine: E, graph: AtomicGraph, /, *args: P.args, **kwargs: P.kwargs) -> ModelOutput:
+        check_input(engine, graph)
+        return check_output(evaluate(engine, graph, *args, **kwargs))
+
+    return call
 
 
 def check_positions(positions: Tensor) -> None:
@@ -30,17 +62,25 @@ def check_graph(graph: AtomicGraph) -> None:
         raise InputError("cell", "finite numbers", graph.cell.tolist())
 
 
-def check_output(output: ModelOutput) -> None:
-    """Raise CaceFastError for results that are not finite, with the structures or atoms."""
+def check_input(engine: Sums, graph: AtomicGraph) -> None:
+    """Raise InputError for what :func:`check_graph` names, or too large a box for charges."""
+    check_graph(graph)
+    if engine.program.terms:
+        engine.long_range.check_size(graph, finest(t.ewald for t in engine.program.terms))
+
+
+def check_output(output: ModelOutput) -> ModelOutput:
+    """Return the results; raise CaceFastError where they are not finite, with the atoms."""
     parts = {name: t for name, t in vars(output).items() if t is not None}
     if _sums_are_finite(parts.values()):
-        return
+        return output
     for name, values in parts.items():
         rows = torch.isfinite(columns_of(values)).all(1)
         bad = torch.nonzero(~rows).flatten().cpu().numpy()
         if len(bad):
             who = "structures" if name in BY_SYSTEM else "atoms"
             raise CaceFastError(f"{name}: not finite for {who} {some(bad)} of this evaluation")
+    return output
 
 
 def _sums_are_finite(tensors: Collection[Tensor]) -> bool:

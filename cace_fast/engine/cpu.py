@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -20,10 +20,12 @@ from cace_fast.process import Lock
 from cace_fast.reference import model
 from cace_fast.reference.atomic import fixed_charges
 from cace_fast.slab import require_fit
-from cace_fast.spec import EnergyProgram, ModelSpec
 
+from .charges import born_charges
+from .checks import checked
 from .inputs import check_elements, extra_inputs, fields
-from .long_range import SLAB, LongRange
+from .long_range import SLAB
+from .moving import MovingGraph
 from .reference import ReferenceEngine
 
 Pairs = tuple[library.Ints, library.Ints, library.Ints]
@@ -39,17 +41,17 @@ class _Held(NamedTuple):
     structures: evaluator.Structures
 
 
-class CpuEngine(ReferenceEngine):
-    """Evaluates a model with the compiled kernels.
+class CpuEngine:
+    """Evaluates a model with the compiled kernels; see :class:`cace_fast.engine.protocol.Engine`.
 
-    All comes from the library but second derivatives, which are those of the reference, whose class
-    this inherits. It takes candidate pairs and drops those beyond the cutoff itself. Calls from
-    several threads wait for each other.
+    All comes from the library but second derivatives, which are those of the reference. It takes
+    candidate pairs and drops those beyond the cutoff itself. Calls from several threads wait for
+    each other.
 
     Parameters
     ----------
-    spec, weights, program, long_range
-        As for :class:`ReferenceEngine`; the tensors are copied.
+    reference
+        The model in plain torch; the library copies its tensors.
 
     Raises
     ------
@@ -58,22 +60,20 @@ class CpuEngine(ReferenceEngine):
     """
 
     backend = "cpu"
+    note = ""
     sorts_pairs = True
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        weights: Mapping[str, Tensor],
-        program: EnergyProgram,
-        long_range: LongRange | None = None,
-    ) -> None:
-        super().__init__(spec, weights, program, long_range)
-        self._dtype = weights["embedding.sender"].dtype
-        arrays = {name: t.detach().to("cpu", torch.float64).numpy() for name, t in weights.items()}
+    def __init__(self, reference: ReferenceEngine) -> None:
+        self._reference = reference
+        self.spec, self.weights = reference.spec, reference.weights
+        self.program, self.long_range = reference.program, reference.long_range
+        self._dtype = self.weights["embedding.sender"].dtype
+        exact = {name: t.detach().to("cpu", torch.float64) for name, t in self.weights.items()}
+        arrays = {name: t.numpy() for name, t in exact.items()}
         precision = 64 if self._dtype == torch.float64 else 32
-        self._evaluator = evaluator_of(spec, program, arrays, precision)
+        self._evaluator = evaluator_of(self.spec, self.program, arrays, precision)
         host = None
-        ewalds = [t.ewald for t in program.terms]
+        ewalds = [t.ewald for t in self.program.terms]
         if ewalds:
             sums = [(e.dl, e.sigma, e.exponent) for e in ewalds]
             how = self.long_range
@@ -84,8 +84,7 @@ class CpuEngine(ReferenceEngine):
         self._held: _Held | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        own = (self.spec, self.weights, self.program, self.long_range)
-        return type(self), own
+        return type(self), (self._reference,)
 
     def reset(self) -> None:
         """Forget the list that the library holds, and plans of transforms."""
@@ -108,14 +107,27 @@ class CpuEngine(ReferenceEngine):
         """Return the time spent in each part of the library so far, threads added up."""
         return self._evaluator.seconds()
 
-    def _evaluate(
-        self, graph: AtomicGraph, wanted: Collection[str], min_dist: MinDist
+    def placed(self, graph: AtomicGraph) -> AtomicGraph:
+        """Return the graph on the CPU."""
+        return self._reference.placed(graph)
+
+    def moving(self, graph: AtomicGraph, skin: float) -> MovingGraph:
+        """Return systems that move."""
+        return MovingGraph(self, graph, skin)
+
+    def hessian(self, graph: AtomicGraph) -> Tensor:
+        """Return the second derivatives of the energy [n, 3, n, 3], by the reference."""
+        return self._reference.hessian(graph)
+
+    @checked
+    def evaluate(
+        self, graph: AtomicGraph, wanted: Collection[str] = (), *, min_dist: MinDist = None
     ) -> ModelOutput:
         """Return energies and what else is wanted; pairs beyond the cutoff do no harm."""
         self.program.check()
         names = [name for name in ("forces", "virials") if name in wanted]
         needs_charges = "latent_charges" in wanted or "born_charges" in wanted
-        term = self.charge_term if needs_charges else None
+        term = self.program.charge_term if needs_charges else None
         structures = self._structures(graph, min_dist)
         with self._lock:
             if self.program.terms:
@@ -131,8 +143,9 @@ class CpuEngine(ReferenceEngine):
                 )
                 latent = None if term is None else self._latent(found.charges, graph)
                 born = None
-                if "born_charges" in wanted and latent is not None:
-                    born = self._born(graph, latent, self._charge_gradients)
+                if "born_charges" in wanted and term is not None and latent is not None:
+                    slabs = self.long_range.slabs(graph)
+                    born = born_charges(latent, graph, term, slabs, self._charge_gradients)
         energies = torch.from_numpy(found.energies_sr + found.energies_lr)
         return ModelOutput(
             energy=model.by_system(energies, graph),
@@ -225,7 +238,7 @@ class CpuEngine(ReferenceEngine):
 
     def _charge_gradients(self, weights: Tensor) -> Tensor:
         """Return the gradients [m, n, 3] of sum_i weights_i q_i, of what was evaluated last."""
-        head = self.charge_term.head
+        head = self.program.charge_term.head
         if head is None:  # charges that do not depend on positions
             return torch.zeros((*weights.shape, 3), dtype=torch.float64)
         given = np.zeros((*weights.shape, self._evaluator.n_charges))
@@ -235,7 +248,7 @@ class CpuEngine(ReferenceEngine):
     def _latent(self, charges: library.Floats | None, graph: AtomicGraph) -> Tensor:
         """Return the latent charges [n, n_q] of the Ewald term."""
         assert charges is not None
-        term = self.charge_term
+        term = self.program.charge_term
         if term.fixed is not None:
             q = fixed_charges(term.fixed, self.spec.representation, graph.species)
             return q.to(self._dtype)

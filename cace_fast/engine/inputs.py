@@ -39,17 +39,11 @@ def _extra(extra: Extra, spec: Representation, graph: AtomicGraph) -> Tensor:
     return found.to(torch.float64)
 
 
-def takes_fields(program: EnergyProgram) -> bool:
-    """Tell whether an external field, or its direction, is an input of the structures."""
-    settings = [(t.ewald.external_field, t.ewald.external_field_direction) for t in program.terms]
-    return any(isinstance(value, str) for pair in settings for value in pair)
-
-
 def fields(
     program: EnergyProgram, graph: AtomicGraph
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]] | None:
     """Return fields and directions [n_terms, n_systems]; None where the modules have them."""
-    if not takes_fields(program):
+    if not any(term.ewald.takes_field for term in program.terms):
         return None
     ends = torch.bincount(graph.batch, minlength=graph.n_systems).cumsum(0).tolist()
     atoms = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]

@@ -3,44 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from cace_fast.errors import PropertyNotImplementedError
 from cace_fast.graph import AtomicGraph, ModelOutput
 from cace_fast.min_dist import MinDist
 from cace_fast.reference import model
-from cace_fast.spec import EnergyProgram, EwaldTerm, ModelSpec
+from cace_fast.spec import EnergyProgram, ModelSpec
 from cace_fast.structures import trim
 
 from .charges import born_charges
-from .checks import check_graph, check_output
-from .long_range import LongRange, finest
-
-
-class Moving(Protocol):
-    """A system on a device with its own list; see :class:`cace_fast.engine.Batch`."""
-
-    @property
-    def n_builds(self) -> int:
-        """How often a list was made."""
-
-    @property
-    def positions(self) -> Tensor:
-        """The positions [n, 3], which may be written in place."""
-
-    def evaluate(
-        self, cell: Tensor | None, wanted: Collection[str], min_dist: MinDist
-    ) -> ModelOutput:
-        """Return what is wanted of the positions as they stand, in a new cell if one is given."""
+from .checks import check_input, checked
+from .long_range import LongRange
+from .moving import MovingGraph
 
 
 class ReferenceEngine:
-    """Evaluates a model on a graph.
-
-    ``backend`` is the name of the engine, ``note`` why ``auto`` did not choose a faster one.
+    """Evaluates a model in plain torch; see :class:`cace_fast.engine.protocol.Engine`.
 
     Parameters
     ----------
@@ -64,7 +44,6 @@ class ReferenceEngine:
         long_range: LongRange | None = None,
     ) -> None:
         self.spec, self.weights, self.program = spec, weights, program
-        self.finest = finest(term.ewald for term in program.terms)
         self.long_range = LongRange() if long_range is None else long_range
 
     @property
@@ -72,67 +51,28 @@ class ReferenceEngine:
         """Which code runs."""
         return "plain torch"
 
+    def seconds(self) -> dict[str, float]:
+        """Return no times: they are not measured."""
+        return {}
+
     def placed(self, graph: AtomicGraph) -> AtomicGraph:
-        """Return the graph where :meth:`evaluate` wants it: on the device of the weights."""
+        """Return the graph on the device of the weights."""
         return graph.to(self.weights["embedding.sender"].device)
 
-    def moving(self, graph: AtomicGraph, skin: float) -> Moving | None:
-        """Return what evaluates a moving system with a list of its own; None if nothing does.
-
-        Parameters
-        ----------
-        graph
-            The system without pairs, on the device.
-        skin
-            In A.
-        """
-        return None
-
-    def seconds(self) -> dict[str, float]:
-        """Return the time spent in each part so far; empty where that is not measured."""
-        return {}
+    def moving(self, graph: AtomicGraph, skin: float) -> MovingGraph:
+        """Return systems that move."""
+        return MovingGraph(self, graph, skin)
 
     def features(self, graph: AtomicGraph) -> Tensor:
         """Return the invariants [n, n_radial, n_B, C, T] in the working dtype."""
         with torch.no_grad():
             return model.features(graph, self.weights, self.spec.representation)
 
+    @checked
     def evaluate(
         self, graph: AtomicGraph, wanted: Collection[str] = (), *, min_dist: MinDist = None
     ) -> ModelOutput:
-        """Return energies and what else is ``wanted``.
-
-        Parameters
-        ----------
-        graph
-            The systems; pairs beyond the cutoff do no harm.
-        wanted
-            Any of ``forces``, ``virials``, ``latent_charges``, ``born_charges``.
-        min_dist
-            Shortest distance allowed between two atoms in A; ``"auto"``: 0.35 times the sum of
-            their covalent radii; None allows any.
-
-        Raises
-        ------
-        InputError
-            If two atoms are closer than ``min_dist``, or positions or cells are not finite.
-        CaceFastError
-            If a result is not finite.
-        """
-        self._check(graph)
-        output = self._evaluate(graph, wanted, min_dist)
-        check_output(output)
-        return output
-
-    def _check(self, graph: AtomicGraph) -> None:
-        """Raise InputError for a graph whose numbers make no sense."""
-        check_graph(graph)
-        self.long_range.check_size(graph, self.finest)
-
-    def _evaluate(
-        self, graph: AtomicGraph, wanted: Collection[str], min_dist: MinDist
-    ) -> ModelOutput:
-        """Return what is wanted of a graph whose numbers are finite."""
+        """Return energies and what else is wanted."""
         graph = trim(graph, self.spec.representation, min_dist)
         derivatives = {"forces", "virials", "born_charges"} & set(wanted)
         with torch.set_grad_enabled(bool(derivatives)):
@@ -145,7 +85,10 @@ class ReferenceEngine:
             charges = self._charges(moved, feats) if _needs_charges(wanted) else None
             born = None
             if "born_charges" in wanted and charges is not None:
-                born = self._born(moved, charges, _gradients_of(charges, leaf.positions))
+                born = born_charges(
+                    charges, moved, self.program.charge_term, self.long_range.slabs(moved),
+                    _gradients_of(charges, leaf.positions),
+                )  # fmt: skip
             forces, virials = self._derivatives(per_atom, leaf.positions, strain, wanted)
         return ModelOutput(
             energy=model.by_system(per_atom.detach(), graph),
@@ -159,7 +102,7 @@ class ReferenceEngine:
 
     def hessian(self, graph: AtomicGraph) -> Tensor:
         """Return the second derivatives of the energy [n, 3, n, 3] float64 in eV/A^2."""
-        self._check(graph)
+        check_input(self, graph)
         with torch.enable_grad():
             return self._hessian(model.with_gradients(graph))
 
@@ -175,19 +118,6 @@ class ReferenceEngine:
         n = leaf.n_atoms
         return torch.stack(rows).reshape(n, 3, n, 3) if rows else gradient.new_zeros(n, 3, n, 3)
 
-    @property
-    def charge_term(self) -> EwaldTerm:
-        """The Ewald term that the latent charges belong to."""
-        found = self.program.terms
-        if not found:
-            raise PropertyNotImplementedError("charges: this model has no charges")
-        if len(found) != 1:
-            raise PropertyNotImplementedError(
-                f"charges: this model's energy has {len(found)} Ewald terms, and only with exactly "
-                "one do latent charges have a meaning"
-            )
-        return found[0]
-
     def _energies(
         self, graph: AtomicGraph, feats: Tensor, *, twice: bool = False
     ) -> model.Energies:
@@ -195,7 +125,7 @@ class ReferenceEngine:
         return model.energies(graph, feats, self.weights, self.spec, self.program, how)
 
     def _charges(self, graph: AtomicGraph, feats: Tensor) -> Tensor:
-        term = self.charge_term
+        term = self.program.charge_term
         return model.charges_of(graph, feats, self.weights, self.spec, term)
 
     def _derivatives(
@@ -207,18 +137,6 @@ class ReferenceEngine:
         gradients = iter(_grad(per_atom.sum(), leaves) if leaves else ())
         forces = -next(gradients) if "forces" in wanted else None
         return forces, -next(gradients) if "virials" in wanted else None
-
-    def _born(self, graph: AtomicGraph, q: Tensor, gradients: Callable[[Tensor], Tensor]) -> Tensor:
-        return born_charges(q, graph, self.charge_term, self._boxes(graph), gradients)
-
-    def _boxes(self, graph: AtomicGraph) -> Tensor:
-        """Return the cells [n_systems, 3, 3] of polarisations, unit cells if open."""
-        whole = graph.pbc.any(1)[:, None, None]
-        unit = torch.eye(3, dtype=torch.float64, device=graph.cell.device)
-        boxes = torch.where(whole, graph.cell, unit)
-        for system, slab in self.long_range.slabs(graph).items():
-            boxes[system] = slab.cell
-        return boxes
 
 
 def _gradients_of(q: Tensor, positions: Tensor) -> Callable[[Tensor], Tensor]:

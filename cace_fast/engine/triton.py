@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import replace
+from collections.abc import Collection
 from math import pi
 from typing import Any
 
@@ -12,38 +11,38 @@ import torch
 import triton
 from torch import Tensor
 
-from cace_fast.device_neighbors import DevicePairs
 from cace_fast.errors import UnsupportedModelError
 from cace_fast.graph import AtomicGraph, ModelOutput
 from cace_fast.kernels import backend
+from cace_fast.kernels.triton.edge_buffers import grown, guessed
 from cace_fast.kernels.triton.host_neighbors import PairSearch, grid_of
+from cace_fast.kernels.triton.step import Launchers, Step
 from cace_fast.min_dist import MinDist
-from cace_fast.spec import EnergyProgram, ModelSpec
 
-from .checks import check_output
-from .device_moving import MovingRun, grown, guessed
-from .device_run import DeviceRun
-from .device_step import DeviceStep, Kernels
-from .long_range import LongRange
+from .checks import checked
+from .moving import MovingGraph
+from .own_list import OwnList
+from .protocol import Moving
 from .reference import ReferenceEngine
+from .runner import Runner
 
 PROBE = 2_048  # atoms of the buffers that memory is measured with
 
 
-class TritonEngine(ReferenceEngine):
+class TritonEngine:
     """Evaluates a model with the Triton kernels, in float32 with energies summed in float64.
 
-    Energies, forces, virials, charges and features come from the kernels; second derivatives and
-    Born charges from the reference, whose class this inherits. It takes candidate pairs in any
-    order, of a graph on any device, keeps a list as long as the graph's tensors are the same, and
-    answers where the graph is. On CUDA the second and
-    later steps of one size replay a captured graph. Calls from several threads wait for each
-    other; work goes to the current stream.
+    See :class:`cace_fast.engine.protocol.Engine`. Energies, forces, virials, charges and features
+    come from the kernels; second derivatives and Born charges from the reference. It takes
+    candidate pairs in any order, of a graph on any device, keeps a list as long as the graph's
+    tensors are the same, and answers where the graph is. On CUDA the second and later steps of one
+    size replay a captured graph. Calls from several threads wait for each other; work goes to the
+    current stream.
 
     Parameters
     ----------
-    spec, weights, program, long_range
-        As for :class:`ReferenceEngine`.
+    reference
+        The model in plain torch, on the device.
 
     Raises
     ------
@@ -52,26 +51,22 @@ class TritonEngine(ReferenceEngine):
     """
 
     backend = "triton"
+    note = ""
     sorts_pairs = True
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        weights: Mapping[str, Tensor],
-        program: EnergyProgram,
-        long_range: LongRange | None = None,
-    ) -> None:
-        super().__init__(spec, weights, program, long_range)
-        like = weights["embedding.sender"]
+    def __init__(self, reference: ReferenceEngine) -> None:
+        self._reference = reference
+        self.spec, self.weights = reference.spec, reference.weights
+        self.program, self.long_range = reference.program, reference.long_range
+        like = self.weights["embedding.sender"]
         if like.dtype != torch.float32 and not triton.knobs.runtime.interpret:
             raise UnsupportedModelError("float64: these kernels compute in float32")
         self.device = like.device
-        self._kernels = Kernels(spec, weights, program)
-        self._graphs = DeviceRun(self._kernels, self.long_range)
+        self._launchers = Launchers(self.spec, self.weights, self.program)
+        self._runner = Runner(self._launchers, reference)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        own = (self.spec, self.weights, self.program, self.long_range)
-        return type(self), own
+        return type(self), (self._reference,)
 
     @property
     def description(self) -> str:
@@ -84,7 +79,11 @@ class TritonEngine(ReferenceEngine):
     @property
     def n_bytes(self) -> int:
         """Memory held by the buffers of the last evaluation."""
-        return 0 if self._graphs.step is None else self._graphs.step.n_bytes
+        return self._runner.n_bytes
+
+    def seconds(self) -> dict[str, float]:
+        """Return no times: they are not measured."""
+        return {}
 
     def bytes_per_atom(
         self, density: float, skin: float, n_segments: float, n_atoms: int = PROBE
@@ -113,25 +112,22 @@ class TritonEngine(ReferenceEngine):
         capacity = guessed(n, search.n_shifts, 1)
         if n_edges * n > capacity.edges or n_segments * n > capacity.segments:
             capacity = grown(capacity, round(n_edges * n), round(n_segments * n))
-        return DeviceStep(self._kernels, capacity, search).n_bytes / n
+        return Step(self._launchers, capacity, search).n_bytes / n
 
-    def _evaluate(
-        self, graph: AtomicGraph, wanted: Collection[str], min_dist: MinDist
+    @checked
+    def evaluate(
+        self, graph: AtomicGraph, wanted: Collection[str] = (), *, min_dist: MinDist = None
     ) -> ModelOutput:
         """Return energies and what else is wanted; pairs beyond the cutoff do no harm."""
-        self.check_wanted(wanted)
-        run = self._graphs
-        with run.turn():
-            run.take(graph)
-            status = run.run(derivatives=bool({"forces", "virials"} & set(wanted)))
-            run.check(status, min_dist)
-            output = _moved(run.output(wanted), graph.positions.device)
-        return self.with_born(output, graph, wanted)
+        return _moved(self._runner.run(graph, wanted, min_dist), graph.positions.device)
 
-    def moving(self, graph: AtomicGraph, skin: float) -> OnDevice:
-        """Return a system with a list of its own, which this engine makes as it is due."""
+    def moving(self, graph: AtomicGraph, skin: float) -> Moving:
+        """Return systems that move, with a list that steps make as it is due."""
+        if not graph.n_atoms:
+            return MovingGraph(self, graph, skin)
         self.program.check()
-        return OnDevice(self, MovingRun(self._kernels, self.long_range, graph, skin))
+        own = OwnList(graph, self.spec.representation.cutoff, skin)
+        return Runner(self._launchers, self._reference, own)
 
     def placed(self, graph: AtomicGraph) -> AtomicGraph:
         """Return the graph itself: what is new in it is copied to the device as it is needed."""
@@ -139,74 +135,11 @@ class TritonEngine(ReferenceEngine):
 
     def features(self, graph: AtomicGraph) -> Tensor:
         """Return the invariants [n, n_radial, n_B, C, T] in the working dtype."""
-        rep, run = self.spec.representation, self._graphs
-        with run.turn():
-            step = run.take(graph, with_inputs=False)
-            step.features_forward()
-            shape = (rep.n_stages, rep.n_radial, rep.n_invariants, rep.n_channels, graph.n_atoms)
-            found = step.features.reshape(shape).permute(4, 1, 2, 3, 0).clone()
-        return found.to(graph.positions.device)
+        return self._runner.features(graph).to(graph.positions.device)
 
-    def check_wanted(self, wanted: Collection[str]) -> None:
-        """Raise what keeps the model, or charges of it, from being evaluated."""
-        self.program.check()
-        if {"latent_charges", "born_charges"} & set(wanted):
-            self.charge_term  # noqa: B018  (raises if charges have no meaning)
-
-    def with_born(
-        self, output: ModelOutput, graph: AtomicGraph, wanted: Collection[str]
-    ) -> ModelOutput:
-        """Return the output with Born charges, which the reference computes."""
-        if "born_charges" not in wanted:
-            return output
-        ordered = graph.select(torch.argsort(graph.receivers, stable=True))
-        born = super()._evaluate(ordered.to(self.device), ("born_charges",), None).born_charges
-        assert born is not None
-        return replace(output, born_charges=born.to(graph.positions.device))
-
-
-class OnDevice:
-    """A moving system of :class:`TritonEngine`; see :class:`cace_fast.engine.Batch`."""
-
-    def __init__(self, engine: TritonEngine, run: MovingRun) -> None:
-        self._engine, self._run = engine, run
-
-    @property
-    def n_builds(self) -> int:
-        """How often a list was made."""
-        return self._run.n_builds
-
-    @property
-    def positions(self) -> Tensor:
-        """The positions [n, 3], which may be written in place."""
-        return self._run.positions
-
-    def make_list(self) -> None:
-        """Make the list of the positions as they stand: a step does so itself when it is due."""
-        with self._run.turn():
-            assert self._run.step is not None
-            self._run.step.make_list()
-
-    def pairs(self) -> DevicePairs:
-        """Return the list as it stands."""
-        with self._run.turn():
-            return self._run.pairs()
-
-    def evaluate(
-        self, cell: Tensor | None, wanted: Collection[str], min_dist: MinDist
-    ) -> ModelOutput:
-        """Return what is wanted of the positions as they stand, in a new cell if one is given."""
-        self._engine.check_wanted(wanted)
-        run = self._run
-        with run.turn():
-            if cell is not None:
-                run.set_cell(cell)
-            output = run.evaluate(wanted, min_dist)
-            graph = run.graph() if "born_charges" in wanted else None
-        if graph is not None:
-            output = self._engine.with_born(output, graph, wanted)
-        check_output(output)
-        return output
+    def hessian(self, graph: AtomicGraph) -> Tensor:
+        """Return the second derivatives of the energy [n, 3, n, 3], by the reference."""
+        return self._reference.hessian(graph)
 
 
 def _moved(output: ModelOutput, device: torch.device) -> ModelOutput:

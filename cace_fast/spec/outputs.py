@@ -93,6 +93,11 @@ class Ewald:
         if self.charge_neutral_lambda is not None:
             require_float(self, "charge_neutral_lambda")
 
+    @property
+    def takes_field(self) -> bool:
+        """Whether an external field, or its direction, is an input of the structures."""
+        return any(isinstance(x, str) for x in (self.external_field, self.external_field_direction))
+
 
 @dataclass(frozen=True)
 class Add:

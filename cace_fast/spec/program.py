@@ -12,7 +12,12 @@ from math import isfinite, sqrt
 from operator import index
 from typing import Literal
 
-from cace_fast.errors import InputError, SpecError, UnsupportedModelError
+from cace_fast.errors import (
+    InputError,
+    PropertyNotImplementedError,
+    SpecError,
+    UnsupportedModelError,
+)
 
 from .checks import (
     require,
@@ -182,6 +187,18 @@ class EnergyProgram:
                 assert head.n_out is not None
                 energy_column(head.n_out, self.output_index)
 
+    @property
+    def charge_term(self) -> EwaldTerm:
+        """The Ewald sum that the latent charges belong to, which they mean nothing without."""
+        if not self.terms:
+            raise PropertyNotImplementedError("charges: this model has no charges")
+        if len(self.terms) != 1:
+            raise PropertyNotImplementedError(
+                f"charges: this model's energy has {len(self.terms)} Ewald terms, and only with "
+                "exactly one do latent charges have a meaning"
+            )
+        return self.terms[0]
+
     def parts(self) -> list[str]:
         """Return a line for each read-out and Ewald sum that the energy adds up."""
         lines = []
@@ -190,13 +207,11 @@ class EnergyProgram:
                 which = "" if head.n_out == 1 else f", number {head.column}"
                 which = ", number output_index" if head.column is None else which
                 mean = ", divided by the number of atoms" if head.average else ""
-                lines.append(
-                    f"{head.weight:g} x read-out {head.submodel}.{head.index}{which}{mean}"
-                )
+                name = f"read-out {head.submodel}.{head.index}{which}{mean}"
+                lines.append(f"{head.weight:g} x {name}")
         for term in self.terms:
-            source = {"fixed": "fixed charges", "input": "charges of the structure"}.get(
-                term.charges, f"{term.charges} as charges"
-            )
+            known = {"fixed": "fixed charges", "input": "charges of the structure"}
+            source = known.get(term.charges, f"{term.charges} as charges")
             if term.head is not None:
                 head = self.heads[term.head]
                 source = f"charges of module {head.submodel}.{head.index}"
@@ -205,8 +220,7 @@ class EnergyProgram:
 
     def first_charge(self, head: int) -> int:
         """Return the column of the first charge of a head among those of all heads, in order."""
-        before = self.heads[:head]
-        return sum(h.n_out or 1 for h in before if h.gives == "charges")
+        return sum(h.n_out or 1 for h in self.heads[:head] if h.gives == "charges")
 
     def networks(self, spec: ModelSpec) -> list[Head]:
         """Return the network of every head, for engines that evaluate features and networks alone.

@@ -18,6 +18,7 @@ from cace_fast.kernels.edges import Edges, radial_table
 from cace_fast.kernels.triton import _forces, _moments, configs
 from cace_fast.spec import Representation
 
+MOST_NUMBERS = 2**31 - 1  # of one array: kernels number them by int32
 SPLIT = 1024  # positions are split at multiples of 1/1024 A: differences are exact up to 16384 A
 
 

@@ -18,9 +18,8 @@ from cace_fast.kernels.triton.host_contraction import Alone
 from cace_fast.kernels.triton.host_ewald import EwaldSum
 from cace_fast.kernels.triton.host_messages import Messages
 from cace_fast.kernels.triton.host_readout import Readouts, Work
+from cace_fast.kernels.triton.launch import MOST_NUMBERS
 from cace_fast.spec import Ewald, Head, Readout, Representation, SubModel
-
-MOST_NUMBERS = 2**31 - 1  # of one array: kernels number them by int32
 
 
 def _components(x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cace_fast.engine.device_run import DeviceRun
+from cace_fast.engine.runner import Runner
 
 LOOKS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero"}
 UNWRITTEN = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided"}
@@ -63,7 +63,7 @@ def graphs() -> Iterator[list[Graph]]:
     """Let every run capture its steps; yield the graphs that were made."""
     made: list[Graph] = []
     recording: list[Graph] = []
-    launch, begin = EmulatedDriver.run, DeviceRun.__init__
+    launch, begin = EmulatedDriver.run, Runner.__init__
 
     def run(self: EmulatedDriver, *given: Any) -> None:
         for graph in recording:
@@ -73,7 +73,7 @@ def graphs() -> Iterator[list[Graph]]:
         for graph in recording:
             graph.launching = False
 
-    def captures(self: DeviceRun, *given: Any) -> None:
+    def captures(self: Runner, *given: Any) -> None:
         begin(self, *given)
         self.captures = True
 
@@ -87,7 +87,7 @@ def graphs() -> Iterator[list[Graph]]:
 
     with (
         mock.patch.object(EmulatedDriver, "run", run),
-        mock.patch.object(DeviceRun, "__init__", captures),
+        mock.patch.object(Runner, "__init__", captures),
         mock.patch("torch.cuda.CUDAGraph", Graph),
         mock.patch("torch.cuda.graph", lambda graph, **_: capture(graph)),
     ):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from cace_fast.engine.device_moving import MovingRun
+from cace_fast.engine import LongRange, ReferenceEngine
+from cace_fast.engine.runner import Runner
 from cace_fast.engine.triton import TritonEngine
 from cace_fast.graph import AtomicGraph
 from cace_fast.neighbors import neighbor_list
@@ -31,30 +32,39 @@ def graph_without_pairs(
     )  # fmt: skip
 
 
-def engine_of(dtype: torch.dtype, device: torch.device | str = "cpu", **options) -> TritonEngine:
+def engine_of(
+    dtype: torch.dtype, device: torch.device | str = "cpu", how: LongRange | None = None, **options
+) -> TritonEngine:
     """Return a tiny engine."""
     spec = tiny_spec(**MODEL | options)
     weights = tiny_weights(spec).to(torch.device(device), dtype)
-    return TritonEngine(spec, weights, energy_program(spec))
+    return TritonEngine(ReferenceEngine(spec, weights, energy_program(spec), how))
 
 
 def run_of(
     parts: list[np.ndarray], cells: list[np.ndarray], pbc: list[tuple[bool, ...]],
     dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
-) -> MovingRun:  # fmt: skip
+) -> Runner:  # fmt: skip
     """Return a tiny model's moving systems."""
     engine = engine_of(dtype, device)
     graph = graph_without_pairs(parts, cells, pbc).to(torch.device(device))
-    return MovingRun(engine._kernels, engine.long_range, graph, SKIN)
+    return moving_of(engine, graph)
+
+
+def moving_of(engine: TritonEngine, graph: AtomicGraph) -> Runner:
+    """Return systems that make their own list."""
+    run = engine.moving(graph, SKIN)
+    assert isinstance(run, Runner)
+    return run
 
 
 def same_pairs(
-    run: MovingRun, parts: list[np.ndarray], cells: list[np.ndarray], pbc: list[tuple[bool, ...]]
+    run: Runner, parts: list[np.ndarray], cells: list[np.ndarray], pbc: list[tuple[bool, ...]]
 ) -> None:
     """Check the list of a run against vesin's of every system."""
     found, first, expected = run.pairs(), 0, []
     for r, cell, flags in zip(parts, cells, pbc, strict=True):
-        one = neighbor_list(r, cell, np.array(flags), run.kernels.rep.cutoff + SKIN)
+        one = neighbor_list(r, cell, np.array(flags), run.launchers.rep.cutoff + SKIN)
         ends = (one.receivers + first, one.senders + first)
         expected.append(np.column_stack([*ends, one.shifts]))
         first += len(r)

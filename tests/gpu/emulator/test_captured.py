@@ -14,12 +14,12 @@ import torch
 from gpu_emulator import emulate
 from support.boxes import PBC
 from support.captured import Graph, graphs
-from support.moving import SKIN, engine_of, graph_without_pairs
+from support.moving import engine_of, graph_without_pairs, moving_of
 from support.tiny_models import tiny_spec, tiny_structure, tiny_weights
 
-from cace_fast.engine.device_moving import MovingRun
-from cace_fast.engine.device_run import DeviceRun
+from cace_fast.engine import ReferenceEngine
 from cace_fast.engine.long_range import LongRange
+from cace_fast.engine.runner import Runner
 from cace_fast.engine.triton import TritonEngine
 from cace_fast.graph import AtomicGraph, ModelOutput
 from cace_fast.neighbors import neighbor_list
@@ -42,12 +42,12 @@ def same(found: ModelOutput, expected: ModelOutput) -> None:
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
 
 
-def moving(how: LongRange, **options: object) -> MovingRun:
-    engine = engine_of(torch.float32, CPU, **options)
+def moving(how: LongRange, **options: object) -> Runner:
+    engine = engine_of(torch.float32, CPU, how, **options)
     rng = np.random.default_rng(3)
     grid = np.stack(np.meshgrid(*[np.arange(3)] * 3, indexing="ij"), -1).reshape(-1, 3)[:24]
     r, cell = 2.6 * grid + rng.uniform(-0.2, 0.2, (24, 3)), 7.8 * np.eye(3)
-    return MovingRun(engine._kernels, how, graph_without_pairs([r], [cell], [PBC["ppp"]]), SKIN)
+    return moving_of(engine, graph_without_pairs([r], [cell], [PBC["ppp"]]))
 
 
 @pytest.mark.parametrize("kind", ["plain", "messages", "charges", "transforms"])
@@ -61,7 +61,7 @@ def test_a_moving_system(kind: str) -> None:
             for k, kick in enumerate(kicks):
                 for run in (plain, captured):
                     # every third kick is beyond the skin: steps with a new list and without
-                    run.positions += (0.3 if k % 3 == 0 else 0.01) * kick
+                    run.positions.add_((0.3 if k % 3 == 0 else 0.01) * kick)
                     if k == 6:
                         run.set_cell((7.9 * torch.eye(3).double())[None])
                 same(captured.evaluate(WANTED, None), plain.evaluate(WANTED, None))
@@ -72,7 +72,8 @@ def test_a_moving_system(kind: str) -> None:
 
 def given_pairs(kind: str, scale: float, seed: int) -> tuple[TritonEngine, AtomicGraph]:
     spec = tiny_spec(l_max=1, n_rbf=2, n_radial=2, **KINDS[kind])
-    engine = TritonEngine(spec, tiny_weights(spec).to(CPU, torch.float32), energy_program(spec))
+    weights = tiny_weights(spec).to(CPU, torch.float32)
+    engine = TritonEngine(ReferenceEngine(spec, weights, energy_program(spec)))
     atoms = tiny_structure(spec, seed=seed)
     atoms.set_cell(scale * atoms.cell[:], scale_atoms=True)
 
@@ -91,7 +92,7 @@ def test_graphs_that_bring_their_pairs(kind: str) -> None:
             moved = replace(given, positions=given.positions + 0.01)
             again = replace(moved, positions=moved.positions * 1.001, cell=moved.cell * 1.001)
             for part in (moved, again):
-                with mock.patch.object(engine._graphs, "captures", False):
+                with mock.patch.object(engine._runner, "captures", False):
                     expected = engine.evaluate(part, WANTED)
                 same(engine.evaluate(part, WANTED), expected)
     assert made
@@ -103,13 +104,15 @@ def test_what_is_not_in_the_recorded_memory_is_not_seen() -> None:
         run = moving(LongRange())
         for _ in range(4):
             before = run.evaluate(WANTED, None)
-        run.step.inputs.positions = run.positions = run.positions + 0.01 * torch.rand(24, 3)
+        elsewhere = run.positions + 0.01 * torch.rand(24, 3)
+        run.own.graph = replace(run.own.graph, positions=elsewhere)
+        run.step.inputs.positions = elsewhere
         after = run.evaluate(WANTED, None)
     same(after, before)  # new positions, in other memory: wrong on a GPU, and here
 
 
 def test_a_look_at_the_device_cannot_be_captured() -> None:
-    run = DeviceRun.__new__(DeviceRun)
+    run = Runner.__new__(Runner)
     run.captures, run._captured = True, {}
     with graphs():
         run._replay((True,), lambda: None)

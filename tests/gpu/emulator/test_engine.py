@@ -12,12 +12,14 @@ import pytest
 import torch
 from support.tiny_models import tiny_spec, tiny_structure, tiny_weights
 
-from cace_fast.engine import Batch, ReferenceEngine
-from cace_fast.engine.device_edges import Capacity, roomy, sort_edges
+from cace_fast.engine import Batch, ReferenceEngine, step_output
 from cace_fast.engine.long_range import LongRange
+from cace_fast.engine.moving import MovingGraph
+from cace_fast.engine.runner import Runner
 from cace_fast.engine.triton import TritonEngine
 from cace_fast.errors import CaceFastError, InputError, UnsupportedModelError
-from cace_fast.graph import AtomicGraph, join
+from cace_fast.graph import AtomicGraph, ModelOutput, join
+from cace_fast.kernels.triton.edge_buffers import Capacity, roomy, sort_edges
 from cace_fast.neighbors import neighbor_list
 from cace_fast.spec import ModelSpec, energy_program
 from cace_fast.structures import extra_inputs, graph_of
@@ -44,7 +46,8 @@ def engines(device: torch.device) -> Engines:
         spec = tiny_spec(**options)
         single, program = tiny_weights(spec).to(device, torch.float32), energy_program(spec)
         double = {name: w.cpu().double() for name, w in single.items()}
-        return spec, TritonEngine(spec, single, program), ReferenceEngine(spec, double, program)
+        engine = TritonEngine(ReferenceEngine(spec, single, program))
+        return spec, engine, ReferenceEngine(spec, double, program)
 
     return make
 
@@ -113,12 +116,12 @@ def test_new_positions_and_cells_in_a_kept_list(engines: Engines) -> None:
     spec, engine, reference = engines(**MODELS["charges"])
     given = graph(spec, reach=0.5)
     engine.evaluate(given, WANTED)
-    step = engine._graphs.step
+    step = engine._runner.step
     moved = AtomicGraph(**{
         **vars(given), "positions": given.positions * 1.01, "cell": given.cell * 1.01,
     })  # fmt: skip
     assert_equal(engine.evaluate(moved, WANTED), reference.evaluate(moved, WANTED))
-    assert engine._graphs.step is step
+    assert engine._runner.step is step
 
 
 def test_a_frozen_k_set_is_that_of_the_first_cell(device: torch.device) -> None:
@@ -130,7 +133,7 @@ def test_a_frozen_k_set_is_that_of_the_first_cell(device: torch.device) -> None:
     found = {}
     for k_set in ("frozen", "sphere"):
         how = [LongRange("direct", 1e-6, k_set) for _ in range(2)]
-        engine = TritonEngine(spec, single, program, how[0])
+        engine = TritonEngine(ReferenceEngine(spec, single, program, how[0]))
         reference = ReferenceEngine(spec, double, program, how[1])
         for one in (given, wide):
             found[k_set] = engine.evaluate(one, WANTED)
@@ -146,10 +149,10 @@ def test_capacities_grow_with_a_list_and_are_used_again(engines: Engines) -> Non
     found = engine.evaluate(large, WANTED)
     assert engine.n_bytes > held
     assert_equal(found, reference.evaluate(large, WANTED))
-    step = engine._graphs.step
+    step = engine._runner.step
     again = graph(spec, reach=3.0, seed=9)
     assert_equal(engine.evaluate(again, WANTED), reference.evaluate(again, WANTED))
-    assert engine._graphs.step is step
+    assert engine._runner.step is step
 
 
 def test_positions_that_stay_on_the_device(engines: Engines, device: torch.device) -> None:
@@ -242,11 +245,50 @@ def test_mistakes_are_named(engines: Engines) -> None:
     assert torch.isfinite(engine.evaluate(given).energy).all()
 
 
+@pytest.mark.parametrize("name", ["energy", "forces", "virials"])
+def test_nothing_that_is_not_finite_leaves_the_engine(
+    name: str, engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, engine, _ = engines(**PLAIN)
+    given = graph(spec)
+
+    def broken(**results: torch.Tensor) -> ModelOutput:
+        values = results[name].clone()
+        values[-1] = torch.inf
+        return ModelOutput(**results | {name: values})
+
+    monkeypatch.setattr(step_output, "ModelOutput", broken)
+    with pytest.raises(CaceFastError, match=rf"{name}: not finite for (atoms|structures) \d"):
+        engine.evaluate(given, WANTED)
+    with pytest.raises(CaceFastError, match=rf"{name}: not finite for (atoms|structures) \d"):
+        engine.moving(given, 0.5).evaluate(WANTED, None)
+
+
+def test_systems_without_atoms_move_too(engines: Engines, device: torch.device) -> None:
+    spec, engine, _ = engines(**PLAIN)
+    given = graph(spec)
+    none = given.batch[:0]
+    empty = replace(
+        given, positions=given.positions[:0], species=none, batch=none, senders=none,
+        receivers=none, shifts=given.shifts[:0],
+    )  # fmt: skip
+    assert isinstance(Batch(engine, empty, skin=0.5)._moving, MovingGraph)
+    assert isinstance(Batch(engine, given, skin=0.5)._moving, Runner)
+
+
+def test_second_derivatives_are_those_of_the_reference(engines: Engines) -> None:
+    spec, engine, reference = engines(**PLAIN)
+    given = graph(spec)
+    found, expected = engine.hessian(given.to(engine.device)), reference.hessian(given)
+    assert float(expected.abs().max()) > 0.1
+    assert torch.allclose(found.cpu(), expected, atol=1e-4)
+
+
 def test_what_it_does_not_do_is_refused() -> None:
     spec = tiny_spec(**MODELS["charges"])
     weights, program = tiny_weights(spec), energy_program(spec)
     with pytest.raises(UnsupportedModelError, match="float64: these kernels compute in float32"):
-        TritonEngine(spec, weights.to("cpu", torch.float64), program)
+        TritonEngine(ReferenceEngine(spec, weights.to("cpu", torch.float64), program))
 
 
 def test_copies_compute_the_same_and_threads_wait_for_each_other(engines: Engines) -> None:

@@ -32,7 +32,8 @@ def engines(device: torch.device, how: LongRange) -> tuple[TritonEngine, Referen
     single, program = tiny_weights(SPEC).to(device, torch.float32), energy_program(SPEC)
     double = {name: w.cpu().double() for name, w in single.items()}
     exact = LongRange("direct", 1e-10, how.k_set, slab_vacuum=how.slab_vacuum)
-    return TritonEngine(SPEC, single, program, how), ReferenceEngine(SPEC, double, program, exact)
+    engine = TritonEngine(ReferenceEngine(SPEC, single, program, how))
+    return engine, ReferenceEngine(SPEC, double, program, exact)
 
 
 def system(
@@ -68,7 +69,7 @@ def test_each_method_gives_what_the_reference_gives(
     for stretch in (1.0, 1.15):
         given = system(stretch=stretch, reach=0.5)
         assert_equal(engine.evaluate(given, WANTED), reference.evaluate(given, WANTED))
-    (total,) = engine._graphs.step.sums
+    (total,) = engine._runner.step.sums
     assert total.by_transforms == (method == "nufft")
 
 
@@ -91,7 +92,7 @@ def test_terms_with_field_penalty_and_fixed_charges_in_one_energy(
     single, how = tiny_weights(spec).to(device, torch.float32), METHODS[method]
     double = {name: w.cpu().double() for name, w in single.items()}
     parts = [system(), system(False, seed=3), system(side=1)]
-    engine = TritonEngine(spec, single, program, how)
+    engine = TritonEngine(ReferenceEngine(spec, single, program, how))
     reference = ReferenceEngine(spec, double, program, METHODS["direct"])
     for graph in (join(parts), parts[1], join(parts)):  # buffers of another size in between
         assert_equal(engine.evaluate(graph, WANTED), reference.evaluate(graph, WANTED))
@@ -122,7 +123,7 @@ def test_by_itself_the_sum_is_direct_up_to_a_number_of_pairs(
         monkeypatch.setattr(waves, "choose", lambda method, *rest: method)
         engine, reference = engines(device, LongRange("auto", 1e-7))
         assert_equal(engine.evaluate(given, WANTED), reference.evaluate(given, WANTED))
-        assert engine._graphs.step.sums[0].by_transforms == transformed
+        assert engine._runner.step.sums[0].by_transforms == transformed
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ def test_a_cell_that_changes_keeps_what_was_captured_where_it_can(
     engine, reference = engines(device, how)
     given = system()
     moving = Batch(engine, given, skin=0.6)
-    run = moving._own._run
+    run = moving._moving
     moving.evaluate(wanted=WANTED)
     captured = run._captured
     for factor in (1.0, 1.004, 0.998):
@@ -155,18 +156,31 @@ def test_a_cell_that_changes_keeps_what_was_captured_where_it_can(
     assert (run._captured is captured) == always
 
 
+def test_a_cell_that_is_refused_is_refused_until_there_is_another(device: torch.device) -> None:
+    engine, reference = engines(device, LongRange("direct", 1e-7, "frozen"))
+    given = system()
+    moving = Batch(engine, given, skin=0.6)
+    moving.evaluate(WANTED)
+    moving.cell = (2.0 * given.cell).to(device)
+    for _ in range(2):
+        with pytest.raises(InputError, match="one within a stretch of"):
+            moving.evaluate(WANTED)
+    moving.cell = given.cell.to(device)
+    assert_equal(moving.evaluate(WANTED), reference.evaluate(given, WANTED))
+
+
 def test_a_new_box_of_a_slab_needs_a_new_capture(device: torch.device) -> None:
     engine, reference = engines(device, LongRange("direct", 1e-7, "frozen", slab_vacuum=8.0))
     given = system((True, True, False))
     moving = Batch(engine, given, skin=0.6)
     moving.evaluate(wanted=WANTED)
-    captured = moving._own._run._captured
+    captured = moving._moving._captured
     wider = replace(given, positions=1.004 * given.positions, cell=1.004 * given.cell)
     found = moving.evaluate(
         WANTED, positions=wider.positions.to(device), cell=wider.cell.to(device)
     )
     assert_equal(found, reference.evaluate(with_pairs(wider), WANTED))
-    assert moving._own._run._captured is not captured
+    assert moving._moving._captured is not captured
 
 
 def with_pairs(graph: AtomicGraph) -> AtomicGraph:

@@ -22,6 +22,7 @@ from support.moving import (
     SKIN,
     engine_of,
     graph_without_pairs,
+    moving_of,
     run_of,
     same_pairs,
 )
@@ -29,9 +30,10 @@ from support.tiny_models import tiny_potential, tiny_structure
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cace_fast.engine import Batch, ReferenceEngine
-from cace_fast.engine.device_moving import MovingRun
+from cace_fast.engine.own_list import OwnList
+from cace_fast.engine.runner import Runner
 from cace_fast.engine.triton import TritonEngine
-from cace_fast.errors import InputError
+from cace_fast.errors import CaceFastError, InputError
 from cace_fast.interfaces.ase import CACECalculator
 from cace_fast.neighbors import neighbor_list
 from cace_fast.potential import Potential
@@ -72,9 +74,9 @@ def test_open_systems_may_drift_and_spread(device: torch.device) -> None:
         same_pairs(run, [moved], [cell], [flags])
 
 
-def reference(run: MovingRun, engine: Any, wanted: tuple[str, ...] = WANTED) -> Any:
+def reference(run: Runner, engine: Any, wanted: tuple[str, ...] = WANTED) -> Any:
     """Return what the reference gives in float64 for the positions of a run, pairs by vesin."""
-    g = run._graph.to(torch.device("cpu"))
+    g = run.own.graph.to(torch.device("cpu"))
     r = run.positions.cpu()
     assert g.n_systems == 1
     found = neighbor_list(
@@ -95,14 +97,14 @@ def assert_equal(found: Any, expected: Any) -> None:
         assert float((got - want).abs().max()) < 4e-6 * scale, name
 
 
-def moving(device: torch.device, n: int = 24, **options: Any) -> tuple[MovingRun, Any]:
+def moving(device: torch.device, n: int = 24, **options: Any) -> tuple[Runner, Any]:
     """Return a rattled crystal without close pairs, and its engine."""
     engine = engine_of(torch.float32, device, **options)
     rng = np.random.default_rng(3)
     grid = np.stack(np.meshgrid(*[np.arange(3)] * 3, indexing="ij"), -1).reshape(-1, 3)[:n]
     r, cell = 2.6 * grid + rng.uniform(-0.2, 0.2, (n, 3)), 7.8 * np.eye(3)
     graph = graph_without_pairs([r], [cell], [PBC["ppp"]]).to(device)
-    return MovingRun(engine._kernels, engine.long_range, graph, SKIN), engine
+    return moving_of(engine, graph), engine
 
 
 @pytest.mark.parametrize("field", ["edges", "segments"])
@@ -113,9 +115,24 @@ def test_a_list_that_does_not_fit_gives_larger_buffers_and_right_numbers(
     expected = run.evaluate(WANTED, None)
     small = run.step.capacity._replace(**{field: 256 if field == "edges" else 8})
     run._fill(small)
-    run._due = True
+    run.own.due = True
     found = run.evaluate(WANTED, None)
     assert getattr(run.step.capacity, field) > getattr(small, field)
+    for name in ("energy", *WANTED):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+    assert_equal(found, reference(run, engine))
+
+
+def test_buffers_that_do_not_fit_the_device_are_asked_for_again(device: torch.device) -> None:
+    run, engine = moving(device)
+    expected = run.evaluate(WANTED, None)
+    full = mock.Mock(side_effect=torch.OutOfMemoryError)
+    with mock.patch("cace_fast.engine.runner.Step", full):
+        with pytest.raises(CaceFastError, match="memory: 24 atoms with 512 pairs do not fit on"):
+            run._fill(run.step.capacity)
+        with pytest.raises(CaceFastError, match="memory: 24 atoms with"):
+            run.evaluate(WANTED, None)
+    found = run.evaluate(WANTED, None)
     for name in ("energy", *WANTED):
         assert torch.equal(getattr(found, name), getattr(expected, name))
     assert_equal(found, reference(run, engine))
@@ -148,7 +165,7 @@ def test_a_cell_may_change_as_long_as_the_list_allows_it(device: torch.device) -
     builds = run.n_builds
     for factor, lists in ((1.01, 0), (0.99, 0), (0.9, 1), (0.6, 2)):
         cell = factor * 7.8 * torch.eye(3, dtype=torch.float64, device=device)[None]
-        run.positions.mul_(float(cell[0, 0, 0] / run._graph.cell[0, 0, 0]))
+        run.positions.mul_(float(cell[0, 0, 0] / run.own.graph.cell[0, 0, 0]))
         run.set_cell(cell)
         assert_equal(run.evaluate(WANTED, None), reference(run, engine))
         assert (run.n_builds > builds) == (lists > 0)
@@ -156,8 +173,8 @@ def test_a_cell_may_change_as_long_as_the_list_allows_it(device: torch.device) -
             same_pairs_of(run)
 
 
-def same_pairs_of(run: MovingRun) -> None:
-    cell, pbc = run._graph.cell[0].cpu().numpy(), tuple(run._graph.pbc[0].tolist())
+def same_pairs_of(run: Runner) -> None:
+    cell, pbc = run.own.graph.cell[0].cpu().numpy(), tuple(run.own.graph.pbc[0].tolist())
     same_pairs(run, [run.positions.cpu().numpy()], [cell], [pbc])
 
 
@@ -176,7 +193,7 @@ def test_a_position_that_is_no_number_is_named_and_does_not_stay(device: torch.d
 def test_a_resident_system_with_charges_and_born_charges(device: torch.device) -> None:
     engine = engine_of(torch.float32, device, ewald_channels=1)
     run, _ = moving(device, ewald_channels=1)
-    system = Batch(engine, run._graph, SKIN)
+    system = Batch(engine, run.own.graph, SKIN)
     found = system.evaluate(wanted=(*WANTED, "born_charges"))
     assert_equal(found, reference(run, engine))
     expected = reference(run, engine, ("born_charges",))
@@ -190,7 +207,7 @@ def test_bits_do_not_depend_on_when_the_list_was_made(device: torch.device) -> N
     run.evaluate(WANTED, None)
     run.positions[:, 1] += 0.1
     old = run.evaluate(WANTED, None)
-    run._due = True
+    run.own.due = True
     new = run.evaluate(WANTED, None)
     for name in ("energy", "energies", "forces"):
         assert torch.allclose(getattr(old, name), getattr(new, name), rtol=0, atol=1e-6), name
@@ -220,14 +237,14 @@ class NoLook(TorchDispatchMode):
 @contextmanager
 def steps_without_a_look() -> Iterator[list[bool]]:
     """Run every step under :class:`NoLook`, up to the one read of its status; note rebuilds."""
-    plain, seen = MovingRun._replay, []
+    plain, seen = Runner._replay, []
 
-    def replay(self: MovingRun, key: tuple[bool, ...], work: Any) -> None:
+    def replay(self: Runner, key: tuple[bool, ...], work: Any) -> None:
         seen.append(key[0])
         with NoLook():
             plain(self, key, work)
 
-    with mock.patch.object(MovingRun, "_replay", replay):
+    with mock.patch.object(Runner, "_replay", replay):
         yield seen
 
 
@@ -252,9 +269,9 @@ def test_mistakes_are_named(device: torch.device) -> None:
     run = run_of([np.zeros((1, 3))], [np.eye(3) * 9], [PBC["ppp"]], device=device)
     empty = graph_without_pairs([np.zeros((0, 3))], [np.eye(3)], [PBC["ooo"]]).to(device)
     with pytest.raises(InputError, match="graph: expected at least one atom"):
-        MovingRun(run.kernels, run.settings, empty, SKIN)
+        OwnList(empty, 4.0, SKIN)
     with pytest.raises(InputError, match="skin: expected a length"):
-        MovingRun(run.kernels, run.settings, run._graph, -1.0)
+        OwnList(run.own.graph, 4.0, -1.0)
     with pytest.raises(InputError, match="images"):
         run_of([np.zeros((1, 3))], [np.diag([0.05, 0.05, 0.05])], [PBC["ppp"]])
 
@@ -307,9 +324,9 @@ def test_memory_is_what_info_counts_beforehand() -> None:
         expected = n * engine.bytes_per_atom(DENSITY, skin, shape.elements, n)
         graph, before = graph_of(atoms, engine.spec.representation), live_bytes()
         system = engine.moving(graph, skin)
-        system.evaluate(None, (), None)
-    assert system._run.step is not None
-    assert system._run.step.n_bytes == pytest.approx(expected, rel=0.05)
+        system.evaluate((), None)
+    assert isinstance(system, Runner)
+    assert system.step.n_bytes == pytest.approx(expected, rel=0.05)
     assert live_bytes() - before == pytest.approx(expected, rel=0.05)
 
 

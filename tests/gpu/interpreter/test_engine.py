@@ -31,9 +31,10 @@ def test_forces_and_virials_are_those_of_automatic_derivatives(name: str) -> Non
     spec = tiny_spec(**MODELS[name])
     weights, program = tiny_weights(spec).to("cpu", torch.float64), energy_program(spec)
     graph = graph_of(tiny_structure(spec), spec.representation)
-    expected = ReferenceEngine(spec, weights, program).evaluate(graph, ("forces", "virials"))
+    reference = ReferenceEngine(spec, weights, program)
+    expected = reference.evaluate(graph, ("forces", "virials"))
     with watch():
-        found = TritonEngine(spec, weights, program).evaluate(graph, ("forces", "virials"))
+        found = TritonEngine(reference).evaluate(graph, ("forces", "virials"))
     for key in ("energy", "energies", "forces", "virials"):
         assert relative(getattr(found, key), getattr(expected, key)) < 1e-11, key
 
@@ -45,24 +46,27 @@ def test_chains_of_read_outs_are_one_network() -> None:
     frames = [structure(spec, 2), structure(spec, 1), structure(spec, 2, pbc=False)]
     names = extra_inputs(spec)
     graph = join([graph_of(atoms, spec.representation, inputs=names) for atoms in frames])
-    expected = ReferenceEngine(spec, weights, program).evaluate(graph, ("forces", "virials"))
+    reference = ReferenceEngine(spec, weights, program)
+    expected = reference.evaluate(graph, ("forces", "virials"))
     with watch():
-        found = TritonEngine(spec, weights, program).evaluate(graph, ("forces", "virials"))
+        found = TritonEngine(reference).evaluate(graph, ("forces", "virials"))
     for key in ("energy", "energies", "forces", "virials"):
         assert relative(getattr(found, key), getattr(expected, key)) < 1e-11, key
 
 
 def test_fields_that_are_inputs_are_refused() -> None:
     spec = tiny_spec(**PLAIN, ewald_channels=1, ewald={"external_field": "f"})
+    weights = tiny_weights(spec).to("cpu", torch.float64)
     with pytest.raises(UnsupportedModelError, match="field that is an input of the structure"):
-        TritonEngine(spec, tiny_weights(spec).to("cpu", torch.float64), energy_program(spec))
+        TritonEngine(ReferenceEngine(spec, weights, energy_program(spec)))
 
 
 def test_operators_with_automatic_derivatives_give_the_same_forces() -> None:
     spec = tiny_spec(**PLAIN)
     rep, weights = spec.representation, tiny_weights(spec).to("cpu", torch.float64)
     graph = graph_of(tiny_structure(spec), rep)
-    analytic = TritonEngine(spec, weights, energy_program(spec)).evaluate(graph, ("forces",))
+    engine = TritonEngine(ReferenceEngine(spec, weights, energy_program(spec)))
+    analytic = engine.evaluate(graph, ("forces",))
     positions = graph.positions.clone().requires_grad_(True)
     moved = type(graph)(**{**vars(graph), "positions": positions})
     own = {key: w for key, w in weights.items() if not key.startswith("outputs")}

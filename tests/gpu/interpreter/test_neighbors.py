@@ -8,15 +8,14 @@ from gpu_emulator.guard import watch
 from support.boxes import CELLS, PBC, places
 from support.moving import run_of, same_pairs
 
-from cace_fast.engine.device_moving import MovingRun
+from cace_fast.engine.runner import Runner
 
 
-def listed(n: int, cell: str, pbc: str) -> MovingRun:
+def listed(n: int, cell: str, pbc: str) -> Runner:
     """Return a system whose list was made under the guard."""
     run = run_of([places(n, CELLS[cell])], [CELLS[cell]], [PBC[pbc]], dtype=torch.float64)
-    assert run.step is not None
     with watch():
-        run.step.make_list()
+        run.make_list()
     return run
 
 
@@ -30,7 +29,7 @@ def test_lists_are_in_the_order_of_the_kernels() -> None:
     run = listed(7, "triclinic", "ppp")
     same_pairs(run, [places(7, CELLS["triclinic"])], [CELLS["triclinic"]], [PBC["ppp"]])
     edges, species = run.step.pairs.edges, run.step.inputs.species.long()
-    n, n_segments = run._search.found.need.tolist()
+    n, n_segments = run.own.search.found.need.tolist()
     receivers, senders = edges.receiver[:n].long(), edges.sender[:n].long()
     key = (receivers * 8 + species[senders]) * 100 + senders
     assert bool((key.diff() >= 0).all())
@@ -49,6 +48,6 @@ def test_lists_are_in_the_order_of_the_kernels() -> None:
 def test_what_does_not_fit_is_counted_and_nothing_else_is_written() -> None:
     run = listed(5, "small", "ppp")
     c = run.step.capacity
-    assert int(run._search.found.need[0]) > c.edges
+    assert int(run.own.search.found.need[0]) > c.edges
     assert int(run.step.pairs.edges.seg_first.max()) <= c.edges
     assert int(run.step.pairs.edges.sent_edge.max()) < c.edges

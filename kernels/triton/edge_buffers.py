@@ -12,7 +12,8 @@ from cace_fast.kernels.edges import Edges
 from cace_fast.kernels.triton.launch import Lists
 
 ROOM = 1.1  # capacity beyond what a list needs, so that the next one fits
-STEP = 256  # capacities are multiples of this
+GRAIN = 256  # capacities are multiples of this
+FIRST_EDGES, FIRST_SEGMENTS = 16, 2  # of an atom, as a guess: the first list tells better
 
 
 class Capacity(NamedTuple):
@@ -28,7 +29,27 @@ class Capacity(NamedTuple):
         """Whether buffers of this size hold a list: not too small, and not wastefully large."""
         fixed = self.atoms == need.atoms and self.systems == need.systems
         fits = all(have >= least for have, least in zip(self, need, strict=True))
-        return fixed and fits and self.edges <= 2 * need.edges + 16 * STEP
+        return fixed and fits and self.edges <= 2 * need.edges + 16 * GRAIN
+
+
+def roomy(need: Capacity) -> Capacity:
+    """Return the capacity to allocate for a list."""
+    edges, segments = (
+        GRAIN * max(1, -(-int(ROOM * size) // GRAIN)) for size in (need.edges, need.segments)
+    )
+    return Capacity(need.atoms, edges, segments, 32 * -(-need.shifts // 32), need.systems)
+
+
+def guessed(n_atoms: int, n_shifts: int, n_systems: int) -> Capacity:
+    """Return the capacity of the first buffers, before there is a list."""
+    need = Capacity(n_atoms, FIRST_EDGES * n_atoms, FIRST_SEGMENTS * n_atoms, 0, n_systems)
+    return roomy(need)._replace(shifts=n_shifts)
+
+
+def grown(have: Capacity, n_edges: int, n_segments: int) -> Capacity:
+    """Return the capacity that follows on one which a list does not fit."""
+    edges, segments = max(n_edges, have.edges), max(n_segments, have.segments)
+    return roomy(have._replace(edges=edges, segments=segments))._replace(shifts=have.shifts)
 
 
 class SortedEdges(NamedTuple):
@@ -146,11 +167,3 @@ class EdgeBuffers:
             (edges.sent_first, found.sender),
         ):
             first[1:] = torch.bincount(owner, minlength=n_atoms).cumsum(0)
-
-
-def roomy(need: Capacity) -> Capacity:
-    """Return the capacity to allocate for a list."""
-    edges, segments = (
-        STEP * max(1, -(-int(ROOM * size) // STEP)) for size in (need.edges, need.segments)
-    )
-    return Capacity(need.atoms, edges, segments, 32 * -(-need.shifts // 32), need.systems)

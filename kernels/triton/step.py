@@ -1,7 +1,8 @@
 """One evaluation on the device: every kernel in order, forward and back, no automatic derivatives.
 
 The order is that of ``docs/theory.md``; the way back is its analytic reverse. All arrays stand in
-buffers of one capacity, so that the whole step can be captured as a CUDA graph.
+buffers of one capacity, so that the whole step can be captured as a CUDA graph. Who fills and runs
+them is ``cace_fast.engine.runner``.
 """
 
 from __future__ import annotations
@@ -14,32 +15,29 @@ import torch
 from torch import Tensor
 
 from cace_fast.errors import InputError, UnsupportedModelError
+from cace_fast.graph import AtomicGraph
 from cace_fast.kernels.triton import launch
+from cace_fast.kernels.triton.edge_buffers import Capacity, EdgeBuffers
 from cace_fast.kernels.triton.host_contraction import Contraction
 from cace_fast.kernels.triton.host_ewald import EwaldSum
 from cace_fast.kernels.triton.host_messages import Messages
 from cace_fast.kernels.triton.host_neighbors import PairSearch
 from cace_fast.kernels.triton.host_readout import Readouts
-from cace_fast.kernels.triton.launch import Results
-from cace_fast.spec import EnergyProgram, Ewald, EwaldTerm, FixedCharge, ModelSpec
-
-from .device_edges import Capacity, EdgeBuffers
-from .inputs import takes_fields
-from .long_range import finest
-
-MOST_NUMBERS = 2**31 - 1  # of one array: kernels number them by int32
+from cace_fast.kernels.triton.launch import MOST_NUMBERS, Results
+from cace_fast.spec import EnergyProgram, ModelSpec
 
 
-class LongRange(NamedTuple):
-    """One Ewald term: its module, weight, and rows of y that are its charges; or fixed ones."""
+class Status(NamedTuple):
+    """What the host reads after a step, all at once; see ``_forces.totals``."""
 
-    module: Ewald
-    weight: float
-    rows: slice | None
-    fixed: FixedCharge | None
+    closest: float
+    strayed: float
+    faults: float
+    n_edges: float
+    n_segments: float
 
 
-class Kernels:
+class Launchers:
     """The launchers of a model, with its weights packed for them.
 
     Parameters
@@ -48,13 +46,17 @@ class Kernels:
         The model, with tensors on the device and in the dtype to compute with.
     program
         What the energy is made of.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the kernels do not have a part of the model.
     """
 
     def __init__(
         self, spec: ModelSpec, weights: Mapping[str, Tensor], program: EnergyProgram
     ) -> None:
         self.rep, self.program = spec.representation, program
-        self.finest = finest(term.ewald for term in program.terms)
         like = weights["embedding.sender"]
         self.device, self.dtype = like.device, like.dtype
         self.moments = launch.Moments(self.rep, weights)
@@ -63,10 +65,10 @@ class Kernels:
         self.readouts: Readouts | None = None
         if networks := program.networks(spec):
             self.readouts = Readouts(networks, weights, self.rep.n_stages)
-        if takes_fields(program):
+        if any(term.ewald.takes_field for term in program.terms):
             raise UnsupportedModelError("an external field that is an input of the structure")
-        self.long_range = [self._term(term) for term in program.terms]
         self.energy_rows = self._energy_rows()
+        self.charge_rows = [self._rows(term.head) for term in program.terms]
 
     def _energy_rows(self) -> dict[int, tuple[float, bool]]:
         """Return weight and whether to average of every row of y that is an energy."""
@@ -78,12 +80,12 @@ class Kernels:
             if head.column is not None
         }
 
-    def _term(self, term: EwaldTerm) -> LongRange:
-        rows = None
-        if term.head is not None:
-            assert self.readouts is not None
-            rows = self.readouts.slices[term.head]
-        return LongRange(term.ewald, term.weight, rows, term.fixed)
+    def _rows(self, head: int | None) -> slice | None:
+        """Return the rows of y that are the charges of a term; None where they are fixed."""
+        if head is None:
+            return None
+        assert self.readouts is not None
+        return self.readouts.slices[head]
 
 
 @dataclass
@@ -112,12 +114,12 @@ class TermBuffers:
     known: Tensor | None
 
 
-class DeviceStep:
+class Step:
     """Buffers of one capacity, and the sequence of launches on them.
 
     Parameters
     ----------
-    kernels
+    launchers
         The model.
     capacity
         Sizes of the buffers.
@@ -126,10 +128,10 @@ class DeviceStep:
     """
 
     def __init__(
-        self, kernels: Kernels, capacity: Capacity, search: PairSearch | None = None
+        self, launchers: Launchers, capacity: Capacity, search: PairSearch | None = None
     ) -> None:
-        self.kernels, self.capacity, self.search = kernels, capacity, search
-        rep, k = kernels.rep, kernels
+        self.launchers, self.capacity, self.search = launchers, capacity, search
+        rep, k = launchers.rep, launchers
         n, n_edges, n_segments, _, n_systems = capacity
         stages, n_rho = rep.n_stages, rep.radial.n_rbf * rep.n_monomials
         n_a = rep.n_radial * rep.n_monomials * rep.n_channels
@@ -154,19 +156,20 @@ class DeviceStep:
             floats(self.n_out, n), floats(3, n), floats(6, n), doubles(6, n_systems),
             doubles(6, n_systems), doubles(5),
         )  # fmt: skip
-        self.long_forces = floats(3, n) if k.long_range else None
-        self.terms = [self._term_buffers(number) for number in range(len(k.long_range))]
-        self.sums = [EwaldSum(x.module, k.device, k.dtype, x.weight) for x in k.long_range]
+        terms = k.program.terms
+        self.long_forces = floats(3, n) if terms else None
+        self.terms = [self._term_buffers(number) for number in range(len(terms))]
+        self.sums = [EwaldSum(t.ewald, k.device, k.dtype, t.weight) for t in terms]
         self.message_work = [m.buffers(n, n_edges) for m in k.messages]
         self.readout_work = {} if k.readouts is None else k.readouts.buffers(n)
 
     def _floats(self, *size: int) -> Tensor:
         self._check(size)
-        return torch.zeros(size, dtype=self.kernels.dtype, device=self.kernels.device)
+        return torch.zeros(size, dtype=self.launchers.dtype, device=self.launchers.device)
 
     def _doubles(self, *size: int) -> Tensor:
         self._check(size)
-        return torch.zeros(size, dtype=torch.float64, device=self.kernels.device)
+        return torch.zeros(size, dtype=torch.float64, device=self.launchers.device)
 
     def _check(self, size: tuple[int, ...]) -> None:
         numbers = 1
@@ -176,10 +179,10 @@ class DeviceStep:
             raise too_large(self.capacity.atoms)
 
     def _term_buffers(self, number: int) -> TermBuffers:
-        rows, n = self.kernels.long_range[number].rows, self.capacity.atoms
+        rows, n = self.launchers.charge_rows[number], self.capacity.atoms
         if rows is None:
             return TermBuffers(self._floats(1, n), self._floats(1, n), None)
-        before = any(term.rows == rows for term in self.kernels.long_range[:number])
+        before = rows in self.launchers.charge_rows[:number]
         slopes = self.inputs.grad_outputs[rows]
         known = slopes if before else self.inputs.energy_weights[rows]
         return TermBuffers(self.results.outputs[rows], slopes, known)
@@ -189,6 +192,21 @@ class DeviceStep:
         """Memory of all buffers, those of the search included."""
         storages = [t.untyped_storage() for t in _tensors(vars(self))]
         return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
+
+    @property
+    def by_transforms(self) -> bool:
+        """Whether a system is summed by transforms: :meth:`long_range` cannot be captured then."""
+        return any(total.by_transforms for total in self.sums)
+
+    def take_atoms(self, graph: AtomicGraph) -> None:
+        """Take elements, systems, and what each output counts in the energy."""
+        inputs = self.inputs
+        inputs.species.copy_(graph.species)
+        counts = torch.bincount(graph.batch, minlength=graph.n_systems)
+        inputs.first_atom[1:] = counts.cumsum(0)
+        for row, (weight, average) in self.launchers.energy_rows.items():
+            inputs.energy_weights[row] = weight / counts[graph.batch] if average else weight
+        inputs.grad_outputs.copy_(inputs.energy_weights)
 
     def make_list(self) -> None:
         """Make the list of the positions and cells that the buffers hold."""
@@ -203,7 +221,7 @@ class DeviceStep:
 
     def features_forward(self) -> None:
         """Compute edge vectors and the features of all generations."""
-        k, edges, species = self.kernels, self.pairs.edges, self.inputs.species
+        k, edges, species = self.launchers, self.pairs.edges, self.inputs.species
         kept, strayed = None, None
         if self.search is not None:
             kept, strayed = self.search.kept, self.search.found.strayed
@@ -220,12 +238,14 @@ class DeviceStep:
     def _stage(self, of: Tensor, t: int) -> Tensor:
         return of[t * self.n_features : (t + 1) * self.n_features]
 
-    def forward(self) -> None:
-        """Compute features and the outputs of read-outs."""
+    def forward(self, *, rebuild: bool = False) -> None:
+        """Compute features and outputs of read-outs, with a new list where ``rebuild`` is true."""
+        if rebuild:
+            self.make_list()
         self.features_forward()
-        if self.kernels.readouts is not None:
+        if self.launchers.readouts is not None:
             inputs = self.inputs
-            self.kernels.readouts.forward(
+            self.launchers.readouts.forward(
                 self.features, inputs.extras, self.results.outputs, self.readout_work,
                 None if self.terms else inputs.grad_outputs,
             )  # fmt: skip
@@ -248,9 +268,18 @@ class DeviceStep:
             kept=None if self.search is None else self.search.found,
         )  # fmt: skip
 
+    def status(self) -> Status:
+        """Return what was found on the way: the one look of the host at a step."""
+        return Status(*self.results.status.tolist())
+
     def _backward(self) -> None:
         """Compute forces, and virials of atoms."""
-        k, edges, species, inputs = self.kernels, self.pairs.edges, self.inputs.species, self.inputs
+        k, edges, species, inputs = (
+            self.launchers,
+            self.pairs.edges,
+            self.inputs.species,
+            self.inputs,
+        )
         if k.readouts is not None:
             k.readouts.backward(
                 inputs.grad_outputs, self.grad_features, self.readout_work, known=not self.terms
@@ -267,7 +296,7 @@ class DeviceStep:
 
     def _messages_backward(self) -> None:
         """Go back through the generations; dE/dA of each but the last goes to ``grad_a``."""
-        k, edges = self.kernels, self.pairs.edges
+        k, edges = self.launchers, self.pairs.edges
         for t in reversed(range(len(k.messages))):
             grad = self.grad_a[t + 1]
             grad_b = self._stage(self.grad_features, t + 1)
@@ -278,7 +307,7 @@ class DeviceStep:
 
     def _is_read(self, t: int) -> bool:
         """Return whether a message reads A of a generation: then ``grad_a`` has its share."""
-        return t < len(self.kernels.messages) and self.kernels.messages[t].reads_a
+        return t < len(self.launchers.messages) and self.launchers.messages[t].reads_a
 
     def _forces(self) -> None:
         """Gather forces and virials of atoms."""

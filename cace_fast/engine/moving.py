@@ -1,0 +1,57 @@
+"""Systems that move, for engines that take graphs with pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+
+from torch import Tensor
+
+from cace_fast.device_neighbors import DevicePairs, DeviceVerletList
+from cace_fast.graph import AtomicGraph, ModelOutput
+from cace_fast.min_dist import MinDist
+
+from .protocol import Engine
+
+
+class MovingGraph:
+    """A graph whose positions move; its pairs are found in torch operations on the device.
+
+    See :class:`cace_fast.engine.protocol.Moving`.
+
+    Parameters
+    ----------
+    engine
+        Who evaluates it.
+    graph, skin
+        As for :meth:`cace_fast.engine.protocol.Engine.moving`.
+    """
+
+    def __init__(self, engine: Engine, graph: AtomicGraph, skin: float) -> None:
+        self._engine = engine
+        self._graph = replace(graph, positions=graph.positions.clone())
+        self._list = DeviceVerletList(engine.spec.representation.cutoff, skin)
+
+    @property
+    def n_builds(self) -> int:
+        """How often pairs were searched."""
+        return self._list.n_builds
+
+    @property
+    def positions(self) -> Tensor:
+        """The positions [n, 3], which may be written in place."""
+        return self._graph.positions
+
+    def set_cell(self, cell: Tensor) -> None:
+        """Take new cells [n_systems, 3, 3]."""
+        self._graph = replace(self._graph, cell=cell)
+
+    def pairs(self) -> DevicePairs:
+        """Return a list that holds for the positions as they stand."""
+        g = self._graph
+        return self._list(g.positions, g.cell, g.pbc, g.batch)
+
+    def evaluate(self, wanted: Collection[str], min_dist: MinDist) -> ModelOutput:
+        """Return what is wanted of the positions as they stand."""
+        whole = replace(self._graph, **self.pairs()._asdict())
+        return self._engine.evaluate(whole, wanted, min_dist=min_dist)

@@ -1,0 +1,106 @@
+"""What :class:`cace_fast.Potential` and :class:`cace_fast.engine.Batch` ask of an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from cace_fast.device_neighbors import DevicePairs
+from cace_fast.graph import AtomicGraph, ModelOutput
+from cace_fast.min_dist import MinDist
+from cace_fast.spec import ModelSpec
+
+
+class Moving(Protocol):
+    """Systems that stay on the device and move there, with a neighbour list that is kept."""
+
+    @property
+    def n_builds(self) -> int:
+        """How often pairs were searched."""
+
+    @property
+    def positions(self) -> Tensor:
+        """The positions [n, 3] float64 in A, which may be written in place."""
+
+    def set_cell(self, cell: Tensor) -> None:
+        """Take new cells [n_systems, 3, 3] at the next evaluation, which says what is wrong."""
+
+    def pairs(self) -> DevicePairs:
+        """Return the list: all pairs within the cutoff, and some beyond."""
+
+    def evaluate(self, wanted: Collection[str], min_dist: MinDist) -> ModelOutput:
+        """Return what is wanted of the systems as they stand; see :meth:`Engine.evaluate`."""
+
+
+class Engine(Protocol):
+    """What evaluates a model; :func:`cace_fast.engine.make_engine` makes one.
+
+    Attributes
+    ----------
+    backend
+        The name of the engine.
+    note
+        Why ``auto`` did not choose a faster one.
+    sorts_pairs
+        Whether candidate pairs may come in any order; else they have to ascend in the receiver.
+    spec, weights
+        The model; ``weights`` on the device and in the dtype that it computes with.
+    """
+
+    backend: str
+    note: str
+    sorts_pairs: bool
+    spec: ModelSpec
+    weights: Mapping[str, Tensor]
+
+    @property
+    def description(self) -> str:
+        """Which code runs."""
+
+    def seconds(self) -> dict[str, float]:
+        """Return the time spent in each part so far; empty where that is not measured."""
+
+    def placed(self, graph: AtomicGraph) -> AtomicGraph:
+        """Return the graph where :meth:`evaluate` wants it."""
+
+    def evaluate(
+        self, graph: AtomicGraph, /, wanted: Collection[str] = (), *, min_dist: MinDist = None
+    ) -> ModelOutput:
+        """Return energies and what else is ``wanted``.
+
+        Parameters
+        ----------
+        graph
+            The systems; pairs beyond the cutoff do no harm.
+        wanted
+            Any of ``forces``, ``virials``, ``latent_charges``, ``born_charges``.
+        min_dist
+            Shortest distance allowed between two atoms in A; ``"auto"``: 0.35 times the sum of
+            their covalent radii; None allows any.
+
+        Raises
+        ------
+        InputError
+            If two atoms are closer than ``min_dist``, or positions or cells are not finite.
+        CaceFastError
+            If a result is not finite.
+        """
+
+    def features(self, graph: AtomicGraph) -> Tensor:
+        """Return the invariants [n, n_radial, n_B, C, T] in the working dtype."""
+
+    def hessian(self, graph: AtomicGraph) -> Tensor:
+        """Return the second derivatives of the energy [n, 3, n, 3] float64 in eV/A^2."""
+
+    def moving(self, graph: AtomicGraph, skin: float) -> Moving:
+        """Return systems that move, with a list that is kept while they stay within the skin.
+
+        Parameters
+        ----------
+        graph
+            The systems on the device, without pairs; its positions are copied.
+        skin
+            In A.
+        """
