@@ -49,29 +49,57 @@ class Edges(NamedTuple):
     sent_edge: Tensor
 
 
+class Order(NamedTuple):
+    """Edges in the order of the kernels, int64; names as in :class:`Edges`.
+
+    ``order`` [E] is what was given where; ``seg_count`` [S] how many edges a segment has.
+    """
+
+    order: Tensor
+    sender: Tensor
+    receiver: Tensor
+    seg_count: Tensor
+    seg_atom: Tensor
+    seg_species: Tensor
+    sent_edge: Tensor
+
+
+def in_order(
+    senders: Tensor, receivers: Tensor, species: Tensor, n_species: int, image: Tensor | None = None
+) -> Order:
+    """Return edges [E] sorted by receiver, sender's element, sender, and image [E] if given."""
+    segment = receivers * n_species + species[senders]
+    key = segment * max(len(species), 1) + senders
+    if image is None:
+        order = torch.argsort(key, stable=True)
+    else:  # by the least significant key first: the second sort keeps the order of the first
+        order = torch.argsort(image, stable=True)
+        order = order[torch.argsort(key[order], stable=True)]
+    segments, count = torch.unique_consecutive(segment[order], return_counts=True)
+    sender = senders[order]
+    return Order(
+        order, sender, receivers[order], count, segments // n_species, segments % n_species,
+        torch.argsort(sender, stable=True),
+    )  # fmt: skip
+
+
 def edges_of(
     vectors: Tensor, senders: Tensor, receivers: Tensor, species: Tensor
 ) -> tuple[Edges, Tensor]:
     """Return edges given in any order [n_edges, 3], [n_edges], and the order [n_edges] they got."""
     n = species.shape[0]
-    n_species = int(species.max()) + 1 if n else 1
-    key = receivers * n_species + species[senders]
-    order = torch.argsort(key * max(n, 1) + senders, stable=True)
-    sender, receiver, key = senders[order], receivers[order], key[order]
-    segments, count = torch.unique_consecutive(key, return_counts=True)
-    seg_atom = segments // n_species
-    by_sender = torch.argsort(sender, stable=True)
+    found = in_order(senders, receivers, species, int(species.max()) + 1 if n else 1)
     return Edges(
-        vectors=vectors[order].T.contiguous(),
-        sender=sender.int(),
-        receiver=receiver.int(),
-        seg_first=_offsets(count),
-        seg_atom=seg_atom.int(),
-        seg_species=(segments % n_species).int(),
-        atom_first=_offsets(torch.bincount(seg_atom, minlength=n)),
-        sent_first=_offsets(torch.bincount(sender, minlength=n)),
-        sent_edge=by_sender.int(),
-    ), order
+        vectors=vectors[found.order].T.contiguous(),
+        sender=found.sender.int(),
+        receiver=found.receiver.int(),
+        seg_first=_offsets(found.seg_count),
+        seg_atom=found.seg_atom.int(),
+        seg_species=found.seg_species.int(),
+        atom_first=_offsets(torch.bincount(found.seg_atom, minlength=n)),
+        sent_first=_offsets(torch.bincount(senders, minlength=n)),
+        sent_edge=found.sent_edge.int(),
+    ), found.order
 
 
 def _offsets(count: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from cace_fast.device_neighbors import DevicePairs
 from cace_fast.errors import CaceFastError
 from cace_fast.graph import AtomicGraph, ModelOutput, same_memory
-from cace_fast.kernels.triton.edge_buffers import Capacity, roomy, sort_edges
+from cace_fast.kernels.triton.edge_buffers import Capacity, listed, roomy
 from cace_fast.kernels.triton.host_neighbors import PairSearch
 from cace_fast.kernels.triton.step import Launchers, Status, Step
 from cace_fast.kernels.triton.waves import How
@@ -190,7 +190,7 @@ class Runner:
             self._check_slabs(graph.positions)
 
     def _take_list(self, graph: AtomicGraph) -> None:
-        found = sort_edges(graph, self.launchers.rep.n_elements)
+        found = listed(graph, self.launchers.rep.n_elements)
         need = found.need(graph.n_atoms, graph.n_systems)
         step = self._step
         if step is None or not step.capacity.holds(need):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cace_fast.graph import AtomicGraph
-from cace_fast.kernels.edges import Edges
+from cace_fast.kernels.edges import Edges, Order, in_order
 from cace_fast.kernels.triton.launch import Lists
 
 ROOM = 1.1  # capacity beyond what a list needs, so that the next one fits
@@ -52,57 +52,35 @@ def grown(have: Capacity, n_edges: int, n_segments: int) -> Capacity:
     return roomy(have._replace(edges=edges, segments=segments))._replace(shifts=have.shifts)
 
 
-class SortedEdges(NamedTuple):
-    """A list in the order of the kernels, without padding: int64 arrays of its own size.
+class Listed(NamedTuple):
+    """A list in the order of the kernels, without padding.
 
-    Attributes
-    ----------
-    sender, receiver, shift
-        [E]; ``shift`` numbers the columns of ``numbers``.
-    numbers, system
-        [3, n_shifts] distinct cell shifts S, and the system [n_shifts] of each.
-    seg_count, seg_atom, seg_species
-        [S] how many edges, which receiver, which element of senders.
-    sent_edge
-        [E] edges ascending in their sender.
+    ``shift`` [E] numbers the columns of ``numbers`` [3, n_shifts], which are distinct cell shifts
+    S; ``system`` [n_shifts] says whose each is.
     """
 
-    sender: Tensor
-    receiver: Tensor
+    edges: Order
     shift: Tensor
     numbers: Tensor
     system: Tensor
-    seg_count: Tensor
-    seg_atom: Tensor
-    seg_species: Tensor
-    sent_edge: Tensor
 
     def need(self, n_atoms: int, n_systems: int) -> Capacity:
         """Return the least capacity; one shift more than there are, for padding."""
-        sizes = (len(self.sender), len(self.seg_atom), len(self.system) + 1)
+        sizes = (len(self.shift), len(self.edges.seg_atom), len(self.system) + 1)
         return Capacity(n_atoms, *sizes, n_systems)
 
 
-def sort_edges(graph: AtomicGraph, n_species: int) -> SortedEdges:
-    """Return the edges of a graph sorted by receiver, sender's element, sender, and shift."""
-    system = graph.batch[graph.receivers]
+def listed(graph: AtomicGraph, n_species: int) -> Listed:
+    """Return the edges of a graph in the order of the kernels, cell shifts last."""
     reach = int(graph.shifts.abs().max()) if len(graph.shifts) else 0
     base = 2 * reach + 1
-    code = system
+    code = graph.batch[graph.receivers]
     for axis in range(3):
         code = code * base + graph.shifts[:, axis] + reach
     codes, shift = torch.unique(code, return_inverse=True)
     numbers = torch.stack([codes // base**k % base - reach for k in (2, 1, 0)])
-    segment = graph.receivers * n_species + graph.species[graph.senders]
-    # by the least significant key first: each sort keeps the order of the one before
-    order = torch.argsort(graph.senders * max(len(codes), 1) + shift, stable=True)
-    order = order[torch.argsort(segment[order], stable=True)]
-    sender, receiver = graph.senders[order], graph.receivers[order]
-    segments, count = torch.unique_consecutive(segment[order], return_counts=True)
-    return SortedEdges(
-        sender, receiver, shift[order], numbers, codes // base**3, count,
-        segments // n_species, segments % n_species, torch.argsort(sender, stable=True),
-    )  # fmt: skip
+    edges = in_order(graph.senders, graph.receivers, graph.species, n_species, shift)
+    return Listed(edges, shift[edges.order], numbers, codes // base**3)
 
 
 class EdgeBuffers:
@@ -140,16 +118,16 @@ class EdgeBuffers:
             (floats(3, c.atoms), floats(3, c.atoms)), (floats(3, c.shifts), floats(3, c.shifts)),
         )  # fmt: skip
 
-    def fill(self, found: SortedEdges) -> None:
+    def fill(self, found: Listed) -> None:
         """Take a list over."""
         edges, lists, n_atoms = self.edges, self.lists, self.capacity.atoms
-        n_edges = len(found.sender)
+        given, n_edges = found.edges, len(found.shift)
         pairs = (
-            (edges.sender, found.sender, 0),
-            (edges.receiver, found.receiver, 0),
-            (edges.seg_atom, found.seg_atom, 0),
-            (edges.seg_species, found.seg_species, 0),
-            (edges.sent_edge, found.sent_edge, 0),
+            (edges.sender, given.sender, 0),
+            (edges.receiver, given.receiver, 0),
+            (edges.seg_atom, given.seg_atom, 0),
+            (edges.seg_species, given.seg_species, 0),
+            (edges.sent_edge, given.sent_edge, 0),
             (lists.shift, found.shift, self.capacity.shifts - 1),
             (lists.system, found.system, self.capacity.systems),
         )
@@ -160,10 +138,10 @@ class EdgeBuffers:
         lists.numbers[:, : found.numbers.shape[1]] = found.numbers
         lists.numbers[0, found.numbers.shape[1] :] = 1
         edges.seg_first[0] = 0
-        edges.seg_first[1 : len(found.seg_count) + 1] = found.seg_count.cumsum(0)
-        edges.seg_first[len(found.seg_count) + 1 :] = n_edges
+        edges.seg_first[1 : len(given.seg_count) + 1] = given.seg_count.cumsum(0)
+        edges.seg_first[len(given.seg_count) + 1 :] = n_edges
         for first, owner in (
-            (edges.atom_first, found.seg_atom),
-            (edges.sent_first, found.sender),
+            (edges.atom_first, given.seg_atom),
+            (edges.sent_first, given.sender),
         ):
             first[1:] = torch.bincount(owner, minlength=n_atoms).cumsum(0)
