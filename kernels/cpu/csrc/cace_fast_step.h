@@ -8,8 +8,7 @@
  *   cf_ewald_finish                   energies, dE/dq, forces of its own atoms
  *   cf_ewald_virial                   of all atoms: whole on every rank
  */
-#ifndef CACE_FAST_STEP_H
-#define CACE_FAST_STEP_H
+#pragma once
 
 #include "cace_fast.h"
 
@@ -182,5 +181,4 @@ enum { CF_TOO_CLOSE = 100 }; /* a pair is closer than min_dist */
 
 #ifdef __cplusplus
 }
-#endif
 #endif

@@ -1,6 +1,6 @@
 #define CF_ISA isa_avx512
 #define CF_VECTOR_BYTES 64
-#include "core.inc"
+#include "isa_unit.inl"
 
 namespace cace_fast {
 Engine* make_engine_avx512(const Model& model, int precision) { return isa_avx512::make(model, precision); }

@@ -1,14 +1,7 @@
 // What one core can do at most, measured: the figures that times are judged by.
 #include <chrono>
-#include <cstdint>
 
-#if defined(__AVX512F__)
-#define CF_BYTES 64
-#elif defined(__AVX__)
-#define CF_BYTES 32
-#else
-#define CF_BYTES 16
-#endif
+#include "isa.h"
 
 // One step of a sum, and a statement that keeps the compiler from taking steps together.
 #define CF_STEP(sum) sum = sum * factor + added;
@@ -31,7 +24,7 @@ double now() {
 // Independent multiply-adds on 12 registers; returns the best rate of several short runs.
 template <class T>
 double peak() {
-  typedef T Vector __attribute__((vector_size(CF_BYTES)));
+  typedef T Vector __attribute__((vector_size(CF_VECTOR_BYTES)));
   constexpr int kSums = 12, kTurns = 20000;
   Vector factor = Vector{} + T(0.999999), added = Vector{} + T(1e-7);
   // named one by one: an array would be kept in memory
@@ -45,7 +38,7 @@ double peak() {
       CF_KEEP(a) CF_KEEP(b) CF_KEEP(c) CF_KEEP(d) CF_KEEP(e) CF_KEEP(f)
       CF_KEEP(g) CF_KEEP(h) CF_KEEP(i) CF_KEEP(j) CF_KEEP(k) CF_KEEP(l)
     }
-    const double rate = 2.0 * kSums * kTurns * (CF_BYTES / sizeof(T)) / (now() - start);
+    const double rate = 2.0 * kSums * kTurns * (CF_VECTOR_BYTES / sizeof(T)) / (now() - start);
     if (rate > best) best = rate;
   }
   volatile T sink = (a + b + c + d + e + f + g + h + i + j + k + l)[0];

@@ -1,4 +1,21 @@
 // Single operations on plain double arrays, for tests and for the operators of the Python package.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "block.inl"
+#include "engine_impl.inl"
+#include "messages.inl"
+#include "model.h"
+#include "moments.inl"
+#include "packed.inl"
+#include "params.inl"
+#include "simd.inl"
+#include "tape.inl"
+
+namespace cace_fast {
+namespace CF_ISA {
 
 // [n][R][n_middle][C] in double <-> [R][C][n_middle] in lanes.
 template <class T>
@@ -128,7 +145,7 @@ void EngineOf<T>::op_messages_gradient(int step, const double* a, const double* 
   over_blocks([&](Work<T>& work, const Block& block) {
     V* gradient = work.grad_a.need(a_size());
     for (size_t i = 0; i < a_size(); ++i) gradient[i] = V{};
-    add_later_gradients(work, block, step, gradient);
+    add_later_gradients(block, step, gradient);
     store_lanes<T>(m_, gradient, m_.n_a, block, grad_a);
     V* kept = grad_rows_.data() + size_t(block.number) * stack.n_readout;
     for (int i = 0; i < stack.n_readout; ++i) kept[i] = V{};  // read-outs are not asked here
@@ -211,3 +228,6 @@ void EngineOf<T>::op_readout_gradient(int h, int64_t n, const double* x, const d
     }
   });
 }
+
+}  // namespace CF_ISA
+}  // namespace cace_fast

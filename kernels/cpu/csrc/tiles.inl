@@ -1,5 +1,13 @@
 // The two small matrix products that everything is made of.  An element is a vector (one lane for
 // each atom); a tile of sums stays in registers.
+#pragma once
+
+#include <stddef.h>
+
+#include "simd.inl"
+
+namespace cace_fast {
+namespace CF_ISA {
 
 // Sums that fit the registers: 32 of them with AVX-512 and NEON, 16 otherwise, less operands.
 #if defined(__AVX512F__) || defined(__aarch64__)
@@ -108,3 +116,6 @@ CF_INLINE void weighted_tile(const T* w, const int* offsets, int n_k, const Vec<
       for (int j = 0; j < NJ; ++j) sum[i][j] += w[i] * row[j];
   }
 }
+
+}  // namespace CF_ISA
+}  // namespace cace_fast

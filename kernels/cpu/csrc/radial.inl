@@ -1,4 +1,14 @@
 // Radial functions g_n = R_n f_c of a slot and their derivatives (docs/theory.md section 2).
+#pragma once
+
+#include <math.h>
+
+#include "model.h"
+#include "simd.inl"
+#include "vmath.inl"
+
+namespace cace_fast {
+namespace CF_ISA {
 
 template <class T>
 struct Cutoff {
@@ -110,3 +120,6 @@ struct Radial {
     }
   }
 };
+
+}  // namespace CF_ISA
+}  // namespace cace_fast

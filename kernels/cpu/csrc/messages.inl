@@ -1,4 +1,21 @@
 // Message passing (docs/theory.md section 6): what senders export, and the sums over it.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <vector>
+
+#include "block.inl"
+#include "model.h"
+#include "packed.inl"
+#include "simd.inl"
+#include "tape.inl"
+#include "transpose.inl"
+
+namespace cace_fast {
+namespace CF_ISA {
 
 // One step in the working precision: its weights, and its arrays of all atoms.
 template <class T>
@@ -124,3 +141,6 @@ inline void add_atoms_to_lanes(const T* atoms, const Block& block, const Model& 
           lanes[size_t(first + q) * m.n_a + k] += r[q] * (scaled ? p[q] : T(1));
       }
 }
+
+}  // namespace CF_ISA
+}  // namespace cace_fast

@@ -1,5 +1,11 @@
 // Elementary functions of vectors.  Polynomials are Taylor series on reduced arguments, long enough
 // for 2e-7 in float and 1e-15 in double.
+#pragma once
+
+#include "simd.inl"
+
+namespace cace_fast {
+namespace CF_ISA {
 
 template <class T>
 struct Reduce;
@@ -68,3 +74,6 @@ inline Vec<T> exponential(Vec<T> x) {
   const I power = (((I)shifted - magic_bits) + P::bias) << P::exponent_shift;
   return p * (Vec<T>)power;
 }
+
+}  // namespace CF_ISA
+}  // namespace cace_fast

@@ -1,4 +1,26 @@
 // Forward stages of a block, and what begins a step.
+#pragma once
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "ar.inl"
+#include "block.inl"
+#include "cace_fast.h"
+#include "engine.h"
+#include "engine_impl.inl"
+#include "messages.inl"
+#include "model.h"
+#include "moments.inl"
+#include "packed.inl"
+#include "params.inl"
+#include "simd.inl"
+#include "tape.inl"
+#include "weighted.inl"
+
+namespace cace_fast {
+namespace CF_ISA {
 
 template <class T>
 void EngineOf<T>::begin(const cf_frame& frame) {
@@ -222,3 +244,6 @@ void EngineOf<T>::read_out(Work<T>& work, const Block& block, bool backward_too)
     if (bad[lane] != 0.0 && block.first + lane < work.bad_atom) work.bad_atom = block.first + lane;
   }
 }
+
+}  // namespace CF_ISA
+}  // namespace cace_fast

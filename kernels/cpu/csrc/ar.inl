@@ -1,5 +1,25 @@
 // Ar (docs/theory.md section 6): moments of neighbours times a decay of their own for every degree
 // and channel. Vectors run over the channels (q, c) here, not over atoms.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "block.inl"
+#include "cace_fast.h"
+#include "engine.h"
+#include "messages.inl"
+#include "model.h"
+#include "packed.inl"
+#include "radial.inl"
+#include "simd.inl"
+#include "tiles.inl"
+#include "transpose.inl"
+#include "vmath.inl"
+
+namespace cace_fast {
+namespace CF_ISA {
 
 // sum[m] = sum_p from_p[m] exp(-r_p V) f_p for the monomials of degree L and W of the (q, c), kept
 // in registers over kPart pairs of one atom.
@@ -120,3 +140,6 @@ void ar_sender_gradient(Work<T>& work, const Model& m, StepData<T>& s, const Cut
   }
   ::memcpy(s.grad_a.data() + sender * s.size(), sum, sizeof(T) * s.size());
 }
+
+}  // namespace CF_ISA
+}  // namespace cace_fast

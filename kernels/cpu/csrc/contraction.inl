@@ -1,6 +1,17 @@
 // B of A and dE/dA of dE/dB for one radial and edge channel (docs/theory.md section 5): generated
 // straight-line code where there is some, otherwise a loop over tables of the same partial sums
 // u_(l,d)[s] = sum_a M(a) A_a A_(a+s).
+#pragma once
+
+#include <stddef.h>
+
+#include "contraction_generated.inl"
+#include "model.h"
+#include "packed.inl"
+#include "simd.inl"
+
+namespace cace_fast {
+namespace CF_ISA {
 
 constexpr int kMaxMonomials = 84;
 
@@ -161,3 +172,6 @@ class Contraction {
   Feature features_[kMaxFeatures];
   double count_[kMaxMonomials];
 };
+
+}  // namespace CF_ISA
+}  // namespace cace_fast

@@ -1,4 +1,17 @@
 // The weights of a model in the working precision, packed for the kernels.
+#pragma once
+
+#include <stddef.h>
+
+#include <new>
+
+#include "model.h"
+#include "packed.inl"
+#include "simd.inl"
+#include "tiles.inl"
+
+namespace cace_fast {
+namespace CF_ISA {
 
 // Where rho[x][n][m] stands.  Sums whose factors depend on the degree keep each degree together,
 // [l][x][n_b][monomials of l]; others are [x][n_b][n_A].
@@ -116,3 +129,6 @@ struct Stack {
     return (q * m.n_inv + b) * m.c + c;
   }
 };
+
+}  // namespace CF_ISA
+}  // namespace cace_fast

@@ -1,4 +1,16 @@
 // What a parallel host moves between owners and ghosts, in double.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "engine_impl.inl"
+#include "messages.inl"
+#include "model.h"
+#include "simd.inl"
+
+namespace cace_fast {
+namespace CF_ISA {
 
 // A is [n_q / W][n_A][W] of an atom inside and [R][n_A][C] at the border.
 template <class T, class F>
@@ -73,3 +85,6 @@ int64_t EngineOf<T>::bytes() const {
   for (int i = 0; i < n_works_; ++i) sum += works_[i].bytes();
   return sum;
 }
+
+}  // namespace CF_ISA
+}  // namespace cace_fast

@@ -3,6 +3,19 @@
 //
 // Slots: slot k of a group holds, in each lane, the k-th neighbour of that lane's atom; lanes with
 // fewer neighbours have padding there, whose cutoff function is zero.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "cace_fast.h"
+#include "engine.h"
+#include "model.h"
+#include "radial.inl"
+#include "simd.inl"
+
+namespace cace_fast {
+namespace CF_ISA {
 
 // An atom as the search for its neighbours reads it: one load for each candidate.
 struct alignas(32) Site {
@@ -203,3 +216,6 @@ void radial_of_slots(Work<T>& work, const Block& block, const Radial<T>& radial)
     if (!(least[lane] > T(0)) && block.first + lane < work.bad_atom)
       work.bad_atom = block.first + lane;
 }
+
+}  // namespace CF_ISA
+}  // namespace cace_fast
