@@ -44,8 +44,8 @@ inline void ar_degree(const StepData<T>& s, ArPairs<T>& pairs, int i, Vec<T>* su
 
 // The same for what a sender gets back, and dr_p += (sum_m from_p[m] a[m]) d/dr of that decay.
 template <class T, int L>
-inline void ar_degree_gradient(const StepData<T>& s, ArPairs<T>& pairs, int i,
-                               const Vec<T>* a, Vec<T>* sum) {
+inline void ar_degree_gradient(const StepData<T>& s, ArPairs<T>& pairs, int i, const Vec<T>* a,
+                               Vec<T>* sum) {
   typedef Vec<T> V;
   constexpr int begin = degree_offset(L), size = degree_size(L);
   const V v = load(s.inverse_range.data() + size_t(L) * s.n_q + i * Simd<T>::width);
@@ -71,8 +71,8 @@ inline void ar_degree_gradient(const StepData<T>& s, ArPairs<T>& pairs, int i,
 }
 
 template <class T, int L = 0>
-inline void ar_degrees(const StepData<T>& s, int l_max, ArPairs<T>& pairs, int i,
-                       const Vec<T>* a, Vec<T>* sum) {
+inline void ar_degrees(const StepData<T>& s, int l_max, ArPairs<T>& pairs, int i, const Vec<T>* a,
+                       Vec<T>* sum) {
   a ? ar_degree_gradient<T, L>(s, pairs, i, a, sum) : ar_degree<T, L>(s, pairs, i, sum);
   if constexpr (L < kMaxDegree)
     if (L < l_max) ar_degrees<T, L + 1>(s, l_max, pairs, i, a, sum);

@@ -26,18 +26,18 @@ struct alignas(32) Site {
 // What is kept of a slot's geometry.
 enum { kUx, kUy, kUz, kInverse, kR, kFc, kSlope, kGeometry };
 constexpr double kLengthShift = 1e-9;  // u = d/(r + 1e-9), as in the trained models
-constexpr int kRow = 4;                  // numbers of a pair's gradient: x, y, z, and one unused
+constexpr int kRow = 4;                // numbers of a pair's gradient: x, y, z, and one unused
 constexpr int kFew = 500;              // atoms whose sums are not worth waking threads
 constexpr int kChunk = 16;             // slots whose monomials stay in the first cache together
 
-// The pairs of one atom on their way through Ar (ar.h).
+// The pairs of one atom on their way through Ar (ar.inl).
 template <class T>
 struct ArPairs {
   typedef Vec<T> V;
   int64_t n = 0;
-  Buffer<T> r, f, df;      // distance, cutoff function and its slope, or none
-  Buffer<V> dr;            // dE/dr, lanes not summed
-  Buffer<const V*> from;   // what the other atom of the pair has
+  Buffer<T> r, f, df;     // distance, cutoff function and its slope, or none
+  Buffer<V> dr;           // dE/dr, lanes not summed
+  Buffer<const V*> from;  // what the other atom of the pair has
   Buffer<int64_t> pair;
 
   void begin(int64_t most) {

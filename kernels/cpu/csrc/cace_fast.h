@@ -15,6 +15,7 @@
  * d = r_receiver - r_sender + shift is the vector of a pair; forces are -dE/dr; a virial is
  * -dE/dstrain = -sum d (x) dE/dd.
  */
+// clang-format Language: C
 #pragma once
 
 #include <stdint.h>

@@ -43,10 +43,10 @@ class Contraction {
 
  public:
   explicit Contraction(const Model& m) : n_a_(m.n_a) {
-#define CF_CHOOSE(l, nu)                                \
-  if (m.l_max == l && m.nu_max == nu) {                 \
-    values_ = &contract_##l##_##nu<T, V>;               \
-    gradient_ = &contract_gradient_##l##_##nu<T, V>;    \
+#define CF_CHOOSE(l, nu)                             \
+  if (m.l_max == l && m.nu_max == nu) {              \
+    values_ = &contract_##l##_##nu<T, V>;            \
+    gradient_ = &contract_gradient_##l##_##nu<T, V>; \
   }
     CF_UNROLLED(CF_CHOOSE)
 #undef CF_CHOOSE

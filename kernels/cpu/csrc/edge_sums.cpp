@@ -1,6 +1,10 @@
 // Sums R_n f_c Y_m over segments of edges with the derivatives that training needs.  There is one
 // text: on numbers that carry a derivative along it gives the next one (docs/kernels.md).
+#include <math.h>
+
 #include <cmath>
+#include <cstddef>
+#include <cstdint>
 #include <new>
 #include <vector>
 
@@ -24,7 +28,9 @@ template <class S> Dual<S> operator/(Dual<S> a, Dual<S> b) {
   return {q, (a.d - q * b.d) / b.x};
 }
 
-template <class S> struct Number { static S of(double x) { return x; } };
+template <class S> struct Number {
+  static S of(double x) { return x; }
+};
 template <class S> struct Number<Dual<S>> {
   static Dual<S> of(double x) { return {Number<S>::of(x), Number<S>::of(0.0)}; }
 };
@@ -77,8 +83,7 @@ S cutoff(const cf_edge_functions& f, S r) {
     if (std::fabs(value(z)) > 600.0) return c(value(z) < 0.0);  // flat to the last digit
     return one / (one + exp(z));
   }
-  const S high = c(p * (p + 2.0)) * power(x, p + 1.0) -
-                 c(p * (p + 1.0) / 2.0) * power(x, p + 2.0);
+  const S high = c(p * (p + 2.0)) * power(x, p + 1.0) - c(p * (p + 1.0) / 2.0) * power(x, p + 2.0);
   return one - c((p + 1.0) * (p + 2.0) / 2.0) * power(x, p) + high;
 }
 
@@ -102,8 +107,8 @@ struct Edge {
   static size_t size(const cf_edge_functions& f) { return 4 * size_t(f.n_b) + 2 * f.n_a; }
 
   Edge(const cf_edge_functions& f, S* scratch)
-      : f(f), g(scratch), by_r(g + f.n_b), by_a(by_r + f.n_b), by_b(by_a + f.n_b),
-        y(by_b + f.n_b), dy(y + f.n_a) {}
+      : f(f), g(scratch), by_r(g + f.n_b), by_a(by_r + f.n_b), by_b(by_a + f.n_b), y(by_b + f.n_b),
+        dy(y + f.n_a) {}
 
   void set(bool slopes) {
     r = sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2]);

@@ -137,8 +137,8 @@ class EngineOf final : public Engine {
     const int64_t n_blocks = (n + W - 1) / W;
     bool failed = false;
     for (int i = 0; i < n_works_; ++i) works_[i].bad_atom = INT64_MAX, works_[i].unsorted = false;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(n_works_) \
-    if (n_works_ > 1 && n_segments > 1)
+#pragma omp parallel for schedule(dynamic, 1) \
+    num_threads(n_works_) if (n_works_ > 1 && n_segments > 1)
     for (int64_t s = 0; s < n_segments; ++s) {
       const int64_t end = (s + 1) * n_blocks / n_segments;
       for (int64_t k = s * n_blocks / n_segments; k < end; ++k) {
@@ -154,8 +154,7 @@ class EngineOf final : public Engine {
     if (failed) throw OutOfMemory();
     int64_t bad = INT64_MAX;
     for (int i = 0; i < n_works_; ++i) {
-      if (works_[i].unsorted)
-        unsorted();
+      if (works_[i].unsorted) unsorted();
       bad = works_[i].bad_atom < bad ? works_[i].bad_atom : bad;
     }
     if (bad != INT64_MAX)
@@ -235,12 +234,12 @@ class EngineOf final : public Engine {
   cf_list list_{};
   int64_t n_blocks_ = 0;
   Buffer<Site> sites_;
-  Buffer<T> pair_gradient_;                                   // [n_pairs][kRow] dE/dd
+  Buffer<T> pair_gradient_;                                    // [n_pairs][kRow] dE/dd
   Buffer<double> own_, energies_, charges_, charge_gradient_;  // own: gradient, d (x) gradient
   Buffer<double> system_size_;
   Buffer<V> rows_, grad_rows_;  // [block][rows] of the read-outs
   Buffer<V> kept_grad_;         // [block][R][C][n_A] dE/dA of the generation after, for memory
-  Buffer<T> segment_sums_;  // [segment][n_all][n_l n_x] dE/d(factors)
+  Buffer<T> segment_sums_;      // [segment][n_all][n_l n_x] dE/d(factors)
   int n_segments_ = 0;
   bool energies_too_ = true;
   // With Ar, of every pair: r (-1 beyond the cutoff), dE/dr by Ar.

@@ -1,4 +1,5 @@
 // The two inner loops of the k sum, compiled once for each instruction set.
+#include <cstdint>
 #include <cstring>
 
 #include "ewald.h"

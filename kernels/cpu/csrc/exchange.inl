@@ -76,11 +76,11 @@ void EngineOf<T>::add_gradients(int t, const double* dw, const double* da) {
 
 template <class T>
 int64_t EngineOf<T>::bytes() const {
-  int64_t sum = int64_t(pair_gradient_.bytes() + own_.bytes() + energies_.bytes() +
-                        charges_.bytes() + charge_gradient_.bytes() + rows_.bytes() +
-                        grad_rows_.bytes() + sites_.bytes() + kept_grad_.bytes() +
-                        segment_sums_.bytes() + distance_.bytes() + pair_dr_.bytes() +
-                        receiver_.bytes());
+  int64_t sum =
+      int64_t(pair_gradient_.bytes() + own_.bytes() + energies_.bytes() + charges_.bytes() +
+              charge_gradient_.bytes() + rows_.bytes() + grad_rows_.bytes() + sites_.bytes() +
+              kept_grad_.bytes() + segment_sums_.bytes() + distance_.bytes() + pair_dr_.bytes() +
+              receiver_.bytes());
   for (int t = 0; t < m_.stages; ++t) sum += int64_t(kept_a_[t].bytes()) + steps_[t].bytes();
   for (int i = 0; i < n_works_; ++i) sum += works_[i].bytes();
   return sum;

@@ -4,11 +4,11 @@
 
 #include "engine.h"
 #include "engine_impl.inl"
-#include "exchange.inl"
+#include "exchange.inl"  // IWYU pragma: keep
 #include "isa.h"
 #include "model.h"
-#include "operations.inl"
-#include "passes.inl"
+#include "operations.inl"  // IWYU pragma: keep
+#include "passes.inl"      // IWYU pragma: keep
 
 namespace cace_fast {
 namespace CF_ISA {

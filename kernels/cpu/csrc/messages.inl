@@ -29,8 +29,8 @@ struct StepData {
   Tape<T> tape;
   Buffer<T> memory, prefactor, inverse_range;  // [l][R C], [l][n_q], [l][n_q]
 
-  Buffer<V> rows;                 // [block] first layer of the Bchi network
-  Buffer<T> w, factors, grad_w;   // [n_all][n_w], [n_all][n_l n_x], [n_all][n_w]
+  Buffer<V> rows;                // [block] first layer of the Bchi network
+  Buffer<T> w, factors, grad_w;  // [n_all][n_w], [n_all][n_l n_x], [n_all][n_w]
   // A, dE/dA by Ar, P dE/d(ar) of each atom: [n_q / W][n_A][W], what one decay acts on together
   Buffer<T> a, grad_a, grad_sum;
 

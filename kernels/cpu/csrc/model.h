@@ -1,6 +1,8 @@
 // A model as the engine needs it: sizes, tables and weights in double, independent of the
 // instruction set.  Symbols are those of docs/theory.md.
 #pragma once
+
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <stdexcept>
@@ -8,7 +10,6 @@
 #include <vector>
 
 #include "cace_fast.h"
-#include "json.h"
 
 namespace cace_fast {
 

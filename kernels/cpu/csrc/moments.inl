@@ -7,6 +7,7 @@
 
 #include "block.inl"
 #include "contraction.inl"
+#include "engine.h"
 #include "model.h"
 #include "packed.inl"
 #include "params.inl"

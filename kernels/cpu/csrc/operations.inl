@@ -6,7 +6,6 @@
 
 #include "block.inl"
 #include "engine_impl.inl"
-#include "messages.inl"
 #include "model.h"
 #include "moments.inl"
 #include "packed.inl"
@@ -63,8 +62,8 @@ void EngineOf<T>::op_moments_gradient(const double* grad_out, double* grad_vecto
     load_lanes<T>(m_, grad_out, m_.n_a, block, grad_a);
     pass_to_previous(work, block, 0, grad_a);
     PairSums<T> sums = {};
-    for (int64_t e = list_.first[block.first]; m_.stages > 1 && m_.steps[0].ar &&
-         e < list_.first[block.first + block.n_lanes]; ++e)
+    for (int64_t e = list_.first[block.first];
+         m_.stages > 1 && m_.steps[0].ar && e < list_.first[block.first + block.n_lanes]; ++e)
       pair_dr_[e] = T(0);  // no message follows here
     pairs_gradient(work, block, 0, grad_a, true, sums);
   });
@@ -135,8 +134,9 @@ void EngineOf<T>::op_messages_gradient(int step, const double* a, const double* 
     load_lanes<T>(m_, grad_out, m_.n_a, block, gradient);
     pass_to_previous(work, block, step + 1, gradient);
     PairSums<T> sums = {};
-    for (int64_t e = list_.first[block.first]; step + 1 < m_.stages - 1 &&
-         m_.steps[step + 1].ar && e < list_.first[block.first + block.n_lanes]; ++e)
+    for (int64_t e = list_.first[block.first]; step + 1 < m_.stages - 1 && m_.steps[step + 1].ar &&
+                                               e < list_.first[block.first + block.n_lanes];
+         ++e)
       pair_dr_[e] = T(0);  // no further message follows here
     pairs_gradient(work, block, step + 1, gradient, true, sums);
   });

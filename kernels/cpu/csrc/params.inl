@@ -3,7 +3,7 @@
 
 #include <stddef.h>
 
-#include <new>
+#include <new>  // IWYU pragma: keep
 
 #include "model.h"
 #include "packed.inl"
@@ -52,9 +52,7 @@ struct Mixing {
     n_rows = m.r * per_x;
     target.need(size_t(n_x) * n_rows);
     receiver.need(size_t(n_x) * n_rows);
-    const auto channel = [&](int x, int row) {
-      return by_channel ? x : x * m.k + row % per_x;
-    };
+    const auto channel = [&](int x, int row) { return by_channel ? x : x * m.k + row % per_x; };
     for (int x = 0; x < n_x; ++x)
       for (int row = 0; row < n_rows; ++row) {
         const int c = channel(x, row);

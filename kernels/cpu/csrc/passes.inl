@@ -12,8 +12,8 @@
 #include "block.inl"
 #include "engine_impl.inl"
 #include "isa.h"
-#include "stages.inl"
-#include "stages_backward.inl"
+#include "stages.inl"           // IWYU pragma: keep
+#include "stages_backward.inl"  // IWYU pragma: keep
 
 namespace cace_fast {
 namespace CF_ISA {

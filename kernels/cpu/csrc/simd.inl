@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "engine.h"
-#include "isa.h"
+#include "isa.h"  // IWYU pragma: export
 
 namespace cace_fast {
 namespace CF_ISA {

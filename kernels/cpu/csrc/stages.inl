@@ -156,7 +156,8 @@ void EngineOf<T>::invariants(Work<T>& work, const Block& block, int t, const V* 
     for (int f = 0; f < m_.n_features(); ++f)
       for (int lane = 0; lane < block.n_lanes; ++lane)
         features[(size_t(block.first + lane) * m_.n_features() + Stack<T>::feature(m_, f)) *
-                     m_.stages + t] = b[f][lane];
+                     m_.stages +
+                 t] = b[f][lane];
   }
   first_layers(work, block, t);
 }

@@ -32,10 +32,12 @@ struct Reduce<double> {
 };
 
 // 1/n!
+// clang-format off
 constexpr double kInverseFactorial[] = {
     1.0, 1.0, 1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120, 1.0 / 720, 1.0 / 5040, 1.0 / 40320,
     1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800.0,
     1.0 / 87178291200.0, 1.0 / 1307674368000.0, 1.0 / 20922789888000.0};
+// clang-format on
 
 template <class T>
 inline void sincos(Vec<T> x, Vec<T>& s, Vec<T>& c) {
