@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,6 +42,24 @@ def test_every_header_stands_alone(tmp_path):
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = dict(zip(HEADERS + GENERATED, pool.map(errors, HEADERS + GENERATED), strict=True))
     assert {name: text for name, text in found.items() if text} == {}
+
+
+def test_files_of_an_instruction_set_share_nothing(tmp_path):
+    """Of functions that several files emit the linker takes any one, for other processors too."""
+    kept, nm = build.default_objects(), shutil.which("nm")
+    if kept is None or nm is None:
+        pytest.skip("no objects here, or no nm")
+    build.build(tmp_path, kept)  # links what is there
+    folders = (kept / "generated", CSRC)
+    contents = {p.name: p.read_bytes() for folder in folders for p in folder.iterdir()}
+    units = [unit for unit in build.units(kept) if "isa" in unit.source.stem]
+    assert len(units) == 3 * len(build.isas(build.platform.machine()))
+    for unit in units:
+        made = build._found(unit, kept, contents)
+        listed = subprocess.run([nm, "-C", "--defined-only", made], capture_output=True, text=True)
+        shared = re.findall(r"^[0-9a-f]+ [WVu] (.+)$", listed.stdout, re.MULTILINE)
+        isa = unit.name.rpartition("-")[2]
+        assert [s for s in shared if f"{isa}::" not in s and not s.startswith("DW.ref.")] == []
 
 
 def test_build_says_what_is_missing(monkeypatch, tmp_path):
