@@ -16,11 +16,9 @@ namespace cace_fast {
 namespace {
 
 constexpr double PI = 3.14159265358979323846;
-// k^2 below this fraction of the limit: as reference/ewald.py
-constexpr double SPHERE = 1.0 - 1e-6;
+constexpr double SPHERE = 1.0 - 1e-6;  // of the limit of k^2, as reference/ewald.py
 constexpr int64_t MAX_POINTS = int64_t(1) << 31;  // of the grid that is searched
-// atoms x k vectors: below it threads cost more than they give
-constexpr int64_t PARALLEL_FROM = 20000;
+constexpr int64_t PARALLEL_FROM = 20000;  // atoms x k vectors: below it threads are not worth it
 
 struct Kernels {
   EwaldAccumulate accumulate;
@@ -28,8 +26,7 @@ struct Kernels {
 };
 
 Kernels kernels() {
-  const char* name = cf_isa(nullptr);
-  (void)name;
+  [[maybe_unused]] const char* name = cf_isa(nullptr);
 #ifdef CF_HAS_AVX512
   if (std::strcmp(name, "avx512") == 0) return {avx512::ewald_accumulate, avx512::ewald_gather};
 #endif
