@@ -16,7 +16,7 @@ namespace cace_fast {
 namespace {
 
 constexpr double PI = 3.14159265358979323846;
-constexpr double SPHERE = 1.0 - 1e-6;  // of the limit of k^2, as reference/ewald.py
+constexpr double SPHERE = 1.0 - 1e-6;             // of the limit of k^2, as reference/ewald.py
 constexpr int64_t MAX_POINTS = int64_t(1) << 31;  // of the grid that is searched
 constexpr int64_t PARALLEL_FROM = 20000;  // atoms x k vectors: below it threads are not worth it
 
