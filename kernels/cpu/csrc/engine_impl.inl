@@ -1,5 +1,5 @@
 // The engine in one precision: what it holds, and how work is shared out over blocks of atoms.  What
-// is done in a block is in stages.inl and stages_backward.inl, in which order in passes.inl.
+// is done with a block, and in which order, stands in the files that include this one.
 #pragma once
 
 #include <omp.h>
