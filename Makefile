@@ -3,7 +3,7 @@
 SHELL := bash
 PYTHON ?= python3
 ARGS ?=
-CPP := '*.cpp' '*.h' '*.inl'
+CPP_FILES := '*.cpp' '*.h' '*.inl'
 BIN := .venv/bin
 # `make gpu-test BIN=/where/python/is`: that environment, as it is; nothing is fetched
 STAMP := $(if $(filter .venv/bin,$(BIN)),.venv/.installed)
@@ -35,14 +35,14 @@ coverage: $(STAMP)  ## run the tests and list the lines that none of them reache
 lint: $(STAMP)  ## style (ruff, clang-format), and the largest files
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@git ls-files $(CPP) | xargs $(BIN)/clang-format --dry-run --Werror
+	@git ls-files $(CPP_FILES) | xargs $(BIN)/clang-format --dry-run --Werror
 	@echo "largest files (limit 400 lines):"
-	@git ls-files '*.py' $(CPP) | xargs wc -l | sort -rn | awk '$$2 != "total"' | head -n 8
+	@git ls-files '*.py' $(CPP_FILES) | xargs wc -l | sort -rn | awk '$$2 != "total"' | head -n 8
 
 format: $(STAMP)  ## let ruff and clang-format rewrite the style
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
-	@git ls-files $(CPP) | xargs $(BIN)/clang-format -i
+	@git ls-files $(CPP_FILES) | xargs $(BIN)/clang-format -i
 
 tidy: compile-commands  ## faults in the C++ files that changed (clang-tidy)
 	@BIN=$(BIN) .ci/tidy $(ARGS)
