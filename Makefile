@@ -3,18 +3,19 @@
 SHELL := bash
 PYTHON ?= python3
 ARGS ?=
+CPP_FILES := '*.cpp' '*.h' '*.inl'
 BIN := .venv/bin
 # `make gpu-test BIN=/where/python/is`: that environment, as it is; nothing is fetched
 STAMP := $(if $(filter .venv/bin,$(BIN)),.venv/.installed)
 COMPILED := setup.py $(wildcard kernels/cpu/build.py kernels/cpu/generate.py kernels/cpu/csrc/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz coverage lint format types floors wheel bench clean \
+.PHONY: help demo test fuzz coverage lint format tidy compile-commands types floors wheel bench clean \
   gpu-checks gpu-checks-full gpu-interpreted gpu-emulated gpu-table gpu-test gpu-bench
 
 help:  ## show this list
 	@echo "cace-fast: fast, safe inference for CACE interatomic potentials"
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv/.installed: pyproject.toml tools/pyproject.toml constraints.txt .ci/install $(COMPILED)
 	@.ci/install "$(PYTHON)"
@@ -31,15 +32,23 @@ fuzz: $(STAMP)  ## the fuzzers with many random cases instead of the tests' few 
 coverage: $(STAMP)  ## run the tests and list the lines that none of them reaches
 	@$(BIN)/pytest --cov $(ARGS)
 
-lint: $(STAMP)  ## style (ruff), and the largest files
+lint: $(STAMP)  ## style (ruff, clang-format), and the largest files
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@git ls-files $(CPP_FILES) | xargs $(BIN)/clang-format --dry-run --Werror
 	@echo "largest files (limit 400 lines):"
-	@git ls-files '*.py' '*.cpp' '*.h' | xargs wc -l | sort -rn | awk '$$2 != "total"' | head -n 8
+	@git ls-files '*.py' $(CPP_FILES) | xargs wc -l | sort -rn | awk '$$2 != "total"' | head -n 8
 
-format: $(STAMP)  ## let ruff rewrite the style
+format: $(STAMP)  ## let ruff and clang-format rewrite the style
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+	@git ls-files $(CPP_FILES) | xargs $(BIN)/clang-format -i
+
+tidy: compile-commands  ## faults in the C++ files that changed (clang-tidy)
+	@BIN=$(BIN) .ci/tidy $(ARGS)
+
+compile-commands: $(STAMP)  ## write compile_commands.json, which clangd and other editors read
+	@$(BIN)/python kernels/cpu/build.py --commands compile_commands.json
 
 types: $(STAMP)  ## types (mypy, strict)
 	@$(BIN)/mypy

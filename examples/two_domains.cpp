@@ -10,10 +10,10 @@
 //
 //   g++ -std=c++17 two_domains.cpp -I<headers> <folder>/libcace_fast.so -o two_domains
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
-#include <string>
 #include <vector>
 
 #include "cace_fast.h"
@@ -79,7 +79,8 @@ static double distance2(const double* a, const double* b) {
 
 // Owned atoms, then every image within the cutoff of one of them: periodic ones and those of other
 // domains alike.  Brute force: the point here is what is exchanged.
-static void fill(Domain& d, const Box& box, double cutoff, const std::vector<int>& owner, int rank) {
+static void fill(Domain& d, const Box& box, double cutoff, const std::vector<int>& owner,
+                 int rank) {
   const int32_t n = int32_t(box.species.size());
   for (int32_t i = 0; i < n; ++i)
     if (owner[i] == rank) add_atom(d, box, i, &box.positions[3 * i]);
@@ -114,10 +115,10 @@ static void make_pairs(Domain& d, double cutoff) {
   const std::vector<int64_t> shifts(3 * receivers.size(), 0);  // ghosts stand where they are
   char error[CF_ERROR_LENGTH];
   check(cf_pairs_create(&d.pairs, error), error);
-  check(cf_pairs_set(d.pairs, d.n_owned, n_all, d.species.data(), nullptr,
-                     int64_t(receivers.size()), receivers.data(), senders.data(), shifts.data(), 1,
-                     error),
-        error);
+  check(
+      cf_pairs_set(d.pairs, d.n_owned, n_all, d.species.data(), nullptr, int64_t(receivers.size()),
+                   receivers.data(), senders.data(), shifts.data(), 1, error),
+      error);
   cf_pairs_list(d.pairs, &d.list);
 }
 
@@ -167,6 +168,7 @@ class Exchange {
 // One buffer of `width` numbers for each owned atom or ghost of each domain.
 static std::vector<Numbers> buffers(const std::vector<Domain>& domains, int width, bool ghosts) {
   std::vector<Numbers> out;
+  out.reserve(domains.size());
   for (const Domain& d : domains)
     out.emplace_back(size_t(ghosts ? d.n_ghosts() : d.n_owned) * width + 1);
   return out;
@@ -214,8 +216,8 @@ static double long_range(std::vector<Domain>& domains, const Box& box, const cf_
     const Domain& d = domains[k];
     for (int32_t i = 0; i < d.n_owned; ++i)
       for (int c = 0; c < n_q; ++c)
-        own[k][i * n_q + c] = term.fixed ? term.fixed[d.species[i]]
-                                         : q[k][i * n_charges + term.first_charge + c];
+        own[k][i * n_q + c] =
+            term.fixed ? term.fixed[d.species[i]] : q[k][i * n_charges + term.first_charge + c];
     Numbers part(total.size(), 0.0);
     cf_ewald_structure_factors(ewald, d.n_owned, n_q, own[k].data(), d.positions.data(),
                                part.data());
@@ -305,7 +307,7 @@ int main(int argc, char** argv) {
   check(cf_model_open(argv[1], argc == 5 ? argv[4] : nullptr, -1, &model, error), error);
   const Box box = read_box(argv[2], model);
   const size_t n = box.species.size();
-  std::vector<Domain> domains = make_domains(box, model, std::atoi(argv[3]));
+  std::vector<Domain> domains = make_domains(box, model, int(std::strtol(argv[3], nullptr, 10)));
   const Exchange exchange(domains, n);
   const int stages = int(cf_model_query(model, "n_stages"));
   for (int t = 0; t < stages; ++t) {

@@ -1,24 +1,28 @@
 """Compile the CPU engine into one shared library; the standard library alone.
 
 ``pip install`` calls :func:`build`; ``python -m cace_fast.kernels.cpu.build`` does it again in
-place, recompiling what changed. Files called ``*_isa.cpp`` are compiled once for each instruction
-set of the kind of processor, ``isa_avx2.cpp`` for that set alone; the library chooses among them
-when it is loaded.
+place, recompiling what changed; with ``--commands FILE`` it writes what editors ask for instead.
+Files called ``*_isa.cpp`` are compiled once for each instruction set of the kind of processor,
+``isa_avx2.cpp`` for that set alone; the library chooses among them when it is loaded.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 LIBRARY = "libcace_fast.dylib" if sys.platform == "darwin" else "libcace_fast.so"
@@ -39,6 +43,20 @@ ISA_FLAGS: dict[str, tuple[str, ...]] = {
 
 class BuildError(RuntimeError):
     """The library cannot be compiled here; the text says why."""
+
+
+class Unit(NamedTuple):
+    """A source that is compiled for an instruction set; its objects' names begin with ``name``."""
+
+    name: str
+    source: Path
+    command: list[str]  # without files and folders
+    folders: tuple[Path, Path]  # of the sources, and of those that are generated
+
+    def line(self) -> list[str]:
+        """Return the whole command, but for its outputs."""
+        include = [f"-I{folder}" for folder in self.folders]
+        return [*self.command, *include, "-c", str(self.source)]
 
 
 def isas(machine: str) -> tuple[str, ...]:
@@ -83,42 +101,95 @@ def build(
     BuildError
         If there is no compiler, or it fails.
     """
-    command = compiler()
-    objects.mkdir(parents=True, exist_ok=True)
-    generated = objects / "generated"
-    _generate(generated)
-    headers = sorted([*sources.glob("*.h"), *sources.glob("*.inc"), *generated.glob("*")])
-    common = b"".join(path.name.encode() + path.read_bytes() for path in headers)
-    units = list(_units(command, sources, generated, objects, common))
+    todo = list(units(objects, sources))
+    # as they are before anything is compiled: what is written meanwhile counts the next time
+    files = [file for folder in (objects / "generated", sources) for file in folder.iterdir()]
+    contents = {file.name: file.read_bytes() for file in files if file.is_file()}
+
+    def object_of(unit: Unit) -> Path:
+        return _found(unit, objects, contents) or _compiled(unit, objects, contents)
+
     with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
-        list(pool.map(_run, [line for line, made in units if not made.exists()]))
+        made = list(pool.map(object_of, todo))
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target) as folder:
         part = Path(folder) / LIBRARY
-        _run([*command, *LINK, "-o", str(part), *(str(made) for _, made in units)])
+        _run([*compiler(), *LINK, "-o", str(part), *map(str, made)])
         os.replace(part, target / LIBRARY)  # a process that has the old one mapped keeps it
     return target / LIBRARY
 
 
-def _units(
-    command: list[str], sources: Path, generated: Path, objects: Path, common: bytes
-) -> Iterator[tuple[list[str], Path]]:
-    """Yield the compiler's command and the object of each source and instruction set.
-
-    The object's name holds a hash of command, source and headers, so that whatever exists is right.
-    """
+def units(objects: Path, sources: Path = HERE / "csrc") -> Iterator[Unit]:
+    """Write the generated sources, and yield what the library is compiled of."""
+    folders = (sources, objects / "generated")
+    _generate(folders[1])
     machine = platform.machine()
     known = tuple(f"-DCF_HAS_{isa.upper()}" for isa in isas(machine))
     for source in sorted(sources.glob("*.cpp")):
         for isa in _isas_of(source.stem, isas(machine)):
             named = (f"-DCF_ISA={isa}",) if source.stem.endswith("_isa") else ()
-            named = (*named, *ISA_FLAGS[isa])
-            line = [*command, *FLAGS, *known, *named]
-            text = " ".join(line).encode() + source.read_bytes() + common
-            digest = hashlib.sha256(text).hexdigest()[:16]
-            made = objects / f"{source.stem}-{isa}-{digest}.o"
-            folders = (f"-I{sources}", f"-I{generated}")
-            yield [*line, *folders, "-c", str(source), "-o", str(made)], made
+            command = [*compiler(), *FLAGS, *known, *named, *ISA_FLAGS[isa]]
+            yield Unit(f"{source.stem}-{isa}", source, command, folders)
+
+
+def commands(objects: Path, sources: Path = HERE / "csrc") -> str:
+    """Return ``compile_commands.json``, which tells editors how each source is compiled."""
+    return json.dumps(
+        [
+            {"directory": str(sources), "file": str(unit.source), "arguments": unit.line()}
+            for unit in units(objects, sources)
+        ],
+        indent=1,
+    )
+
+
+def _found(unit: Unit, objects: Path, contents: Mapping[str, bytes]) -> Path | None:
+    """Return an object of the unit as it is now; None where there is none.
+
+    Beside an object is a list of the files that the compiler read, and its name holds a hash of the
+    command and of these files. So whatever has the name that follows from its list is right.
+    """
+    for listed in objects.glob(f"{unit.name}-*.files"):
+        made = listed.with_suffix(".o")
+        names = listed.read_text().splitlines()
+        if made.exists() and made.name == _object_name(unit, names, contents):
+            return made
+    return None
+
+
+def _compiled(unit: Unit, objects: Path, contents: Mapping[str, bytes]) -> Path:
+    """Compile the unit and return its object, which appears whole or not at all."""
+    with tempfile.TemporaryDirectory(dir=objects) as folder:
+        part, rule = Path(folder) / "part.o", Path(folder) / "part.d"
+        _run([*unit.line(), "-MMD", "-MT", "object", "-MF", str(rule), "-o", str(part)])
+        paths = _files_of(rule.read_text())
+        names = [path.name if path.parent in unit.folders else str(path) for path in paths]
+        made = objects / _object_name(unit, names, contents)
+        rule.write_text("\n".join(names))
+        os.replace(rule, made.with_suffix(".files"))
+        os.replace(part, made)
+    return made
+
+
+def _object_name(unit: Unit, names: list[str], contents: Mapping[str, bytes]) -> str:
+    """Return what an object is called that the unit's command makes of these files.
+
+    A name is that of one of ``contents``, wherever these lie, or the path of a file from elsewhere.
+    """
+    digest = hashlib.sha256("\0".join(unit.command).encode())
+    for name in names:
+        text = contents.get(name)
+        if text is None and os.path.isabs(name) and os.path.exists(name):
+            text = Path(name).read_bytes()
+        digest.update(f"\0{name}\0{'gone' if text is None else len(text)}\0".encode())
+        digest.update(text or b"")
+    return f"{unit.name}-{digest.hexdigest()[:16]}.o"
+
+
+def _files_of(rule: str) -> list[Path]:
+    """Return the files that a rule in the syntax of make depends on."""
+    names = re.split(r"(?<!\\)\s+", rule.replace("\\\n", " ").partition(":")[2].strip())
+    return [Path(re.sub(r"\\([ #])", r"\1", name).replace("$$", "$")) for name in names]
 
 
 def _isas_of(stem: str, known: tuple[str, ...]) -> tuple[str, ...]:
@@ -130,24 +201,15 @@ def _isas_of(stem: str, known: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _run(line: list[str]) -> None:
-    """Run a command that writes one file; the file appears whole or not at all."""
-    output = line.index("-o") + 1
-    part = f"{line[output]}.part"
-    done = subprocess.run(
-        [*line[:output], part, *line[output + 1 :]], capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        raise BuildError(f"{' '.join(line)} failed:\n{done.stderr.strip()}")
-    os.replace(part, line[output])
-
-
-def _generate(folder: Path) -> None:
-    """Write the generated sources into ``folder``; unchanged ones keep their objects valid."""
-    folder.mkdir(exist_ok=True)
-    line = [sys.executable, str(HERE / "generate.py"), str(folder)]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise BuildError(f"{' '.join(line)} failed:\n{done.stderr.strip()}")
+
+
+def _generate(folder: Path) -> None:
+    """Write the generated sources into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _run([sys.executable, str(HERE / "generate.py"), str(folder)])
 
 
 def default_objects() -> Path | None:
@@ -157,11 +219,21 @@ def default_objects() -> Path | None:
     return root / "build" / f"cpu-{sysconfig.get_platform()}" if here else None
 
 
-def main() -> int:
-    """Compile in place and say what happened."""
+def main(arguments: Sequence[str] = ()) -> int:
+    """Compile in place, or write the compiler's commands, and say what happened."""
+    parser = argparse.ArgumentParser(description="Compile the CPU engine in place.")
+    parser.add_argument(
+        "--commands", type=Path, metavar="FILE", help="write the compiler's commands instead"
+    )
+    where = parser.parse_args(arguments).commands
     kept = default_objects()
     try:
-        if kept is not None:
+        if where is not None:
+            if kept is None:
+                raise BuildError("--commands is for a checkout")
+            where.write_text(commands(kept))
+            print(where)
+        elif kept is not None:
             print(build(HERE, kept))
         else:
             with tempfile.TemporaryDirectory() as folder:
@@ -173,4 +245,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

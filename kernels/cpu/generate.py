@@ -65,7 +65,10 @@ def _sum(by_factor: dict[int, list[str]]) -> str:
 
 def contraction() -> str:
     """Return the header of the contraction's unrolled shapes."""
-    parts = [NOTE + "// V is a vector of T; one lane of it is one atom.\n"]
+    parts = [
+        NOTE + "// V is a vector of T; one lane of it is one atom.\n"
+        '#pragma once\n\n#include "isa.h"\n\nnamespace cace_fast {\nnamespace CF_ISA {\n'
+    ]
     for l_max, nu_max in UNROLLED:
         for name, arguments, program in (
             ("contract", "const V* A, V* B", polynomials.invariants(l_max, nu_max)),
@@ -77,6 +80,7 @@ def contraction() -> str:
             parts.append(f"template <class T, class V>\n{head} {{\n{body}\n}}\n")
     rows = "".join(f" \\\n  X({l_max}, {nu_max})" for l_max, nu_max in UNROLLED)
     parts.append(f"// Every (l_max, nu_max) above.\n#define CF_UNROLLED(X){rows}\n")
+    parts.append("}  // namespace CF_ISA\n}  // namespace cace_fast\n")
     return "\n".join(parts)
 
 
@@ -262,7 +266,7 @@ def constants() -> str:
 
 
 FILES: dict[str, Callable[[], str]] = {
-    "contraction_generated.h": contraction,
+    "contraction_generated.inl": contraction,
     "formulas_generated.h": all_formulas,
     "constants_generated.h": constants,
 }

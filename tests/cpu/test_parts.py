@@ -1,17 +1,15 @@
-"""Parts of the library by themselves: pair lists, the k sum in parts, the build, the machine."""
+"""Parts of the library by themselves: pair lists, the k sum in parts, the machine."""
 
 from __future__ import annotations
 
 import ctypes
-import subprocess
-import sys
 from ctypes import byref, c_double, c_int32, c_int64, c_void_p
 
 import numpy as np
 import pytest
 
 from cace_fast.errors import InputError
-from cace_fast.kernels.cpu import build, library
+from cace_fast.kernels.cpu import library
 from cace_fast.kernels.cpu.long_range import EwaldSum
 from cace_fast.kernels.cpu.operations import _List
 
@@ -190,52 +188,6 @@ def test_long_range_refusals():
 def test_peaks_of_the_machine_are_plausible():
     assert 1e9 < library.peak(64) <= 1.2 * library.peak(32) < 1e12
     assert 1e8 < library.bandwidth() < 1e12
-
-
-def test_build_says_what_is_missing(monkeypatch, tmp_path):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(build.BuildError, match=r"no C\+\+ compiler was found \(looked for no-such"):
-        build.build(tmp_path, tmp_path / "objects")
-    assert build.main() == 1
-
-
-def test_build_reports_the_compiler(monkeypatch, tmp_path):
-    sources = tmp_path / "csrc"
-    sources.mkdir()
-    (sources / "broken.cpp").write_text("int broken( {")
-    with pytest.raises(build.BuildError, match=r"(?s)broken\.cpp.* failed:.*error"):
-        build.build(tmp_path, tmp_path / "objects", sources=sources)
-    assert not (tmp_path / build.LIBRARY).exists()
-
-
-def test_build_compiles_what_changed(tmp_path):
-    sources, objects = tmp_path / "csrc", tmp_path / "objects"
-    sources.mkdir()
-    answer = 'extern "C" __attribute__((visibility("default"))) int {}() {{ return {}; }}'
-    (sources / "one.cpp").write_text(answer.format("one", 1))
-    (sources / "two_isa.cpp").write_text("namespace CF_ISA { int two() { return 2; } }")
-    path = build.build(tmp_path, objects, sources=sources)
-    made = set(objects.glob("*.o"))
-    assert len([m for m in made if m.name.startswith("two_isa")]) == len(
-        build.isas(build.platform.machine())
-    )
-    assert ctypes.CDLL(str(path)).one() == 1
-    (sources / "one.cpp").write_text(answer.format("one", 7))
-    build.build(tmp_path, objects, sources=sources)
-    assert len(set(objects.glob("*.o")) - made) == 1
-    program = f"import ctypes; print(ctypes.CDLL({str(path)!r}).one())"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
-    assert done.stdout.strip() == b"7"
-
-
-@pytest.mark.parametrize("machine", ["x86_64", "AMD64", "aarch64", "riscv64"])
-def test_instruction_sets_of_a_machine(machine):
-    known = build.isas(machine)
-    assert known == (("base", "avx2", "avx512") if "64" in machine[-2:] and machine[0] in "xA"
-                     else ("base",))  # fmt: skip
-    assert build._isas_of("ewald_isa", known) == known
-    assert build._isas_of("isa_avx2", known) == (("avx2",) if "avx2" in known else ())
-    assert build._isas_of("model", known) == ("base",)
 
 
 def test_distances_of_the_closest_pair():

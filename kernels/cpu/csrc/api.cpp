@@ -1,8 +1,13 @@
 // The C interface: checks, and errors as codes.
+#include "api.h"
+
+#include <cstdint>
 #include <cstring>
 #include <memory>
+#include <string>
 
-#include "api.h"
+#include "cace_fast.h"
+#include "model.h"
 
 using namespace cace_fast;
 
@@ -12,7 +17,7 @@ struct cf_state {
   std::string error;
   int64_t bad_atom = -1;
   int next_forward = -1, next_backward = -1, n_threads = 1;  // -1: not now
-  bool all_forward = false;  // of the frame that the engine holds
+  bool all_forward = false;                                  // of the frame that the engine holds
 };
 
 namespace cace_fast {
@@ -52,8 +57,10 @@ void check_frame(const Model& m, const cf_frame& f) {
               std::to_string(f.species[i]) + " for atom " + std::to_string(i));
   for (size_t h = 0; h < m.heads.size(); ++h)
     if (m.heads[h].n_extra && (!f.extras || !f.extras[h]))
-      invalid("extras", std::to_string(m.heads[h].n_extra) + " further inputs of read-out " +
-                            std::to_string(h), "none");
+      invalid(
+          "extras",
+          std::to_string(m.heads[h].n_extra) + " further inputs of read-out " + std::to_string(h),
+          "none");
 }
 
 void begin(cf_state* state, const cf_frame* frame) {
@@ -269,8 +276,8 @@ int cf_op_messages(cf_state* state, const cf_frame* frame, int32_t step, const d
 }
 
 int cf_op_messages_gradient(cf_state* state, const cf_frame* frame, int32_t step, const double* a,
-                            const double* b, const double* grad_out, double* grad_a,
-                            double* grad_b, double* grad_vectors) {
+                            const double* b, const double* grad_out, double* grad_a, double* grad_b,
+                            double* grad_vectors) {
   return operation(state, frame, [&](Engine& e) {
     check_step(state, step);
     e.op_messages_gradient(step, a, b, grad_out, grad_a, grad_b, grad_vectors);

@@ -1,11 +1,18 @@
 // What the C interface is written with: the model behind its handle, and errors as codes.
 #pragma once
+
+#include <cstdint>
 #include <cstdio>
+#include <exception>
+#include <new>
 #include <string>
 
-#include "engine.h"
-#include "error.h"
-#include "program.h"
+#include "cace_fast.h"
+#include "engine.h"  // IWYU pragma: export
+#include "error.h"   // IWYU pragma: export
+#include "json.h"
+#include "model.h"
+#include "program.h"  // IWYU pragma: export
 
 struct cf_model {
   cace_fast::Model model;

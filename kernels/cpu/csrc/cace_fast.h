@@ -15,8 +15,8 @@
  * d = r_receiver - r_sender + shift is the vector of a pair; forces are -dE/dr; a virial is
  * -dE/dstrain = -sum d (x) dE/dd.
  */
-#ifndef CACE_FAST_H
-#define CACE_FAST_H
+// clang-format Language: C
+#pragma once
 
 #include <stdint.h>
 
@@ -249,5 +249,4 @@ CF_API int cf_edge_sums_run(const cf_edge_functions *functions, const cf_edge_su
 
 #ifdef __cplusplus
 }
-#endif
 #endif

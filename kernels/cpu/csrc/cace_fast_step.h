@@ -8,10 +8,12 @@
  *   cf_ewald_finish                   energies, dE/dq, forces of its own atoms
  *   cf_ewald_virial                   of all atoms: whole on every rank
  */
-#ifndef CACE_FAST_STEP_H
-#define CACE_FAST_STEP_H
+// clang-format Language: C
+#pragma once
 
-#include "cace_fast.h"
+#include <stdint.h>
+
+#include "cace_fast.h" /* IWYU pragma: export */
 
 #ifdef __cplusplus
 extern "C" {
@@ -112,9 +114,10 @@ typedef struct {
   const double *positions;   /* [n_atoms][3] */
   const int32_t *first_atom; /* [n_systems + 1] */
   const double *cells;       /* [n_systems][3][3], zero without a cell */
-  const int32_t *periodic;   /* [n_systems] for the long range: 0 open, 1 in all directions, 2 + a a slab */
+  /* [n_systems] for the long range: 0 open, 1 in all directions, 2 + a a slab */
+  const int32_t *periodic;
   const double *const *extras; /* as in cf_frame */
-  double min_dist;           /* A; 0: 0.35 times the sum of two covalent radii; below 0: any */
+  double min_dist;             /* A; 0: 0.35 times the sum of two covalent radii; below 0: any */
 } cf_structures;
 
 /* NULL: not wanted. */
@@ -130,8 +133,7 @@ typedef struct cf_step cf_step;
 
 /* Model and state stay the caller's and must live as long as the step.  Not thread safe. */
 CF_API int cf_step_create(const cf_model *model, cf_state *state, int32_t n_terms,
-                          const cf_long_range *terms, cf_step **step,
-                          char error[CF_ERROR_LENGTH]);
+                          const cf_long_range *terms, cf_step **step, char error[CF_ERROR_LENGTH]);
 CF_API void cf_step_free(cf_step *step);
 /* As cf_ewald_freeze and cf_ewald_slab, for all terms. */
 CF_API void cf_step_freeze(cf_step *step, const double *cell);
@@ -182,5 +184,4 @@ enum { CF_TOO_CLOSE = 100 }; /* a pair is closer than min_dist */
 
 #ifdef __cplusplus
 }
-#endif
 #endif

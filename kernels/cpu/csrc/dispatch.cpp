@@ -3,9 +3,11 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <string>
 
-#include "error.h"
 #include "engine.h"
+#include "error.h"
+#include "model.h"
 
 namespace cace_fast {
 
@@ -39,7 +41,8 @@ struct Isa {
   bool (*runs)();
 };
 
-const Isa kIsas[] = {  // the best one first
+// The best one first.
+const Isa kIsas[] = {
 #ifdef CF_HAS_AVX512
     {"avx512", make_engine_avx512,
      [] {
@@ -88,7 +91,8 @@ const char* isa_name(std::string& error) {
 
 Engine* make_engine(const Model& model, int precision) {
   const Choice& choice = chosen();
-  if (!choice.isa) throw Invalid("CACE_FAST_ISA", "instructions that this machine has", choice.error);
+  if (!choice.isa)
+    throw Invalid("CACE_FAST_ISA", "instructions that this machine has", choice.error);
   return choice.isa->make(model, precision);
 }
 

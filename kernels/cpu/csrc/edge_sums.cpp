@@ -1,6 +1,10 @@
 // Sums R_n f_c Y_m over segments of edges with the derivatives that training needs.  There is one
 // text: on numbers that carry a derivative along it gives the next one (docs/kernels.md).
+#include <math.h>
+
 #include <cmath>
+#include <cstddef>
+#include <cstdint>
 #include <new>
 #include <vector>
 
@@ -10,9 +14,9 @@
 
 namespace {
 
-using cace_fast::ScalarMath;
 using cace_fast::cutoff_function;
 using cace_fast::radial_function;
+using cace_fast::ScalarMath;
 
 // x + d e with e e = 0
 struct Dual {
@@ -48,8 +52,8 @@ struct Edge {
   static size_t size(const cf_edge_functions& f) { return 4 * size_t(f.n_b) + 2 * f.n_a; }
 
   Edge(const cf_edge_functions& f, S* scratch)
-      : f(f), g(scratch), by_r(g + f.n_b), by_a(by_r + f.n_b), by_b(by_a + f.n_b),
-        y(by_b + f.n_b), dy(y + f.n_a) {}
+      : f(f), g(scratch), by_r(g + f.n_b), by_a(by_r + f.n_b), by_b(by_a + f.n_b), y(by_b + f.n_b),
+        dy(y + f.n_a) {}
 
   void set(bool slopes) {
     r = sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2]);
@@ -58,7 +62,8 @@ struct Edge {
     y[0] = 1.0;
     for (int m = 1; m < f.n_a; ++m) y[m] = y[f.parent[m]] * u[f.axis[m]];
     const double *rest = f.table + 2 * f.n_b, x = value(r), scale = rest[2];
-    const auto c = cutoff_function<ScalarMath>(f.cutoff, x, x * scale, scale, rest[1], rest[3], f.p);
+    const auto c =
+        cutoff_function<ScalarMath>(f.cutoff, x, x * scale, scale, rest[1], rest[3], f.p);
     for (int n = 0; n < f.n_b; ++n) {
       const auto R = radial_function<ScalarMath>(f.kind, n, x, 1.0 / x, scale, f.table[n],
                                                  f.table[f.n_b + n], rest[0]);

@@ -1,5 +1,6 @@
 // What the C interface asks of an engine, made for each instruction set and precision.
 #pragma once
+
 #include <cstdint>
 #include <ctime>
 #include <new>
@@ -7,7 +8,6 @@
 #include <string>
 
 #include "cace_fast.h"
-#include "error.h"
 #include "model.h"
 
 namespace cace_fast {
@@ -47,8 +47,8 @@ double seconds_of(uint64_t ticks);
 // Parts of the work that are timed.
 enum Part { kPairs, kRadial, kSums, kMix, kContract, kReadout, kEdges, kMessages, kForces, kParts };
 inline const char* part_name(int part) {
-  static const char* const names[kParts] = {"pairs",    "radial",   "sums",  "mix",   "contract",
-                                            "readout", "edges", "messages", "forces"};
+  static const char* const names[kParts] = {"pairs",   "radial", "sums",     "mix",   "contract",
+                                            "readout", "edges",  "messages", "forces"};
   return names[part];
 }
 

@@ -1,15 +1,17 @@
 // The parts of a wrong argument, kept for the thread that was told.
 #include "error.h"
 
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
 #include "cace_fast.h"
 
 namespace cace_fast {
 
 Invalid::Invalid(const std::string& argument, const std::string& expected, const std::string& got)
-    : std::runtime_error(argument + ": expected " + expected + ", got " + got),
-      argument(argument),
-      expected(expected),
-      got(got) {}
+    : std::runtime_error(argument + ": expected " + expected + ", got " + got), argument(argument),
+      expected(expected), got(got) {}
 Invalid::~Invalid() = default;
 
 namespace {

@@ -1,5 +1,6 @@
 // A wrong argument: what it is called, what was expected and what came, kept apart up to Python.
 #pragma once
+
 #include <stdexcept>
 #include <string>
 

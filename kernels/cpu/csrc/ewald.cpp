@@ -1,22 +1,24 @@
 #include "ewald.h"
 
-#include <algorithm>
-#include <cmath>
-#include <cstring>
-
 #include <omp.h>
 
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
 #include "cace_fast.h"
+#include "constants_generated.h"
 #include "engine.h"
 #include "scalar_math.h"
-#include "constants_generated.h"
 
 namespace cace_fast {
 namespace {
 
 constexpr double PI = 3.14159265358979323846;
 constexpr int64_t MAX_POINTS = int64_t(1) << 31;  // of the grid that is searched
-constexpr int64_t PARALLEL_FROM = 20000;  // atoms x k vectors: below it threads cost more than they give
+constexpr int64_t PARALLEL_FROM = 20000;  // atoms x k vectors: below it threads are not worth it
 
 struct Kernels {
   EwaldAccumulate accumulate;
@@ -24,8 +26,7 @@ struct Kernels {
 };
 
 Kernels kernels() {
-  const char* name = cf_isa(nullptr);
-  (void)name;
+  [[maybe_unused]] const char* name = cf_isa(nullptr);
 #ifdef CF_HAS_AVX512
   if (std::strcmp(name, "avx512") == 0) return {avx512::ewald_accumulate, avx512::ewald_gather};
 #endif
@@ -36,13 +37,15 @@ Kernels kernels() {
 }
 
 bool invert(const double* h, double* inverse, double& volume) {
-  const double c[9] = {h[4] * h[8] - h[5] * h[7], h[2] * h[7] - h[1] * h[8], h[1] * h[5] - h[2] * h[4],
-                       h[5] * h[6] - h[3] * h[8], h[0] * h[8] - h[2] * h[6], h[2] * h[3] - h[0] * h[5],
-                       h[3] * h[7] - h[4] * h[6], h[1] * h[6] - h[0] * h[7], h[0] * h[4] - h[1] * h[3]};
+  const double c[9] = {
+      h[4] * h[8] - h[5] * h[7], h[2] * h[7] - h[1] * h[8], h[1] * h[5] - h[2] * h[4],
+      h[5] * h[6] - h[3] * h[8], h[0] * h[8] - h[2] * h[6], h[2] * h[3] - h[0] * h[5],
+      h[3] * h[7] - h[4] * h[6], h[1] * h[6] - h[0] * h[7], h[0] * h[4] - h[1] * h[3]};
   const double det = h[0] * c[0] + h[1] * c[3] + h[2] * c[6];
   double lengths = 1.0;
   for (int a = 0; a < 3; ++a)
-    lengths *= std::sqrt(h[3 * a] * h[3 * a] + h[3 * a + 1] * h[3 * a + 1] + h[3 * a + 2] * h[3 * a + 2]);
+    lengths *=
+        std::sqrt(h[3 * a] * h[3 * a] + h[3 * a + 1] * h[3 * a + 1] + h[3 * a + 2] * h[3 * a + 2]);
   volume = std::fabs(det);
   if (!(volume > 1e-9 * lengths)) return false;
   for (int a = 0; a < 9; ++a) inverse[a] = c[a] / det;
@@ -115,8 +118,10 @@ void ewald_freeze(EwaldSpec& spec, const double* cell) {
 EwaldStatus ewald_select(KVectors& k, const EwaldSpec& spec, const double* cell) {
   if (k.selected && k.spec.exponent == spec.exponent && k.spec.dl == spec.dl &&
       k.spec.sigma == spec.sigma && k.spec.frozen == spec.frozen &&
+      // NOLINTBEGIN(bugprone-suspicious-memory-comparison): 0 and -0 count as different, at no harm
       std::memcmp(k.spec.reference, spec.reference, sizeof spec.reference) == 0 &&
       std::memcmp(k.cell, cell, sizeof k.cell) == 0)
+    // NOLINTEND(bugprone-suspicious-memory-comparison)
     return EWALD_OK;
   k.selected = false;
   double volume, ignored, chosen[9];
@@ -211,7 +216,8 @@ void ewald_potentials(EwaldWork& work, int64_t n, int n_q, const double* q, cons
   }
 }
 
-void ewald_virial(const KVectors& k, int n_q, const double* structure, double weight, double* virial) {
+void ewald_virial(const KVectors& k, int n_q, const double* structure, double weight,
+                  double* virial) {
   double sum[9] = {0.0};
   for (const KVectors::Row& row : k.rows)
     for (int v = 0; v < row.count; ++v) {
@@ -223,11 +229,13 @@ void ewald_virial(const KVectors& k, int n_q, const double* structure, double we
       }
       double vector[3];
       for (int x = 0; x < 3; ++x)
-        vector[x] = 2.0 * PI * (k.inverse[3 * x] * row.n0 + k.inverse[3 * x + 1] * row.n1 +
-                                k.inverse[3 * x + 2] * (row.first + v));
+        vector[x] = 2.0 * PI *
+                    (k.inverse[3 * x] * row.n0 + k.inverse[3 * x + 1] * row.n1 +
+                     k.inverse[3 * x + 2] * (row.first + v));
       for (int x = 0; x < 3; ++x) {
         sum[4 * x] += 2.0 * s2 * k.factor[at];
-        for (int y = 0; y < 3; ++y) sum[3 * x + y] += 4.0 * s2 * k.slope[at] * vector[x] * vector[y];
+        for (int y = 0; y < 3; ++y)
+          sum[3 * x + y] += 4.0 * s2 * k.slope[at] * vector[x] * vector[y];
       }
     }
   for (int x = 0; x < 9; ++x) virial[x] += weight * sum[x];
@@ -238,8 +246,8 @@ namespace {
 double self_factor(const EwaldSpec& spec) { return std::pow(2.0 * PI, -1.5) / spec.sigma; }
 
 // Pair sum of an open system: every atom sums over all others, so that no two threads write one place.
-void open_sum(const EwaldSpec& spec, int n_threads, int64_t n, int n_q, const double* q, const double* r,
-              double weight, double* potential, double* forces, double* virial) {
+void open_sum(const EwaldSpec& spec, int n_threads, int64_t n, int n_q, const double* q,
+              const double* r, double weight, double* potential, double* forces, double* virial) {
   const double inside = 1.0 / (spec.sigma * std::sqrt(2.0)), gauss = 2.0 / std::sqrt(PI) * inside;
   std::vector<double> strain(virial == nullptr ? 0 : 9 * n);
 #pragma omp parallel for schedule(static) num_threads(team_size(n_threads)) if (n > 200)
@@ -249,7 +257,8 @@ void open_sum(const EwaldSpec& spec, int n_threads, int64_t n, int n_q, const do
     std::fill(phi, phi + n_q, 0.0);
     for (int64_t j = 0; j < n; ++j) {
       if (j == i) continue;
-      const double d[3] = {r[3 * i] - r[3 * j], r[3 * i + 1] - r[3 * j + 1], r[3 * i + 2] - r[3 * j + 2]};
+      const double d[3] = {r[3 * i] - r[3 * j], r[3 * i + 1] - r[3 * j + 1],
+                           r[3 * i + 2] - r[3 * j + 2]};
       const double length = std::sqrt(d[0] * d[0] + d[1] * d[1] + d[2] * d[2]);
       const double over = 1.0 / (length + 1e-6);  // 1e-6 A as in the trained models
       const double v = std::erf(length * inside) * over / (2.0 * PI);
@@ -277,8 +286,9 @@ void open_sum(const EwaldSpec& spec, int n_threads, int64_t n, int n_q, const do
 
 // Field and neutrality penalty are added to every entry of a result: to each channel of a periodic
 // system, and to the one entry of an open system, which here is shared among the channels.
-void extras(const EwaldSpec& spec, int64_t n, int n_q, const double* q, const double* r, bool periodic,
-            double weight, double* energies, double* slopes, double* forces, double* virial) {
+void extras(const EwaldSpec& spec, int64_t n, int n_q, const double* q, const double* r,
+            bool periodic, double weight, double* energies, double* slopes, double* forces,
+            double* virial) {
   const double share = periodic ? 1.0 : 1.0 / n_q;
   if (spec.field != 0.0 && spec.exponent == 1) {
     const double f = share * spec.field * std::sqrt(spec.norm / kE2PerInternal);
@@ -365,7 +375,8 @@ EwaldStatus ewald_evaluate(const EwaldSpec& spec, EwaldWork& work, int64_t n, in
     if (spec.exponent != 1) return EWALD_OPEN_EXPONENT;
     open_sum(spec, work.n_threads, n, n_q, q, r, weight, slopes, forces, virial);
   }
-  ewald_complete(spec, n, n_q, q, r, boundary != EWALD_OPEN, weight, energies, slopes, forces, virial);
+  ewald_complete(spec, n, n_q, q, r, boundary != EWALD_OPEN, weight, energies, slopes, forces,
+                 virial);
   return EWALD_OK;
 }
 

@@ -9,15 +9,16 @@
 namespace cace_fast {
 
 struct EwaldSpec {
-  double dl = 2.0;      // A: the sum runs over |k| < 2 pi / dl
-  double sigma = 1.0;   // A
-  int exponent = 1;     // 1: charges, 6: dispersion
+  double dl = 2.0;     // A: the sum runs over |k| < 2 pi / dl
+  double sigma = 1.0;  // A
+  int exponent = 1;    // 1: charges, 6: dispersion
   bool remove_self = false;
   double norm = 1.0;
-  double field = 0.0;   // external field along direction, for exponent 1
+  double field = 0.0;  // external field along direction, for exponent 1
   int field_direction = 0;
   double neutral_lambda = 0.0;
-  double slab_vacuum = 0.0;  // A, of the boxes of slabs beyond the height of their cells; 0 refuses slabs
+  // A, of the boxes of slabs beyond the height of their cells; 0 refuses slabs
+  double slab_vacuum = 0.0;
   // frozen: the integer vectors of `reference` [3][3] whatever the cell, not those of its own sphere.
   bool frozen = false;
   double reference[9] = {0};
@@ -37,8 +38,8 @@ struct KVectors {
   double inverse[9] = {0};
   int32_t limits[3] = {0, 0, 0};
   std::vector<Row> rows;
-  int64_t size = 0;    // with pads
-  int64_t count = 0;   // without
+  int64_t size = 0;            // with pads
+  int64_t count = 0;           // without
   std::vector<double> factor;  // [size] g(k) / volume
   std::vector<double> slope;   // [size] d g / d k^2 / volume
 };
@@ -59,15 +60,19 @@ struct EwaldSlab {
 struct EwaldWork {
   int n_threads = 1;
   KVectors k;
-  std::vector<double> structure;   // [2 n_q size] real parts of all channels, then imaginary parts
-  std::vector<double> weighted;    // structure times 4 g / volume
-  std::vector<double> phases;      // exp(i n theta) of a block of atoms
+  std::vector<double> structure;  // [2 n_q size] real parts of all channels, then imaginary parts
+  std::vector<double> weighted;   // structure times 4 g / volume
+  std::vector<double> phases;     // exp(i n theta) of a block of atoms
   std::vector<std::vector<double>> own;  // the same for one atom, of each thread
   EwaldSlab slab;
 };
 
 enum EwaldStatus {
-  EWALD_OK = 0, EWALD_SINGULAR_CELL = 1, EWALD_OPEN_EXPONENT = 2, EWALD_TOO_MANY = 3, EWALD_SLAB_VACUUM = 4,
+  EWALD_OK = 0,
+  EWALD_SINGULAR_CELL = 1,
+  EWALD_OPEN_EXPONENT = 2,
+  EWALD_TOO_MANY = 3,
+  EWALD_SLAB_VACUUM = 4,
   EWALD_SLAB_EXTENT = 5
 };
 
@@ -100,8 +105,8 @@ void ewald_complete(const EwaldSpec& spec, int64_t n, int n_q, const double* q, 
 
 // A slab takes the sum over k of `slab.cell`, with `slab.forces` and `slab.virial`, which are zero at
 // first, in the places of its own. Nothing happens (present is false) for other boundaries.
-EwaldStatus ewald_slab_begin(EwaldSlab& slab, const EwaldSpec& spec, const double* cell, int boundary,
-                             int64_t n, const double* r);
+EwaldStatus ewald_slab_begin(EwaldSlab& slab, const EwaldSpec& spec, const double* cell,
+                             int boundary, int64_t n, const double* r);
 // Then: what is missing is added to the potentials in `slopes`, and the forces and virial of the slab
 // are added, where not null. `weight` is that of the sum, norm included.
 void ewald_slab_finish(EwaldSlab& slab, const EwaldSpec& spec, double weight, int64_t n, int n_q,
@@ -122,8 +127,9 @@ struct EwaldRows {
   const KVectors* k;
   int64_t n_atoms;
   int n_q;
-  const double* q;        // [n_atoms][n_q]
-  const double* phases;   // [n_atoms][stride]: axis 0 (re, im interleaved), axis 1, axis 2 re, axis 2 im
+  const double* q;  // [n_atoms][n_q]
+  // [n_atoms][stride]: axis 0 (re, im interleaved), axis 1, axis 2 re, axis 2 im
+  const double* phases;
   int64_t stride;
 };
 using EwaldAccumulate = void (*)(const EwaldRows&, int64_t row, double* structure);
@@ -134,23 +140,23 @@ namespace base {
 void ewald_accumulate(const EwaldRows&, int64_t row, double* structure);
 void ewald_gather(const EwaldRows&, int64_t atom, const double* weighted, double* potential,
                   double* gradient);
-}
+}  // namespace base
 #ifdef CF_HAS_AVX2
 namespace avx2 {
 void ewald_accumulate(const EwaldRows&, int64_t row, double* structure);
 void ewald_gather(const EwaldRows&, int64_t atom, const double* weighted, double* potential,
                   double* gradient);
-}
+}  // namespace avx2
 #endif
 #ifdef CF_HAS_AVX512
 namespace avx512 {
 void ewald_accumulate(const EwaldRows&, int64_t row, double* structure);
 void ewald_gather(const EwaldRows&, int64_t atom, const double* weighted, double* potential,
                   double* gradient);
-}
+}  // namespace avx512
 #endif
 
-constexpr int EWALD_PAD = 8;       // doubles in the widest vector
-constexpr int EWALD_BLOCK = 128;   // atoms whose phases are held together
+constexpr int EWALD_PAD = 8;      // doubles in the widest vector
+constexpr int EWALD_BLOCK = 128;  // atoms whose phases are held together
 
 }  // namespace cace_fast

@@ -1,21 +1,16 @@
 // The two inner loops of the k sum, compiled once for each instruction set.
+#include <cstdint>
 #include <cstring>
 
 #include "ewald.h"
-
-#if defined(__AVX512F__)
-#define CF_LANES 8
-#elif defined(__AVX__)
-#define CF_LANES 4
-#else
-#define CF_LANES 2
-#endif
+#include "isa.h"
 
 namespace cace_fast {
 namespace CF_ISA {
 namespace {
 
-typedef double Vector __attribute__((vector_size(CF_LANES * sizeof(double))));
+typedef double Vector __attribute__((vector_size(CF_VECTOR_BYTES)));
+constexpr int kLanes = CF_VECTOR_BYTES / sizeof(double);
 
 inline Vector load(const double* from) {
   Vector v;
@@ -26,7 +21,7 @@ inline void store(double* to, const Vector& v) { std::memcpy(to, &v, sizeof v); 
 inline Vector all(double x) { return Vector{} + x; }
 inline double sum(const Vector& v) {
   double s = 0.0;
-  for (int lane = 0; lane < CF_LANES; ++lane) s += v[lane];
+  for (int lane = 0; lane < kLanes; ++lane) s += v[lane];
   return s;
 }
 
@@ -58,7 +53,7 @@ void accumulate(const EwaldRows& in, const KVectors::Row& row, int channel, doub
   for (int64_t i = 0; i < in.n_atoms; ++i) of_row(Phase(in, i), row, re[i], im[i]);
   double* real = structure + channel * size + row.offset;
   double* imaginary = real + in.n_q * size;
-  for (int v = 0; v < row.count; v += CF_LANES) {
+  for (int v = 0; v < row.count; v += kLanes) {
     Vector sum_re[NQ], sum_im[NQ];
     for (int c = 0; c < NQ; ++c) {
       sum_re[c] = load(real + c * size + v);
@@ -92,12 +87,12 @@ void gather(const EwaldRows& in, int64_t atom, int channel, const double* weight
   const double* imaginary = real + in.n_q * size;
   Vector phi[NQ], g0{}, g1{}, g2{}, lanes;
   for (int c = 0; c < NQ; ++c) phi[c] = Vector{};
-  for (int lane = 0; lane < CF_LANES; ++lane) lanes[lane] = lane;
+  for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = lane;
   for (const KVectors::Row& row : k.rows) {
     double re, im;
     of_row(p, row, re, im);
     Vector in_row{};
-    for (int v = 0; v < row.count; v += CF_LANES) {
+    for (int v = 0; v < row.count; v += kLanes) {
       const Vector z_re = load(p.re + row.first + v), z_im = load(p.im + row.first + v);
       const Vector e_re = re * z_re - im * z_im, e_im = re * z_im + im * z_re;
       Vector slope{};

@@ -1,10 +1,11 @@
 // Slabs: the box whose sum over k they take, and what takes the interaction of its images along the
 // normal out again (docs/theory.md section 9, slabs; the oracle is cace_fast/slab.py).
-#include "ewald.h"
-
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
+
+#include "ewald.h"
 
 namespace cace_fast {
 namespace {
@@ -18,15 +19,17 @@ struct Moments {
 
 }  // namespace
 
-EwaldStatus ewald_slab_begin(EwaldSlab& slab, const EwaldSpec& spec, const double* cell, int boundary,
-                             int64_t n, const double* r) {
+EwaldStatus ewald_slab_begin(EwaldSlab& slab, const EwaldSpec& spec, const double* cell,
+                             int boundary, int64_t n, const double* r) {
   slab.present = boundary >= EWALD_SLAB;
   if (!slab.present) return EWALD_OK;
   const int open = boundary - EWALD_SLAB;
   if (open > 2 || !(spec.slab_vacuum > 0)) return EWALD_SLAB_VACUUM;
   if (spec.exponent != 1) return EWALD_OPEN_EXPONENT;
-  const double *a = cell + 3 * (open == 0 ? 1 : 0), *b = cell + 3 * (open == 2 ? 1 : 2), *c = cell + 3 * open;
-  const double across[3] = {a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]};
+  const double *a = cell + 3 * (open == 0 ? 1 : 0), *b = cell + 3 * (open == 2 ? 1 : 2),
+               *c = cell + 3 * open;
+  const double across[3] = {a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2],
+                            a[0] * b[1] - a[1] * b[0]};
   const double area = std::sqrt(dot(across, across)), volume = std::fabs(dot(across, c));
   if (!(volume > 1e-9 * std::sqrt(dot(a, a) * dot(b, b) * dot(c, c)))) return EWALD_SINGULAR_CELL;
   slab.height = volume / area;
@@ -75,7 +78,8 @@ void ewald_slab_finish(EwaldSlab& slab, const EwaldSpec& spec, double weight, in
       m.second += charge * z[i] * z[i];
     }
     for (int64_t i = 0; i < n; ++i) {
-      slopes[i * n_q + c] += (2.0 * m.first * z[i] - m.second - m.total * (z[i] * z[i] + constant)) / slab.volume;
+      slopes[i * n_q + c] +=
+          (2.0 * m.first * z[i] - m.second - m.total * (z[i] * z[i] + constant)) / slab.volume;
       const double pull = -2.0 * weight * q[i * n_q + c] * (m.first - m.total * z[i]) / slab.volume;
       for (int x = 0; x < 3; ++x) slab.forces[3 * i + x] += pull * normal[x];
     }
@@ -89,9 +93,12 @@ void ewald_slab_finish(EwaldSlab& slab, const EwaldSpec& spec, double weight, in
   for (int x = 0; x < 3; ++x)
     for (int y = 0; y < 3; ++y) {
       const double outer = normal[x] * normal[y], flat = (x == y ? 1.0 : 0.0) - outer;
-      const double plane = slab.virial[3 * x + y] - across[x] * normal[y] - normal[x] * across[y] + upright * outer;
-      const double tilt = normal[x] * (lean[y] - along * normal[y]) + normal[y] * (lean[x] - along * normal[x]);
-      virial[3 * x + y] += plane + tilt + rest * outer + weight * (energy * (flat + share * outer) - rise * outer);
+      const double plane =
+          slab.virial[3 * x + y] - across[x] * normal[y] - normal[x] * across[y] + upright * outer;
+      const double tilt =
+          normal[x] * (lean[y] - along * normal[y]) + normal[y] * (lean[x] - along * normal[x]);
+      virial[3 * x + y] +=
+          plane + tilt + rest * outer + weight * (energy * (flat + share * outer) - rise * outer);
     }
 }
 

@@ -1,9 +1,18 @@
 // Heads: which module gives what a read-out takes, as cace_fast/spec/keys.py and heads.py say it.
-#include "error.h"
 #include "heads.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <map>
 #include <set>
+#include <string>
+#include <vector>
+
+#include "cace_fast.h"
+#include "error.h"
+#include "json.h"
+#include "model.h"
 
 namespace cace_fast {
 namespace {
@@ -28,7 +37,8 @@ class Modules {
     for (size_t i = 0; i < modules.size(); ++i) {
       const auto& fields = modules[i].members();
       const std::string& type = modules[i].at("type").text();
-      for (const char* name : {"output_key", "per_atom_key", "descriptor_key", "phase_key"}) note(fields, name, i);
+      for (const char* name : {"output_key", "per_atom_key", "descriptor_key", "phase_key"})
+        note(fields, name, i);
       if (type == "Forces") {
         if (modules[i].at("calc_forces").truth()) note(fields, "forces_key", i);
         if (modules[i].at("calc_stress").truth())
@@ -54,7 +64,8 @@ class Modules {
   std::set<int> chain(int index) const {
     std::set<int> wanted = {index};
     for (int i = index; i >= 0; --i) {
-      if (!wanted.count(i) || (type(i) != "Readout" && type(i) != "Add" && type(i) != "Ewald")) continue;
+      if (!wanted.count(i) || (type(i) != "Readout" && type(i) != "Add" && type(i) != "Ewald"))
+        continue;
       for (const std::string& key : keys_of(modules_[i])) {
         const int from = producer(key, i);
         if (from >= 0) wanted.insert(from);
@@ -77,7 +88,8 @@ class Modules {
 // Two passes over the modules of a chain: what each takes, with places of extra inputs, then the net.
 class ChainReader {
  public:
-  ChainReader(const Modules& modules, int n_features) : modules_(modules), n_features_(n_features) {}
+  ChainReader(const Modules& modules, int n_features)
+      : modules_(modules), n_features_(n_features) {}
 
   int n_extra = 0;
 
@@ -103,7 +115,8 @@ class ChainReader {
     if (modules_.type(i) == "Readout") {
       const Json& module = modules_[i];
       const std::string prefix = "outputs." + std::to_string(submodel) + "." + std::to_string(i);
-      values_[i] = add_network(program, module.at("mlp"), module.at("linear").truth(), prefix, tensors, input);
+      values_[i] = add_network(program, module.at("mlp"), module.at("linear").truth(), prefix,
+                               tensors, input);
     } else if (modules_.type(i) == "Add") {
       int x = program.pass(input[0]);
       for (size_t k = 1; k < input.size(); ++k) x = program.sum(x, program.pass(input[k]));
@@ -164,7 +177,8 @@ class ChainReader {
     std::vector<Input> parts;
     for (const std::string& key : keys_of(modules_[i])) {
       parts.push_back(taken(i, key));
-      if (parts.back().size() > 1 || (parts.back().size() == 1 && parts.back()[0].kind == Columns::features))
+      if (parts.back().size() > 1 ||
+          (parts.back().size() == 1 && parts.back()[0].kind == Columns::features))
         throw Unsupported("a sum of features");
       if (parts.back().empty()) continue;
       if (width >= 0 && parts.back()[0].width != width)

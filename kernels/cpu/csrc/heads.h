@@ -1,9 +1,13 @@
 // Networks of the features of an atom, and chains of them: read-outs that take what others give.
 #pragma once
+
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "cace_fast.h"
+#include "json.h"
 #include "model.h"
 
 namespace cace_fast {
@@ -33,7 +37,8 @@ class NetProgram {
   Net finish(int output);
 
  private:
-  int apply(Net::Kind kind, int from, int other, Affine layer, Activation activation = Activation::identity);
+  int apply(Net::Kind kind, int from, int other, Affine layer,
+            Activation activation = Activation::identity);
 
   const int n_features_, n_in_;
   Net net_;

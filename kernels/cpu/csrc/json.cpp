@@ -4,6 +4,10 @@
 #include <charconv>
 #include <cmath>
 #include <cstring>
+#include <map>
+#include <string>
+#include <system_error>
+#include <vector>
 #ifndef __cpp_lib_to_chars  // of numbers with a point, which come late to some libraries
 #include <locale>
 #include <sstream>
@@ -144,7 +148,8 @@ class JsonReader {
 #else
     std::istringstream in(text_.substr(at_, end - at_));
     in.imbue(std::locale::classic());
-    const bool good = bool(in >> value.number_) && in.peek() == std::istringstream::traits_type::eof();
+    const bool good =
+        bool(in >> value.number_) && in.peek() == std::istringstream::traits_type::eof();
 #endif
     if (!good || !std::isfinite(value.number_)) fail("not a number");
     at_ = end;

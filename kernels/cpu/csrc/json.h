@@ -1,5 +1,6 @@
 // Just enough JSON to read the text of a model specification.
 #pragma once
+
 #include <map>
 #include <stdexcept>
 #include <string>

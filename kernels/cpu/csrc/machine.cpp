@@ -1,5 +1,7 @@
 #include <chrono>
+#include <cstdint>
 #include <cstring>
+#include <new>
 #include <vector>
 
 #include "cace_fast_step.h"

@@ -1,15 +1,24 @@
-#include "error.h"
 #include "model.h"
 
-#include "heads.h"
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "cace_fast.h"
+#include "error.h"
 #include "formulas_generated.h"
+#include "heads.h"
+#include "json.h"
 
 namespace cace_fast {
 namespace {
 
 Numbers tensor(const Tensors& tensors, const std::string& name, size_t size) {
   const auto found = tensors.find(name);
-  if (found == tensors.end()) throw Invalid("tensor '" + name + "'", std::to_string(size) + " numbers", "none");
+  if (found == tensors.end())
+    throw Invalid("tensor '" + name + "'", std::to_string(size) + " numbers", "none");
   if (found->second.size() != size)
     throw Invalid("tensor '" + name + "'", std::to_string(size) + " numbers",
                   std::to_string(found->second.size()));
@@ -71,7 +80,8 @@ Step read_step(const Model& m, const Json& spec, int t, const Tensors& tensors) 
   step.memory = spec.at("memory").truth();
   step.ar = spec.at("ar").truth();
   step.bchi = !spec.at("bchi").is_null();
-  if (!step.memory && !step.ar && !step.bchi) throw JsonError("specification: a step without a message");
+  if (!step.memory && !step.ar && !step.bchi)
+    throw JsonError("specification: a step without a message");
   if (step.memory) step.memory_weight = by_degree(tensors, prefix + ".memory", m.l_max, mixed);
   if (step.ar) {
     step.ar_prefactor = by_degree(tensors, prefix + ".ar.prefactor", m.l_max, mixed);
@@ -83,7 +93,8 @@ Step read_step(const Model& m, const Json& spec, int t, const Tensors& tensors) 
     step.shared_channels = bchi.at("shared_channels").truth();
     NetProgram program(m.n_features(), 0);
     const Input input = {{Columns::features, 0, m.n_features()}};
-    step.net = program.finish(add_network(program, bchi.at("mlp"), false, prefix + ".bchi", tensors, input));
+    step.net = program.finish(
+        add_network(program, bchi.at("mlp"), false, prefix + ".bchi", tensors, input));
     const int n_w = (step.shared_l ? 1 : m.l_max + 1) * (step.shared_channels ? 1 : m.c);
     if (step.net.n_in != m.n_features() || step.net.n_out() != n_w)
       throw JsonError("specification: Bchi network of another size");
@@ -127,14 +138,15 @@ Model make_model(const std::string& spec_json, const Tensors& tensors,
   const auto& steps = rep.at("steps").items();
   if (int64_t(steps.size()) > kMaxSteps ||
       int64_t(m.r) * m.n_inv * m.c * int64_t(steps.size() + 1) > kMaxFeatures)
-    throw JsonError("specification: more message steps, or features of an atom, than can be counted");
+    throw JsonError(
+        "specification: more message steps, or features of an atom, than can be counted");
   m.cutoff = rep.at("cutoff").real();
   m.mp_norm = rep.at("mp_norm_factor").real();
   read_radial(m, rep, tensors);
   const size_t embedding = size_t(m.n_z) * m.k;
   m.h_s = tensor(tensors, "embedding.sender", embedding);
-  m.h_r = rep.at("shared_embedding").truth() ? m.h_s
-                                             : tensor(tensors, "embedding.receiver", embedding);
+  m.h_r =
+      rep.at("shared_embedding").truth() ? m.h_s : tensor(tensors, "embedding.receiver", embedding);
   m.mixing = by_degree(tensors, "mixing", m.l_max, size_t(m.n_b) * m.r * m.c);
   m.stages = int(steps.size()) + 1;
   for (size_t t = 0; t < steps.size(); ++t)

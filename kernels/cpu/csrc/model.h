@@ -1,6 +1,8 @@
 // A model as the engine needs it: sizes, tables and weights in double, independent of the
 // instruction set.  Symbols are those of docs/theory.md.
 #pragma once
+
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <stdexcept>
@@ -8,7 +10,6 @@
 #include <vector>
 
 #include "cace_fast.h"
-#include "json.h"
 
 namespace cace_fast {
 
@@ -64,13 +65,13 @@ struct Head {
 struct Model {
   int n_z = 0, k = 0, c = 0, r = 0, n_b = 0, l_max = 0, nu_max = 0, n_a = 0, n_inv = 0, stages = 1;
   double cutoff = 0.0, mp_norm = 1.0;
-  std::vector<int> elements;  // [n_z] atomic numbers
+  std::vector<int> elements;             // [n_z] atomic numbers
   int radial_kind = 0, cutoff_kind = 0;  // places in kRadialBases and kCutoffs
   double radial_prefactor = 1.0;
   Numbers radial_a, radial_b;  // [n_b] of the table of radial functions
   double cutoff_radius = 0.0, p = 6.0, cutoff_extra = 0.0;  // eps, or where the switch begins
-  Numbers h_s, h_r;             // [n_z][K]
-  std::vector<Numbers> mixing;  // [l][n_b][R][C]
+  Numbers h_s, h_r;                                         // [n_z][K]
+  std::vector<Numbers> mixing;                              // [l][n_b][R][C]
   std::vector<Step> steps;
   std::vector<Head> heads;
   int n_charges = 0;

@@ -1,8 +1,14 @@
 // Native model files: safetensors with the specification in the metadata.
+#include <cstdint>
 #include <cstring>
 #include <fstream>
+#include <ios>
+#include <iterator>
+#include <string>
+#include <vector>
 
 #include "error.h"
+#include "json.h"
 #include "model.h"
 
 namespace cace_fast {
@@ -13,7 +19,8 @@ constexpr uint64_t kMaxHeader = 100'000'000;  // as in the format's own readers
 // Numbers of one tensor, given its entry in the header and all data behind the header.
 Numbers numbers(const Json& entry, const char* data, size_t size) {
   const auto& ends = entry.at("data_offsets").items();
-  if (ends.size() != 2) throw Invalid("model file", "two offsets of a tensor", std::to_string(ends.size()));
+  if (ends.size() != 2)
+    throw Invalid("model file", "two offsets of a tensor", std::to_string(ends.size()));
   const double first = ends.at(0).real(), end = ends.at(1).real();
   if (!(0 <= first && first <= end && end <= double(size)))
     throw Invalid("model file", "tensors inside the file", "one outside");

@@ -1,7 +1,14 @@
 // The C interface of models: from the parts of one, or from a file of ours.
+#include <cstddef>
+#include <cstdint>
 #include <map>
+#include <string>
+#include <utility>
 
 #include "api.h"
+#include "cace_fast.h"
+#include "cace_fast_step.h"
+#include "model.h"
 
 namespace cace_fast {
 namespace {
@@ -51,14 +58,16 @@ int cf_model_load(const char* path, int32_t n_heads, const cf_head* heads, cf_mo
 
 int cf_model_open(const char* path, const char* energy_key, int32_t output_index, cf_model** model,
                   char error[CF_ERROR_LENGTH]) {
-  return told(error, [&] { return opened(read_model_file(path), energy_key, output_index, model); });
+  return told(error,
+              [&] { return opened(read_model_file(path), energy_key, output_index, model); });
 }
 
 int cf_model_open_bytes(const void* bytes, int64_t size, const char* energy_key,
                         int32_t output_index, cf_model** model, char error[CF_ERROR_LENGTH]) {
   return told(error, [&] {
     if (size < 0 || (size && !bytes))
-      throw Invalid("bytes", "those of a model file", "none of a negative number of bytes, or NULL");
+      throw Invalid("bytes", "those of a model file",
+                    "none of a negative number of bytes, or NULL");
     const ModelFile file = read_model_bytes(static_cast<const char*>(bytes), size_t(size), "bytes");
     return opened(file, energy_key, output_index, model);
   });
@@ -69,12 +78,17 @@ void cf_model_free(cf_model* model) { delete model; }
 int64_t cf_model_query(const cf_model* model, const char* name) {
   const Model& m = model->model;
   const bool unrolled = m.l_max >= 2 && m.l_max <= 4 && (m.nu_max == 2 || m.nu_max == 3);
-  const std::map<std::string, int64_t> known = {
-      {"n_elements", m.n_z},     {"n_radial", m.r},     {"n_monomials", m.n_a},
-      {"n_invariants", m.n_inv}, {"n_channels", m.c},   {"n_stages", m.stages},
-      {"n_features", m.n_features() * m.stages},        {"n_charges", m.n_charges},
-      {"n_heads", int64_t(m.heads.size())},             {"unrolled", unrolled},
-      {"grouped", m.grouped()}};
+  const std::map<std::string, int64_t> known = {{"n_elements", m.n_z},
+                                                {"n_radial", m.r},
+                                                {"n_monomials", m.n_a},
+                                                {"n_invariants", m.n_inv},
+                                                {"n_channels", m.c},
+                                                {"n_stages", m.stages},
+                                                {"n_features", m.n_features() * m.stages},
+                                                {"n_charges", m.n_charges},
+                                                {"n_heads", int64_t(m.heads.size())},
+                                                {"unrolled", unrolled},
+                                                {"grouped", m.grouped()}};
   const auto found = known.find(name);
   return found == known.end() ? -1 : found->second;
 }

@@ -1,8 +1,14 @@
 // Networks: from layers, norms and skips to the straight-line code of Net.
 #include <cmath>
+#include <cstddef>
+#include <map>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "heads.h"
+#include "json.h"
+#include "model.h"
 
 namespace cace_fast {
 namespace {
@@ -12,9 +18,10 @@ constexpr double kNormEps = 1e-5;
 // The layers of one network, as parts of a Net.
 class NetBuilder {
  public:
-  NetBuilder(NetProgram& program, const Input& input, Activation activation, const std::string& prefix,
-             const Tensors& tensors)
-      : program_(program), input_(input), activation_(activation), prefix_(prefix), tensors_(tensors) {}
+  NetBuilder(NetProgram& program, const Input& input, Activation activation,
+             const std::string& prefix, const Tensors& tensors)
+      : program_(program), input_(input), activation_(activation), prefix_(prefix),
+        tensors_(tensors) {}
 
   Affine load(const std::string& name, int out, int in) const {
     const Numbers* w = find(name + ".weight");
@@ -98,8 +105,8 @@ int plain(NetBuilder& b, const std::vector<int>& widths, int linear, int first) 
   return linear < 0 ? x : b.sum(x, linear);
 }
 
-int residual(NetBuilder& b, const std::vector<int>& widths, bool batch_norm, int linear,
-             int first, int first_skip) {
+int residual(NetBuilder& b, const std::vector<int>& widths, bool batch_norm, int linear, int first,
+             int first_skip) {
   const int n_layers = int(widths.size()) - 1;
   int x = first;
   for (int k = 0; k < n_layers - 1; k += 2) {
@@ -157,7 +164,8 @@ int NetProgram::take(const Affine& a, const Input& input) {
     if (column + c.width > a.in) break;
     const bool own = c.kind == Columns::outputs;
     const int first = c.kind == Columns::extra ? n_features_ + c.first : 0;
-    Affine part{a.out, c.width, Numbers(own ? size_t(a.out) * c.width : 0, 0.0), Numbers(a.out, 0.0)};
+    Affine part{a.out, c.width, Numbers(own ? size_t(a.out) * c.width : 0, 0.0),
+                Numbers(a.out, 0.0)};
     for (int i = 0; i < a.out; ++i)
       for (int j = 0; j < c.width; ++j) {
         const double w = a.w[size_t(i) * a.in + column + j];
@@ -167,7 +175,8 @@ int NetProgram::take(const Affine& a, const Input& input) {
     if (own) others.emplace_back(c.first, std::move(part));
     column += c.width;
   }
-  if (column != a.in) throw JsonError("specification: a network does not have the width of its inputs");
+  if (column != a.in)
+    throw JsonError("specification: a network does not have the width of its inputs");
   sizes_.push_back(a.out);
   order_.push_back(-1 - int(net_.roots.size()));
   net_.roots.push_back(std::move(root));
@@ -177,14 +186,16 @@ int NetProgram::take(const Affine& a, const Input& input) {
 }
 
 int NetProgram::pass(const Columns& columns) {
-  return columns.kind == Columns::outputs ? columns.first : take(identity(columns.width), {columns});
+  return columns.kind == Columns::outputs ? columns.first
+                                          : take(identity(columns.width), {columns});
 }
 
 int NetProgram::apply(Net::Kind kind, int from, int other, Affine layer, Activation activation) {
   const int size = kind == Net::affine ? layer.out : sizes_[from];
   const bool has = kind == Net::affine || kind == Net::scale;
   const int to = int(sizes_.size()), at = has ? int(net_.layers.size()) : -1;
-  if ((kind == Net::affine && layer.in != sizes_[from]) || (kind == Net::add && sizes_[other] != size))
+  if ((kind == Net::affine && layer.in != sizes_[from]) ||
+      (kind == Net::add && sizes_[other] != size))
     throw JsonError("specification: a network's parts are of different widths");
   order_.push_back(int(net_.ops.size()));
   net_.ops.push_back({kind, to, from, other, at, activation});
@@ -228,7 +239,8 @@ int add_network(NetProgram& program, const Json& mlp, bool linear, const std::st
                            : b.folded(layer(0), widths[1], widths[0]));
   }
   const int beside = linear ? b.first(b.folded(".linear", widths.back(), widths[0])) : -1;
-  return is_residual ? residual(b, widths, norm, beside, first, skip) : plain(b, widths, beside, first);
+  return is_residual ? residual(b, widths, norm, beside, first, skip)
+                     : plain(b, widths, beside, first);
 }
 
 }  // namespace cace_fast

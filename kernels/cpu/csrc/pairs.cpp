@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
+#include <cstdint>
 #include <limits>
 #include <numeric>
+#include <vector>
 
 #include "engine.h"
 
@@ -125,8 +128,10 @@ PairsStatus number_shifts(Pairs& pairs, const int32_t* system, int64_t n_pairs,
 
 PairsStatus build_pairs(Pairs& pairs, int64_t n_receivers, int64_t n_all, const int32_t* species,
                         const int32_t* system, int64_t n_pairs, const int64_t* receivers,
-                        const int64_t* senders, const int64_t* shifts, int n_threads, int64_t& bad) {
-  if (n_all > std::numeric_limits<int32_t>::max() || n_pairs > std::numeric_limits<int32_t>::max()) {
+                        const int64_t* senders, const int64_t* shifts, int n_threads,
+                        int64_t& bad) {
+  if (n_all > std::numeric_limits<int32_t>::max() ||
+      n_pairs > std::numeric_limits<int32_t>::max()) {
     bad = n_pairs;
     return PAIRS_TOO_MANY;
   }
@@ -151,11 +156,13 @@ PairsStatus build_pairs(Pairs& pairs, int64_t n_receivers, int64_t n_all, const 
   if (status != PAIRS_OK) return status;
   std::vector<int32_t> order;
   const std::vector<int32_t> rank = ranks_of(n_all, species, order);
-  std::vector<uint64_t>& keys = pairs.keys;  // (rank of the sender, shift): sorted within a receiver
+  std::vector<uint64_t>& keys =
+      pairs.keys;  // (rank of the sender, shift): sorted within a receiver
   keys.resize(n_pairs);
   std::vector<int64_t> next(pairs.first.begin(), pairs.first.end() - 1);
   for (int64_t e = 0; e < n_pairs; ++e)
-    keys[next[receivers[e]]++] = static_cast<uint64_t>(rank[senders[e]]) << 32 | static_cast<uint32_t>(pairs.number[e]);
+    keys[next[receivers[e]]++] =
+        static_cast<uint64_t>(rank[senders[e]]) << 32 | static_cast<uint32_t>(pairs.number[e]);
 
   pairs.sender.resize(n_pairs);
   pairs.shift.resize(n_pairs);
@@ -169,7 +176,8 @@ PairsStatus build_pairs(Pairs& pairs, int64_t n_receivers, int64_t n_all, const 
     }
   }
   next.assign(pairs.sent_first.begin(), pairs.sent_first.end() - 1);
-  for (int64_t e = 0; e < n_pairs; ++e) pairs.sent[next[pairs.sender[e]]++] = static_cast<int32_t>(e);
+  for (int64_t e = 0; e < n_pairs; ++e)
+    pairs.sent[next[pairs.sender[e]]++] = static_cast<int32_t>(e);
   return PAIRS_OK;
 }
 

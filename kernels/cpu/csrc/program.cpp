@@ -2,11 +2,19 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <map>
 #include <set>
+#include <string>
+#include <utility>
+#include <vector>
 
-#include "error.h"
+#include "cace_fast.h"
+#include "cace_fast_step.h"
 #include "constants_generated.h"
+#include "error.h"
+#include "json.h"
+#include "model.h"
 
 namespace cace_fast {
 namespace {
@@ -44,10 +52,12 @@ void add_head(Program& program, const Json& spec, const Json& head, int output_i
   cf_head made{head.at("submodel").integer(), head.at("index").integer(), -1, 0, charges, 0.0};
   const int n_out = head.at("n_out").integer();
   for (const cf_head& other : program.heads)
-    if (other.submodel == made.submodel && other.module == made.module && other.charges == made.charges)
+    if (other.submodel == made.submodel && other.module == made.module &&
+        other.charges == made.charges)
       wrong("each head once", "one twice");
   if (!charges) {
-    if (module.at("type").text() != "Readout") wrong("energies of read-outs", module.at("type").text());
+    if (module.at("type").text() != "Readout")
+      wrong("energies of read-outs", module.at("type").text());
     if (!program.heads.empty() && program.heads.back().charges)
       wrong("energies before charges", "another order");
     made.energy_column = column_of(n_out, output_index);
@@ -55,7 +65,8 @@ void add_head(Program& program, const Json& spec, const Json& head, int output_i
     made.average = head.at("average").truth();
     const Json& aggregation = module.at("aggregation");
     const bool average = !aggregation.is_null() && aggregation.text() == "avg";
-    if (average != bool(made.average)) wrong("averages where the specification has them", "another");
+    if (average != bool(made.average))
+      wrong("averages where the specification has them", "another");
   }
   program.heads.push_back(made);
   program.n_out.push_back(n_out);
@@ -94,7 +105,8 @@ Numbers fixed_of(const Json& module, const std::vector<int>& elements) {
   return out;
 }
 
-void add_term(Program& program, const Json& spec, const Json& term, const std::vector<int>& elements) {
+void add_term(Program& program, const Json& spec, const Json& term,
+              const std::vector<int>& elements) {
   const bool ewald = module_at(spec, term).at("type").text() == "Ewald";
   if (!ewald || !(module_at(spec, term) == term.at("ewald")))
     wrong("the Ewald module of the specification", "another");
@@ -103,7 +115,8 @@ void add_term(Program& program, const Json& spec, const Json& term, const std::v
   program.sources.push_back(-1);
   program.fixed.emplace_back();
   if (source == "fixed") {
-    const auto& modules = spec.at("submodels").items()[term.at("submodel").integer()].at("modules").items();
+    const auto& modules =
+        spec.at("submodels").items()[term.at("submodel").integer()].at("modules").items();
     const auto last = modules.begin() + term.at("index").integer();
     if (std::find(modules.begin(), last, term.at("fixed")) == last)
       wrong("fixed charges of the specification", "others");
@@ -158,13 +171,15 @@ Program read_program(const std::string& text, const char* energy_key, int output
   const Json content = Json::parse(text);
   const int version = content.at("version").integer();
   if (version == 1)
-    throw Unsupported("a file of version 1, which does not say what its energies are made of; write it "
-                      "again with 'cace-fast convert OLD.safetensors NEW.safetensors'");
+    throw Unsupported(
+        "a file of version 1, which does not say what its energies are made of; write it "
+        "again with 'cace-fast convert OLD.safetensors NEW.safetensors'");
   if (version != 2) throw Unsupported("a file of version " + std::to_string(version));
   const Json& spec = content.at("model");
   const Json& given = chosen(content, energy_key);
   std::vector<int> elements;
-  for (const Json& z : spec.at("representation").at("elements").items()) elements.push_back(z.integer());
+  for (const Json& z : spec.at("representation").at("elements").items())
+    elements.push_back(z.integer());
   Program program;
   for (const Json& head : given.at("heads").items()) add_head(program, spec, head, output_index);
   std::set<std::pair<int, int>> places;

@@ -1,5 +1,6 @@
 // What an energy is made of, as a model file of version 2 says it (cace_fast/spec/program.py).
 #pragma once
+
 #include <string>
 #include <vector>
 
@@ -11,10 +12,10 @@ namespace cace_fast {
 struct Program {
   std::vector<cf_head> heads;
   std::vector<cf_long_range> terms;
-  Numbers isolated;          // [n_z] energies of isolated atoms, 0 where there is none
-  double charge_unit = 0.0;  // e per internal unit; 0 where there is none
-  std::vector<int> n_out;    // of each head, as the file says
-  std::vector<int> sources;  // of each term: the head of its charges, or -1
+  Numbers isolated;            // [n_z] energies of isolated atoms, 0 where there is none
+  double charge_unit = 0.0;    // e per internal unit; 0 where there is none
+  std::vector<int> n_out;      // of each head, as the file says
+  std::vector<int> sources;    // of each term: the head of its charges, or -1
   std::vector<Numbers> fixed;  // of each term: charges of each row, or none
 };
 

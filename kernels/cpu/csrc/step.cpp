@@ -1,9 +1,16 @@
 // The whole step: pair list, phases of the engine, long range between forward and backward.
+#include "step.h"
+
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "constants_generated.h"
 #include "engine.h"
-#include "step.h"
 
 using namespace cace_fast;
 
@@ -64,7 +71,8 @@ int run_phases(cf_step& step, const cf_structures& in, const cf_frame& frame,
                const cf_step_result& out) {
   const int stages = static_cast<int>(cf_model_query(step.model, "n_stages"));
   int code = of_state(step, cf_begin(step.state, &frame));
-  for (int t = 0; code == CF_OK && t < stages; ++t) code = of_state(step, cf_forward(step.state, t));
+  for (int t = 0; code == CF_OK && t < stages; ++t)
+    code = of_state(step, cf_forward(step.state, t));
   if (code != CF_OK) return code;
   const size_t size = static_cast<size_t>(in.n_atoms) * step.n_charges;
   step.charges.resize(size);
@@ -89,7 +97,8 @@ int run_phases(cf_step& step, const cf_structures& in, const cf_frame& frame,
   if (out.energies_lr != nullptr) std::fill_n(out.energies_lr, in.n_atoms, 0.0);
   code = long_range(step, in, part);
   if (code != CF_OK) return code;
-  if (step.n_charges > 0) code = of_state(step, cf_set_charge_gradient(step.state, step.slopes.data()));
+  if (step.n_charges > 0)
+    code = of_state(step, cf_set_charge_gradient(step.state, step.slopes.data()));
   const bool derivatives = out.forces != nullptr || out.virials != nullptr;
   for (int t = stages - 1; code == CF_OK && derivatives && t >= 0; --t)
     code = of_state(step, cf_backward(step.state, t));
@@ -117,9 +126,12 @@ int cf_step_create(const cf_model* model, cf_state* state, int32_t n_terms,
       const int bad = ewald_check(t.ewald, error);
       if (bad != CF_OK) return bad;
       const int last = t.first_charge + t.n_charges;
-      if (t.fixed == nullptr ? (t.first_charge < 0 || t.n_charges < 1 || last > n_charges) : t.n_charges != 1)
-        return invalid(error, "long range", "terms of the " + std::to_string(n_charges) + " charges of the model",
-                       "columns " + std::to_string(t.first_charge) + " to " + std::to_string(last - 1));
+      if (t.fixed == nullptr ? (t.first_charge < 0 || t.n_charges < 1 || last > n_charges)
+                             : t.n_charges != 1)
+        return invalid(
+            error, "long range",
+            "terms of the " + std::to_string(n_charges) + " charges of the model",
+            "columns " + std::to_string(t.first_charge) + " to " + std::to_string(last - 1));
       made.push_back({ewald_spec_of(t.ewald), t.weight, t.first_charge, t.n_charges, {}, {}, {}});
       if (t.fixed != nullptr) made.back().fixed.assign(t.fixed, t.fixed + n_elements);
     }
@@ -166,16 +178,19 @@ int cf_step_run(cf_step* step, const cf_structures* in, const cf_step_result* ou
   });
 }
 
-int cf_step_charge_gradients(cf_step* step, int32_t count, const double* weights, double* gradients) {
+int cf_step_charge_gradients(cf_step* step, int32_t count, const double* weights,
+                             double* gradients) {
   return guarded(step->error, [&] {
     const int stages = static_cast<int>(cf_model_query(step->model, "n_stages"));
     const int64_t n = step->n_evaluated;
-    if (n < 0) return fail(step->error, CF_ORDER, "charges: their gradients come after cf_step_run");
+    if (n < 0)
+      return fail(step->error, CF_ORDER, "charges: their gradients come after cf_step_run");
     int code = CF_OK;
     for (int32_t k = 0; code == CF_OK && k < count; ++k) {
       double* own = gradients + 3 * n * k;
       code = cf_rewind(step->state, 1);
-      if (code == CF_OK) code = cf_set_charge_gradient(step->state, weights + n * step->n_charges * k);
+      if (code == CF_OK)
+        code = cf_set_charge_gradient(step->state, weights + n * step->n_charges * k);
       for (int t = stages - 1; code == CF_OK && t >= 0; --t) code = cf_backward(step->state, t);
       const cf_result result{nullptr, own, nullptr};
       if (code == CF_OK) code = cf_finish(step->state, &result);

@@ -1,16 +1,17 @@
 // What the files behind cace_fast_step.h share.
 #pragma once
 
+#include <cstdint>
 #include <cstring>
 #include <exception>
 #include <new>
 #include <string>
 #include <vector>
 
-#include "cace_fast_step.h"
-#include "error.h"
-#include "ewald.h"
-#include "pairs.h"
+#include "cace_fast_step.h"  // IWYU pragma: export
+#include "error.h"           // IWYU pragma: export
+#include "ewald.h"           // IWYU pragma: export
+#include "pairs.h"           // IWYU pragma: export
 
 struct cf_pairs {
   cace_fast::Pairs pairs;
@@ -42,7 +43,8 @@ struct cf_step {
   cf_pairs pairs;
   int64_t n_evaluated = -1;  // atoms of the last run, while its list is here
   // buffers of a step; they grow and are reused
-  std::vector<double> shift_vectors, charges, slopes, own_q, own_energies, own_slopes, forces, virials;
+  std::vector<double> shift_vectors, charges, slopes, own_q, own_energies, own_slopes, forces,
+      virials;
   std::vector<int32_t> system;
   std::vector<char> done;
   char error[CF_ERROR_LENGTH] = {0};

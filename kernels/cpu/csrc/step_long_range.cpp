@@ -1,9 +1,13 @@
 // Long range of the C interface: sums by themselves, and the terms of a step.
+#include <omp.h>
+
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <limits>
 #include <new>
-
-#include <omp.h>
+#include <string>
+#include <vector>
 
 #include "engine.h"
 #include "step.h"
@@ -14,19 +18,25 @@ namespace {
 
 int ewald_code(EwaldStatus status, char* error) {
   switch (status) {
-    case EWALD_OK: return CF_OK;
+    case EWALD_OK:
+      return CF_OK;
     case EWALD_SINGULAR_CELL:
-      return invalid(error, "cell", "three independent lattice vectors for a periodic Ewald sum", "others");
+      return invalid(error, "cell", "three independent lattice vectors for a periodic Ewald sum",
+                     "others");
     case EWALD_OPEN_EXPONENT:
-      return invalid(error, "pbc", "a periodic system for an Ewald sum of exponent 6", "an open one");
+      return invalid(error, "pbc", "a periodic system for an Ewald sum of exponent 6",
+                     "an open one");
     case EWALD_SLAB_VACUUM:
-      return invalid(error, "pbc", "all or no directions periodic, or two with a vacuum above 0", "others");
+      return invalid(error, "pbc", "all or no directions periodic, or two with a vacuum above 0",
+                     "others");
     case EWALD_SLAB_EXTENT:
-      return invalid(error, "positions", "atoms of a slab within the height of its cell", "some outside");
-    default: return invalid(error, "cell", "one with fewer k vectors, which a direct sum can hold", "too many");
+      return invalid(error, "positions", "atoms of a slab within the height of its cell",
+                     "some outside");
+    default:
+      return invalid(error, "cell", "one with fewer k vectors, which a direct sum can hold",
+                     "too many");
   }
 }
-
 
 // One term of one system: its charges, and where its own results go.
 struct Part {
@@ -37,8 +47,11 @@ struct Part {
 Part part_of(cf_step& step, cf_step::Term& term, const cf_structures& in, const cf_step_result& out,
              int32_t s) {
   const int64_t first = in.first_atom[s], start = first * term.count;
-  const Part part{first, in.first_atom[s + 1] - first, step.own_q.data() + start,
-                  step.own_energies.data() + start, step.own_slopes.data() + start,
+  const Part part{first,
+                  in.first_atom[s + 1] - first,
+                  step.own_q.data() + start,
+                  step.own_energies.data() + start,
+                  step.own_slopes.data() + start,
                   out.forces == nullptr ? nullptr : out.forces + 3 * first,
                   out.virials == nullptr ? nullptr : out.virials + 9 * s};
   for (int64_t i = 0; i < part.n; ++i)
@@ -50,7 +63,8 @@ Part part_of(cf_step& step, cf_step::Term& term, const cf_structures& in, const 
 }
 
 // Energies of the atoms, and slopes back into the table of all charges.
-void add_part(cf_step& step, const cf_step::Term& term, const Part& part, const cf_step_result& out) {
+void add_part(cf_step& step, const cf_step::Term& term, const Part& part,
+              const cf_step_result& out) {
   for (int64_t i = 0; i < part.n; ++i)
     for (int c = 0; c < term.count; ++c) {
       const int64_t at = i * term.count + c, atom = part.first + i;
@@ -78,22 +92,26 @@ int by_host(cf_step& step, int32_t number, const cf_structures& in, const cf_ste
     const Part part = part_of(step, term, in, out, s);
     const double *r = in.positions + 3 * part.first, *cell = in.cells + 9 * s;
     EwaldSlab& slab = term.slab;
-    int code = ewald_code(ewald_slab_begin(slab, spec, cell, in.periodic[s], part.n, r), step.error);
+    int code =
+        ewald_code(ewald_slab_begin(slab, spec, cell, in.periodic[s], part.n, r), step.error);
     if (code != CF_OK) return code;
     const bool strained = part.virial != nullptr;
-    double* forces = slab.present && (part.forces != nullptr || strained) ? slab.forces.data() : part.forces;
+    double* forces =
+        slab.present && (part.forces != nullptr || strained) ? slab.forces.data() : part.forces;
     double* virial = slab.present && strained ? slab.virial : part.virial;
     const double unit = term.weight * spec.norm;
     // a host that an interrupt keeps from its work, and that does not say so, must not pass
-    std::fill(part.slopes, part.slopes + part.n * term.count, std::numeric_limits<double>::quiet_NaN());
-    code = step.host(step.host_context, number, part.n, term.count, part.q, r, slab.present ? slab.cell : cell,
-                     unit, part.slopes, forces, virial);
+    std::fill(part.slopes, part.slopes + part.n * term.count,
+              std::numeric_limits<double>::quiet_NaN());
+    code = step.host(step.host_context, number, part.n, term.count, part.q, r,
+                     slab.present ? slab.cell : cell, unit, part.slopes, forces, virial);
     if (code == CF_DECLINED) continue;
     if (code != CF_OK) return fail(step.error, code, "long range: the sum of the host failed");
     if (slab.present)
-      ewald_slab_finish(slab, spec, unit, part.n, term.count, part.q, part.slopes, part.forces, part.virial);
-    ewald_complete(spec, part.n, term.count, part.q, r, true, term.weight, part.energies, part.slopes,
-                   part.forces, part.virial);
+      ewald_slab_finish(slab, spec, unit, part.n, term.count, part.q, part.slopes, part.forces,
+                        part.virial);
+    ewald_complete(spec, part.n, term.count, part.q, r, true, term.weight, part.energies,
+                   part.slopes, part.forces, part.virial);
     add_part(step, term, part, out);
     step.done[s] = 1;
   }
@@ -105,19 +123,22 @@ int by_library(cf_step& step, size_t number, const cf_structures& in, const cf_s
   cf_step::Term& term = step.terms[number];
   const int threads = team_size(step.n_threads);
   const bool across = threads > 1 && in.n_systems >= 2 * threads;
-  if (static_cast<int>(term.works.size()) < (across ? threads : 1)) term.works.resize(across ? threads : 1);
+  if (static_cast<int>(term.works.size()) < (across ? threads : 1))
+    term.works.resize(across ? threads : 1);
   for (EwaldWork& work : term.works) work.n_threads = across ? 1 : threads;
   int worst = EWALD_OK;
   bool memory = false;
-#pragma omp parallel for schedule(dynamic) num_threads(across ? threads : 1) reduction(max : worst) if (across)
+#pragma omp parallel for schedule(dynamic) num_threads(across ? threads : 1) \
+    reduction(max : worst) if (across)
   for (int32_t s = 0; s < in.n_systems; ++s) {
     if (step.done[s]) continue;
     try {
       EwaldWork& work = term.works[across ? omp_get_thread_num() : 0];
       const Part part = part_of(step, term, in, out, s);
-      const EwaldStatus status = ewald_evaluate(
-          spec_of(step, number, in, s), work, part.n, term.count, part.q, in.positions + 3 * part.first, in.cells + 9 * s,
-          in.periodic[s], term.weight, part.energies, part.slopes, part.forces, part.virial);
+      const EwaldStatus status =
+          ewald_evaluate(spec_of(step, number, in, s), work, part.n, term.count, part.q,
+                         in.positions + 3 * part.first, in.cells + 9 * s, in.periodic[s],
+                         term.weight, part.energies, part.slopes, part.forces, part.virial);
       worst = std::max(worst, static_cast<int>(status));
       add_part(step, term, part, out);
     } catch (const std::bad_alloc&) {
@@ -151,7 +172,7 @@ int ewald_check(const cf_ewald_spec& s, char* error) {
     const std::string got = std::to_string(s.dl) + ", " + std::to_string(s.sigma);
     return invalid(error, "ewald", "dl and sigma above 0", got);
   }
-  if (s.exponent != 1 && s.exponent != 6) 
+  if (s.exponent != 1 && s.exponent != 6)
     return invalid(error, "ewald", "exponent 1 or 6", std::to_string(s.exponent));
   if (s.field_direction < 0 || s.field_direction > 2)
     return invalid(error, "ewald", "field_direction 0, 1 or 2", std::to_string(s.field_direction));
@@ -241,7 +262,8 @@ void cf_step_slab(cf_step* step, double vacuum) {
   for (cf_step::Term& term : step->terms) term.spec.slab_vacuum = vacuum;
 }
 
-int cf_step_fields(cf_step* step, int32_t n_systems, const double* fields, const int32_t* directions) {
+int cf_step_fields(cf_step* step, int32_t n_systems, const double* fields,
+                   const int32_t* directions) {
   return guarded(step->error, [&] {
     const size_t size = fields == nullptr ? 0 : step->terms.size() * n_systems;
     for (size_t i = 0; i < size; ++i)

@@ -1,8 +1,10 @@
 // Pair lists of the C interface.
 #include <cmath>
+#include <cstddef>
+#include <cstdint>
 #include <limits>
-
-#include <omp.h>
+#include <string>
+#include <vector>
 
 #include "engine.h"
 #include "step.h"
@@ -13,12 +15,15 @@ namespace {
 
 int pairs_code(PairsStatus status, int64_t bad, char* error) {
   switch (status) {
-    case PAIRS_OK: return CF_OK;
+    case PAIRS_OK:
+      return CF_OK;
     case PAIRS_BAD_ATOM:
       return invalid(error, "pairs", "numbers of atoms", "others in pair " + std::to_string(bad));
     case PAIRS_BAD_SHIFT:
-      return invalid(error, "pairs", "cell shifts in range", "others in pair " + std::to_string(bad));
-    default: return invalid(error, "pairs", "fewer than 2^31 atoms and pairs", std::to_string(bad));
+      return invalid(error, "pairs", "cell shifts in range",
+                     "others in pair " + std::to_string(bad));
+    default:
+      return invalid(error, "pairs", "fewer than 2^31 atoms and pairs", std::to_string(bad));
   }
 }
 
@@ -118,9 +123,11 @@ double cf_pairs_closest_of_kind(const cf_pairs* pairs, const double* positions,
   const size_t n = static_cast<size_t>(n_elements);
   std::vector<double> weights(n * n);
   for (size_t a = 0; a < n; ++a)
-    for (size_t b = 0; b < n; ++b) weights[a * n + b] = 1.0 / ((half[a] + half[b]) * (half[a] + half[b]));
-  return std::sqrt(closest(pairs->pairs, positions, shift_vectors, n_threads, atoms,
-                           [&](int64_t i, int64_t j) { return weights[species[i] * n + species[j]]; }));
+    for (size_t b = 0; b < n; ++b)
+      weights[a * n + b] = 1.0 / ((half[a] + half[b]) * (half[a] + half[b]));
+  return std::sqrt(
+      closest(pairs->pairs, positions, shift_vectors, n_threads, atoms,
+              [&](int64_t i, int64_t j) { return weights[species[i] * n + species[j]]; }));
 }
 
 }  // extern "C"

@@ -1,5 +1,25 @@
 // Ar (docs/theory.md section 6): moments of neighbours times a decay of their own for every degree
 // and channel. Vectors run over the channels (q, c) here, not over atoms.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "block.inl"
+#include "cace_fast.h"
+#include "engine.h"
+#include "messages.inl"
+#include "model.h"
+#include "packed.inl"
+#include "radial.inl"
+#include "simd.inl"
+#include "tiles.inl"
+#include "transpose.inl"
+#include "vmath.inl"
+
+namespace cace_fast {
+namespace CF_ISA {
 
 // sum[m] = sum_p from_p[m] exp(-r_p V) f_p for the monomials of degree L and W of the (q, c), kept
 // in registers over kPart pairs of one atom.
@@ -24,8 +44,8 @@ inline void ar_degree(const StepData<T>& s, ArPairs<T>& pairs, int i, Vec<T>* su
 
 // The same for what a sender gets back, and dr_p += (sum_m from_p[m] a[m]) d/dr of that decay.
 template <class T, int L>
-inline void ar_degree_gradient(const StepData<T>& s, ArPairs<T>& pairs, int i,
-                               const Vec<T>* a, Vec<T>* sum) {
+inline void ar_degree_gradient(const StepData<T>& s, ArPairs<T>& pairs, int i, const Vec<T>* a,
+                               Vec<T>* sum) {
   typedef Vec<T> V;
   constexpr int begin = degree_offset(L), size = degree_size(L);
   const V v = load(s.inverse_range.data() + size_t(L) * s.n_q + i * Simd<T>::width);
@@ -51,8 +71,8 @@ inline void ar_degree_gradient(const StepData<T>& s, ArPairs<T>& pairs, int i,
 }
 
 template <class T, int L = 0>
-inline void ar_degrees(const StepData<T>& s, int l_max, ArPairs<T>& pairs, int i,
-                       const Vec<T>* a, Vec<T>* sum) {
+inline void ar_degrees(const StepData<T>& s, int l_max, ArPairs<T>& pairs, int i, const Vec<T>* a,
+                       Vec<T>* sum) {
   a ? ar_degree_gradient<T, L>(s, pairs, i, a, sum) : ar_degree<T, L>(s, pairs, i, sum);
   if constexpr (L < kMaxDegree)
     if (L < l_max) ar_degrees<T, L + 1>(s, l_max, pairs, i, a, sum);
@@ -120,3 +140,6 @@ void ar_sender_gradient(Work<T>& work, const Model& m, StepData<T>& s, const Cut
   }
   ::memcpy(s.grad_a.data() + sender * s.size(), sum, sizeof(T) * s.size());
 }
+
+}  // namespace CF_ISA
+}  // namespace cace_fast

@@ -1,4 +1,14 @@
 // Weights packed in tiles of rows: the rows of a tile next to each other for each column.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "simd.inl"
+#include "tiles.inl"
+
+namespace cace_fast {
+namespace CF_ISA {
 
 template <class T>
 class Packed {
@@ -100,3 +110,6 @@ constexpr int degree_columns(int degree) {
 constexpr int kMaxDegree = 6;
 constexpr int degree_offset(int degree) { return degree * (degree + 1) * (degree + 2) / 6; }
 constexpr int degree_size(int degree) { return (degree + 1) * (degree + 2) / 2; }
+
+}  // namespace CF_ISA
+}  // namespace cace_fast

@@ -1,4 +1,26 @@
 // Forward stages of a block, and what begins a step.
+#pragma once
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "ar.inl"
+#include "block.inl"
+#include "cace_fast.h"
+#include "engine.h"
+#include "engine_impl.inl"
+#include "messages.inl"
+#include "model.h"
+#include "moments.inl"
+#include "packed.inl"
+#include "params.inl"
+#include "simd.inl"
+#include "tape.inl"
+#include "weighted.inl"
+
+namespace cace_fast {
+namespace CF_ISA {
 
 template <class T>
 void EngineOf<T>::begin(const cf_frame& frame) {
@@ -134,7 +156,8 @@ void EngineOf<T>::invariants(Work<T>& work, const Block& block, int t, const V* 
     for (int f = 0; f < m_.n_features(); ++f)
       for (int lane = 0; lane < block.n_lanes; ++lane)
         features[(size_t(block.first + lane) * m_.n_features() + Stack<T>::feature(m_, f)) *
-                     m_.stages + t] = b[f][lane];
+                     m_.stages +
+                 t] = b[f][lane];
   }
   first_layers(work, block, t);
 }
@@ -222,3 +245,6 @@ void EngineOf<T>::read_out(Work<T>& work, const Block& block, bool backward_too)
     if (bad[lane] != 0.0 && block.first + lane < work.bad_atom) work.bad_atom = block.first + lane;
   }
 }
+
+}  // namespace CF_ISA
+}  // namespace cace_fast

@@ -1,4 +1,15 @@
 // Between rows of numbers of W atoms and vectors whose lanes are these atoms.
+#pragma once
+
+#include <stddef.h>
+#include <string.h>
+
+#include <utility>
+
+#include "simd.inl"
+
+namespace cace_fast {
+namespace CF_ISA {
 
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
@@ -68,3 +79,6 @@ inline void from_lanes(const Vec<T>* in, int n, T* const (&rows)[Simd<T>::width]
   for (; f < n; ++f)
     for (int lane = 0; lane < W; ++lane) rows[lane][f] = in[f * stride][lane];
 }
+
+}  // namespace CF_ISA
+}  // namespace cace_fast

@@ -1,4 +1,32 @@
 // Backward stages of a block, what senders gather, and forces.
+#pragma once
+
+#include <math.h>
+#include <omp.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <new>
+
+#include "ar.inl"
+#include "block.inl"
+#include "cace_fast.h"
+#include "engine.h"
+#include "engine_impl.inl"
+#include "messages.inl"
+#include "model.h"
+#include "moments.inl"
+#include "packed.inl"
+#include "params.inl"
+#include "simd.inl"
+#include "tape.inl"
+#include "weighted.inl"
+
+namespace cace_fast {
+namespace CF_ISA {
+
+constexpr int kMaxInvariants = 40;  // 36 for l_max 6, nu_max 4
 
 // dE/drows of generation t into work.grad_rows: those of the read-outs were made at the last
 // generation, those of the Bchi network come from dE/dw.
@@ -52,12 +80,12 @@ void EngineOf<T>::moments_gradient(Work<T>& work, const Block& block, int t, con
     }
     contraction_.gradient(a + size_t(q) * m_.n_a, from, grad_a + size_t(q) * m_.n_a, scratch);
   }
-  if (t < m_.stages - 1) add_later_gradients(work, block, t, grad_a);
+  if (t < m_.stages - 1) add_later_gradients(block, t, grad_a);
 }
 
 // What memory and Ar of the step after generation t add to dE/dA_t.
 template <class T>
-void EngineOf<T>::add_later_gradients(Work<T>& work, const Block& block, int t, V* grad_a) {
+void EngineOf<T>::add_later_gradients(const Block& block, int t, V* grad_a) {
   const StepData<T>& s = steps_[t];
   const int rc = m_.r * m_.c;
   if (s.step->memory) {
@@ -216,3 +244,6 @@ void EngineOf<T>::finish(const cf_result& result) {
   }
   if (bad != INT64_MAX) throw NotFinite("forces: not finite", bad);
 }
+
+}  // namespace CF_ISA
+}  // namespace cace_fast

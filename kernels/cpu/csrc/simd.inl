@@ -1,5 +1,17 @@
 // Vectors of T whose width is that of the instruction set of this translation unit.
 // A lane is an atom everywhere; kernels are the same text for every width and precision.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine.h"
+#include "isa.h"  // IWYU pragma: export
+
+namespace cace_fast {
+namespace CF_ISA {
 
 template <class T>
 struct Simd {
@@ -91,3 +103,6 @@ class Buffer {
   E* data_ = nullptr;
   size_t size_ = 0;
 };
+
+}  // namespace CF_ISA
+}  // namespace cace_fast

@@ -1,4 +1,16 @@
 // What a parallel host moves between owners and ghosts, in double.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "engine_impl.inl"
+#include "messages.inl"
+#include "model.h"
+#include "simd.inl"
+
+namespace cace_fast {
+namespace CF_ISA {
 
 // A is [n_q / W][n_A][W] of an atom inside and [R][n_A][C] at the border.
 template <class T, class F>
@@ -64,12 +76,15 @@ void EngineOf<T>::add_gradients(int t, const double* dw, const double* da) {
 
 template <class T>
 int64_t EngineOf<T>::bytes() const {
-  int64_t sum = int64_t(pair_gradient_.bytes() + own_.bytes() + energies_.bytes() +
-                        charges_.bytes() + charge_gradient_.bytes() + rows_.bytes() +
-                        grad_rows_.bytes() + sites_.bytes() + kept_grad_.bytes() +
-                        segment_sums_.bytes() + distance_.bytes() + pair_dr_.bytes() +
-                        receiver_.bytes());
+  int64_t sum =
+      int64_t(pair_gradient_.bytes() + own_.bytes() + energies_.bytes() + charges_.bytes() +
+              charge_gradient_.bytes() + rows_.bytes() + grad_rows_.bytes() + sites_.bytes() +
+              kept_grad_.bytes() + segment_sums_.bytes() + distance_.bytes() + pair_dr_.bytes() +
+              receiver_.bytes());
   for (int t = 0; t < m_.stages; ++t) sum += int64_t(kept_a_[t].bytes()) + steps_[t].bytes();
   for (int i = 0; i < n_works_; ++i) sum += works_[i].bytes();
   return sum;
 }
+
+}  // namespace CF_ISA
+}  // namespace cace_fast

@@ -1,4 +1,17 @@
 // A network behind its first layers, forward and backward, for one block of atoms.
+#pragma once
+
+#include <math.h>
+#include <stddef.h>
+
+#include "model.h"
+#include "packed.inl"
+#include "simd.inl"
+#include "tiles.inl"
+#include "vmath.inl"
+
+namespace cace_fast {
+namespace CF_ISA {
 
 // Activations that no published model uses: one number at a time with the library's functions.
 inline void activate_one(Activation kind, double x, double& y, double& slope) {
@@ -151,3 +164,6 @@ class Tape {
   int size_ = 0;
   Packed<T>*forward_ = nullptr, *backward_ = nullptr;
 };
+
+}  // namespace CF_ISA
+}  // namespace cace_fast

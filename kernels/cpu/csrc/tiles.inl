@@ -1,5 +1,13 @@
 // The two small matrix products that everything is made of.  An element is a vector (one lane for
 // each atom); a tile of sums stays in registers.
+#pragma once
+
+#include <stddef.h>
+
+#include "simd.inl"
+
+namespace cace_fast {
+namespace CF_ISA {
 
 // Sums that fit the registers: 32 of them with AVX-512 and NEON, 16 otherwise, less operands.
 #if defined(__AVX512F__) || defined(__aarch64__)
@@ -21,9 +29,10 @@ inline void product_tile(const V* a, ptrdiff_t a_k, ptrdiff_t a_i, const V* b, p
                          ptrdiff_t b_j, int n_k, V* c, ptrdiff_t c_i, ptrdiff_t c_j) {
   V sum[NI][NJ];
   CF_UNROLL
-  for (int i = 0; i < NI; ++i)
+  for (int i = 0; i < NI; ++i) {
     CF_UNROLL
     for (int j = 0; j < NJ; ++j) sum[i][j] = V{};
+  }
   for (int k = 0; k < n_k; ++k, a += a_k, b += b_k) {
     V row[NJ];
     CF_UNROLL
@@ -36,12 +45,13 @@ inline void product_tile(const V* a, ptrdiff_t a_k, ptrdiff_t a_i, const V* b, p
     }
   }
   CF_UNROLL
-  for (int i = 0; i < NI; ++i)
+  for (int i = 0; i < NI; ++i) {
     CF_UNROLL
     for (int j = 0; j < NJ; ++j) {
       V& to = c[i * c_i + j * c_j];
       to = kAdd ? to + sum[i][j] : sum[i][j];
     }
+  }
 }
 
 // Columns of a tile with NI rows.
@@ -96,15 +106,19 @@ inline void product(Strided<const V> a, Strided<const V> b, Strided<V> c, int n_
 // sum[i][j] += sum_k w[k][i] x[offset_k + j]: weights are numbers, the same for every lane.
 template <class T, int NI, int NJ>
 CF_INLINE void weighted_tile(const T* w, const int* offsets, int n_k, const Vec<T>* x,
-                          Vec<T> (&sum)[NI][NJ]) {
+                             Vec<T> (&sum)[NI][NJ]) {
   for (int k = 0; k < n_k; ++k, w += NI) {
     const Vec<T>* column = x + offsets[k];
     Vec<T> row[NJ];
     CF_UNROLL
     for (int j = 0; j < NJ; ++j) row[j] = column[j];
     CF_UNROLL
-    for (int i = 0; i < NI; ++i)
+    for (int i = 0; i < NI; ++i) {
       CF_UNROLL
       for (int j = 0; j < NJ; ++j) sum[i][j] += w[i] * row[j];
+    }
   }
 }
+
+}  // namespace CF_ISA
+}  // namespace cace_fast

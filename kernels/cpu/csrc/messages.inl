@@ -1,4 +1,21 @@
 // Message passing (docs/theory.md section 6): what senders export, and the sums over it.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <vector>
+
+#include "block.inl"
+#include "model.h"
+#include "packed.inl"
+#include "simd.inl"
+#include "tape.inl"
+#include "transpose.inl"
+
+namespace cace_fast {
+namespace CF_ISA {
 
 // One step in the working precision: its weights, and its arrays of all atoms.
 template <class T>
@@ -12,8 +29,8 @@ struct StepData {
   Tape<T> tape;
   Buffer<T> memory, prefactor, inverse_range;  // [l][R C], [l][n_q], [l][n_q]
 
-  Buffer<V> rows;                 // [block] first layer of the Bchi network
-  Buffer<T> w, factors, grad_w;   // [n_all][n_w], [n_all][n_l n_x], [n_all][n_w]
+  Buffer<V> rows;                // [block] first layer of the Bchi network
+  Buffer<T> w, factors, grad_w;  // [n_all][n_w], [n_all][n_l n_x], [n_all][n_w]
   // A, dE/dA by Ar, P dE/d(ar) of each atom: [n_q / W][n_A][W], what one decay acts on together
   Buffer<T> a, grad_a, grad_sum;
 
@@ -124,3 +141,6 @@ inline void add_atoms_to_lanes(const T* atoms, const Block& block, const Model& 
           lanes[size_t(first + q) * m.n_a + k] += r[q] * (scaled ? p[q] : T(1));
       }
 }
+
+}  // namespace CF_ISA
+}  // namespace cace_fast

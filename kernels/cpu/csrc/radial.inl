@@ -1,5 +1,15 @@
 // Radial functions g_n = R_n f_c of a slot and their derivatives: the formulas of
 // formulas_generated.h, which are those of cace_fast/kernels/formulas.py.
+#pragma once
+
+#include "formulas_generated.h"
+#include "model.h"
+#include "scalar_math.h"
+#include "simd.inl"
+#include "vmath.inl"
+
+namespace cace_fast {
+namespace CF_ISA {
 
 template <class T>
 struct Cutoff {
@@ -13,7 +23,8 @@ struct Cutoff {
     if (kind == kPolynomial) {
       // 1/r_c in two parts: its own rounding would be an error of the same sign for all pairs
       const T scale = T(1.0 / radius), rest = T(1.0 / radius - scale);
-      const auto found = polynomial<VectorMath<T>>(r, r * scale + r * rest, scale, T(radius), T(extra), T(p));
+      const auto found =
+          polynomial<VectorMath<T>>(r, r * scale + r * rest, scale, T(radius), T(extra), T(p));
       f = found.f;
       df = found.f_r;
       return;
@@ -56,3 +67,6 @@ struct Radial {
     }
   }
 };
+
+}  // namespace CF_ISA
+}  // namespace cace_fast

@@ -1,5 +1,24 @@
 // Sums over neighbours with a factor of the sender: its embedding (many elements), or its embedding
 // times the weights of a Bchi message.  rho_x[n][m] = sum over slots of g_n Y_m f[l(m)][x].
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <type_traits>
+
+#include "block.inl"
+#include "cace_fast.h"
+#include "engine.h"
+#include "model.h"
+#include "moments.inl"
+#include "packed.inl"
+#include "simd.inl"
+#include "tiles.inl"
+#include "transpose.inl"
+
+namespace cace_fast {
+namespace CF_ISA {
 
 // Rows of numbers of the senders, one for each pair of a slot, and where their gradients go.
 template <class T>
@@ -196,3 +215,6 @@ void weighted_gradient(Work<T>& work, const Model& m, const Factors<T>& factors,
     finish_slots<T>(work, m, first, n, more_dr, pair_gradient, true, sums);
   }
 }
+
+}  // namespace CF_ISA
+}  // namespace cace_fast

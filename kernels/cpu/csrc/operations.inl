@@ -1,4 +1,20 @@
 // Single operations on plain double arrays, for tests and for the operators of the Python package.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "block.inl"
+#include "engine_impl.inl"
+#include "model.h"
+#include "moments.inl"
+#include "packed.inl"
+#include "params.inl"
+#include "simd.inl"
+#include "tape.inl"
+
+namespace cace_fast {
+namespace CF_ISA {
 
 // [n][R][n_middle][C] in double <-> [R][C][n_middle] in lanes.
 template <class T>
@@ -46,8 +62,8 @@ void EngineOf<T>::op_moments_gradient(const double* grad_out, double* grad_vecto
     load_lanes<T>(m_, grad_out, m_.n_a, block, grad_a);
     pass_to_previous(work, block, 0, grad_a);
     PairSums<T> sums = {};
-    for (int64_t e = list_.first[block.first]; m_.stages > 1 && m_.steps[0].ar &&
-         e < list_.first[block.first + block.n_lanes]; ++e)
+    for (int64_t e = list_.first[block.first];
+         m_.stages > 1 && m_.steps[0].ar && e < list_.first[block.first + block.n_lanes]; ++e)
       pair_dr_[e] = T(0);  // no message follows here
     pairs_gradient(work, block, 0, grad_a, true, sums);
   });
@@ -118,8 +134,9 @@ void EngineOf<T>::op_messages_gradient(int step, const double* a, const double* 
     load_lanes<T>(m_, grad_out, m_.n_a, block, gradient);
     pass_to_previous(work, block, step + 1, gradient);
     PairSums<T> sums = {};
-    for (int64_t e = list_.first[block.first]; step + 1 < m_.stages - 1 &&
-         m_.steps[step + 1].ar && e < list_.first[block.first + block.n_lanes]; ++e)
+    for (int64_t e = list_.first[block.first]; step + 1 < m_.stages - 1 && m_.steps[step + 1].ar &&
+                                               e < list_.first[block.first + block.n_lanes];
+         ++e)
       pair_dr_[e] = T(0);  // no further message follows here
     pairs_gradient(work, block, step + 1, gradient, true, sums);
   });
@@ -128,7 +145,7 @@ void EngineOf<T>::op_messages_gradient(int step, const double* a, const double* 
   over_blocks([&](Work<T>& work, const Block& block) {
     V* gradient = work.grad_a.need(a_size());
     for (size_t i = 0; i < a_size(); ++i) gradient[i] = V{};
-    add_later_gradients(work, block, step, gradient);
+    add_later_gradients(block, step, gradient);
     store_lanes<T>(m_, gradient, m_.n_a, block, grad_a);
     V* kept = grad_rows_.data() + size_t(block.number) * stack.n_readout;
     for (int i = 0; i < stack.n_readout; ++i) kept[i] = V{};  // read-outs are not asked here
@@ -211,3 +228,6 @@ void EngineOf<T>::op_readout_gradient(int h, int64_t n, const double* x, const d
     }
   });
 }
+
+}  // namespace CF_ISA
+}  // namespace cace_fast

@@ -3,6 +3,20 @@
 //
 // Slots: slot k of a group holds, in each lane, the k-th neighbour of that lane's atom; lanes with
 // fewer neighbours have padding there, whose cutoff function is zero.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "cace_fast.h"
+#include "constants_generated.h"
+#include "engine.h"
+#include "model.h"
+#include "radial.inl"
+#include "simd.inl"
+
+namespace cace_fast {
+namespace CF_ISA {
 
 // An atom as the search for its neighbours reads it: one load for each candidate.
 struct alignas(32) Site {
@@ -12,18 +26,18 @@ struct alignas(32) Site {
 
 // What is kept of a slot's geometry.
 enum { kUx, kUy, kUz, kInverse, kR, kFc, kSlope, kGeometry };
-constexpr int kRow = 4;                  // numbers of a pair's gradient: x, y, z, and one unused
-constexpr int kFew = 500;              // atoms whose sums are not worth waking threads
-constexpr int kChunk = 16;             // slots whose monomials stay in the first cache together
+constexpr int kRow = 4;     // numbers of a pair's gradient: x, y, z, and one unused
+constexpr int kFew = 500;   // atoms whose sums are not worth waking threads
+constexpr int kChunk = 16;  // slots whose monomials stay in the first cache together
 
-// The pairs of one atom on their way through Ar (ar.h).
+// The pairs of one atom on their way through Ar (ar.inl).
 template <class T>
 struct ArPairs {
   typedef Vec<T> V;
   int64_t n = 0;
-  Buffer<T> r, f, df;      // distance, cutoff function and its slope, or none
-  Buffer<V> dr;            // dE/dr, lanes not summed
-  Buffer<const V*> from;   // what the other atom of the pair has
+  Buffer<T> r, f, df;     // distance, cutoff function and its slope, or none
+  Buffer<V> dr;           // dE/dr, lanes not summed
+  Buffer<const V*> from;  // what the other atom of the pair has
   Buffer<int64_t> pair;
 
   void begin(int64_t most) {
@@ -202,3 +216,6 @@ void radial_of_slots(Work<T>& work, const Block& block, const Radial<T>& radial)
     if (!(least[lane] > T(0)) && block.first + lane < work.bad_atom)
       work.bad_atom = block.first + lane;
 }
+
+}  // namespace CF_ISA
+}  // namespace cace_fast

@@ -1,4 +1,22 @@
 // Sums of outer products R_n f_c Y_m over neighbours, and the way back to the pairs.
+#pragma once
+
+#include <stddef.h>
+
+#include <type_traits>
+
+#include "block.inl"
+#include "constants_generated.h"
+#include "contraction.inl"
+#include "engine.h"
+#include "model.h"
+#include "packed.inl"
+#include "params.inl"
+#include "simd.inl"
+#include "tiles.inl"
+
+namespace cace_fast {
+namespace CF_ISA {
 
 // Y_m of u, and dE/du of dE/dY (which is overwritten).
 template <class T, int L>
@@ -206,3 +224,6 @@ void unmix(int l_max, const Mixing<T>& mixing, const RhoLayout& layout, const Ve
   if constexpr (L < kMaxDegree)
     if (L < l_max) unmix<T, L + 1>(l_max, mixing, layout, grad_a, grad_rho);
 }
+
+}  // namespace CF_ISA
+}  // namespace cace_fast

@@ -1,9 +1,30 @@
-// The engine in one precision: the order of work over blocks of atoms.
-//
-// forward(t):  pairs -> radial -> moments or messages -> A -> B -> first layers of all networks
-// backward(t): gradients of those rows -> dE/dB -> dE/dA -> dE/drho -> dE/dd of every pair
-// Only numbers of first layers are kept for each atom between phases (and A, where there are
-// message steps); forward and backward of the last generation run together where they can.
+// The engine in one precision: what it holds, and how work is shared out over blocks of atoms.  What
+// is done with a block, and in which order, stands in the files that include this one.
+#pragma once
+
+#include <omp.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <new>
+
+#include "block.inl"
+#include "cace_fast.h"
+#include "contraction.inl"
+#include "engine.h"
+#include "error.h"
+#include "messages.inl"
+#include "model.h"
+#include "moments.inl"
+#include "params.inl"
+#include "radial.inl"
+#include "simd.inl"
+#include "tape.inl"
+#include "weighted.inl"
+
+namespace cace_fast {
+namespace CF_ISA {
 
 template <class T>
 class EngineOf final : public Engine {
@@ -56,37 +77,8 @@ class EngineOf final : public Engine {
 
   void begin(const cf_frame& frame) override;
 
-  void forward(int t, bool backward_too, double* features) override {
-    const bool last = t == m_.stages - 1;
-    const auto body = [&](Work<T>& work, const Block& block) {
-      find_neighbors(work, block, t);
-      V* a = moments_of(work, block, !backward_too, t);
-      make_moments(work, block, t, a);
-      invariants(work, block, t, a, features);
-      if (!last) make_message(work, block, t, a);
-      if (!last || m_.heads.empty()) return;
-      read_out(work, block, backward_too);
-      if (backward_too) backward_block(work, block, t, a);
-    };
-    backward_too ? over_receivers(t, body) : over_blocks(body);
-    if (backward_too && t > 0) gather_at_senders(t);
-  }
-
-  void backward(int t) override {
-    over_receivers(t, [&](Work<T>& work, const Block& block) {
-      find_neighbors(work, block, t);
-      V* a = moments_of(work, block, true, t);
-      if (m_.stages == 1) make_moments(work, block, t, a);
-      if (t == m_.stages - 1) {
-        const int n = stacks_[t].n_readout;
-        ::memcpy(work.rows.need(n + 1), rows_.data() + size_t(block.number) * n, n * sizeof(V));
-        read_out(work, block, true);
-      }
-      backward_block(work, block, t, a);
-    });
-    if (t > 0) gather_at_senders(t);
-  }
-
+  void forward(int t, bool backward_too, double* features) override;
+  void backward(int t) override;
   void finish(const cf_result& result) override;
 
   void charges(double* q) const override {
@@ -145,8 +137,8 @@ class EngineOf final : public Engine {
     const int64_t n_blocks = (n + W - 1) / W;
     bool failed = false;
     for (int i = 0; i < n_works_; ++i) works_[i].bad_atom = INT64_MAX, works_[i].unsorted = false;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(n_works_) \
-    if (n_works_ > 1 && n_segments > 1)
+#pragma omp parallel for schedule(dynamic, 1) \
+    num_threads(n_works_) if (n_works_ > 1 && n_segments > 1)
     for (int64_t s = 0; s < n_segments; ++s) {
       const int64_t end = (s + 1) * n_blocks / n_segments;
       for (int64_t k = s * n_blocks / n_segments; k < end; ++k) {
@@ -162,8 +154,7 @@ class EngineOf final : public Engine {
     if (failed) throw OutOfMemory();
     int64_t bad = INT64_MAX;
     for (int i = 0; i < n_works_; ++i) {
-      if (works_[i].unsorted)
-        unsorted();
+      if (works_[i].unsorted) unsorted();
       bad = works_[i].bad_atom < bad ? works_[i].bad_atom : bad;
     }
     if (bad != INT64_MAX)
@@ -177,7 +168,7 @@ class EngineOf final : public Engine {
   void make_message(Work<T>& work, const Block& block, int t, const V* a);
   void read_out(Work<T>& work, const Block& block, bool backward_too);
   void message_rows_gradient(Work<T>& work, const Block& block, int t);
-  void add_later_gradients(Work<T>& work, const Block& block, int t, V* grad_a);
+  void add_later_gradients(const Block& block, int t, V* grad_a);
   void moments_gradient(Work<T>& work, const Block& block, int t, const V* a, V* grad_a);
   void pass_to_previous(Work<T>& work, const Block& block, int t, V* grad_a);
   void pairs_gradient(Work<T>& work, const Block& block, int t, const V* grad_a, bool first,
@@ -243,12 +234,12 @@ class EngineOf final : public Engine {
   cf_list list_{};
   int64_t n_blocks_ = 0;
   Buffer<Site> sites_;
-  Buffer<T> pair_gradient_;                                   // [n_pairs][kRow] dE/dd
+  Buffer<T> pair_gradient_;                                    // [n_pairs][kRow] dE/dd
   Buffer<double> own_, energies_, charges_, charge_gradient_;  // own: gradient, d (x) gradient
   Buffer<double> system_size_;
   Buffer<V> rows_, grad_rows_;  // [block][rows] of the read-outs
   Buffer<V> kept_grad_;         // [block][R][C][n_A] dE/dA of the generation after, for memory
-  Buffer<T> segment_sums_;  // [segment][n_all][n_l n_x] dE/d(factors)
+  Buffer<T> segment_sums_;      // [segment][n_all][n_l n_x] dE/d(factors)
   int n_segments_ = 0;
   bool energies_too_ = true;
   // With Ar, of every pair: r (-1 beyond the cutoff), dE/dr by Ar.
@@ -258,3 +249,6 @@ class EngineOf final : public Engine {
   int n_works_ = 0;
   uint64_t forces_ticks_ = 0;
 };
+
+}  // namespace CF_ISA
+}  // namespace cace_fast

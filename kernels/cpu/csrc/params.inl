@@ -1,4 +1,17 @@
 // The weights of a model in the working precision, packed for the kernels.
+#pragma once
+
+#include <stddef.h>
+
+#include <new>  // IWYU pragma: keep
+
+#include "model.h"
+#include "packed.inl"
+#include "simd.inl"
+#include "tiles.inl"
+
+namespace cace_fast {
+namespace CF_ISA {
 
 // Where rho[x][n][m] stands.  Sums whose factors depend on the degree keep each degree together,
 // [l][x][n_b][monomials of l]; others are [x][n_b][n_A].
@@ -39,9 +52,7 @@ struct Mixing {
     n_rows = m.r * per_x;
     target.need(size_t(n_x) * n_rows);
     receiver.need(size_t(n_x) * n_rows);
-    const auto channel = [&](int x, int row) {
-      return by_channel ? x : x * m.k + row % per_x;
-    };
+    const auto channel = [&](int x, int row) { return by_channel ? x : x * m.k + row % per_x; };
     for (int x = 0; x < n_x; ++x)
       for (int row = 0; row < n_rows; ++row) {
         const int c = channel(x, row);
@@ -116,3 +127,6 @@ struct Stack {
     return (q * m.n_inv + b) * m.c + c;
   }
 };
+
+}  // namespace CF_ISA
+}  // namespace cace_fast

@@ -1,5 +1,11 @@
 // Elementary functions of vectors.  Polynomials are Taylor series on reduced arguments, long enough
 // for 2e-7 in float and 1e-15 in double.
+#pragma once
+
+#include "simd.inl"
+
+namespace cace_fast {
+namespace CF_ISA {
 
 template <class T>
 struct Reduce;
@@ -22,10 +28,12 @@ struct Reduce<double> {
 };
 
 // 1/n!
+// clang-format off
 constexpr double kInverseFactorial[] = {
     1.0, 1.0, 1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120, 1.0 / 720, 1.0 / 5040, 1.0 / 40320,
     1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800.0,
     1.0 / 87178291200.0, 1.0 / 1307674368000.0, 1.0 / 20922789888000.0};
+// clang-format on
 
 template <class V>
 struct SinCos {
@@ -77,6 +85,11 @@ struct VectorMath {
   typedef Vec<T> V;
   typedef T S;
   static V exp(V x) { return exponential<T>(x); }
-  static SinCos<V> sincospi_product(S a, V r) { return cace_fast::CF_ISA::sincospi_product<T>(a, r); }
+  static SinCos<V> sincospi_product(S a, V r) {
+    return cace_fast::CF_ISA::sincospi_product<T>(a, r);
+  }
   static V minimum(V x, S most) { return lesser(x, spread<T>(most)); }
 };
+
+}  // namespace CF_ISA
+}  // namespace cace_fast

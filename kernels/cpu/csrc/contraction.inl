@@ -1,6 +1,17 @@
 // B of A and dE/dA of dE/dB for one radial and edge channel (docs/theory.md section 5): generated
 // straight-line code where there is some, otherwise a loop over tables of the same partial sums
 // u_(l,d)[s] = sum_a M(a) A_a A_(a+s).
+#pragma once
+
+#include <stddef.h>
+
+#include "contraction_generated.inl"
+#include "model.h"
+#include "packed.inl"
+#include "simd.inl"
+
+namespace cace_fast {
+namespace CF_ISA {
 
 constexpr int kMaxMonomials = 84;
 
@@ -32,10 +43,10 @@ class Contraction {
 
  public:
   explicit Contraction(const Model& m) : n_a_(m.n_a) {
-#define CF_CHOOSE(l, nu)                                \
-  if (m.l_max == l && m.nu_max == nu) {                 \
-    values_ = &contract_##l##_##nu<T, V>;               \
-    gradient_ = &contract_gradient_##l##_##nu<T, V>;    \
+#define CF_CHOOSE(l, nu)                             \
+  if (m.l_max == l && m.nu_max == nu) {              \
+    values_ = &contract_##l##_##nu<T, V>;            \
+    gradient_ = &contract_gradient_##l##_##nu<T, V>; \
   }
     CF_UNROLLED(CF_CHOOSE)
 #undef CF_CHOOSE
@@ -161,3 +172,6 @@ class Contraction {
   Feature features_[kMaxFeatures];
   double count_[kMaxMonomials];
 };
+
+}  // namespace CF_ISA
+}  // namespace cace_fast

@@ -1,0 +1,55 @@
+// The order of work over blocks of atoms.
+//
+// forward(t):  pairs -> radial -> moments or messages -> A -> B -> first layers of all networks
+// backward(t): gradients of those rows -> dE/dB -> dE/dA -> dE/drho -> dE/dd of every pair
+// Only numbers of first layers are kept for each atom between phases (and A, where there are
+// message steps); forward and backward of the last generation run together where they can.
+#pragma once
+
+#include <stddef.h>
+#include <string.h>
+
+#include "block.inl"
+#include "engine_impl.inl"
+#include "isa.h"
+#include "stages.inl"           // IWYU pragma: keep
+#include "stages_backward.inl"  // IWYU pragma: keep
+
+namespace cace_fast {
+namespace CF_ISA {
+
+template <class T>
+void EngineOf<T>::forward(int t, bool backward_too, double* features) {
+  const bool last = t == m_.stages - 1;
+  const auto body = [&](Work<T>& work, const Block& block) {
+    find_neighbors(work, block, t);
+    V* a = moments_of(work, block, !backward_too, t);
+    make_moments(work, block, t, a);
+    invariants(work, block, t, a, features);
+    if (!last) make_message(work, block, t, a);
+    if (!last || m_.heads.empty()) return;
+    read_out(work, block, backward_too);
+    if (backward_too) backward_block(work, block, t, a);
+  };
+  backward_too ? over_receivers(t, body) : over_blocks(body);
+  if (backward_too && t > 0) gather_at_senders(t);
+}
+
+template <class T>
+void EngineOf<T>::backward(int t) {
+  over_receivers(t, [&](Work<T>& work, const Block& block) {
+    find_neighbors(work, block, t);
+    V* a = moments_of(work, block, true, t);
+    if (m_.stages == 1) make_moments(work, block, t, a);
+    if (t == m_.stages - 1) {
+      const int n = stacks_[t].n_readout;
+      ::memcpy(work.rows.need(n + 1), rows_.data() + size_t(block.number) * n, n * sizeof(V));
+      read_out(work, block, true);
+    }
+    backward_block(work, block, t, a);
+  });
+  if (t > 0) gather_at_senders(t);
+}
+
+}  // namespace CF_ISA
+}  // namespace cace_fast
