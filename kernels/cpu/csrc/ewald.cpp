@@ -11,6 +11,7 @@
 #include "cace_fast.h"
 #include "constants_generated.h"
 #include "engine.h"
+#include "formulas_generated.h"
 #include "scalar_math.h"
 
 namespace cace_fast {
