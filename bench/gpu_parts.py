@@ -185,7 +185,7 @@ def predicted_kernel(model: str, kernel: str, n_atoms: int) -> float | str:
 def plain_row(shape: Shape, n_atoms: int, compiled: Callable[..., Tensor]) -> dict[str, Any]:
     """Return the row of plain torch, eager and by ``torch.compile``, with its list kept."""
     atoms, model = structure(shape, n_atoms), potential(shape, "reference")
-    graph = model._engine.placed(graph_of(atoms, model.spec.representation))
+    graph = model._engine.to_device(graph_of(atoms, model.spec.representation))
     row: dict[str, Any] = {"atoms": len(atoms)}
     expected = model._engine.evaluate(graph, ("forces",)).forces
     assert expected is not None

@@ -26,7 +26,7 @@ from cace_fast.kernels.cpu.library import EwaldSpec
 from cace_fast.kernels.cpu.long_range import EwaldSum
 from cace_fast.kernels.edges import edges_of
 from cace_fast.kernels.triton import host_readout, launch, operators
-from cace_fast.kernels.triton.waves import k_vectors
+from cace_fast.kernels.triton.kvectors import k_vectors
 from cace_fast.spec import MLP, Ewald, Readout
 from cace_fast.weights import mlp_shapes
 

@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> dict[str, np.ndarray]:
     """
     potential, atoms = prepared(options.inputs[0])
     (dl,) = (m.dl for s in potential.spec.submodels for m in s.modules if isinstance(m, Ewald))
-    probe = potential.changed(k_set="frozen")  # sums over the vectors of any cell it is given
+    probe = potential.replace(k_set="frozen")  # sums over the vectors of any cell it is given
     atoms.calc = cace_fast.CACECalculator(potential, compute_stress=True)
     dt = STEP * units.fs
     bath = {"temperature_K": 300.0, "friction": 0.05 / units.fs, "fixcm": False}
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> dict[str, np.ndarray]:
     heat.run(options.equilibrate)
     target = float(np.mean(pressures)) if options.inputs[0] == "crystal" else 0.0
     print(f"{options.k_set}: at {target:.3f} GPa")
-    potential = potential.changed(k_set=options.k_set)
+    potential = potential.replace(k_set=options.k_set)
     atoms.calc = cace_fast.CACECalculator(potential, compute_stress=True)
     dynamics = IsotropicMTKNPT(
         atoms, dt, temperature_K=300.0, pressure_au=target * units.GPa, tdamp=100 * dt,

@@ -23,7 +23,7 @@ from gpu_emulator import Launch, roofline
 from gpu_emulator.resources import Resources, Specialised, measure
 from gpu_models import DENSITY, DL, SHAPES, Recording, TorchTraffic, record, tiles
 
-from cace_fast.kernels.sums import MOST_PAIRS_ON_GPU, n_k_vectors
+from cace_fast.kernels.ewald_method import MOST_PAIRS_ON_GPU, n_k_vectors
 from cace_fast.kernels.triton import configs
 from cace_fast.kernels.triton.ewald_tables import RUN
 from cace_fast.kernels.triton.host_ewald import TURN

@@ -55,7 +55,7 @@ def main() -> None:
     height = atoms.cell[2, 2]
     rows = {}
     for vacuum in VACUUMS:
-        own = plain.changed(slab_vacuum=vacuum).compute(atoms, asked)
+        own = plain.replace(slab_vacuum=vacuum).compute(atoms, asked)
         rows[f"slab_vacuum={vacuum:g}"] = own
     rows["box alone, 20 A of vacuum"] = plain.compute(boxed(atoms, height + 20.0), asked)
     rows["box alone, 80 A of vacuum"] = plain.compute(boxed(atoms, height + 80.0), asked)

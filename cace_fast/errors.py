@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class CaceFastError(Exception):
@@ -25,12 +31,7 @@ class InputError(CaceFastError, ValueError):
     """
 
     def __init__(self, argument: str, expected: str, got: object, remedy: str = "") -> None:
-        self.argument, self.expected, self.got, self.remedy = (
-            argument,
-            expected,
-            got,
-            remedy,
-        )
+        self.argument, self.expected, self.got, self.remedy = (argument, expected, got, remedy)
         super().__init__(
             f"{argument}: expected {expected}, got {got}." + (f" {remedy}" if remedy else "")
         )
@@ -94,3 +95,14 @@ class BackendUnavailableError(CaceFastError, RuntimeError):
         self,
     ) -> tuple[type[BackendUnavailableError], tuple[str, str, tuple[str, ...], str]]:
         return type(self), (self.backend, self.reason, self.available, self.remedy)
+
+
+def renamed(old: str, new: str, function: Callable[P, R]) -> Callable[P, R]:
+    """Return a function under its old name, which warns; it goes with the next release."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        warnings.warn(f"{old} is called {new} now", DeprecationWarning, stacklevel=2)
+        return function(*args, **kwargs)
+
+    return call

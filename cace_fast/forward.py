@@ -199,12 +199,7 @@ class Forward:
         return bool(declared) and (always or (default if asked is None else asked))
 
     def _run(
-        self,
-        number: int,
-        sub: SubModel,
-        state: State,
-        weights: Mapping[str, Tensor],
-        asked: _Asked,
+        self, number: int, sub: SubModel, state: State, weights: Mapping[str, Tensor], asked: _Asked
     ) -> dict[str, Tensor]:
         for index, module in enumerate(sub.modules):
             prefix = f"outputs.{number}.{index}"

@@ -102,9 +102,14 @@ class Inference:
         if program not in self._engines:
             like = self._weights["embedding.sender"]
             self._engines[program] = make_engine(
-                self._spec, Weights(self._spec, self._weights), program, backend=self._backend,
-                device=like.device, dtype=like.dtype, long_range=self._long_range,
-            )  # fmt: skip
+                self._spec,
+                Weights(self._spec, self._weights),
+                program,
+                backend=self._backend,
+                device=like.device,
+                dtype=like.dtype,
+                long_range=self._long_range,
+            )
         return self._engines[program]
 
     def features(self, graph: AtomicGraph) -> Tensor:
@@ -148,10 +153,17 @@ class _Differentiable(torch.autograd.Function):
                 for y, g in zip(ctx.again(leaves), grads, strict=True)
                 if g is not None and y.requires_grad
             ]
-            found = torch.autograd.grad(
-                [y for y, _ in pairs], leaves, [g for _, g in pairs],
-                create_graph=higher, materialize_grads=True,
-            ) if pairs else tuple(map(torch.zeros_like, leaves))  # fmt: skip
+            found = (
+                torch.autograd.grad(
+                    [y for y, _ in pairs],
+                    leaves,
+                    [g for _, g in pairs],
+                    create_graph=higher,
+                    materialize_grads=True,
+                )
+                if pairs
+                else tuple(map(torch.zeros_like, leaves))
+            )
         return None, None, *found
 
 

@@ -8,7 +8,7 @@ import torch
 
 from .potential import Potential
 from .process import ordinary
-from .reading import read_model
+from .model_files import read_model
 
 
 @ordinary
@@ -49,10 +49,16 @@ def load(
     """
     spec, tensors = read_model(path)
     potential = Potential(
-        spec, tensors, device=device, dtype=dtype, backend=backend,
-        long_range_tolerance=long_range_tolerance, k_set=k_set, long_range=long_range,
+        spec,
+        tensors,
+        device=device,
+        dtype=dtype,
+        backend=backend,
+        long_range_tolerance=long_range_tolerance,
+        k_set=k_set,
+        long_range=long_range,
         slab_vacuum=slab_vacuum,
-    )  # fmt: skip
+    )
     if verify:
         from .verification import quick_check  # brings ASE: only when asked for
 

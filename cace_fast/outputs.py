@@ -101,9 +101,12 @@ def _derivatives(key: str, energy: Tensor, state: State) -> tuple[Tensor, ...]:
     if not energy.requires_grad:
         return tuple(torch.zeros_like(leaf) for leaf in leaves)
     return torch.autograd.grad(
-        energy.sum(), leaves, create_graph=state.call.training, retain_graph=True,
+        energy.sum(),
+        leaves,
+        create_graph=state.call.training,
+        retain_graph=True,
         materialize_grads=True,
-    )  # fmt: skip
+    )
 
 
 def polarization(module: Polarization, state: State) -> None:
@@ -140,11 +143,14 @@ def _gradient(y: Tensor, x: Tensor, state: State) -> Tensor:
         parts = [column.real, column.imag] if column.is_complex() else [column]
         grads = [
             torch.autograd.grad(
-                p.sum(), x, create_graph=state.call.training, retain_graph=True,
+                p.sum(),
+                x,
+                create_graph=state.call.training,
+                retain_graph=True,
                 materialize_grads=True,
             )[0].to(torch.float64)
             for p in parts
-        ]  # fmt: skip
+        ]
         found.append(torch.complex(*grads) if len(grads) == 2 else grads[0])
     return torch.stack(found, -1) if y.dim() > 1 else found[0]
 

@@ -15,15 +15,8 @@ from torch import Tensor
 
 from . import structures, weights
 from .arrays import Arrays
-from .engine import (
-    Batch,
-    LongRange,
-    VerletList,
-    find_device,
-    find_dtype,
-    make_engine,
-)
-from .errors import CaceFastError, InputError, PropertyNotImplementedError
+from .engine import Batch, LongRange, VerletList, find_device, find_dtype, make_engine
+from .errors import CaceFastError, InputError, renamed
 from .forward import Forward
 from .graph import AtomicGraph, join
 from .min_dist import AUTO, MinDist
@@ -38,6 +31,7 @@ from .properties import (
     check_structure,
     isolated_table,
     needed,
+    require_energy,
     results_of,
     to_numpy,
 )
@@ -104,27 +98,39 @@ class Potential:
             self.dtype, long_range, long_range_tolerance, k_set, slab_vacuum
         )
         self._engine = make_engine(
-            spec, weights, self.program, backend=backend, device=self.device, dtype=self.dtype,
+            spec,
+            weights,
+            self.program,
+            backend=backend,
+            device=self.device,
+            dtype=self.dtype,
             long_range=self.long_range,
-        )  # fmt: skip
+        )
         self._forward = Forward.of(spec, self._engine.weights, self.long_range, self.backend)
         self._atomic_energies = dict(self.program.isolated)
         self._extra_inputs = extra_inputs(spec)
 
-    def changed(self, **options: Any) -> Potential:
+    def replace(self, **options: Any) -> Potential:
         """Return a potential of the same model with these options, and its own for the others."""
         how = self.long_range
         own: dict[str, Any] = {
-            "device": self.device, "dtype": self.dtype, "backend": self.backend,
-            "energy_key": self.energy_key, "output_index": self.output_index,
-            "long_range": how.method, "long_range_tolerance": how.tolerance, "k_set": how.k_set,
+            "device": self.device,
+            "dtype": self.dtype,
+            "backend": self.backend,
+            "energy_key": self.energy_key,
+            "output_index": self.output_index,
+            "long_range": how.method,
+            "long_range_tolerance": how.tolerance,
+            "k_set": how.k_set,
             "slab_vacuum": how.slab_vacuum,
-        }  # fmt: skip
+        }
         if "dtype" in options and how.tolerance == LongRange.of(self.dtype).tolerance:
             own["long_range_tolerance"] = None  # the usual one, of the other precision then
         found = Potential(self.spec, self.weights, **(own | options))
         found.long_range.reference_cell = how.reference_cell
         return found
+
+    changed = renamed("Potential.changed", "Potential.replace", replace)
 
     def __repr__(self) -> str:
         """Return one line: elements, cutoff, backend, device and dtype."""
@@ -228,7 +234,7 @@ class Potential:
             Where to find further inputs of the model: its name -> name in ``info`` or ``arrays``.
         """
         check_names(properties)
-        self._require_energy()
+        require_energy(self.spec)
         for atoms in frames:
             check_structure(properties, atoms)
         names = {key: key for key in self._extra_inputs} | dict(inputs or {})
@@ -244,7 +250,7 @@ class Potential:
                 else:
                     graph = graph_of(atoms, rep, inputs=names, edges=source)
             except InputError as error:
-                raise structures.numbered(error, number, len(frames)) from None
+                raise structures.with_index(error, number, len(frames)) from None
             pending.append(graph)
             n_edges, n_atoms = n_edges + len(graph.senders), n_atoms + graph.n_atoms
             full = n_edges > BATCH_EDGES or n_atoms > BATCH_ATOMS
@@ -254,7 +260,7 @@ class Potential:
                     results += self._evaluate_batch(batch, pending, properties, min_dist)
                 except CaceFastError:
                     for k, one in enumerate(pending, start=len(results)):
-                        self._raise_numbered(frames, k, one, properties, min_dist)
+                        self._raise_with_index(frames, k, one, properties, min_dist)
                     raise
                 pending, n_edges, n_atoms = [], 0, 0
         return results
@@ -308,7 +314,7 @@ class Potential:
         InputError, UnknownElementError
             For arrays that do not fit, or elements that the model does not have.
         """
-        self._require_energy()
+        require_energy(self.spec)
         rep = self.spec.representation
         if numbers is None:
             names = {key: key for key in self._extra_inputs}
@@ -331,7 +337,7 @@ class Potential:
 
         Cost and memory are those of 3 n evaluations of the forces; use ``dtype="float64"``.
         """
-        self._require_energy()
+        require_energy(self.spec)
         names = extra_inputs(self.spec)
         graph = graph_of(atoms, self.spec.representation, inputs=names, min_dist=min_dist)
         return to_numpy(self._engine.hessian(graph.to(self.device)))
@@ -370,25 +376,19 @@ class Potential:
         """Write the model as one ``.safetensors`` file."""
         weights.save(path, self.spec, self.weights)
 
-    def _require_energy(self) -> None:
-        if not self.spec.submodels:
-            raise PropertyNotImplementedError(
-                "energy: this file is a bare descriptor without a read-out; it has features only"
-            )
-
-    def _raise_numbered(
+    def _raise_with_index(
         self, frames: Frames, number: int, graph: AtomicGraph, properties: Names, min_dist: MinDist
     ) -> None:
         """Raise the error of one structure of a batch with its number, if it has one."""
         try:
             self._engine.evaluate(graph.to(self.device), needed(properties), min_dist=min_dist)
         except CaceFastError as error:
-            raise structures.numbered(error, number, len(frames)) from None
+            raise structures.with_index(error, number, len(frames)) from None
 
     def _evaluate_batch(
         self, frames: Frames, graphs: Sequence[AtomicGraph], properties: Names, min_dist: MinDist
     ) -> list[Result]:
-        graph = self._engine.placed(join(graphs))
+        graph = self._engine.to_device(join(graphs))
         wanted = needed(properties)
         output = self._engine.evaluate(graph, wanted, min_dist=min_dist)
         term = self.program.charge_term if "latent_charges" in wanted else None

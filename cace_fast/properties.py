@@ -14,7 +14,7 @@ from .engine import physical_charges
 from .errors import InputError, PropertyNotImplementedError
 from .graph import AtomicGraph, ModelOutput
 from .reference.model import by_system
-from .spec import EwaldTerm
+from .spec import EwaldTerm, ModelSpec
 from .spec.units import E2_PER_INTERNAL
 
 if TYPE_CHECKING:
@@ -113,6 +113,14 @@ def check_names(properties: Sequence[str]) -> None:
     unknown = [str(name) for name in properties if name not in PROPERTIES]
     if unknown:
         raise InputError("properties", f"names among {', '.join(PROPERTIES)}", ", ".join(unknown))
+
+
+def require_energy(spec: ModelSpec) -> None:
+    """Raise PropertyNotImplementedError for a bare descriptor, which has no energy."""
+    if not spec.submodels:
+        raise PropertyNotImplementedError(
+            "energy: this file is a bare descriptor without a read-out; it has features only"
+        )
 
 
 def check_structure(properties: Sequence[str], atoms: Atoms) -> None:

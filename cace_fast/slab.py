@@ -51,11 +51,12 @@ def slab_of(cell: Tensor, open_axis: int, vacuum: float) -> Slab:
     height = (across * cell[open_axis]).sum() / area
     if not bool(height.abs() * area > 1e-9 * torch.linalg.vector_norm(cell, dim=1).prod()):
         raise InputError(
-            "cell", "three independent lattice vectors for a slab with an Ewald sum",
+            "cell",
+            "three independent lattice vectors for a slab with an Ewald sum",
             cell.tolist(),
             "The vector that is not periodic says how high the atoms may reach; set one, for "
             f"example by atoms.center(vacuum=5.0, axis={open_axis}).",
-        )  # fmt: skip
+        )
     normal, height = across / area, height.abs()
     period = height + vacuum
     rows = [cell[first], cell[second]]
@@ -105,16 +106,16 @@ def planar_terms(
 
     ``moments`` are those of all atoms; both are without norm.
     """
-    total, moment, second = moments
-    volume, height = torch.linalg.det(slab.cell).abs(), z[:, None]
-    constant = slab.period**2 / 6.0 + sigma**2
-    potential = (2.0 * moment * height - second - total * (height * height + constant)) / volume
-    pull = -2.0 * (q * (moment - total * height)).sum(1) / volume
-    return potential, pull[:, None] * slab.normal
+    Q, M, S = moments  # sum q, sum q z, sum q z^2
+    V, L, column = torch.linalg.det(slab.cell).abs(), slab.period, z[:, None]
+    constant = L**2 / 6.0 + sigma**2
+    potential = (2.0 * M * column - S - Q * (column * column + constant)) / V  # equation 37
+    force = -2.0 * (q * (M - Q * column)).sum(1) / V
+    return potential, force[:, None] * slab.normal
 
 
 def planar_virial(
-    slab: Slab, sigma: float, moments: Tensor, lean: Tensor, virial: Tensor
+    slab: Slab, sigma: float, moments: Tensor, force_z: Tensor, virial: Tensor
 ) -> Tensor:
     """Return the virial [3, 3] of a slab, in whose strain the vacuum keeps its width.
 
@@ -124,24 +125,25 @@ def planar_virial(
         Its box, and the width of the charges in A.
     moments
         Of all atoms, from :func:`planar_moments`.
-    lean
+    force_z
         The sum of F z [3] over all atoms, F being forces of the sum over k; parts add up.
     virial
         That of the sum over k in ``slab.cell`` [3, 3], without norm.
     """
-    n, (total, moment, second) = slab.normal, moments
-    volume, share = torch.linalg.det(slab.cell).abs(), slab.height / slab.period
-    constant = slab.period**2 / 6.0 + sigma**2
+    n, (Q, M, S) = slab.normal, moments
+    V, H, L = torch.linalg.det(slab.cell).abs(), slab.height, slab.period
+    constant = L**2 / 6.0 + sigma**2
     # the sum over k: only in the plane does its strain move its box as it moves the slab
-    outer = torch.outer(n, n)
-    flat = torch.eye(3, dtype=virial.dtype, device=virial.device) - outer
-    tilt = torch.outer(n, flat @ lean)
-    upright = (1.0 - share) * (n @ lean) + share * (n @ virial @ n)
-    of_sum = flat @ virial @ flat + tilt + tilt.T + upright * outer
-    squares = (moment * moment - total * second).sum()
-    energy = (squares - 0.5 * (total * total).sum() * constant) / volume
-    rise = (2.0 * squares - (total * total).sum() * slab.period * slab.height / 6.0) / volume
-    found: Tensor = of_sum + energy * (flat + share * outer) - rise * outer
+    nn = torch.outer(n, n)
+    plane = torch.eye(3, dtype=virial.dtype, device=virial.device) - nn
+    shear = torch.outer(n, plane @ force_z)
+    along_n = (1.0 - H / L) * (n @ force_z) + H / L * (n @ virial @ n)
+    of_sum = plane @ virial @ plane + shear + shear.T + along_n * nn
+    # the terms of equation 36
+    squares = (M * M - Q * S).sum()
+    energy = (squares - 0.5 * (Q * Q).sum() * constant) / V
+    slope = (2.0 * squares - (Q * Q).sum() * L * H / 6.0) / V
+    found: Tensor = of_sum + energy * (plane + H / L * nn) - slope * nn
     return found
 
 
@@ -168,6 +170,6 @@ def planar_sum(
     along = r @ slab.normal
     z = along - along.mean()
     moments = planar_moments(q, z)
-    potential, pull = planar_terms(q, z, slab, sigma, moments)
-    lean = (forces * z[:, None]).sum(0)
-    return potential, forces + pull, planar_virial(slab, sigma, moments, lean, virial)
+    potential, more = planar_terms(q, z, slab, sigma, moments)
+    force_z = (forces * z[:, None]).sum(0)
+    return potential, forces + more, planar_virial(slab, sigma, moments, force_z, virial)

@@ -175,9 +175,11 @@ def _whole(site: dict[str, Any]) -> bool:
 
 def _partial(got: str, entry: str) -> InputError:
     return InputError(
-        "occupancy", "sites with one whole atom each", got,
+        "occupancy",
+        "sites with one whole atom each",
+        got,
         f"Make a structure without partial occupancies, and delete atoms.{entry} from it.",
-    )  # fmt: skip
+    )
 
 
 def trim(graph: AtomicGraph, spec: Representation, min_dist: MinDist = None) -> AtomicGraph:
@@ -200,7 +202,7 @@ def trim(graph: AtomicGraph, spec: Representation, min_dist: MinDist = None) -> 
     return graph if bool(near.all()) else graph.select(near)
 
 
-def numbered(error: CaceFastError, number: int, n_structures: int) -> CaceFastError:
+def with_index(error: CaceFastError, number: int, n_structures: int) -> CaceFastError:
     """Return the error with the number of its structure, where there are several."""
     if n_structures > 1:
         error.args = (f"structure {number}: {error}",)
@@ -215,11 +217,13 @@ def species_of(numbers: NDArray[Any], spec: Representation) -> NDArray[np.int64]
     if len(numbers) and int(numbers.min()) < 0:
         raise UnknownElementError("numbers", "atomic numbers of at least 0", int(numbers.min()))
     species: NDArray[np.int64] = table[np.minimum(numbers, last + 1)]
-    strangers = np.flatnonzero(species < 0)
-    if len(strangers):
-        names = ", ".join(dict.fromkeys(symbol(int(numbers[i])) for i in strangers))
+    unknown_elements = np.flatnonzero(species < 0)
+    if len(unknown_elements):
+        names = ", ".join(dict.fromkeys(symbol(int(numbers[i])) for i in unknown_elements))
         known = ", ".join(symbol(z) for z in sorted(spec.elements))
-        where = ", ".join(map(str, strangers[:5])) + (", ..." if len(strangers) > 5 else "")
+        where = ", ".join(map(str, unknown_elements[:5])) + (
+            ", ..." if len(unknown_elements) > 5 else ""
+        )
         raise UnknownElementError("numbers", f"elements among {known}", f"{names} (atoms {where})")
     return species
 

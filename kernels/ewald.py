@@ -20,7 +20,7 @@ from cace_fast.kernels._compiled import array
 from cace_fast.kernels.cpu.library import EwaldSpec
 from cace_fast.kernels.cpu.long_range import EwaldSum
 from cace_fast.kernels.nufft import BareSum, NufftSum, accuracy
-from cace_fast.kernels.sums import choose
+from cace_fast.kernels.ewald_method import choose
 from cace_fast.kernels.transforms import make_transforms
 from cace_fast.slab import planar_potential, require_fit, slab_of
 from cace_fast.spec import Ewald

@@ -133,9 +133,11 @@ def make_transforms(
         return PlainTransforms(accuracy)
     if by not in ("auto", own):
         raise BackendUnavailableError(
-            by, f"it does not serve the device {str(device)!r}", [own or "torch", "torch"],
+            by,
+            f"it does not serve the device {str(device)!r}",
+            [own or "torch", "torch"],
             "Use another device, or by='torch'.",
-        )  # fmt: skip
+        )
     if own is None:
         return PlainTransforms(accuracy)
     try:

@@ -112,9 +112,11 @@ def given_input(key: str, inputs: Mapping[str, Tensor]) -> Tensor:
     """Return an input [n, ...] that the structures bring."""
     if key not in inputs:
         raise InputError(
-            key, "a per-atom input that this model takes", "nothing",
+            key,
+            "a per-atom input that this model takes",
+            "nothing",
             f"Set atoms.arrays[{key!r}] or atoms.info[{key!r}].",
-        )  # fmt: skip
+        )
     return inputs[key]
 
 

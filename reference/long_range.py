@@ -9,12 +9,7 @@ from torch import Tensor
 
 from cace_fast.errors import InputError
 from cace_fast.graph import AtomicGraph
-from cace_fast.reference.ewald import (
-    OWN_SPHERE,
-    EwaldResult,
-    Summation,
-    ewald,
-)
+from cace_fast.reference.ewald import OWN_SPHERE, EwaldResult, Summation, ewald
 from cace_fast.spec import Ewald
 from cace_fast.spec.units import E2_PER_INTERNAL
 
@@ -30,9 +25,14 @@ def ewald_of(
     ):
         periodic, open_axis = boundary(graph.pbc[number].tolist(), how.slab_vacuum)
         one = ewald(
-            charges, positions, graph.cell[number], module, periodic=periodic, how=how,
+            charges,
+            positions,
+            graph.cell[number],
+            module,
+            periodic=periodic,
+            how=how,
             open_axis=open_axis,
-        )  # fmt: skip
+        )
         first = sum(counts[:number])
         atoms = slice(first, first + counts[number])
         # each entry of the result gets all of it: periodic ones have one for each charge channel,

@@ -158,7 +158,7 @@ def test_an_energy_without_a_long_range_takes_a_box_of_any_size(backend):
     """Its vectors k are never made, whatever else the file has."""
     spec = tiny_spec(ewald_channels=1)
     whole = Potential(spec, tiny_weights(spec), backend=backend, dtype="float64")
-    short = whole.changed(energy_key="E_sr")
+    short = whole.replace(energy_key="E_sr")
     atoms = tiny_structure(spec, 1)
     atoms.set_cell([40.0] * 3)
     want = short.compute(atoms)

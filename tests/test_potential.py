@@ -335,3 +335,9 @@ def test_prints_readably():
     )
     assert cace_fast.ModelSpec is ModelSpec
     assert any(isinstance(m, Add) for m in golden.model()[0].submodels[0].modules)
+
+
+def test_the_old_name_of_replace_warns(charged):
+    with pytest.warns(DeprecationWarning, match="Potential.replace"):
+        twin = charged.changed(dtype="float32")
+    assert twin.dtype == torch.float32

@@ -67,7 +67,7 @@ def test_results_are_the_same_in_every_mode(backend, mode):
         got = potential.compute(atoms, NAMES)
         assert np.array_equal(potential.hessian(atoms), hessian)
         assert np.array_equal(potential.features(atoms), features)
-        made_here = potential.changed(backend=backend)
+        made_here = potential.replace(backend=backend)
         system = potential.batch([atoms], skin=0.3)
         forces = system.evaluate().forces
     for name in NAMES:

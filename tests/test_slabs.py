@@ -172,10 +172,10 @@ def test_the_calculator_takes_the_vacuum():
 def test_another_potential_of_the_same_model_keeps_the_settings():
     first = potential(long_range="nufft", long_range_tolerance=1e-7, k_set="frozen")
     first.compute(slab())
-    second = first.changed(energy_key="E_lr")
+    second = first.replace(energy_key="E_lr")
     assert second.long_range == first.long_range
     assert second.energy_key == "E_lr"
-    assert first.changed(slab_vacuum=30.0).long_range.slab_vacuum == 30.0
+    assert first.replace(slab_vacuum=30.0).long_range.slab_vacuum == 30.0
 
 
 # --- refusals -------------------------------------------------------------------------------

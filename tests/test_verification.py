@@ -394,7 +394,7 @@ def test_inputs_of_structures_are_kept(given):
 def test_cells_grow_until_the_atoms_fit(monkeypatch):
     spec = tiny_spec()
     before = trial_structure(spec)
-    monkeypatch.setattr("cace_fast.verification.trial.TRIES", 30)
+    monkeypatch.setattr("cace_fast.verification.probe_structure.TRIES", 30)
     after = trial_structure(spec)
     assert len(after) == len(before)
     assert after.get_volume() > before.get_volume()

@@ -20,9 +20,18 @@ _KEY_LEAVES = 64
 _SCALARS = (str, int, float, type(None))
 # numpy's one-letter kinds with sizes, as struct reads them
 _NUMPY_FORMATS = {
-    "b1": "?", "i1": "b", "u1": "B", "i2": "h", "u2": "H",
-    "i4": "i", "u4": "I", "i8": "q", "u8": "Q", "f4": "f", "f8": "d",
-}  # fmt: skip
+    "b1": "?",
+    "i1": "b",
+    "u1": "B",
+    "i2": "h",
+    "u2": "H",
+    "i4": "i",
+    "u4": "I",
+    "i8": "q",
+    "u8": "Q",
+    "f4": "f",
+    "f8": "d",
+}
 
 Rule = Callable[[tuple[Any, ...]], Any]
 

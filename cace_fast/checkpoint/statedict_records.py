@@ -114,8 +114,10 @@ def _potentials(nodes: Sequence[Node], options: StateDictOptions, missing: Missi
     keys = list(dict.fromkeys(key for modules in outputs for key in _extra_features(modules)))
     potentials = []
     for s, (node, modules) in enumerate(zip(nodes, outputs, strict=True)):
-        named = [_output(node, f"outputs[{s}][{m}]", m, entry, options, missing)
-                 for m, entry in enumerate(modules)]  # fmt: skip
+        named = [
+            _output(node, f"outputs[{s}][{m}]", m, entry, options, missing)
+            for m, entry in enumerate(modules)
+        ]
         extra = len(node_of(node, "output_modules").keys() - {str(m) for m in range(len(modules))})
         if extra and options.outputs is not None:
             raise InputError(f"outputs[{s}]", "all output modules that have weights", len(modules))
@@ -130,9 +132,10 @@ def _potentials(nodes: Sequence[Node], options: StateDictOptions, missing: Missi
         }
         written = [key for entry in modules for key in _written(entry)]
         potentials.append(
-            _record("cace.models.atomistic.NeuralNetworkPotential", {}, parts,
-                    model_outputs=written)
-        )  # fmt: skip
+            _record(
+                "cace.models.atomistic.NeuralNetworkPotential", {}, parts, model_outputs=written
+            )
+        )
     return potentials
 
 
@@ -286,9 +289,13 @@ def _dense(node: Node, options: StateDictOptions | None, missing: Missing) -> Re
 
 
 def _output(
-    node: Node, place: str, index: int, entry: Mapping[str, Any], options: StateDictOptions,
+    node: Node,
+    place: str,
+    index: int,
+    entry: Mapping[str, Any],
+    options: StateDictOptions,
     missing: Missing,
-) -> Record:  # fmt: skip
+) -> Record:
     kind = entry.get("type")
     if kind not in _NEEDED:
         raise InputError(f"{place}['type']", f"one of {', '.join(_NEEDED)}", repr(kind))

@@ -118,9 +118,11 @@ def check_output(
     """
     if suffixes and path.suffix not in suffixes:
         raise InputError(
-            argument, f"a name that ends in {' or '.join(suffixes)}", str(path),
+            argument,
+            f"a name that ends in {' or '.join(suffixes)}",
+            str(path),
             "ASE converts it to other formats: 'ase convert'." if suffixes == XYZ else "",
-        )  # fmt: skip
+        )
     if not _exists(path.parent, argument) or not path.parent.is_dir():
         raise FileNotFoundError(f"{argument}: no such folder: {path.parent}. Make it first.")
     if not _exists(path, argument):

@@ -8,12 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cace_fast.cli.common import (
-    ForceOption,
-    ModelArgument,
-    check_output,
-    note,
-)
+from cace_fast.cli.common import ForceOption, ModelArgument, check_output, note
 from cace_fast.errors import (
     InputError,
     PropertyNotImplementedError,
@@ -47,7 +42,7 @@ def convert(
     from dataclasses import replace
 
     from cace_fast import weights
-    from cace_fast.reading import read_model
+    from cace_fast.model_files import read_model
 
     check_output(output, force, "OUTPUT", (".safetensors",))
     spec, tensors = read_model(model)

@@ -11,13 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cace_fast import __version__
-from cace_fast.cli.common import (
-    BackendOption,
-    DeviceOption,
-    Dtype,
-    DtypeOption,
-    JsonOption,
-)
+from cace_fast.cli.common import BackendOption, DeviceOption, Dtype, DtypeOption, JsonOption
 
 if TYPE_CHECKING:
     from cace_fast.potential import Potential
@@ -64,7 +58,7 @@ def examine() -> dict[str, dict[str, Any]]:
     """Return what is installed and available here, by topic."""
     import torch
 
-    from cace_fast.reading import shipped
+    from cace_fast.model_files import shipped
 
     return {
         "versions": {
@@ -133,7 +127,7 @@ def check_gpu(model: str | None = None) -> dict[str, str]:
     from cace_fast.engine import choose_backend
     from cace_fast.kernels.backend import states
     from cace_fast.loading import load
-    from cace_fast.reading import shipped
+    from cace_fast.model_files import shipped
 
     state = next(s for s in states() if s.name == "triton")
     device = state.devices[0]

@@ -83,9 +83,14 @@ def evaluate(
         raise InputError("--info-prefix", "letters, digits and _", repr(info_prefix))
     external = field_of(field)
     writer = Writer(
-        potential, names, info_prefix, compute_stress or "stress" in names,
-        None if external is None else external.amplitude, closest, skip_errors,
-    )  # fmt: skip
+        potential,
+        names,
+        info_prefix,
+        compute_stress or "stress" in names,
+        None if external is None else external.amplitude,
+        closest,
+        skip_errors,
+    )
     if output.exists() and configs.exists() and output.samefile(configs):
         raise InputError("--output", "another file than --configs", str(output))
     frames = read_structures(configs, "--configs")

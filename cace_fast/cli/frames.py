@@ -80,10 +80,11 @@ def keep_constraints(atoms: Atoms) -> None:
                 constraint = FixCartesian(constraint.index, constraint.mask)
         if not isinstance(constraint, FixAtoms | FixCartesian):
             raise InputError(
-                "constraints", "fixed atoms, or fixed x, y or z, which the output can keep",
+                "constraints",
+                "fixed atoms, or fixed x, y or z, which the output can keep",
                 f"{type(constraint).__name__} of atoms {constraint.get_indices().tolist()[:5]}",
                 "Fix the atoms wholly, use a cell along x, y and z, or run it in Python with ASE.",
-            )  # fmt: skip
+            )
         kept.append(constraint)
     if any(isinstance(constraint, FixCartesian) for constraint in kept):
         kept = [FixCartesian(i, row) for i, row in enumerate(_fixed(atoms, kept)) if row.any()]

@@ -32,7 +32,7 @@ def info(
     ] = 0,
 ) -> None:
     """Show what is in a model file: elements, cutoff, architecture, energies, licence."""
-    from cace_fast.reading import read_model
+    from cace_fast.model_files import read_model
     from cace_fast.spec import energy_programs, program_to_json, to_json
 
     spec, weights = read_model(model)
@@ -108,9 +108,11 @@ def gpu_memory(spec: ModelSpec, weights: Weights, n_atoms: int) -> str:
     """
     if importlib.util.find_spec("triton") is None:
         raise BackendUnavailableError(
-            "triton", "the package triton is not installed", ["reference"],
+            "triton",
+            "the package triton is not installed",
+            ["reference"],
             "Run 'pip install triton', in the version that your torch names.",
-        )  # fmt: skip
+        )
     import torch
 
     from cace_fast.engine import ReferenceEngine
@@ -197,7 +199,7 @@ def _energies(spec: ModelSpec) -> dict[str, Any]:
 
 def _crossover(sub: SubModel, index: int) -> int:
     """Return from how many atoms on the sum of an Ewald module is done by transforms."""
-    from cace_fast.kernels.sums import crossover
+    from cace_fast.kernels.ewald_method import crossover
     from cace_fast.spec import Ewald, n_charges
 
     module = sub.modules[index]
@@ -207,7 +209,7 @@ def _crossover(sub: SubModel, index: int) -> int:
 
 def _crossover_on_gpu(module: Ewald) -> int:
     """Return the same for the triton backend, to two digits."""
-    from cace_fast.kernels.sums import MOST_PAIRS_ON_GPU
+    from cace_fast.kernels.ewald_method import MOST_PAIRS_ON_GPU
 
     atoms = (MOST_PAIRS_ON_GPU * DENSITY * module.dl**3 * 1.5 / pi) ** 0.5  # sums.n_k_vectors
     return int(float(f"{atoms:.1e}"))

@@ -88,9 +88,13 @@ def integrator(atoms: Atoms, settings: Settings, random: np.random.Generator) ->
     if settings.ensemble == Ensemble.nvt:
         friction = settings.friction / units.fs
         return Langevin(
-            atoms, dt, temperature_K=settings.temperature, friction=friction, fixcm=False,
+            atoms,
+            dt,
+            temperature_K=settings.temperature,
+            friction=friction,
+            fixcm=False,
             rng=random,
-        )  # fmt: skip
+        )
     if not np.all(atoms.pbc):
         raise PropertyNotImplementedError(
             "--ensemble npt: needs a structure that is periodic in three directions, this one has "
@@ -102,9 +106,13 @@ def integrator(atoms: Atoms, settings: Settings, random: np.random.Generator) ->
             "nvt, or take the constraints away."
         )
     return IsotropicMTKNPT(
-        atoms, dt, temperature_K=settings.temperature, pressure_au=settings.pressure * units.GPa,
-        tdamp=100.0 * dt, pdamp=1000.0 * dt,
-    )  # fmt: skip
+        atoms,
+        dt,
+        temperature_K=settings.temperature,
+        pressure_au=settings.pressure * units.GPa,
+        tdamp=100.0 * dt,
+        pdamp=1000.0 * dt,
+    )
 
 
 def draw_momenta(atoms: Atoms, temperature: float, random: np.random.Generator) -> None:

@@ -25,13 +25,7 @@ from cace_fast.cli.common import (
     note,
     progress,
 )
-from cace_fast.cli.field import (
-    FieldOption,
-    FrequencyOption,
-    PhaseOption,
-    PulseOption,
-    field_of,
-)
+from cace_fast.cli.field import FieldOption, FrequencyOption, PhaseOption, PulseOption, field_of
 from cace_fast.cli.frames import keep_constraints, read_structure
 from cace_fast.cli.integrators import Ensemble, Settings
 from cace_fast.cli.signals import stopping
@@ -102,8 +96,9 @@ def md(
     if not timestep > 0:
         raise InputError("--timestep", "a time above 0 fs", timestep)
     for name, value, owner in (
-        ("--friction", friction, Ensemble.nvt), ("--pressure", pressure, Ensemble.npt),
-    ):  # fmt: skip
+        ("--friction", friction, Ensemble.nvt),
+        ("--pressure", pressure, Ensemble.npt),
+    ):
         if value is not None and ensemble != owner:
             raise InputError(name, f"it with --ensemble {owner} alone", f"--ensemble {ensemble}")
     if restart and force:
@@ -118,13 +113,22 @@ def md(
     keep_constraints(atoms)
     dtype = str(potential.dtype).removeprefix("torch.")
     settings = Settings(
-        ensemble=ensemble.value, temperature=temperature, pressure=pressure or 0.0,
-        timestep=timestep, friction=0.01 if friction is None else friction,
-        traj_every=traj_every, log_every=log_every, seed=seed,
-        model=fingerprint(potential), precision=f"{dtype} {potential.backend} {potential.device}",
-        structure=digest(atoms), threads=torch.get_num_threads(), k_set=k_set.value,
-        slab_vacuum=slab_vacuum, field=None if external is None else str(external),
-    )  # fmt: skip
+        ensemble=ensemble.value,
+        temperature=temperature,
+        pressure=pressure or 0.0,
+        timestep=timestep,
+        friction=0.01 if friction is None else friction,
+        traj_every=traj_every,
+        log_every=log_every,
+        seed=seed,
+        model=fingerprint(potential),
+        precision=f"{dtype} {potential.backend} {potential.device}",
+        structure=digest(atoms),
+        threads=torch.get_num_threads(),
+        k_set=k_set.value,
+        slab_vacuum=slab_vacuum,
+        field=None if external is None else str(external),
+    )
     # with npt every step needs the stress: computed along with the forces
     stress = True if ensemble == Ensemble.npt else None
     calculator = CACECalculator(

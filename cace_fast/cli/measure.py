@@ -41,9 +41,12 @@ class Way:
         from cace_fast.loading import load
 
         return load(
-            model, device=self.device, dtype=self.dtype, backend=self.backend,
+            model,
+            device=self.device,
+            dtype=self.dtype,
+            backend=self.backend,
             slab_vacuum=self.slab_vacuum,
-        )  # fmt: skip
+        )
 
 
 def times(

@@ -85,8 +85,10 @@ def _lock(file: FileIO, path: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise InputError(
-            "--output", "files that no other run writes", f"{path}, which one has open",
+            "--output",
+            "files that no other run writes",
+            f"{path}, which one has open",
             "Wait until it has ended, or choose another name.",
-        ) from None  # fmt: skip
+        ) from None
     except OSError:  # a file system without locks
         return

@@ -25,9 +25,19 @@ if TYPE_CHECKING:
 VERSION = 1
 MOST_STEPS = 2**53
 FAULTS = (
-    ValueError, KeyError, TypeError, EOFError, OSError, AttributeError, OverflowError,
-    RecursionError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
+    ValueError,
+    KeyError,
+    TypeError,
+    EOFError,
+    OSError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    MemoryError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 PARTS = ("_thermostat", "_barostat")
 
 Array = NDArray[Any]
@@ -121,9 +131,11 @@ class Restart:
 
 def _damaged(got: str) -> InputError:
     return InputError(
-        "--restart", "a restart file of cace-fast md", got,
+        "--restart",
+        "a restart file of cace-fast md",
+        got,
         "Begin anew with --force, which removes it and its outputs.",
-    )  # fmt: skip
+    )
 
 
 def state_of(atoms: Atoms, dynamics: object) -> dict[str, Array]:
@@ -154,9 +166,10 @@ def restore(atoms: Atoms, dynamics: object, saved: Restart, random: np.random.Ge
     more = [name for name in sorted(arrays.keys() - now.keys()) if not _is_new(name, owners)]
     if missing or more:
         raise InputError(
-            "--restart", "the state of this version of ASE's integrator",
+            "--restart",
+            "the state of this version of ASE's integrator",
             f"one without {', '.join(missing)}" if missing else f"one with {', '.join(more)}",
-        )  # fmt: skip
+        )
     for name, own in now.items():
         array = arrays[name]
         kinds = "fiu" if own.dtype.kind == "f" else "iu"

@@ -110,9 +110,11 @@ class Simulation:
             before = saved.settings.get(name)
             if before != now and name not in MAY_CHANGE:
                 raise InputError(
-                    f"--restart: {name}", f"{before} as in the run to be continued", now,
+                    f"--restart: {name}",
+                    f"{before} as in the run to be continued",
+                    now,
                     "Begin another run with another --output.",
-                )  # fmt: skip
+                )
         if saved.lengths.keys() != self.outputs.paths.keys():
             got = f"{self.restart_file}: lengths of {', '.join(saved.lengths)}"
             raise InputError("--restart", "a restart file of cace-fast md", got)

@@ -21,10 +21,10 @@ from .charges import physical_charges
 from .checks import check_graph
 from .cpu import CpuEngine
 from .long_range import LongRange, finest
-from .precision import find_device, find_dtype
+from .device_dtype import find_device, find_dtype
 from .protocol import Engine
 from .reference import ReferenceEngine
-from .skin import VerletList
+from .verlet import VerletList
 
 __all__ = [
     "BACKENDS",

@@ -107,9 +107,9 @@ class CpuEngine:
         """Return the time spent in each part of the library so far, threads added up."""
         return self._evaluator.seconds()
 
-    def placed(self, graph: AtomicGraph) -> AtomicGraph:
+    def to_device(self, graph: AtomicGraph) -> AtomicGraph:
         """Return the graph on the CPU."""
-        return self._reference.placed(graph)
+        return self._reference.to_device(graph)
 
     def moving(self, graph: AtomicGraph, skin: float) -> MovingGraph:
         """Return systems that move."""
@@ -216,7 +216,7 @@ class CpuEngine:
         try:
             yield self._new_pairs(held, graph, structures)
         except CaceFastError as error:
-            raise _explained(error, graph) from None
+            raise as_user_error(error, graph) from None
         self._held = _Held(graph, structures)
 
     @staticmethod
@@ -278,7 +278,7 @@ def _in_library(min_dist: MinDist) -> float:
     return -1.0 if min_dist is None or min_dist == 0.0 else float(min_dist)
 
 
-def _explained(error: CaceFastError, graph: AtomicGraph) -> CaceFastError:
+def as_user_error(error: CaceFastError, graph: AtomicGraph) -> CaceFastError:
     """Return the error in terms of the structure that a user gave."""
     if isinstance(error, library.TooCloseError):
         return too_close(error.atoms, error.distance, error.allowed)

@@ -13,7 +13,7 @@ from torch import Tensor
 from cace_fast.errors import InputError
 from cace_fast.graph import AtomicGraph
 from cace_fast.kernels.ewald import potentials
-from cace_fast.kernels.sums import METHODS, TIGHTEST, choose, n_k_vectors
+from cace_fast.kernels.ewald_method import METHODS, TIGHTEST, choose, n_k_vectors
 from cace_fast.reference.ewald import Summation
 from cace_fast.reference.long_range import boundary
 from cace_fast.slab import Slab, slab_of
@@ -78,9 +78,11 @@ class LongRange:
             raise InputError("long_range_tolerance", "a number between 0 and 1", self.tolerance)
         if self.method == "nufft" and self.tolerance < TIGHTEST:
             raise InputError(
-                "long_range_tolerance", f"at least {TIGHTEST:g} for long_range='nufft'",
-                self.tolerance, "Use long_range='direct', which has no error of its own.",
-            )  # fmt: skip
+                "long_range_tolerance",
+                f"at least {TIGHTEST:g} for long_range='nufft'",
+                self.tolerance,
+                "Use long_range='direct', which has no error of its own.",
+            )
         if self.slab_vacuum is not None and not 0 < self.slab_vacuum < np.inf:
             raise InputError("slab_vacuum", "a length above 0 A, or None", self.slab_vacuum)
 
@@ -126,11 +128,12 @@ class LongRange:
             if not n_vectors <= most:
                 volume = abs(float(np.linalg.det(box)))
                 raise InputError(
-                    "cell", f"a box with at most {most:.3g} vectors k for the long range",
+                    "cell",
+                    f"a box with at most {most:.3g} vectors k for the long range",
                     f"{n_vectors:.2g} of them, for {volume:.3g} A^3 at a resolution of {dl:g} A "
                     f"(about {n_vectors * BYTES_OF_VECTOR / 1e9:.3g} GB)",
                     "A molecule or cluster is open: set pbc=False; else take a smaller cell.",
-                )  # fmt: skip
+                )
         self._checked = graph.cell
 
     def k_cell(self, graph: AtomicGraph) -> NDArray[np.float64] | None:
@@ -154,10 +157,11 @@ class LongRange:
             stretches = np.linalg.svd(change, compute_uv=False)
             if not (stretches.max() <= STRETCH and stretches.min() >= 1.0 / STRETCH):
                 raise InputError(
-                    "cell", f"one within a stretch of {STRETCH:g} of the cell of the frozen k set",
+                    "cell",
+                    f"one within a stretch of {STRETCH:g} of the cell of the frozen k set",
                     f"stretches {np.round(stretches, 3).tolist()}",
                     "Use one potential for each system, or k_set='sphere'.",
-                )  # fmt: skip
+                )
         return self.reference_cell
 
     def summation(

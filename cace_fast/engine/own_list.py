@@ -17,14 +17,14 @@ from cace_fast.device_neighbors import DevicePairs
 from cace_fast.errors import InputError
 from cace_fast.geometry import MAX_WRAPS, check_crowd, check_geometry, check_wraps, complete_cell
 from cace_fast.graph import AtomicGraph
-from cace_fast.kernels.triton.edge_buffers import Capacity, grown, guessed
+from cace_fast.kernels.triton.edge_buffers import Capacity, enlarged, initial_capacity
 from cace_fast.kernels.triton.host_neighbors import PairSearch, grid_of
 from cace_fast.kernels.triton.step import Status, Step
 
 from .checks import check_positions
 
-EARLY = 0.9  # of the skin: from here on the next step makes a list
-NOWHERE = np.zeros((0, 3))
+REBUILD_AT = 0.9  # of the skin: from here on the next step makes a list
+NO_POSITIONS = np.zeros((0, 3))
 
 
 class OwnList:
@@ -80,7 +80,7 @@ class OwnList:
         places = np.zeros((g.n_atoms, 3)) if pbc.all() else g.positions.cpu().numpy()
         frames, grids = [], []
         for s, (a, b) in enumerate(zip(self._first_atom, self._first_atom[1:], strict=False)):
-            check_geometry(NOWHERE, cells[s], pbc[s], search.reach)
+            check_geometry(NO_POSITIONS, cells[s], pbc[s], search.reach)
             frame = complete_cell(cells[s], pbc[s])
             along = places[a:b] @ np.linalg.inv(frame)
             extent = np.ptp(along, axis=0) if b > a else np.zeros(3)
@@ -91,7 +91,7 @@ class OwnList:
 
     def first_capacity(self) -> Capacity:
         """Return the capacity of buffers before there is a list."""
-        return guessed(self.graph.n_atoms, self.search.n_shifts, self.graph.n_systems)
+        return initial_capacity(self.graph.n_atoms, self.search.n_shifts, self.graph.n_systems)
 
     def fill(self, step: Step) -> None:
         """Give new buffers the positions, which move in them from now on, shifts and cells."""
@@ -112,24 +112,24 @@ class OwnList:
         InputError
             For more pairs than atoms can have.
         """
-        if status.faults:
+        if status.bins_too_small:
             self._shifts = self._set_grids()
             return have._replace(shifts=self.search.n_shifts)
         n_edges, n_segments = int(status.n_edges), int(status.n_segments)
         if n_edges <= have.edges and n_segments <= have.segments:
             return None
         check_crowd(n_edges, self.graph.n_atoms, self.search.reach)
-        return grown(have, n_edges, n_segments)
+        return enlarged(have, n_edges, n_segments)
 
     @staticmethod
     def has_left(status: Status) -> bool:
         """Tell whether atoms have left the skin: the list lacks pairs."""
-        return not status.strayed <= 1.0
+        return not status.displacement_ratio <= 1.0
 
     @staticmethod
     def leaves(status: Status) -> bool:
         """Tell whether atoms are about to leave the skin, so that the next step makes a list."""
-        return status.strayed > EARLY**2
+        return status.displacement_ratio > REBUILD_AT**2
 
     def check_places(self) -> None:
         """Raise InputError for atoms that are nowhere, or too many cells away for a list."""

@@ -62,7 +62,7 @@ class Engine(Protocol):
     def seconds(self) -> dict[str, float]:
         """Return the time spent in each part so far; empty where that is not measured."""
 
-    def placed(self, graph: AtomicGraph) -> AtomicGraph:
+    def to_device(self, graph: AtomicGraph) -> AtomicGraph:
         """Return the graph where :meth:`evaluate` wants it."""
 
     def evaluate(

@@ -55,7 +55,7 @@ class ReferenceEngine:
         """Return no times: they are not measured."""
         return {}
 
-    def placed(self, graph: AtomicGraph) -> AtomicGraph:
+    def to_device(self, graph: AtomicGraph) -> AtomicGraph:
         """Return the graph on the device of the weights."""
         return graph.to(self.weights["embedding.sender"].device)
 
@@ -86,9 +86,12 @@ class ReferenceEngine:
             born = None
             if "born_charges" in wanted and charges is not None:
                 born = born_charges(
-                    charges, moved, self.program.charge_term, self.long_range.slabs(moved),
+                    charges,
+                    moved,
+                    self.program.charge_term,
+                    self.long_range.slabs(moved),
                     _gradients_of(charges, leaf.positions),
-                )  # fmt: skip
+                )
             forces, virials = self._derivatives(per_atom, leaf.positions, strain, wanted)
         return ModelOutput(
             energy=model.by_system(per_atom.detach(), graph),

@@ -19,10 +19,10 @@ from torch import Tensor
 from cace_fast.device_neighbors import DevicePairs
 from cace_fast.errors import CaceFastError
 from cace_fast.graph import AtomicGraph, ModelOutput, same_memory
-from cace_fast.kernels.triton.edge_buffers import Capacity, listed, roomy
+from cace_fast.kernels.triton.edge_buffers import Capacity, listed, with_headroom
 from cace_fast.kernels.triton.host_neighbors import PairSearch
 from cace_fast.kernels.triton.step import Launchers, Status, Step
-from cace_fast.kernels.triton.waves import How
+from cace_fast.kernels.triton.kvectors import SumMethod
 from cace_fast.min_dist import MinDist
 from cace_fast.process import Lock
 from cace_fast.reference.atomic import fixed_charges
@@ -67,7 +67,7 @@ class Runner:
         self._captured: dict[tuple[bool, ...], Any] = {}
         self._done: Any = None
         if own is not None:
-            with self.turn():
+            with self.exclusive():
                 self._fill(own.first_capacity())
 
     def reset(self) -> None:
@@ -75,7 +75,7 @@ class Runner:
         self._held = ()
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[None]:
         """Have the buffers for oneself: other threads wait, and the current stream for the last.
 
         Every way to the device leads through here.
@@ -123,12 +123,12 @@ class Runner:
 
     def make_list(self) -> None:
         """Make the list of the positions as they stand: a step does so itself when it is due."""
-        with self.turn():
+        with self.exclusive():
             self.step.make_list()
 
     def pairs(self) -> DevicePairs:
         """Return the list as it stands."""
-        with self.turn():
+        with self.exclusive():
             return self.own.pairs(self.step)
 
     def evaluate(self, wanted: Collection[str], min_dist: MinDist) -> ModelOutput:
@@ -151,7 +151,7 @@ class Runner:
         if {"latent_charges", "born_charges"} & set(wanted):
             self.reference.program.charge_term  # noqa: B018  (raises if charges have no meaning)
         derivatives = bool({"forces", "virials"} & set(wanted))
-        with self.turn():
+        with self.exclusive():
             if graph is not None:
                 self._take(graph)
                 status = self._launch(derivatives=derivatives)
@@ -170,7 +170,7 @@ class Runner:
         """Return the invariants [n, n_radial, n_B, C, T] of a graph, on the device."""
         rep = self.launchers.rep
         shape = (rep.n_stages, rep.n_radial, rep.n_invariants, rep.n_channels, graph.n_atoms)
-        with self.turn():
+        with self.exclusive():
             self._take(graph, with_inputs=False)
             self.step.features_forward()
             return self.step.features.reshape(shape).permute(4, 1, 2, 3, 0).clone()
@@ -194,7 +194,7 @@ class Runner:
         need = found.need(graph.n_atoms, graph.n_systems)
         step = self._step
         if step is None or not step.capacity.holds(need):
-            step = self._allocate(roomy(need))
+            step = self._allocate(with_headroom(need))
         step.pairs.fill(found)
         step.take_atoms(graph)
         self._cells = None
@@ -256,7 +256,7 @@ class Runner:
         k_cells = None if k_cell is None else torch.from_numpy(k_cell).expand_as(boxes)
         first_atom, periodic = step.inputs.first_atom.tolist(), (kinds != OPEN).tolist()
         for term, total, own in zip(terms, step.sums, step.terms, strict=True):
-            how = How(settings.method, settings.tolerance, len(own.charges))
+            how = SumMethod(settings.method, settings.tolerance, len(own.charges))
             if not total.set_systems(first_atom, boxes, periodic, k_cells, how, slabs):
                 self._captured = {}
             if term.fixed is not None:
@@ -283,7 +283,7 @@ class Runner:
             rebuild, own.due = own.due, True
             status = self._launch(derivatives=derivatives, rebuild=rebuild)
             own.n_builds += rebuild
-            if not np.isfinite(status.strayed):
+            if not np.isfinite(status.displacement_ratio):
                 own.check_places()
             if rebuild:
                 if (capacity := own.room(status, self.step.capacity)) is not None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from cace_fast.errors import UnsupportedModelError
 from cace_fast.graph import AtomicGraph, ModelOutput
 from cace_fast.kernels import backend
-from cace_fast.kernels.triton.edge_buffers import grown, guessed
+from cace_fast.kernels.triton.edge_buffers import enlarged, initial_capacity
 from cace_fast.kernels.triton.host_neighbors import PairSearch, grid_of
 from cace_fast.kernels.triton.step import Launchers, Step
 from cace_fast.min_dist import MinDist
@@ -109,9 +109,9 @@ class TritonEngine:
         search = PairSearch(species, first_atom, reach, skin)
         grid = grid_of(cell, np.ones(3, dtype=bool), np.zeros(3), n, reach)
         search.set_grids(cell[None], [grid])
-        capacity = guessed(n, search.n_shifts, 1)
+        capacity = initial_capacity(n, search.n_shifts, 1)
         if n_edges * n > capacity.edges or n_segments * n > capacity.segments:
-            capacity = grown(capacity, round(n_edges * n), round(n_segments * n))
+            capacity = enlarged(capacity, round(n_edges * n), round(n_segments * n))
         return Step(self._launchers, capacity, search).n_bytes / n
 
     @checked
@@ -129,7 +129,7 @@ class TritonEngine:
         own = OwnList(graph, self.spec.representation.cutoff, skin)
         return Runner(self._launchers, self._reference, own)
 
-    def placed(self, graph: AtomicGraph) -> AtomicGraph:
+    def to_device(self, graph: AtomicGraph) -> AtomicGraph:
         """Return the graph itself: what is new in it is copied to the device as it is needed."""
         return graph
 

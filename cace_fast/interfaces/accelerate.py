@@ -73,9 +73,12 @@ class Accelerated(nn.Module):
         weights = self._tensors.to(like.device, like.dtype)
         fast = None if training else self._inference_of(weights)
         return Forward(self.spec, weights, self.long_range, fast)(
-            data, training=training, compute_stress=compute_stress, output_index=output_index,
+            data,
+            training=training,
+            compute_stress=compute_stress,
+            output_index=output_index,
             like_upstream=True,
-        )  # fmt: skip
+        )
 
     def _inference_of(self, weights: dict[str, Tensor]) -> Inference:
         """Return the fast engines of these weights: those of the last call if none has changed.

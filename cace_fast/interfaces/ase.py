@@ -111,9 +111,15 @@ class CACECalculator(Calculator):
     """
 
     implemented_properties = [  # noqa: RUF012 - ASE declares it so
-        "energy", "free_energy", "energies", "forces", "stress", "charges", "dipole",
+        "energy",
+        "free_energy",
+        "energies",
+        "forces",
+        "stress",
+        "charges",
+        "dipole",
         "born_effective_charges",
-    ]  # fmt: skip
+    ]
 
     def __init__(
         self,
@@ -143,15 +149,28 @@ class CACECalculator(Calculator):
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         keywords: dict[str, Any] = {
-            "device": device, "energy_units_to_eV": energy_units_to_eV,
-            "length_units_to_A": length_units_to_A, "electric_field_unit": electric_field_unit,
-            "compute_stress": compute_stress, "energy_key": energy_key, "forces_key": forces_key,
-            "stress_key": stress_key, "charge_key": charge_key, "charge_unit": charge_unit,
-            "bec_key": bec_key, "data_key": data_key, "external_field": external_field,
-            "keep_neutral": keep_neutral, "atomic_energies": atomic_energies,
-            "output_index": output_index, "default_dtype": default_dtype, "backend": backend,
-            "skin": skin, "min_dist": min_dist, "slab_vacuum": slab_vacuum,
-        }  # fmt: skip
+            "device": device,
+            "energy_units_to_eV": energy_units_to_eV,
+            "length_units_to_A": length_units_to_A,
+            "electric_field_unit": electric_field_unit,
+            "compute_stress": compute_stress,
+            "energy_key": energy_key,
+            "forces_key": forces_key,
+            "stress_key": stress_key,
+            "charge_key": charge_key,
+            "charge_unit": charge_unit,
+            "bec_key": bec_key,
+            "data_key": data_key,
+            "external_field": external_field,
+            "keep_neutral": keep_neutral,
+            "atomic_energies": atomic_energies,
+            "output_index": output_index,
+            "default_dtype": default_dtype,
+            "backend": backend,
+            "skin": skin,
+            "min_dist": min_dist,
+            "slab_vacuum": slab_vacuum,
+        }
         models = models_of(model_path)
         members = [potential_of(model, keywords) for model in models]
         if isinstance(models[0], Potential):  # what it has, not what was left at the default

@@ -15,7 +15,7 @@ from cace_fast.committee import Committee
 from cace_fast.electric_field import FieldOfTime, OscillatingField, vector_of
 from cace_fast.errors import InputError
 from cace_fast.potential import Potential
-from cace_fast.reading import read_model
+from cace_fast.model_files import read_model
 from cace_fast.spec import Ewald, Forces, ModelSpec, Polarization, Readout, total_energy_key
 from cace_fast.weights import Weights
 
@@ -57,7 +57,7 @@ def potential_of(model: Model, keywords: dict[str, Any]) -> Potential:
     if isinstance(model, Potential):
         usual = {"device": "auto", "dtype": "float32", "backend": "auto"}
         asked = {n: v for n, v in options.items() if v is not None and v != usual.get(n)}
-        return model.changed(**asked) if asked else model
+        return model.replace(**asked) if asked else model
     if isinstance(model, nn.Module):
         spec, tensors = checkpoint.from_module(model)
         snapshot = {name: tensor.detach().clone() for name, tensor in tensors.items()}
@@ -68,9 +68,7 @@ def potential_of(model: Model, keywords: dict[str, Any]) -> Potential:
 def settings_of(potential: Potential) -> dict[str, Any]:
     """Return the keywords that say where and how a potential runs."""
     dtype = str(potential.dtype).removeprefix("torch.")
-    return {
-        "device": str(potential.device), "default_dtype": dtype, "backend": potential.backend,
-    }  # fmt: skip
+    return {"device": str(potential.device), "default_dtype": dtype, "backend": potential.backend}
 
 
 def changed_potential(
@@ -83,8 +81,8 @@ def changed_potential(
     if "device" in options:  # the backend of the old one may not exist there
         options = {"backend": "auto"} | options
     if isinstance(potential, Potential):
-        return potential.changed(**options)
-    return Committee([member.changed(**options) for member in potential.members])
+        return potential.replace(**options)
+    return Committee([member.replace(**options) for member in potential.members])
 
 
 def check_keys(

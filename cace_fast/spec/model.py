@@ -92,20 +92,10 @@ class Combination:
         for keys in self.keys:
             good = type(keys) is tuple and all(is_pair(pair, str, str) for pair in keys)
             require(good, self, "keys", "pairs of names for every sub-model")
-        require(
-            len(self.weights) == len(self.keys),
-            self,
-            "weights",
-            f"{len(self.keys)} weights",
-        )
+        require(len(self.weights) == len(self.keys), self, "weights", f"{len(self.keys)} weights")
         for keys in self.keys:
             missing = set(self.names) - {name for name, _ in keys}
-            require(
-                not missing,
-                self,
-                "keys",
-                f"a key for each of {self.names} in every sub-model",
-            )
+            require(not missing, self, "keys", f"a key for each of {self.names} in every sub-model")
 
 
 @dataclass(frozen=True)
@@ -156,12 +146,7 @@ class ModelSpec:
         if len(self.submodels) > MOST_SUBMODELS:
             got = len(self.submodels)
             raise SpecError("ModelSpec.submodels", f"at most {MOST_SUBMODELS} sub-models", got)
-        require(
-            len(self.submodels) == n_expected,
-            self,
-            "submodels",
-            f"{n_expected} sub-models",
-        )
+        require(len(self.submodels) == n_expected, self, "submodels", f"{n_expected} sub-models")
         for sub in self.submodels:
             for module in sub.modules:
                 if isinstance(module, Readout):

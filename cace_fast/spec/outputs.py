@@ -42,10 +42,7 @@ class Readout(Constant):
         require_bools(self, "linear")
         require_texts(self, "features", 1)
         require(
-            self.aggregation in ("sum", "avg", None),
-            self,
-            "aggregation",
-            "'sum', 'avg' or nothing",
+            self.aggregation in ("sum", "avg", None), self, "aggregation", "'sum', 'avg' or nothing"
         )
         keys = written_keys(self)
         distinct = len(set(keys)) == len(keys)

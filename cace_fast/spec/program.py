@@ -231,8 +231,9 @@ class EnergyProgram:
             If a head takes what no network of the features gives, or charges come from no head.
         """
         n_features = spec.representation.n_features
-        found = [Head(spec.submodels[h.submodel], h.submodel, h.index, n_features)
-                 for h in self.heads]  # fmt: skip
+        found = [
+            Head(spec.submodels[h.submodel], h.submodel, h.index, n_features) for h in self.heads
+        ]
         for term in self.terms:
             if term.charges == "input":
                 raise UnsupportedModelError("charges that are an input of the structure")
@@ -336,18 +337,30 @@ class _Maker:
                 self._heads.append(self._energy(term, term.module))
         sums = tuple(self._sum(t, t.module) for t in terms if isinstance(t.module, Ewald))
         return EnergyProgram(
-            key, self._output_index, tuple(self._heads), sums, spec.atomic_energies,
-            _charge_unit(sums), spec.energy_unit, spec.length_unit,
-        )  # fmt: skip
+            key,
+            self._output_index,
+            tuple(self._heads),
+            sums,
+            spec.atomic_energies,
+            _charge_unit(sums),
+            spec.energy_unit,
+            spec.length_unit,
+        )
 
     def _energy(self, term: EnergyTerm, module: Readout) -> EnergyHead:
         column = _column(module.n_out, self._output_index)
         _, extras = self._inputs(term.submodel, term.index)
         average = module.aggregation == "avg"
         return EnergyHead(
-            term.submodel, term.index, "energy", module.n_out, column, float(term.weight), average,
+            term.submodel,
+            term.index,
+            "energy",
+            module.n_out,
+            column,
+            float(term.weight),
+            average,
             extras,
-        )  # fmt: skip
+        )
 
     def _sum(self, term: EnergyTerm, module: Ewald) -> EwaldTerm:
         sub = self._spec.submodels[term.submodel]

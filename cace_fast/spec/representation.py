@@ -157,12 +157,7 @@ class MessageStep:
 
     def __post_init__(self) -> None:
         require_bools(self, "memory", "ar")
-        require(
-            self.bchi is None or isinstance(self.bchi, Bchi),
-            self,
-            "bchi",
-            "Bchi or nothing",
-        )
+        require(self.bchi is None or isinstance(self.bchi, Bchi), self, "bchi", "Bchi or nothing")
         if not (self.memory or self.ar or self.bchi is not None):
             raise SpecError("MessageStep", "a message: memory, ar or bchi", "none")
 
@@ -222,10 +217,7 @@ class Representation(Constant):
                 self._check_bchi(step.bchi)
 
     def _check_bchi(self, bchi: Bchi) -> None:
-        widths = (
-            self.n_radial * self.n_invariants * self.n_channels,
-            self.n_bchi_weights(bchi),
-        )
+        widths = (self.n_radial * self.n_invariants * self.n_channels, self.n_bchi_weights(bchi))
         got = (bchi.mlp.widths[0], bchi.mlp.widths[-1])
         if got != widths:
             raise SpecError("Bchi.mlp.widths", f"{widths[0]} inputs and {widths[1]} outputs", got)

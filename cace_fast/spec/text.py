@@ -13,14 +13,7 @@ from .heads import Extra
 from .model import Combination, ModelSpec, Provenance, SubModel
 from .outputs import OutputModule
 from .program import EnergyHead, EnergyProgram, EwaldTerm, energy_program, energy_programs
-from .representation import (
-    MLP,
-    Bchi,
-    CutoffFunction,
-    MessageStep,
-    RadialBasis,
-    Representation,
-)
+from .representation import MLP, Bchi, CutoffFunction, MessageStep, RadialBasis, Representation
 
 FORMAT_VERSION = 1  # a specification alone
 FILE_VERSION = 2  # a specification and the programs of its energies

@@ -28,20 +28,12 @@ from .dynamics import check_dynamics
 from .limits import EPSILON, GROWTH, largest
 from .oracle import Oracle, Verifiable
 from .report import Check, Report
-from .trial import completed, trial_structure
+from .probe_structure import completed, trial_structure
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = [
-    "Check",
-    "Report",
-    "Verifiable",
-    "completed",
-    "quick_check",
-    "trial_structure",
-    "verify",
-]
+__all__ = ["Check", "Report", "Verifiable", "completed", "quick_check", "trial_structure", "verify"]
 
 QUICK_ATOMS = 12
 

@@ -189,10 +189,7 @@ def check_batching(subject: Subject) -> Iterator[Check]:
     size = max(1.0, *(abs(a["energy"]) / k for a, k in zip(alone, n, strict=True)))
     name = "batch = single: energy"
     yield Check(name, largest(np.array(energy)), limits.energy * size, "eV/atom")
-    for name, limit, unit in (
-        ("forces", limits.forces, "eV/A"),
-        ("virials", limits.virials, "eV"),
-    ):
+    for name, limit, unit in (("forces", limits.forces, "eV/A"), ("virials", limits.virials, "eV")):
         size = max(1.0, *(largest(a[name]) / (1.0 + largest(alone[1][name])) for a in alone))
         deviation = largest(np.array([largest(t[name] - a[name]) for t, a in pairs]))
         yield Check(f"batch = single: {name}", deviation, limit * size, unit)

@@ -53,11 +53,7 @@ class Verifiable(Protocol):
         """Which energy of a read-out that gives several."""
 
     def evaluate(
-        self,
-        frames: Sequence[Atoms],
-        properties: Sequence[str],
-        *,
-        min_dist: MinDist = ...,
+        self, frames: Sequence[Atoms], properties: Sequence[str], *, min_dist: MinDist = ...
     ) -> list[dict[str, Any]]:
         """Return the properties of each frame."""
 

@@ -15,7 +15,7 @@ import torch
 
 from cace_fast.kernels.cpu import library
 from cace_fast.kernels.nufft import NufftSum, accuracy
-from cace_fast.kernels.sums import choose
+from cace_fast.kernels.ewald_method import choose
 from cace_fast.kernels.transforms import make_transforms
 
 

@@ -1,7 +1,8 @@
 """Device code of the contraction: A made of rho, contracted in registers, and all of it backwards.
 
-A program owns BL atoms, one for each lane, at one radial function q and G channels c that share the
-sender's embedding component a. The polynomials are device functions (``kernels/polynomials.py``).
+A program owns BLOCK_ATOM atoms, one for each lane, at one radial function q and GROUP channels c
+that share the sender's embedding component a. The polynomials are device functions
+(``kernels/polynomials.py``).
 """
 
 import triton
@@ -11,106 +12,179 @@ from cace_fast.kernels.triton._device import get, length
 
 
 @triton.jit
-def _mixed(rho, atom_first, seg_species, sender, mixing, atom, exists, n_seg, q, channel,
-           NB: tl.constexpr, K: tl.constexpr, NA: tl.constexpr, DEG: tl.constexpr,
-           M0: tl.constexpr, NDEG: tl.constexpr, RADIAL: tl.constexpr, G: tl.constexpr,
-           TURN: tl.constexpr, BL: tl.constexpr):  # fmt: skip
-    """Return sum_n W_l[n, q, c] sum_s h_s[s, a] rho_s[n, m] for G channels: index g len(DEG) + m.
+def _mixed(
+    rho,
+    atom_first,
+    seg_species,
+    sender,
+    mixing,
+    atom,
+    exists,
+    n_seg,
+    q,
+    channel,
+    N_RBF: tl.constexpr,
+    K: tl.constexpr,
+    N_MONOMIALS: tl.constexpr,
+    DEGREE: tl.constexpr,
+    FIRST_MONOMIAL: tl.constexpr,
+    N_DEGREES: tl.constexpr,
+    N_RADIAL: tl.constexpr,
+    GROUP: tl.constexpr,
+    UNROLL: tl.constexpr,
+    BLOCK_ATOM: tl.constexpr,
+):
+    """Return sum_n W_l[n, q, c] sum_s h_s[s, a] rho_s[n, m], at g len(DEGREE) + m for channel g.
 
-    DEG are the degrees of the monomials M0, M0 + 1, ... that are wanted, of NA in all. TURN radial
-    functions are taken at once, so that their loads are under way together.
+    DEGREE has the degrees of the monomials that are wanted, which begin at FIRST_MONOMIAL of
+    N_MONOMIALS. UNROLL radial functions are taken at once, so that their loads are under way
+    together.
     """
-    NL: tl.constexpr = length(DEG)
+    N_PART: tl.constexpr = length(DEGREE)
     first = tl.load(atom_first + atom, mask=exists, other=0)
     end = tl.load(atom_first + atom + 1, mask=exists, other=0)
     steps = tl.max(end - first, 0)
     sums = ()
-    for _ in tl.static_range(G * NL):
-        sums = sums + (tl.zeros((BL,), rho.dtype.element_ty),)
-    for n in range(0, NB, TURN):
+    for _ in tl.static_range(GROUP * N_PART):
+        sums = sums + (tl.zeros((BLOCK_ATOM,), rho.dtype.element_ty),)
+    for n in range(0, N_RBF, UNROLL):
         inner = ()
-        for _ in tl.static_range(TURN * NL):
-            inner = inner + (tl.zeros((BL,), rho.dtype.element_ty),)
+        for _ in tl.static_range(UNROLL * N_PART):
+            inner = inner + (tl.zeros((BLOCK_ATOM,), rho.dtype.element_ty),)
         for step in range(steps):
             segment = first + step
             inside = segment < end
             species = tl.load(seg_species + segment, mask=inside, other=0)
             h = tl.load(sender + species * K + channel // K, mask=inside, other=0.0)
             added = ()
-            for t in tl.static_range(TURN):
-                for m in tl.static_range(NL):
-                    row = ((n + t) * NA + M0 + m) * n_seg
+            for t in tl.static_range(UNROLL):
+                for m in tl.static_range(N_PART):
+                    row = ((n + t) * N_MONOMIALS + FIRST_MONOMIAL + m) * n_seg
                     value = tl.load(rho + row + segment, mask=inside, other=0.0)
-                    added = added + (inner[t * NL + m] + h * value,)
+                    added = added + (inner[t * N_PART + m] + h * value,)
             inner = added
-        for t in tl.static_range(TURN):
-            place = mixing + ((n + t) * NDEG * RADIAL + q) * K * K + channel
+        for t in tl.static_range(UNROLL):
+            place = mixing + ((n + t) * N_DEGREES * N_RADIAL + q) * K * K + channel
             mixed = ()
-            for g in tl.static_range(G):
+            for g in tl.static_range(GROUP):
                 w = ()
-                for degree in tl.static_range(NDEG):
-                    w = w + (tl.load(place + degree * RADIAL * K * K + g),)
-                for m in tl.static_range(NL):
-                    mixed = mixed + (sums[g * NL + m] + w[get(DEG, m)] * inner[t * NL + m],)
+                for degree in tl.static_range(N_DEGREES):
+                    w = w + (tl.load(place + degree * N_RADIAL * K * K + g),)
+                for m in tl.static_range(N_PART):
+                    mixed = mixed + (
+                        sums[g * N_PART + m] + w[get(DEGREE, m)] * inner[t * N_PART + m],
+                    )
             sums = mixed
     return sums
 
 
 @triton.jit
-def _place(n, GROUPS: tl.constexpr, BL: tl.constexpr):
+def _place(n, GROUPS: tl.constexpr, BLOCK_ATOM: tl.constexpr):
     """Return atoms, whether they exist, and the number of the group of channels.
 
     Groups of one block of atoms are neighbours in time: they read the same rho.
     """
     program = tl.program_id(0)
-    atom = (program // GROUPS) * BL + tl.arange(0, BL)
+    atom = (program // GROUPS) * BLOCK_ATOM + tl.arange(0, BLOCK_ATOM)
     return atom, atom < n, program % GROUPS
 
 
 @triton.jit(do_not_specialize=["n", "n_seg"])
 def contraction_forward(
-    rho, atom_first, seg_species, species, sender, receiver, mixing, a, b, n, n_seg,
-    INVARIANTS: tl.constexpr, NB: tl.constexpr, K: tl.constexpr, NA: tl.constexpr,
-    DEG: tl.constexpr, M0: tl.constexpr, NDEG: tl.constexpr, NF: tl.constexpr,
-    RADIAL: tl.constexpr, G: tl.constexpr, TURN: tl.constexpr, WRITE_A: tl.constexpr,
-    WRITE_B: tl.constexpr, BL: tl.constexpr,
-):  # fmt: skip
+    rho,
+    atom_first,
+    seg_species,
+    species,
+    sender,
+    receiver,
+    mixing,
+    a,
+    b,
+    n,
+    n_seg,
+    INVARIANTS: tl.constexpr,
+    N_RBF: tl.constexpr,
+    K: tl.constexpr,
+    N_MONOMIALS: tl.constexpr,
+    DEGREE: tl.constexpr,
+    FIRST_MONOMIAL: tl.constexpr,
+    N_DEGREES: tl.constexpr,
+    N_INVARIANTS: tl.constexpr,
+    N_RADIAL: tl.constexpr,
+    GROUP: tl.constexpr,
+    UNROLL: tl.constexpr,
+    WRITE_A: tl.constexpr,
+    WRITE_B: tl.constexpr,
+    BLOCK_ATOM: tl.constexpr,
+):
     """Write A and B of rho, or one of them; B needs all monomials, A takes any run of them."""
-    NL: tl.constexpr = length(DEG)
-    atom, exists, group = _place(n, RADIAL * K * K // G, BL)
-    q, channel = group // (K * K // G), group % (K * K // G) * G
-    sums = _mixed(rho, atom_first, seg_species, sender, mixing, atom, exists, n_seg, q, channel,
-                  NB, K, NA, DEG, M0, NDEG, RADIAL, G, TURN, BL)  # fmt: skip
+    N_PART: tl.constexpr = length(DEGREE)
+    atom, exists, group = _place(n, N_RADIAL * K * K // GROUP, BLOCK_ATOM)
+    q, channel = (group // (K * K // GROUP), group % (K * K // GROUP) * GROUP)
+    sums = _mixed(
+        rho,
+        atom_first,
+        seg_species,
+        sender,
+        mixing,
+        atom,
+        exists,
+        n_seg,
+        q,
+        channel,
+        N_RBF,
+        K,
+        N_MONOMIALS,
+        DEGREE,
+        FIRST_MONOMIAL,
+        N_DEGREES,
+        N_RADIAL,
+        GROUP,
+        UNROLL,
+        BLOCK_ATOM,
+    )
     stride = n
     own = tl.load(species + atom, mask=exists, other=0) * K + channel % K
-    for g in tl.static_range(G):
+    for g in tl.static_range(GROUP):
         h = tl.load(receiver + own + g, mask=exists, other=0.0)
         moments = ()
-        for m in tl.static_range(NL):
-            moments = moments + (sums[g * NL + m] * h,)
+        for m in tl.static_range(N_PART):
+            moments = moments + (sums[g * N_PART + m] * h,)
         if WRITE_A:
-            for m in tl.static_range(NL):
-                row = (q * NA + M0 + m) * (K * K) + channel + g
+            for m in tl.static_range(N_PART):
+                row = (q * N_MONOMIALS + FIRST_MONOMIAL + m) * (K * K) + channel + g
                 tl.store(a + row * stride + atom, moments[m], mask=exists)
         if WRITE_B:
             found = INVARIANTS(moments)
-            for f in tl.static_range(NF):
-                row = (q * NF + f) * (K * K) + channel + g
+            for f in tl.static_range(N_INVARIANTS):
+                row = (q * N_INVARIANTS + f) * (K * K) + channel + g
                 tl.store(b + row * stride + atom, found[f], mask=exists)
 
 
 @triton.jit
-def _add_gradient(moments, grad_b, grad_a, q, channel, stride, atom, exists,
-                  GRADIENT: tl.constexpr, NL: tl.constexpr, NF: tl.constexpr, C: tl.constexpr,
-                  ADD: tl.constexpr):  # fmt: skip
+def _add_gradient(
+    moments,
+    grad_b,
+    grad_a,
+    q,
+    channel,
+    stride,
+    atom,
+    exists,
+    GRADIENT: tl.constexpr,
+    N_MONOMIALS: tl.constexpr,
+    N_INVARIANTS: tl.constexpr,
+    C: tl.constexpr,
+    ADD: tl.constexpr,
+):
     """Write dE/dA of one channel to ``grad_a``, or add it to what is there."""
     slopes = ()
-    for f in tl.static_range(NF):
-        row = (q * NF + f) * C + channel
+    for f in tl.static_range(N_INVARIANTS):
+        row = (q * N_INVARIANTS + f) * C + channel
         slopes = slopes + (tl.load(grad_b + row * stride + atom, mask=exists, other=0.0),)
     found = GRADIENT(moments, slopes)
-    for m in tl.static_range(NL):
-        place = grad_a + ((q * NL + m) * C + channel) * stride + atom
+    for m in tl.static_range(N_MONOMIALS):
+        place = grad_a + ((q * N_MONOMIALS + m) * C + channel) * stride + atom
         value = found[m]
         if ADD:
             value += tl.load(place, mask=exists, other=0.0)
@@ -119,133 +193,260 @@ def _add_gradient(moments, grad_b, grad_a, q, channel, stride, atom, exists,
 
 @triton.jit(do_not_specialize=["n", "n_seg"])
 def contraction_backward(
-    rho, atom_first, seg_species, species, sender, receiver, mixing, grad_b, grad_a, n, n_seg,
-    GRADIENT: tl.constexpr, NB: tl.constexpr, K: tl.constexpr, NA: tl.constexpr,
-    DEG: tl.constexpr, M0: tl.constexpr, NDEG: tl.constexpr, NF: tl.constexpr,
-    RADIAL: tl.constexpr, G: tl.constexpr, TURN: tl.constexpr, ADD: tl.constexpr,
-    BL: tl.constexpr,
-):  # fmt: skip
+    rho,
+    atom_first,
+    seg_species,
+    species,
+    sender,
+    receiver,
+    mixing,
+    grad_b,
+    grad_a,
+    n,
+    n_seg,
+    GRADIENT: tl.constexpr,
+    N_RBF: tl.constexpr,
+    K: tl.constexpr,
+    N_MONOMIALS: tl.constexpr,
+    DEGREE: tl.constexpr,
+    FIRST_MONOMIAL: tl.constexpr,
+    N_DEGREES: tl.constexpr,
+    N_INVARIANTS: tl.constexpr,
+    N_RADIAL: tl.constexpr,
+    GROUP: tl.constexpr,
+    UNROLL: tl.constexpr,
+    ADD: tl.constexpr,
+    BLOCK_ATOM: tl.constexpr,
+):
     """Write dE/dA of dE/dB, with A made of rho again."""
-    NL: tl.constexpr = length(DEG)
-    atom, exists, group = _place(n, RADIAL * K * K // G, BL)
-    q, channel = group // (K * K // G), group % (K * K // G) * G
-    sums = _mixed(rho, atom_first, seg_species, sender, mixing, atom, exists, n_seg, q, channel,
-                  NB, K, NA, DEG, M0, NDEG, RADIAL, G, TURN, BL)  # fmt: skip
+    N_PART: tl.constexpr = length(DEGREE)
+    atom, exists, group = _place(n, N_RADIAL * K * K // GROUP, BLOCK_ATOM)
+    q, channel = (group // (K * K // GROUP), group % (K * K // GROUP) * GROUP)
+    sums = _mixed(
+        rho,
+        atom_first,
+        seg_species,
+        sender,
+        mixing,
+        atom,
+        exists,
+        n_seg,
+        q,
+        channel,
+        N_RBF,
+        K,
+        N_MONOMIALS,
+        DEGREE,
+        FIRST_MONOMIAL,
+        N_DEGREES,
+        N_RADIAL,
+        GROUP,
+        UNROLL,
+        BLOCK_ATOM,
+    )
     own = tl.load(species + atom, mask=exists, other=0) * K + channel % K
-    for g in tl.static_range(G):
+    for g in tl.static_range(GROUP):
         h = tl.load(receiver + own + g, mask=exists, other=0.0)
         moments = ()
-        for m in tl.static_range(NL):
-            moments = moments + (sums[g * NL + m] * h,)
-        _add_gradient(moments, grad_b, grad_a, q, channel + g, n, atom, exists,
-                      GRADIENT, NL, NF, K * K, ADD)  # fmt: skip
+        for m in tl.static_range(N_PART):
+            moments = moments + (sums[g * N_PART + m] * h,)
+        _add_gradient(
+            moments,
+            grad_b,
+            grad_a,
+            q,
+            channel + g,
+            n,
+            atom,
+            exists,
+            GRADIENT,
+            N_PART,
+            N_INVARIANTS,
+            K * K,
+            ADD,
+        )
 
 
 @triton.jit
-def _load_moments(a, q, channel, stride, atom, exists, NL: tl.constexpr, C: tl.constexpr):
+def _load_moments(a, q, channel, stride, atom, exists, N_MONOMIALS: tl.constexpr, C: tl.constexpr):
     moments = ()
-    for m in tl.static_range(NL):
-        row = (q * NL + m) * C + channel
+    for m in tl.static_range(N_MONOMIALS):
+        row = (q * N_MONOMIALS + m) * C + channel
         moments = moments + (tl.load(a + row * stride + atom, mask=exists, other=0.0),)
     return moments
 
 
 @triton.jit(do_not_specialize=["n"])
 def contract_forward(
-    a, b, n, INVARIANTS: tl.constexpr, NL: tl.constexpr, NF: tl.constexpr, RADIAL: tl.constexpr,
-    C: tl.constexpr, BL: tl.constexpr,
-):  # fmt: skip
+    a,
+    b,
+    n,
+    INVARIANTS: tl.constexpr,
+    N_MONOMIALS: tl.constexpr,
+    N_INVARIANTS: tl.constexpr,
+    N_RADIAL: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK_ATOM: tl.constexpr,
+):
     """Write B of A."""
-    atom, exists, group = _place(n, RADIAL * C, BL)
+    atom, exists, group = _place(n, N_RADIAL * C, BLOCK_ATOM)
     q, channel, stride = group // C, group % C, n
-    found = INVARIANTS(_load_moments(a, q, channel, stride, atom, exists, NL, C))
-    for f in tl.static_range(NF):
-        tl.store(b + ((q * NF + f) * C + channel) * stride + atom, found[f], mask=exists)
+    found = INVARIANTS(_load_moments(a, q, channel, stride, atom, exists, N_MONOMIALS, C))
+    for f in tl.static_range(N_INVARIANTS):
+        tl.store(b + ((q * N_INVARIANTS + f) * C + channel) * stride + atom, found[f], mask=exists)
 
 
 @triton.jit(do_not_specialize=["n"])
 def contract_backward(
-    a, grad_b, grad_a, n, GRADIENT: tl.constexpr, NL: tl.constexpr, NF: tl.constexpr,
-    RADIAL: tl.constexpr, C: tl.constexpr, ADD: tl.constexpr, BL: tl.constexpr,
-):  # fmt: skip
+    a,
+    grad_b,
+    grad_a,
+    n,
+    GRADIENT: tl.constexpr,
+    N_MONOMIALS: tl.constexpr,
+    N_INVARIANTS: tl.constexpr,
+    N_RADIAL: tl.constexpr,
+    C: tl.constexpr,
+    ADD: tl.constexpr,
+    BLOCK_ATOM: tl.constexpr,
+):
     """Write dE/dA of A and dE/dB, or add it to what is there."""
-    atom, exists, group = _place(n, RADIAL * C, BL)
+    atom, exists, group = _place(n, N_RADIAL * C, BLOCK_ATOM)
     q, channel, stride = group // C, group % C, n
-    moments = _load_moments(a, q, channel, stride, atom, exists, NL, C)
-    _add_gradient(moments, grad_b, grad_a, q, channel, stride, atom, exists,
-                  GRADIENT, NL, NF, C, ADD)  # fmt: skip
+    moments = _load_moments(a, q, channel, stride, atom, exists, N_MONOMIALS, C)
+    _add_gradient(
+        moments,
+        grad_b,
+        grad_a,
+        q,
+        channel,
+        stride,
+        atom,
+        exists,
+        GRADIENT,
+        N_MONOMIALS,
+        N_INVARIANTS,
+        C,
+        ADD,
+    )
 
 
 @triton.jit(do_not_specialize=["n"])
 def contract_rates(
-    a, grad_b, along, rate_b, rate_grad, n, RATES: tl.constexpr, NL: tl.constexpr,
-    NF: tl.constexpr, RADIAL: tl.constexpr, C: tl.constexpr, BL: tl.constexpr,
-):  # fmt: skip
+    a,
+    grad_b,
+    along,
+    rate_b,
+    rate_grad,
+    n,
+    RATES: tl.constexpr,
+    N_MONOMIALS: tl.constexpr,
+    N_INVARIANTS: tl.constexpr,
+    N_RADIAL: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK_ATOM: tl.constexpr,
+):
     """Write the change of B, and of dE/dA at a fixed dE/dB, when A changes by ``along``.
 
     For training and Hessians: everything is in registers, which spill from l_max 4 on.
     """
-    atom, exists, group = _place(n, RADIAL * C, BL)
+    atom, exists, group = _place(n, N_RADIAL * C, BLOCK_ATOM)
     q, channel, stride = group // C, group % C, n
-    moments = _load_moments(a, q, channel, stride, atom, exists, NL, C)
-    slopes = _load_moments(grad_b, q, channel, stride, atom, exists, NF, C)
-    change = _load_moments(along, q, channel, stride, atom, exists, NL, C)
+    moments = _load_moments(a, q, channel, stride, atom, exists, N_MONOMIALS, C)
+    slopes = _load_moments(grad_b, q, channel, stride, atom, exists, N_INVARIANTS, C)
+    change = _load_moments(along, q, channel, stride, atom, exists, N_MONOMIALS, C)
     found = RATES(moments, slopes, change)
-    for f in tl.static_range(NF):
-        place = rate_b + ((q * NF + f) * C + channel) * stride + atom
+    for f in tl.static_range(N_INVARIANTS):
+        place = rate_b + ((q * N_INVARIANTS + f) * C + channel) * stride + atom
         tl.store(place, found[f], mask=exists)
-    for m in tl.static_range(NL):
-        place = rate_grad + ((q * NL + m) * C + channel) * stride + atom
-        tl.store(place, found[NF + m], mask=exists)
+    for m in tl.static_range(N_MONOMIALS):
+        place = rate_grad + ((q * N_MONOMIALS + m) * C + channel) * stride + atom
+        tl.store(place, found[N_INVARIANTS + m], mask=exists)
 
 
 @triton.jit(do_not_specialize=["n", "n_seg"])
 def mixing_backward(
-    grad_a, atom_first, seg_species, species, sender, receiver, mixing, grad_rho, n, n_seg,
-    NB: tl.constexpr, K: tl.constexpr, DEG: tl.constexpr, NDEG: tl.constexpr,
-    RADIAL: tl.constexpr, TURN: tl.constexpr, BL: tl.constexpr,
-):  # fmt: skip
+    grad_a,
+    atom_first,
+    seg_species,
+    species,
+    sender,
+    receiver,
+    mixing,
+    grad_rho,
+    n,
+    n_seg,
+    N_RBF: tl.constexpr,
+    K: tl.constexpr,
+    DEGREE: tl.constexpr,
+    N_DEGREES: tl.constexpr,
+    N_RADIAL: tl.constexpr,
+    UNROLL: tl.constexpr,
+    BLOCK_ATOM: tl.constexpr,
+):
     """Write dE/drho of dE/dA: one monomial for each program, one atom for each lane."""
-    NL: tl.constexpr = length(DEG)
-    atom, exists, m = _place(n, NL, BL)
+    N_MONOMIALS: tl.constexpr = length(DEGREE)
+    atom, exists, m = _place(n, N_MONOMIALS, BLOCK_ATOM)
     degree = 0
-    for k in tl.static_range(1, NL):
-        if get(DEG, k) != get(DEG, k - 1):
+    for k in tl.static_range(1, N_MONOMIALS):
+        if get(DEGREE, k) != get(DEGREE, k - 1):
             degree += (m >= k).to(tl.int32)
     own = tl.load(species + atom, mask=exists, other=0) * K
     h = ()
     for k in tl.static_range(K):
         h = h + (tl.load(receiver + own + k, mask=exists, other=0.0),)
     sums = ()
-    for _ in tl.static_range(K * NB):
-        sums = sums + (tl.zeros((BL,), grad_a.dtype.element_ty),)
-    for q0 in range(0, RADIAL, TURN):
-        for t in tl.static_range(TURN):
+    for _ in tl.static_range(K * N_RBF):
+        sums = sums + (tl.zeros((BLOCK_ATOM,), grad_a.dtype.element_ty),)
+    for q0 in range(0, N_RADIAL, UNROLL):
+        for t in tl.static_range(UNROLL):
             q = q0 + t
-            slope = grad_a + (q * NL + m) * (K * K) * n + atom
-            weight = mixing + (degree * RADIAL + q) * K * K
+            slope = grad_a + (q * N_MONOMIALS + m) * (K * K) * n + atom
+            weight = mixing + (degree * N_RADIAL + q) * K * K
             added = ()
             for k in tl.static_range(K):
                 slopes = ()
                 for j in tl.static_range(K):
                     value = tl.load(slope + (k * K + j) * n, mask=exists, other=0.0)
                     slopes = slopes + (value * h[j],)
-                for i in tl.static_range(NB):
-                    total = sums[k * NB + i]
+                for i in tl.static_range(N_RBF):
+                    total = sums[k * N_RBF + i]
                     for j in tl.static_range(K):
-                        w = tl.load(weight + i * (NDEG * RADIAL * K * K) + (k * K + j))
+                        w = tl.load(weight + i * (N_DEGREES * N_RADIAL * K * K) + (k * K + j))
                         total += w * slopes[j]
                     added = added + (total,)
             sums = added
-    _spread(sums, atom_first, seg_species, sender, grad_rho + m * n_seg,
-            atom, exists, n_seg, NB, K, NL)  # fmt: skip
+    _spread(
+        sums,
+        atom_first,
+        seg_species,
+        sender,
+        grad_rho + m * n_seg,
+        atom,
+        exists,
+        n_seg,
+        N_RBF,
+        K,
+        N_MONOMIALS,
+    )
 
 
 @triton.jit
-def _spread(sums, atom_first, seg_species, sender, grad_rho, atom, exists, n_seg,
-            NB: tl.constexpr, K: tl.constexpr, NL: tl.constexpr):  # fmt: skip
+def _spread(
+    sums,
+    atom_first,
+    seg_species,
+    sender,
+    grad_rho,
+    atom,
+    exists,
+    n_seg,
+    N_RBF: tl.constexpr,
+    K: tl.constexpr,
+    N_MONOMIALS: tl.constexpr,
+):
     """Write sum_a h_s[s, a] of ``sums`` [a, n] to every segment of the atoms."""
-    stride = n_seg * NL
+    stride = n_seg * N_MONOMIALS
     first = tl.load(atom_first + atom, mask=exists, other=0)
     end = tl.load(atom_first + atom + 1, mask=exists, other=0)
     for step in range(tl.max(end - first, 0)):
@@ -255,8 +456,8 @@ def _spread(sums, atom_first, seg_species, sender, grad_rho, atom, exists, n_seg
         h = ()
         for k in tl.static_range(K):
             h = h + (tl.load(sender + found + k, mask=inside, other=0.0),)
-        for i in tl.static_range(NB):
+        for i in tl.static_range(N_RBF):
             value = h[0] * sums[i]
             for k in tl.static_range(1, K):
-                value += h[k] * sums[k * NB + i]
+                value += h[k] * sums[k * N_RBF + i]
             tl.store(grad_rho + i * stride + segment, value, mask=inside)

@@ -38,12 +38,12 @@ def zeros(COUNT: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, like):
 
 
 @triton.jit
-def wide_rows(row, first, BA: tl.constexpr, BE: tl.constexpr):
-    """Return the rows of a tile as [BA, BE], opaque to the compiler's analysis of strides.
+def opaque_row_index(row, first, BLOCK_ROW: tl.constexpr, BLOCK_EDGE: tl.constexpr):
+    """Return the rows of a tile as [BLOCK_ROW, BLOCK_EDGE], whose strides the compiler cannot see.
 
     It adds min(first, 0) = 0: else data would go through shared memory for stores along rows.
     """
-    return (row + tl.minimum(first, 0))[:, None] + tl.zeros((BA, BE), tl.int32)
+    return (row + tl.minimum(first, 0))[:, None] + tl.zeros((BLOCK_ROW, BLOCK_EDGE), tl.int32)
 
 
 @triton.jit
@@ -53,42 +53,48 @@ def geometry(x, y, z):
     if x.dtype == tl.float64:
         r = tl.sqrt(square)
         inverse = 1.0 / r
-        shorter = 1.0 / (r + LENGTH_SHIFT)
+        inv_r_eps = 1.0 / (r + LENGTH_SHIFT)
     else:
         inverse = tl.rsqrt(square)
         inverse = inverse * tl.fma(-0.5 * square * inverse, inverse, 1.5)  # one step of Newton's
         r = square * inverse
-        shorter = inverse  # 1e-9 A is nothing in float32
-    return r, inverse, shorter, x * shorter, y * shorter, z * shorter
+        inv_r_eps = inverse  # 1e-9 A is nothing in float32
+    return r, inverse, inv_r_eps, x * inv_r_eps, y * inv_r_eps, z * inv_r_eps
 
 
 @triton.jit
-def cutoff(r, table, NB: tl.constexpr, RADIAL: tl.constexpr):
+def cutoff(r, table, N_RBF: tl.constexpr, RADIAL: tl.constexpr):
     """Return f_c and its first and second derivative, zero from r_c on.
 
     What a kernel does not use costs nothing: the compiler drops it.
     """
-    radius = tl.load(table + 2 * NB + 1)
-    scale = tl.load(table + 2 * NB + 2)  # 1/r_c
-    extra = tl.load(table + 2 * NB + 3)
+    radius = tl.load(table + 2 * N_RBF + 1)
+    scale = tl.load(table + 2 * N_RBF + 2)  # 1/r_c
+    extra = tl.load(table + 2 * N_RBF + 3)
     return cutoff_function(get(RADIAL, 1), r, r * scale, scale, radius, extra, get(RADIAL, 2))
 
 
 @triton.jit
 def radial(
-    r, inverse, table, N0: tl.constexpr, NR: tl.constexpr, NB: tl.constexpr, RADIAL: tl.constexpr
+    r,
+    inverse,
+    table,
+    FIRST_RBF: tl.constexpr,
+    COUNT_RBF: tl.constexpr,
+    N_RBF: tl.constexpr,
+    RADIAL: tl.constexpr,
 ):
-    """Return R_n f_c, n = N0 .. N0+NR-1, with first and second derivatives: three tuples.
+    """Return R_n f_c of COUNT_RBF functions from FIRST_RBF, and two derivatives: three tuples.
 
-    ``table`` is what ``edges.radial_table`` makes: a_n, b_n [NB each], scale, r_c, 1/r_c, and
+    ``table`` is what ``edges.radial_table`` makes: a_n, b_n [N_RBF each], scale, r_c, 1/r_c, and
     the cutoff's eps or switch-on.
     """
-    fc, dfc, ddfc = cutoff(r, table, NB, RADIAL)
+    fc, dfc, ddfc = cutoff(r, table, N_RBF, RADIAL)
     values = ()
     slopes = ()
     bends = ()
-    for n in tl.static_range(N0, N0 + NR):
-        f, df, ddf, by_a, by_a_r, by_b, by_b_r = _function(r, inverse, table, n, NB, RADIAL)
+    for n in tl.static_range(FIRST_RBF, FIRST_RBF + COUNT_RBF):
+        f, df, ddf, by_a, by_a_r, by_b, by_b_r = _function(r, inverse, table, n, N_RBF, RADIAL)
         values = values + (f * fc,)
         slopes = slopes + (df * fc + f * dfc,)
         bends = bends + (ddf * fc + 2.0 * df * dfc + f * ddfc,)
@@ -96,15 +102,15 @@ def radial(
 
 
 @triton.jit
-def radial_slopes(r, inverse, table, NB: tl.constexpr, RADIAL: tl.constexpr):
+def radial_slopes(r, inverse, table, N_RBF: tl.constexpr, RADIAL: tl.constexpr):
     """Return how R_n f_c changes with a_n and b_n of the table, and d/dr of that: four tuples."""
-    fc, dfc, ddfc = cutoff(r, table, NB, RADIAL)
+    fc, dfc, ddfc = cutoff(r, table, N_RBF, RADIAL)
     by_a = ()
     by_a_r = ()
     by_b = ()
     by_b_r = ()
-    for n in tl.static_range(NB):
-        f, df, ddf, a, a_r, b, b_r = _function(r, inverse, table, n, NB, RADIAL)
+    for n in tl.static_range(N_RBF):
+        f, df, ddf, a, a_r, b, b_r = _function(r, inverse, table, n, N_RBF, RADIAL)
         by_a = by_a + (a * fc,)
         by_a_r = by_a_r + (a_r * fc + a * dfc,)
         by_b = by_b + (b * fc,)
@@ -113,39 +119,39 @@ def radial_slopes(r, inverse, table, NB: tl.constexpr, RADIAL: tl.constexpr):
 
 
 @triton.jit
-def _function(r, inverse, table, n: tl.constexpr, NB: tl.constexpr, RADIAL: tl.constexpr):
+def _function(r, inverse, table, n: tl.constexpr, N_RBF: tl.constexpr, RADIAL: tl.constexpr):
     a = tl.load(table + n)
-    b = tl.load(table + NB + n)
-    g = tl.load(table + 2 * NB)
-    scale = tl.load(table + 2 * NB + 2)
+    b = tl.load(table + N_RBF + n)
+    g = tl.load(table + 2 * N_RBF)
+    scale = tl.load(table + 2 * N_RBF + 2)
     return radial_function(get(RADIAL, 0), n, r, inverse, scale, a, b, g)
 
 
 @triton.jit
-def monomials(ux, uy, uz, PAR: tl.constexpr):
+def monomials(ux, uy, uz, PARENT: tl.constexpr):
     """Return all Y_m of a unit vector, each made of its parent (equation 10)."""
     u = (ux, uy, uz)
     out = (ux * 0.0 + 1.0,)
-    for k in tl.static_range(1, length(PAR)):
-        if get(PAR, k, 0) == 0:
-            out = out + (u[get(PAR, k, 1)],)
+    for k in tl.static_range(1, length(PARENT)):
+        if get(PARENT, k, 0) == 0:
+            out = out + (u[get(PARENT, k, 1)],)
         else:
-            out = out + (out[get(PAR, k, 0)] * u[get(PAR, k, 1)],)
+            out = out + (out[get(PARENT, k, 0)] * u[get(PARENT, k, 1)],)
     return out
 
 
 @triton.jit
-def monomial_rates(y, ux, uy, uz, vx, vy, vz, PAR: tl.constexpr):
+def monomial_rates(y, ux, uy, uz, vx, vy, vz, PARENT: tl.constexpr):
     """Return how Y_m change along a change v of u."""
     u = (ux, uy, uz)
     v = (vx, vy, vz)
     out = (ux * 0.0,)
-    for k in tl.static_range(1, length(PAR)):
-        if get(PAR, k, 0) == 0:
-            out = out + (v[get(PAR, k, 1)],)
+    for k in tl.static_range(1, length(PARENT)):
+        if get(PARENT, k, 0) == 0:
+            out = out + (v[get(PARENT, k, 1)],)
         else:
-            p = out[get(PAR, k, 0)] * u[get(PAR, k, 1)]
-            out = out + (p + y[get(PAR, k, 0)] * v[get(PAR, k, 1)],)
+            p = out[get(PARENT, k, 0)] * u[get(PARENT, k, 1)]
+            out = out + (p + y[get(PARENT, k, 0)] * v[get(PARENT, k, 1)],)
     return out
 
 
@@ -160,10 +166,17 @@ def edge_vector(vectors, e, inside, stride):
 
 @triton.jit
 def edge_basis(
-    x, y, z, table, N0: tl.constexpr, NR: tl.constexpr, NB: tl.constexpr, RADIAL: tl.constexpr,
-    PAR: tl.constexpr,
-):  # fmt: skip
+    x,
+    y,
+    z,
+    table,
+    FIRST_RBF: tl.constexpr,
+    COUNT_RBF: tl.constexpr,
+    N_RBF: tl.constexpr,
+    RADIAL: tl.constexpr,
+    PARENT: tl.constexpr,
+):
     """Return what ``geometry``, ``radial`` and ``monomials`` make of edges, one after another."""
-    r, inverse, shorter, ux, uy, uz = geometry(x, y, z)
-    f, df, ddf = radial(r, inverse, table, N0, NR, NB, RADIAL)
-    return r, inverse, shorter, ux, uy, uz, f, df, ddf, monomials(ux, uy, uz, PAR)
+    r, inverse, inv_r_eps, ux, uy, uz = geometry(x, y, z)
+    f, df, ddf = radial(r, inverse, table, FIRST_RBF, COUNT_RBF, N_RBF, RADIAL)
+    return r, inverse, inv_r_eps, ux, uy, uz, f, df, ddf, monomials(ux, uy, uz, PARENT)

@@ -3,7 +3,7 @@
 Phases are exact: fractional coordinates are integer turns (32 bits in float32), so that n . x
 modulo a whole turn is what integer arithmetic with overflow gives, whatever the box; only the last
 step is rounded. HALF is the number of half turns of the integer 1. Work is cut in items (system,
-run of k vectors, run of atoms) that the host lists; every item writes its own part. Loads of TURN
+run of k vectors, run of atoms) that the host lists; every item writes its own part. Loads of UNROLL
 terms are under way together.
 """
 
@@ -31,52 +31,72 @@ def _phase(n0, n1, n2, f0, f1, f2, like, HALF: tl.constexpr):
 
 @triton.jit(do_not_specialize=["n_k", "n"])
 def structure_factors(
-    items, k_turns, fraction, q, parts, n_k, n,
-    NQ: tl.constexpr, HALF: tl.constexpr, TURN: tl.constexpr, BL: tl.constexpr,
-):  # fmt: skip
-    """Write a part of S_c(k), lanes k: [2 NQ, n_k] real and imaginary, of a run of atoms.
+    items,
+    k_turns,
+    fraction,
+    q,
+    parts,
+    n_k,
+    n,
+    N_CHARGES: tl.constexpr,
+    HALF: tl.constexpr,
+    UNROLL: tl.constexpr,
+    BLOCK_LANE: tl.constexpr,
+):
+    """Write a part of S_c(k), lanes k: [2 N_CHARGES, n_k] real and imaginary, of a run of atoms.
 
     Items: first k, end of k, first atom, end of atoms, part.
     """
     k0, k1, first, end, part = _item(items, 5)
-    k = k0 + tl.arange(0, BL)
+    k = k0 + tl.arange(0, BLOCK_LANE)
     inside = k < k1
     n0 = tl.load(k_turns + k, mask=inside, other=0)
     n1 = tl.load(k_turns + n_k + k, mask=inside, other=0)
     n2 = tl.load(k_turns + 2 * n_k + k, mask=inside, other=0)
     sums = ()
-    for c in tl.static_range(2 * NQ):
-        sums = sums + (tl.zeros((BL,), q.dtype.element_ty),)
-    for start in range(first, end, TURN):
-        for turn in tl.static_range(TURN):
+    for c in tl.static_range(2 * N_CHARGES):
+        sums = sums + (tl.zeros((BLOCK_LANE,), q.dtype.element_ty),)
+    for start in range(first, end, UNROLL):
+        for turn in tl.static_range(UNROLL):
             i = tl.minimum(start + turn, end - 1)
             f0 = tl.load(fraction + i)
             f1 = tl.load(fraction + n + i)
             f2 = tl.load(fraction + 2 * n + i)
             sin, cos = _phase(n0, n1, n2, f0, f1, f2, q, HALF)
             added = ()
-            for c in tl.static_range(NQ):
+            for c in tl.static_range(N_CHARGES):
                 charge = tl.load(q + c * n.to(tl.int64) + i)
                 charge = tl.where(start + turn < end, charge, 0.0)
                 added = added + (sums[2 * c] + charge * cos, sums[2 * c + 1] + charge * sin)
             sums = added
-    place = parts + part.to(tl.int64) * (2 * NQ) * n_k + k
-    for c in tl.static_range(2 * NQ):
+    place = parts + part.to(tl.int64) * (2 * N_CHARGES) * n_k + k
+    for c in tl.static_range(2 * N_CHARGES):
         tl.store(place + c * n_k.to(tl.int64), sums[c], mask=inside)
 
 
 @triton.jit(do_not_specialize=["n_k", "n"])
 def potentials(
-    items, k_turns, k_vectors, fraction, q, weighted, parts, n_k, n,
-    NQ: tl.constexpr, HALF: tl.constexpr, TURN: tl.constexpr, BL: tl.constexpr,
-):  # fmt: skip
-    """Write a part of phi_c and of dE/dr, lanes atoms: [NQ + 3, n], of a run of k vectors.
+    items,
+    k_turns,
+    k_vectors,
+    fraction,
+    q,
+    weighted,
+    parts,
+    n_k,
+    n,
+    N_CHARGES: tl.constexpr,
+    HALF: tl.constexpr,
+    UNROLL: tl.constexpr,
+    BLOCK_LANE: tl.constexpr,
+):
+    """Write a part of phi_c and of dE/dr, lanes atoms: [N_CHARGES + 3, n], of a run of k vectors.
 
-    ``weighted`` are 4 g Re S_c, 4 g Im S_c [2 NQ, n_k]. Items: first atom, end of atoms, first k,
-    end of k, part.
+    ``weighted`` are 4 g Re S_c, 4 g Im S_c [2 N_CHARGES, n_k]. Items: first atom, end of atoms,
+    first k, end of k, part.
     """
     first, end, k0, k1, part = _item(items, 5)
-    i = first + tl.arange(0, BL)
+    i = first + tl.arange(0, BLOCK_LANE)
     inside = i < end
     f0 = tl.load(fraction + i, mask=inside, other=0)
     f1 = tl.load(fraction + n + i, mask=inside, other=0)
@@ -84,14 +104,14 @@ def potentials(
     stride = n.to(tl.int64)
     charge = ()
     phi = ()
-    for c in tl.static_range(NQ):
+    for c in tl.static_range(N_CHARGES):
         charge = charge + (tl.load(q + c * stride + i, mask=inside, other=0.0),)
-        phi = phi + (tl.zeros((BL,), q.dtype.element_ty),)
-    gx = tl.zeros((BL,), q.dtype.element_ty)
+        phi = phi + (tl.zeros((BLOCK_LANE,), q.dtype.element_ty),)
+    gx = tl.zeros((BLOCK_LANE,), q.dtype.element_ty)
     gy = gx
     gz = gx
-    for start in range(k0, k1, TURN):
-        for turn in tl.static_range(TURN):
+    for start in range(k0, k1, UNROLL):
+        for turn in tl.static_range(UNROLL):
             k = tl.minimum(start + turn, k1 - 1)
             here = start + turn < k1
             n0 = tl.load(k_turns + k)
@@ -100,7 +120,7 @@ def potentials(
             sin, cos = _phase(n0, n1, n2, f0, f1, f2, q, HALF)
             pull = gx * 0.0
             added = ()
-            for c in tl.static_range(NQ):
+            for c in tl.static_range(N_CHARGES):
                 place = weighted + (2 * c) * n_k.to(tl.int64) + k
                 real = tl.where(here, tl.load(place), 0.0)
                 imaginary = tl.where(here, tl.load(place + n_k), 0.0)
@@ -110,26 +130,26 @@ def potentials(
             gx += pull * tl.load(k_vectors + k)
             gy += pull * tl.load(k_vectors + n_k + k)
             gz += pull * tl.load(k_vectors + 2 * n_k + k)
-    place = parts + part.to(tl.int64) * (NQ + 3) * stride + i
-    for c in tl.static_range(NQ):
+    place = parts + part.to(tl.int64) * (N_CHARGES + 3) * stride + i
+    for c in tl.static_range(N_CHARGES):
         tl.store(place + c * stride, phi[c], mask=inside)
-    tl.store(place + NQ * stride, gx, mask=inside)
-    tl.store(place + (NQ + 1) * stride, gy, mask=inside)
-    tl.store(place + (NQ + 2) * stride, gz, mask=inside)
+    tl.store(place + N_CHARGES * stride, gx, mask=inside)
+    tl.store(place + (N_CHARGES + 1) * stride, gy, mask=inside)
+    tl.store(place + (N_CHARGES + 2) * stride, gz, mask=inside)
 
 
 @triton.jit(do_not_specialize=["n"])
 def open_pairs(
-    items, high, low, q, parts, settings, n, NQ: tl.constexpr, BL: tl.constexpr,
-):  # fmt: skip
-    """Write a part of phi_c and of dE/dr, lanes atoms: [NQ + 3, n], of a run of partners.
+    items, high, low, q, parts, settings, n, N_CHARGES: tl.constexpr, BLOCK_LANE: tl.constexpr
+):
+    """Write a part of phi_c and of dE/dr, lanes atoms: [N_CHARGES + 3, n], of a run of partners.
 
     Positions are split in two numbers, [3, n] each. ``settings``: 1/(sigma sqrt 2), its product
     with 2/sqrt(pi), and 1/(2 pi) times the norm. Items: first atom, end of atoms, first partner,
     end of partners, part.
     """
     first, end, j0, j1, part = _item(items, 5)
-    i = first + tl.arange(0, BL)
+    i = first + tl.arange(0, BLOCK_LANE)
     inside = i < end
     stride = n.to(tl.int64)
     own = ()
@@ -138,13 +158,13 @@ def open_pairs(
     for axis in tl.static_range(3):
         own = own + (tl.load(high + axis * stride + i, mask=inside, other=0.0),)
         own = own + (tl.load(low + axis * stride + i, mask=inside, other=0.0),)
-    for c in tl.static_range(NQ):
+    for c in tl.static_range(N_CHARGES):
         charge = charge + (tl.load(q + c * stride + i, mask=inside, other=0.0),)
-        phi = phi + (tl.zeros((BL,), q.dtype.element_ty),)
+        phi = phi + (tl.zeros((BLOCK_LANE,), q.dtype.element_ty),)
     sharp = tl.load(settings)
     bell = tl.load(settings + 1)
     unit = tl.load(settings + 2)
-    gx = tl.zeros((BL,), q.dtype.element_ty)
+    gx = tl.zeros((BLOCK_LANE,), q.dtype.element_ty)
     gy = gx
     gz = gx
     for j in range(j0, j1):
@@ -160,7 +180,7 @@ def open_pairs(
         value = tl.where(other, erf * unit, 0.0)
         pull = gx * 0.0
         added = ()
-        for c in tl.static_range(NQ):
+        for c in tl.static_range(N_CHARGES):
             partner = tl.load(q + c * stride + j)
             added = added + (phi[c] + value * partner,)
             pull += charge[c] * partner
@@ -169,9 +189,9 @@ def open_pairs(
         gx += pull * x
         gy += pull * y
         gz += pull * z
-    place = parts + part.to(tl.int64) * (NQ + 3) * stride + i
-    for c in tl.static_range(NQ):
+    place = parts + part.to(tl.int64) * (N_CHARGES + 3) * stride + i
+    for c in tl.static_range(N_CHARGES):
         tl.store(place + c * stride, phi[c], mask=inside)
-    tl.store(place + NQ * stride, gx, mask=inside)
-    tl.store(place + (NQ + 1) * stride, gy, mask=inside)
-    tl.store(place + (NQ + 2) * stride, gz, mask=inside)
+    tl.store(place + N_CHARGES * stride, gx, mask=inside)
+    tl.store(place + (N_CHARGES + 1) * stride, gy, mask=inside)
+    tl.store(place + (N_CHARGES + 2) * stride, gz, mask=inside)

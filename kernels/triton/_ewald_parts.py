@@ -34,10 +34,10 @@ def integer_turns(positions, system_of, systems, turns, n_atoms, n, BLOCK: tl.co
 
 
 @triton.jit
-def _with_parts(sums, parts, count, stride, ROWS: tl.constexpr, TURN: tl.constexpr):
-    """Return ``sums`` plus ``count`` parts of ROWS rows each, in order; TURN loads at a time."""
-    for first in range(0, tl.max(count, 0), TURN):
-        for turn in tl.static_range(TURN):
+def _with_parts(sums, parts, count, stride, ROWS: tl.constexpr, UNROLL: tl.constexpr):
+    """Return ``sums`` plus ``count`` parts of ROWS rows each, in order; UNROLL loads at a time."""
+    for first in range(0, tl.max(count, 0), UNROLL):
+        for turn in tl.static_range(UNROLL):
             place = parts + (first + turn) * ROWS * stride
             added = ()
             for row in tl.static_range(ROWS):
@@ -49,22 +49,30 @@ def _with_parts(sums, parts, count, stride, ROWS: tl.constexpr, TURN: tl.constex
 
 @triton.jit(do_not_specialize=["n_k"])
 def sum_factors(
-    parts, k_system, spans, potential, weighted, squares, n_k,
-    NQ: tl.constexpr, TURN: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Add up the parts of S_c; write what potentials take [2 NQ, n_k], and sum_c |S_c|^2 [n_k]."""
+    parts,
+    k_system,
+    spans,
+    potential,
+    weighted,
+    squares,
+    n_k,
+    N_CHARGES: tl.constexpr,
+    UNROLL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Add up the parts of S_c; write them as potentials take them, and sum_c |S_c|^2 [n_k]."""
     k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = k < n_k
     own = tl.load(k_system + k, mask=inside, other=0)
     count = tl.load(spans + SPAN * own + 4, mask=inside, other=0)
     stride = n_k.to(tl.int64)
     sums = ()
-    for c in tl.static_range(2 * NQ):
+    for c in tl.static_range(2 * N_CHARGES):
         sums = sums + (tl.zeros((BLOCK,), tl.float64),)
-    sums = _with_parts(sums, parts + k, count, stride, 2 * NQ, TURN)
+    sums = _with_parts(sums, parts + k, count, stride, 2 * N_CHARGES, UNROLL)
     unit = tl.load(potential + k, mask=inside, other=0.0)
     square = tl.zeros((BLOCK,), tl.float64)
-    for c in tl.static_range(2 * NQ):
+    for c in tl.static_range(2 * N_CHARGES):
         value = (sums[c] * unit).to(weighted.dtype.element_ty)
         tl.store(weighted + c * stride + k, value, mask=inside)
         square += sums[c] * sums[c]
@@ -73,17 +81,36 @@ def sum_factors(
 
 @triton.jit(do_not_specialize=["n_atoms", "n"])
 def sum_potentials(
-    parts, given, positions, q, system_of, spans, systems, settings, known, energies, slopes,
-    forces, moments, n_atoms, n, NQ: tl.constexpr, AXIS: tl.constexpr, GIVEN: tl.constexpr,
-    KNOWN: tl.constexpr, ADD: tl.constexpr, MOMENTS: tl.constexpr, TURN: tl.constexpr,
+    parts,
+    given,
+    positions,
+    q,
+    system_of,
+    spans,
+    systems,
+    settings,
+    known,
+    energies,
+    slopes,
+    forces,
+    moments,
+    n_atoms,
+    n,
+    N_CHARGES: tl.constexpr,
+    AXIS: tl.constexpr,
+    GIVEN: tl.constexpr,
+    KNOWN: tl.constexpr,
+    ADD: tl.constexpr,
+    MOMENTS: tl.constexpr,
+    UNROLL: tl.constexpr,
     BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     """Add up the parts of potentials and dE/dr; write what atoms have of them, times the weight.
 
-    Energies [n] and forces [3, n] are added to what is there with ADD, dE/dq [NQ, n] to ``known``
-    with KNOWN; GIVEN are potentials and dE/dr [NQ + 3, n] that were summed elsewhere. AXIS is that
-    of the field, or -1. With MOMENTS also r_i F_i [6, n], symmetric, without weight: of open
-    systems and of the field. Behind the last atom there are zeros.
+    Energies [n] and forces [3, n] are added to what is there with ADD, dE/dq [N_CHARGES, n] to
+    ``known`` with KNOWN; GIVEN are potentials and dE/dr [N_CHARGES + 3, n] that were summed
+    elsewhere. AXIS is that of the field, or -1. With MOMENTS also r_i F_i [6, n], symmetric,
+    without weight: of open systems and of the field. Behind the last atom there are zeros.
     """
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     exists = i < n_atoms
@@ -93,21 +120,21 @@ def sum_potentials(
     count = tl.load(span + 5, mask=exists, other=0)
     stride = n.to(tl.int64)
     sums = ()
-    for row in tl.static_range(NQ + 3):
+    for row in tl.static_range(N_CHARGES + 3):
         if GIVEN:
             sums = sums + (tl.load(given + row * stride + i, mask=exists, other=0.0),)
         else:
             sums = sums + (tl.zeros((BLOCK,), tl.float64),)
-    sums = _with_parts(sums, parts + i, count, stride, NQ + 3, TURN)
+    sums = _with_parts(sums, parts + i, count, stride, N_CHARGES + 3, UNROLL)
     weight = tl.load(settings)
-    field = tl.load(settings + 1) * _entries(span, exists, NQ)
-    alone = tl.load(systems + WIDTH * own + 9) + tl.load(systems + WIDTH * own + 10) * NQ
+    field = tl.load(settings + 1) * _entries(span, exists, N_CHARGES)
+    alone = tl.load(systems + WIDTH * own + 9) + tl.load(systems + WIDTH * own + 10) * N_CHARGES
     r = ()
     for x in tl.static_range(3):
         r = r + (tl.load(positions + 3 * i + x, mask=exists, other=0.0),)
     energy = tl.zeros((BLOCK,), tl.float64)
     push = tl.zeros((BLOCK,), tl.float64)
-    for c in tl.static_range(NQ):
+    for c in tl.static_range(N_CHARGES):
         charge = tl.load(q + c * stride + i, mask=exists, other=0.0).to(tl.float64)
         energy += charge * (0.5 * sums[c] + alone * charge)
         slope = sums[c] + 2.0 * alone * charge
@@ -124,7 +151,7 @@ def sum_potentials(
         energy += tl.load(energies + i, mask=inside, other=0.0)
     tl.store(energies + i, energy, mask=inside)
     for x in tl.static_range(3):
-        force = -sums[NQ + x]
+        force = -sums[N_CHARGES + x]
         if x == AXIS:
             force += push
         force *= weight
@@ -139,7 +166,7 @@ def sum_potentials(
         pushed = ()
         for x in tl.static_range(3):
             arm = arm + (r[x] - tl.load(center + x, mask=exists, other=0.0),)
-            pull = pull + (tl.where(open_, -sums[NQ + x], 0.0),)
+            pull = pull + (tl.where(open_, -sums[N_CHARGES + x], 0.0),)
             pushed = pushed + (push if x == AXIS else push * 0.0,)
         inner = _moments(arm, pull)
         outer = _moments(r, pushed)
@@ -148,9 +175,11 @@ def sum_potentials(
 
 
 @triton.jit
-def _entries(span, exists, NQ: tl.constexpr):
+def _entries(span, exists, N_CHARGES: tl.constexpr):
     """Return how many entries of the result get the field: of an open system there is one."""
-    return tl.where(tl.load(span + 6, mask=exists, other=0) > 0, 1.0, NQ * 1.0).to(tl.float64)
+    return tl.where(tl.load(span + 6, mask=exists, other=0) > 0, 1.0, N_CHARGES * 1.0).to(
+        tl.float64
+    )
 
 
 @triton.jit
@@ -164,9 +193,20 @@ def _moments(r, f):
 
 @triton.jit(do_not_specialize=["n_k", "n", "n_systems"])
 def sum_virials(
-    squares, virial, moments, spans, settings, virials, n_k, n, n_systems,
-    PERIODIC: tl.constexpr, MOMENTS: tl.constexpr, ADD: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    squares,
+    virial,
+    moments,
+    spans,
+    settings,
+    virials,
+    n_k,
+    n,
+    n_systems,
+    PERIODIC: tl.constexpr,
+    MOMENTS: tl.constexpr,
+    ADD: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Write virials [6, n_systems] times the weight, or add them; programs are (system, row).
 
     PERIODIC: of sum_c |S_c|^2 and ``virial`` [6, n_k]; MOMENTS: of r_i F_i [6, n].

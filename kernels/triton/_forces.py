@@ -22,7 +22,7 @@ def _split(high, low, place, value, inside, GRID: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["n"])
-def split_positions(positions, high, low, n, GRID: tl.constexpr, BLOCK: tl.constexpr):
+def split_atoms(positions, high, low, n, GRID: tl.constexpr, BLOCK: tl.constexpr):
     """Write r [n, 3] float64 as a sum of two, [3, n] each."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = i < n
@@ -32,16 +32,36 @@ def split_positions(positions, high, low, n, GRID: tl.constexpr, BLOCK: tl.const
 
 
 @triton.jit(do_not_specialize=["n", "n_shifts", "n_blocks"])
-def places(
-    positions, cells, high, low, numbers, system, shift_high, shift_low, system_of, frames, grids,
-    settings, wraps, fractions, reciprocals, strayed, n, n_shifts, n_blocks, KEPT: tl.constexpr,
-    GRID: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+def split_positions(
+    positions,
+    cells,
+    high,
+    low,
+    numbers,
+    system,
+    shift_high,
+    shift_low,
+    system_of,
+    frames,
+    grids,
+    settings,
+    wraps,
+    fractions,
+    reciprocals,
+    displacement_ratio,
+    n,
+    n_shifts,
+    n_blocks,
+    KEEPS_LIST: tl.constexpr,
+    GRID: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Write positions, and from program ``n_blocks`` on S h, each as a sum of two.
 
-    S are ``numbers`` [3, n_shifts] of the systems ``system`` [n_shifts], ``cells`` float64. KEPT:
-    the list was made here (``_neighbors``): positions lose the cells ``wraps`` that they lay away
-    then, and ``strayed`` gets the largest square of a move in units of what the skin allows.
+    S are ``numbers`` [3, n_shifts] of the systems ``system`` [n_shifts], ``cells`` float64.
+    KEEPS_LIST: the list was made here (``_neighbors``): positions lose the cells ``wraps`` that
+    they lay away then, and ``displacement_ratio`` gets the largest square of a move in units of what the skin
+    allows.
     """
     if tl.program_id(0) < n_blocks:
         i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -49,7 +69,7 @@ def places(
         r = ()
         for x in tl.static_range(3):
             r = r + (tl.load(positions + 3 * i + x, mask=inside, other=0.0),)
-        if KEPT:
+        if KEEPS_LIST:
             own = tl.load(system_of + i, mask=inside, other=0)
             grid = grids + FIELDS * own
             h = lattice_vectors(cells, frames, grid, own, inside)
@@ -71,7 +91,7 @@ def places(
             kept = (allowed > 0.0) & (square < 1e30)  # what is no number is far away
             ratio = 4.0 * square.to(tl.float32) / tl.where(kept, allowed * allowed, 1.0)
             ratio = tl.where(inside, tl.where(kept, ratio, float("inf")), 0.0)
-            tl.store(strayed + tl.program_id(0), tl.max(ratio, 0))
+            tl.store(displacement_ratio + tl.program_id(0), tl.max(ratio, 0))
         for x in tl.static_range(3):
             _split(high, low, x * n + i, r[x], inside, GRID)
     else:
@@ -106,9 +126,20 @@ def _allowed(h, reciprocals, settings, inside):
 
 @triton.jit(do_not_specialize=["n", "n_edges", "n_shifts"])
 def edge_vectors(
-    high, low, shift_high, shift_low, sender, receiver, shift, vectors, closest,
-    n, n_edges, n_shifts, BLOCK: tl.constexpr,
-):  # fmt: skip
+    high,
+    low,
+    shift_high,
+    shift_low,
+    sender,
+    receiver,
+    shift,
+    vectors,
+    closest,
+    n,
+    n_edges,
+    n_shifts,
+    BLOCK: tl.constexpr,
+):
     """Write d = r_receiver - r_sender + S h [3, n_edges], and the smallest d^2 of each program."""
     e = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = e < n_edges
@@ -133,26 +164,39 @@ def edge_vectors(
 
 @triton.jit(do_not_specialize=["n", "n_edges"])
 def gather_forces(
-    vectors, grad_vectors, seg_first, atom_first, sent_first, sent_edge, more, forces, virials,
-    n, n_edges, MORE: tl.constexpr, VIRIALS: tl.constexpr, BA: tl.constexpr, BE: tl.constexpr,
-):  # fmt: skip
-    """Write forces [3, n] of BA atoms, with MORE added to ``more``; with VIRIALS also -d (x) dE/dd.
+    vectors,
+    grad_vectors,
+    seg_first,
+    atom_first,
+    sent_first,
+    sent_edge,
+    more,
+    forces,
+    virials,
+    n,
+    n_edges,
+    MORE: tl.constexpr,
+    VIRIALS: tl.constexpr,
+    BLOCK_ATOM: tl.constexpr,
+    BLOCK_EDGE: tl.constexpr,
+):
+    """Write forces [3, n], with MORE added to ``more``; with VIRIALS also -d (x) dE/dd of atoms.
 
     ``virials`` is [6, n], symmetrised, in the order xx yy zz yz xz xy.
     """
-    atom = tl.program_id(0) * BA + tl.arange(0, BA)
+    atom = tl.program_id(0) * BLOCK_ATOM + tl.arange(0, BLOCK_ATOM)
     exists = atom < n
-    lane = tl.arange(0, BE)[None, :]
+    lane = tl.arange(0, BLOCK_EDGE)[None, :]
     first_segment = tl.load(atom_first + atom, mask=exists, other=0)
     last_segment = tl.load(atom_first + atom + 1, mask=exists, other=0)
     first = tl.load(seg_first + first_segment, mask=exists, other=0)
     end = tl.load(seg_first + last_segment, mask=exists, other=0)
-    zero = tl.zeros((BA, BE), forces.dtype.element_ty)
+    zero = tl.zeros((BLOCK_ATOM, BLOCK_EDGE), forces.dtype.element_ty)
     fx = zero
     fy = zero
     fz = zero
     w = (zero, zero, zero, zero, zero, zero)
-    for step in range(0, tl.max(end - first, 0), BE):
+    for step in range(0, tl.max(end - first, 0), BLOCK_EDGE):
         e = first[:, None] + (lane + step)
         inside = e < end[:, None]
         gx = tl.load(grad_vectors + e, mask=inside, other=0.0)
@@ -166,29 +210,33 @@ def gather_forces(
             y = tl.load(vectors + n_edges + e, mask=inside, other=0.0)
             z = tl.load(vectors + 2 * n_edges + e, mask=inside, other=0.0)
             w = (
-                w[0] - x * gx, w[1] - y * gy, w[2] - z * gz, w[3] - 0.5 * (y * gz + z * gy),
-                w[4] - 0.5 * (x * gz + z * gx), w[5] - 0.5 * (x * gy + y * gx),
-            )  # fmt: skip
+                w[0] - x * gx,
+                w[1] - y * gy,
+                w[2] - z * gz,
+                w[3] - 0.5 * (y * gz + z * gy),
+                w[4] - 0.5 * (x * gz + z * gx),
+                w[5] - 0.5 * (x * gy + y * gx),
+            )
     sent = tl.load(sent_first + atom, mask=exists, other=0)
     sent_end = tl.load(sent_first + atom + 1, mask=exists, other=0)
-    for step in range(0, tl.max(sent_end - sent, 0), BE):
+    for step in range(0, tl.max(sent_end - sent, 0), BLOCK_EDGE):
         k = sent[:, None] + (lane + step)
         inside = k < sent_end[:, None]
         e = tl.load(sent_edge + k, mask=inside, other=0)
         fx += tl.load(grad_vectors + e, mask=inside, other=0.0)
         fy += tl.load(grad_vectors + n_edges + e, mask=inside, other=0.0)
         fz += tl.load(grad_vectors + 2 * n_edges + e, mask=inside, other=0.0)
-    wide = (atom + tl.minimum(first, 0))[:, None] + tl.zeros((BA, BE), tl.int32)
+    wide = (atom + tl.minimum(first, 0))[:, None] + tl.zeros((BLOCK_ATOM, BLOCK_EDGE), tl.int32)
     store = exists[:, None] & (lane == 0)
     f = (fx, fy, fz)
     for axis in tl.static_range(3):
-        total = tl.broadcast_to(tl.sum(f[axis], 1, keep_dims=True), (BA, BE))
+        total = tl.broadcast_to(tl.sum(f[axis], 1, keep_dims=True), (BLOCK_ATOM, BLOCK_EDGE))
         if MORE:
             total += tl.load(more + axis * n + wide, mask=store, other=0.0)
         tl.store(forces + axis * n + wide, total, mask=store)
     if VIRIALS:
         for c in tl.static_range(6):
-            total = tl.broadcast_to(tl.sum(w[c], 1, keep_dims=True), (BA, BE))
+            total = tl.broadcast_to(tl.sum(w[c], 1, keep_dims=True), (BLOCK_ATOM, BLOCK_EDGE))
             tl.store(virials + c * n + wide, total, mask=store)
 
 
@@ -203,19 +251,37 @@ def _largest(values, n, start, BLOCK: tl.constexpr, SMALLEST: tl.constexpr):
     return tl.min(found, 0) if SMALLEST else tl.max(found, 0)
 
 
-@triton.jit(do_not_specialize=["n", "n_out", "n_systems", "n_closest", "n_strayed", "long_range"])
+@triton.jit(do_not_specialize=["n", "n_out", "n_systems", "n_closest", "n_ratios", "long_range"])
 def totals(
-    outputs, energy_weights, energies, virials, first_atom, energy_sums, virial_sums, long_virials,
-    closest, strayed, faults, need, status, n, n_out, n_systems, n_closest, n_strayed, long_range,
-    KEPT: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    outputs,
+    energy_weights,
+    energies,
+    virials,
+    first_atom,
+    energy_sums,
+    virial_sums,
+    long_virials,
+    closest,
+    displacement_ratio,
+    bins_too_small,
+    need,
+    status,
+    n,
+    n_out,
+    n_systems,
+    n_closest,
+    n_ratios,
+    long_range,
+    KEEPS_LIST: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Write the energies of atoms, float64 sums over systems, and the status of the step.
 
     Programs are (system, row): row 0 the read-outs' energies, which it makes of ``outputs``
     [n_out, n], row 1 those of the long range, rows 2 to 7 the virials [6, n], to which what the
     long range has of each system is added. The system behind
-    the last one is the status: the smallest squared distance, and if KEPT the largest of
-    ``strayed``, how many systems have too few bins, and the edges and segments that a list has.
+    the last one is the status: the smallest squared distance, and if KEEPS_LIST the largest of
+    ``displacement_ratio``, how many systems have too few bins, and the edges and segments that a list has.
     """
     system = tl.program_id(0)
     row = tl.program_id(1)
@@ -248,8 +314,8 @@ def totals(
             tl.store(virial_sums + place, whole)
     elif row == 0:
         tl.store(status, _largest(closest, n_closest, float("inf"), BLOCK, True))
-        if KEPT:
-            tl.store(status + 1, _largest(strayed, n_strayed, 0.0, BLOCK, False))
-            tl.store(status + 2, _largest(faults, n_systems, 0.0, BLOCK, False))
+        if KEEPS_LIST:
+            tl.store(status + 1, _largest(displacement_ratio, n_ratios, 0.0, BLOCK, False))
+            tl.store(status + 2, _largest(bins_too_small, n_systems, 0.0, BLOCK, False))
             tl.store(status + 3, tl.load(need).to(tl.float64))
             tl.store(status + 4, tl.load(need + 1).to(tl.float64))

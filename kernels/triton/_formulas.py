@@ -13,10 +13,15 @@ from cace_fast.kernels.triton._math import sincospi, sincospi_product
 
 HEAD = "import triton\nimport triton.language as tl\n"
 LANGUAGE = {
-    "exp": "tl.exp", "log": "tl.log", "abs": "tl.abs", "where": "tl.where",
-    "minimum": "tl.minimum", "range": "tl.static_range",
-    "PI": repr(formulas.PI), "PI2": repr(formulas.PI2),
-}  # fmt: skip
+    "exp": "tl.exp",
+    "log": "tl.log",
+    "abs": "tl.abs",
+    "where": "tl.where",
+    "minimum": "tl.minimum",
+    "range": "tl.static_range",
+    "PI": repr(formulas.PI),
+    "PI2": repr(formulas.PI2),
+}
 CONSTANTS = ("n", "p")
 
 

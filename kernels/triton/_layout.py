@@ -10,21 +10,21 @@ import triton.language as tl
 
 
 @triton.jit
-def _tile(n, COUNT: tl.constexpr, BA: tl.constexpr, BN: tl.constexpr):
-    """Return the atoms [BA, 1] and numbers [1, BN] of the program's tile, and which exist."""
-    TILES: tl.constexpr = (COUNT + BN - 1) // BN
+def _tile(n, COUNT: tl.constexpr, BLOCK_ATOM: tl.constexpr, BLOCK_COMPONENT: tl.constexpr):
+    """Return atoms [BLOCK_ATOM, 1] and components [1, BLOCK_COMPONENT] of a tile; which exist."""
+    TILES: tl.constexpr = (COUNT + BLOCK_COMPONENT - 1) // BLOCK_COMPONENT
     program = tl.program_id(0)
-    atom = (program // TILES * BA + tl.arange(0, BA))[:, None]
-    number = (program % TILES * BN + tl.arange(0, BN))[None, :]
+    atom = (program // TILES * BLOCK_ATOM + tl.arange(0, BLOCK_ATOM))[:, None]
+    number = (program % TILES * BLOCK_COMPONENT + tl.arange(0, BLOCK_COMPONENT))[None, :]
     return atom, number, (atom < n) & (number < COUNT)
 
 
 @triton.jit
-def _component(number, Q: tl.constexpr, M: tl.constexpr, C: tl.constexpr):
+def _component(number, N_RADIAL: tl.constexpr, N_MONOMIALS: tl.constexpr, C: tl.constexpr):
     """Return the row of [q, m, c] that is number [m, q, c] of an atom."""
     run = number // C  # (m, q)
-    m = run // Q
-    return number + (run * (M - 1) - m * (Q * M - 1)) * C
+    m = run // N_RADIAL
+    return number + (run * (N_MONOMIALS - 1) - m * (N_RADIAL * N_MONOMIALS - 1)) * C
 
 
 @triton.jit
@@ -36,23 +36,42 @@ def _factor(table, species, atom, number, exists, n, COUNT: tl.constexpr):
 
 @triton.jit(do_not_specialize=["n"])
 def to_atoms(
-    x, table, species, y, n, Q: tl.constexpr, M: tl.constexpr, C: tl.constexpr,
-    FACTOR: tl.constexpr, BA: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
+    x,
+    table,
+    species,
+    y,
+    n,
+    N_RADIAL: tl.constexpr,
+    N_MONOMIALS: tl.constexpr,
+    C: tl.constexpr,
+    FACTOR: tl.constexpr,
+    BLOCK_ATOM: tl.constexpr,
+    BLOCK_COMPONENT: tl.constexpr,
+):
     """Write y [atom, m, q, c] of x [q, m, c, atom], by ``table`` [species, (m, q, c)] if FACTOR."""
-    atom, number, exists = _tile(n, Q * M * C, BA, BN)
-    value = tl.load(x + _component(number, Q, M, C) * n + atom, mask=exists, other=0.0)
+    atom, number, exists = _tile(n, N_RADIAL * N_MONOMIALS * C, BLOCK_ATOM, BLOCK_COMPONENT)
+    value = tl.load(
+        x + _component(number, N_RADIAL, N_MONOMIALS, C) * n + atom, mask=exists, other=0.0
+    )
     if FACTOR:
-        value *= _factor(table, species, atom, number, exists, n, Q * M * C)
-    tl.store(y + atom.to(tl.int64) * (Q * M * C) + number, value, mask=exists)
+        value *= _factor(table, species, atom, number, exists, n, N_RADIAL * N_MONOMIALS * C)
+    tl.store(y + atom.to(tl.int64) * (N_RADIAL * N_MONOMIALS * C) + number, value, mask=exists)
 
 
 @triton.jit(do_not_specialize=["n"])
 def to_components(
-    y, x, n, Q: tl.constexpr, M: tl.constexpr, C: tl.constexpr, BA: tl.constexpr,
-    BN: tl.constexpr,
-):  # fmt: skip
+    y,
+    x,
+    n,
+    N_RADIAL: tl.constexpr,
+    N_MONOMIALS: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK_ATOM: tl.constexpr,
+    BLOCK_COMPONENT: tl.constexpr,
+):
     """Write x [q, m, c, atom] of y [atom, m, q, c]."""
-    atom, number, exists = _tile(n, Q * M * C, BA, BN)
-    value = tl.load(y + atom.to(tl.int64) * (Q * M * C) + number, mask=exists, other=0.0)
-    tl.store(x + _component(number, Q, M, C) * n + atom, value, mask=exists)
+    atom, number, exists = _tile(n, N_RADIAL * N_MONOMIALS * C, BLOCK_ATOM, BLOCK_COMPONENT)
+    value = tl.load(
+        y + atom.to(tl.int64) * (N_RADIAL * N_MONOMIALS * C) + number, mask=exists, other=0.0
+    )
+    tl.store(x + _component(number, N_RADIAL, N_MONOMIALS, C) * n + atom, value, mask=exists)

@@ -1,8 +1,8 @@
 """Device code of the moments: rho of segments, its gradient, and derivatives of that.
 
 rho[(n, m), s] is the sum over the edges of segment s of R_n f_c Y_m (the inner sum of
-docs/theory.md, equation 11, before embeddings). A program owns BA segments, BE lanes walk through
-the edges of each: sums stay in registers until the end; no atomics, no shared memory.
+docs/theory.md, equation 11, before embeddings). A program owns BLOCK_SEG segments, BLOCK_EDGE lanes
+walk through the edges of each: sums stay in registers until the end; no atomics, no shared memory.
 """
 
 import triton
@@ -17,97 +17,122 @@ from cace_fast.kernels.triton._device import (
     monomial_rates,
     monomials,
     radial_slopes,
-    wide_rows,
+    opaque_row_index,
     zeros,
 )
 
 
 @triton.jit
-def _segments(seg_first, n_seg, BA: tl.constexpr, BE: tl.constexpr):
-    """Return whether a segment exists, its first edge and end, and the segment as [BA, BE]."""
-    seg = tl.program_id(0) * BA + tl.arange(0, BA)
+def _segments(seg_first, n_seg, BLOCK_SEG: tl.constexpr, BLOCK_EDGE: tl.constexpr):
+    """Return which segments exist, their first edges and ends, and their numbers as a tile."""
+    seg = tl.program_id(0) * BLOCK_SEG + tl.arange(0, BLOCK_SEG)
     exists = seg < n_seg
     first = tl.load(seg_first + seg, mask=exists, other=0)
     end = tl.load(seg_first + seg + 1, mask=exists, other=0)
-    return exists, first, end, wide_rows(seg, first, BA, BE)
+    return exists, first, end, opaque_row_index(seg, first, BLOCK_SEG, BLOCK_EDGE)
 
 
 @triton.jit(do_not_specialize=["n_seg", "n_edges"])
 def moments_forward(
-    vectors, seg_first, table, rho, n_seg, n_edges,
-    N0: tl.constexpr, NR: tl.constexpr, NB: tl.constexpr, RADIAL: tl.constexpr,
-    PAR: tl.constexpr, BA: tl.constexpr, BE: tl.constexpr,
-):  # fmt: skip
-    """Write rho[(N0 .. N0+NR-1, m), s] of BA segments."""
-    NL: tl.constexpr = length(PAR)
-    exists, first, end, wide = _segments(seg_first, n_seg, BA, BE)
-    lane = tl.arange(0, BE)[None, :]
-    sums = zeros(NR * NL, BA, BE, rho)
-    for step in range(0, tl.max(end - first, 0), BE):
+    vectors,
+    seg_first,
+    table,
+    rho,
+    n_seg,
+    n_edges,
+    FIRST_RBF: tl.constexpr,
+    COUNT_RBF: tl.constexpr,
+    N_RBF: tl.constexpr,
+    RADIAL: tl.constexpr,
+    PARENT: tl.constexpr,
+    BLOCK_SEG: tl.constexpr,
+    BLOCK_EDGE: tl.constexpr,
+):
+    """Write rho[(FIRST_RBF .. FIRST_RBF+COUNT_RBF-1, m), s] of BLOCK_SEG segments."""
+    N_MONOMIALS: tl.constexpr = length(PARENT)
+    exists, first, end, wide = _segments(seg_first, n_seg, BLOCK_SEG, BLOCK_EDGE)
+    lane = tl.arange(0, BLOCK_EDGE)[None, :]
+    sums = zeros(COUNT_RBF * N_MONOMIALS, BLOCK_SEG, BLOCK_EDGE, rho)
+    for step in range(0, tl.max(end - first, 0), BLOCK_EDGE):
         e = first[:, None] + (lane + step)
         inside = e < end[:, None]
         x, y, z = edge_vector(vectors, e, inside, n_edges)
-        r, inverse, shorter, ux, uy, uz, f, df, ddf, h = edge_basis(
-            x, y, z, table, N0, NR, NB, RADIAL, PAR
+        r, inverse, inv_r_eps, ux, uy, uz, f, df, ddf, h = edge_basis(
+            x, y, z, table, FIRST_RBF, COUNT_RBF, N_RBF, RADIAL, PARENT
         )
         added = ()
-        for n in tl.static_range(NR):
+        for n in tl.static_range(COUNT_RBF):
             fn = tl.where(inside, f[n], 0.0)
-            added = added + (sums[n * NL] + fn,)
-            for m in tl.static_range(1, NL):
-                added = added + (sums[n * NL + m] + fn * h[m],)
+            added = added + (sums[n * N_MONOMIALS] + fn,)
+            for m in tl.static_range(1, N_MONOMIALS):
+                added = added + (sums[n * N_MONOMIALS + m] + fn * h[m],)
         sums = added
     store = exists[:, None] & (lane == 0)
-    for k in tl.static_range(NR * NL):
-        total = tl.broadcast_to(tl.sum(sums[k], 1, keep_dims=True), (BA, BE))
-        tl.store(rho + (N0 * NL + k) * n_seg + wide, total, mask=store)
+    for k in tl.static_range(COUNT_RBF * N_MONOMIALS):
+        total = tl.broadcast_to(tl.sum(sums[k], 1, keep_dims=True), (BLOCK_SEG, BLOCK_EDGE))
+        tl.store(rho + (FIRST_RBF * N_MONOMIALS + k) * n_seg + wide, total, mask=store)
 
 
 @triton.jit(do_not_specialize=["n_seg", "n_edges"])
 def moments_backward(
-    vectors, seg_first, table, grad_rho, grad_vectors, n_seg, n_edges,
-    N0: tl.constexpr, NR: tl.constexpr, NB: tl.constexpr, RADIAL: tl.constexpr,
-    PAR: tl.constexpr, DER: tl.constexpr, ADD: tl.constexpr, BA: tl.constexpr, BE: tl.constexpr,
-):  # fmt: skip
+    vectors,
+    seg_first,
+    table,
+    grad_rho,
+    grad_vectors,
+    n_seg,
+    n_edges,
+    FIRST_RBF: tl.constexpr,
+    COUNT_RBF: tl.constexpr,
+    N_RBF: tl.constexpr,
+    RADIAL: tl.constexpr,
+    PARENT: tl.constexpr,
+    DERIVATIVES: tl.constexpr,
+    ADD: tl.constexpr,
+    BLOCK_SEG: tl.constexpr,
+    BLOCK_EDGE: tl.constexpr,
+):
     """Write dE/dd [3, n_edges] of dE/drho; with ADD, add it to what is there."""
-    NL: tl.constexpr = length(PAR)
-    exists, first, end, wide = _segments(seg_first, n_seg, BA, BE)
-    lane = tl.arange(0, BE)[None, :]
+    N_MONOMIALS: tl.constexpr = length(PARENT)
+    exists, first, end, wide = _segments(seg_first, n_seg, BLOCK_SEG, BLOCK_EDGE)
+    lane = tl.arange(0, BLOCK_EDGE)[None, :]
     g = ()
     some = (exists & (first < end))[:, None] & (wide >= 0)
-    for k in tl.static_range(NR * NL):
-        g = g + (tl.load(grad_rho + (N0 * NL + k) * n_seg + wide, mask=some, other=0.0),)
-    for step in range(0, tl.max(end - first, 0), BE):
+    for k in tl.static_range(COUNT_RBF * N_MONOMIALS):
+        g = g + (
+            tl.load(grad_rho + (FIRST_RBF * N_MONOMIALS + k) * n_seg + wide, mask=some, other=0.0),
+        )
+    for step in range(0, tl.max(end - first, 0), BLOCK_EDGE):
         e = first[:, None] + (lane + step)
         inside = e < end[:, None]
         x, y, z = edge_vector(vectors, e, inside, n_edges)
-        r, inverse, shorter, ux, uy, uz, f, df, ddf, h = edge_basis(
-            x, y, z, table, N0, NR, NB, RADIAL, PAR
+        r, inverse, inv_r_eps, ux, uy, uz, f, df, ddf, h = edge_basis(
+            x, y, z, table, FIRST_RBF, COUNT_RBF, N_RBF, RADIAL, PARENT
         )
         along = g[0] * df[0]  # dE/dr at a fixed direction
-        for n in tl.static_range(1, NR):
-            along += g[n * NL] * df[n]
+        for n in tl.static_range(1, COUNT_RBF):
+            along += g[n * N_MONOMIALS] * df[n]
         gx = along * 0.0
         gy = gx
         gz = gx
-        for m in tl.static_range(1, NL):
+        for m in tl.static_range(1, N_MONOMIALS):
             u = g[m] * f[0]
             w = g[m] * df[0]
-            for n in tl.static_range(1, NR):
-                u += g[n * NL + m] * f[n]
-                w += g[n * NL + m] * df[n]
+            for n in tl.static_range(1, COUNT_RBF):
+                u += g[n * N_MONOMIALS + m] * f[n]
+                w += g[n * N_MONOMIALS + m] * df[n]
             along += w * h[m]
-            if get(DER, m, 0, 1) > 0:
-                gx += u * (h[get(DER, m, 0, 0)] * get(DER, m, 0, 1))
-            if get(DER, m, 1, 1) > 0:
-                gy += u * (h[get(DER, m, 1, 0)] * get(DER, m, 1, 1))
-            if get(DER, m, 2, 1) > 0:
-                gz += u * (h[get(DER, m, 2, 0)] * get(DER, m, 2, 1))
+            if get(DERIVATIVES, m, 0, 1) > 0:
+                gx += u * (h[get(DERIVATIVES, m, 0, 0)] * get(DERIVATIVES, m, 0, 1))
+            if get(DERIVATIVES, m, 1, 1) > 0:
+                gy += u * (h[get(DERIVATIVES, m, 1, 0)] * get(DERIVATIVES, m, 1, 1))
+            if get(DERIVATIVES, m, 2, 1) > 0:
+                gz += u * (h[get(DERIVATIVES, m, 2, 0)] * get(DERIVATIVES, m, 2, 1))
         # d r/dd = d/r, and du/dd = (1 - u (d/r)^T)/(r + 1e-9)
-        radially = along - (gx * ux + gy * uy + gz * uz) * shorter
-        dx = radially * (x * inverse) + gx * shorter
-        dy = radially * (y * inverse) + gy * shorter
-        dz = radially * (z * inverse) + gz * shorter
+        radially = along - (gx * ux + gy * uy + gz * uz) * inv_r_eps
+        dx = radially * (x * inverse) + gx * inv_r_eps
+        dy = radially * (y * inverse) + gy * inv_r_eps
+        dz = radially * (z * inverse) + gz * inv_r_eps
         if ADD:
             dx += tl.load(grad_vectors + e, mask=inside, other=0.0)
             dy += tl.load(grad_vectors + n_edges + e, mask=inside, other=0.0)
@@ -119,83 +144,105 @@ def moments_backward(
 
 @triton.jit(do_not_specialize=["n_seg", "n_edges"])
 def moments_rate(
-    vectors, along, seg_first, table, rate, n_seg, n_edges,
-    N0: tl.constexpr, NR: tl.constexpr, NB: tl.constexpr, RADIAL: tl.constexpr,
-    PAR: tl.constexpr, BA: tl.constexpr, BE: tl.constexpr,
-):  # fmt: skip
+    vectors,
+    along,
+    seg_first,
+    table,
+    rate,
+    n_seg,
+    n_edges,
+    FIRST_RBF: tl.constexpr,
+    COUNT_RBF: tl.constexpr,
+    N_RBF: tl.constexpr,
+    RADIAL: tl.constexpr,
+    PARENT: tl.constexpr,
+    BLOCK_SEG: tl.constexpr,
+    BLOCK_EDGE: tl.constexpr,
+):
     """Write how rho changes when edge vectors change by ``along`` [3, n_edges].
 
     This is also the derivative of ``moments_backward``, along a direction, by dE/drho.
     """
-    NL: tl.constexpr = length(PAR)
-    exists, first, end, wide = _segments(seg_first, n_seg, BA, BE)
-    lane = tl.arange(0, BE)[None, :]
-    sums = zeros(NR * NL, BA, BE, rate)
-    for step in range(0, tl.max(end - first, 0), BE):
+    N_MONOMIALS: tl.constexpr = length(PARENT)
+    exists, first, end, wide = _segments(seg_first, n_seg, BLOCK_SEG, BLOCK_EDGE)
+    lane = tl.arange(0, BLOCK_EDGE)[None, :]
+    sums = zeros(COUNT_RBF * N_MONOMIALS, BLOCK_SEG, BLOCK_EDGE, rate)
+    for step in range(0, tl.max(end - first, 0), BLOCK_EDGE):
         e = first[:, None] + (lane + step)
         inside = e < end[:, None]
         x, y, z = edge_vector(vectors, e, inside, n_edges)
         vx = tl.load(along + e, mask=inside, other=0.0)
         vy = tl.load(along + n_edges + e, mask=inside, other=0.0)
         vz = tl.load(along + 2 * n_edges + e, mask=inside, other=0.0)
-        r, inverse, shorter, ux, uy, uz, f, df, ddf, h = edge_basis(
-            x, y, z, table, N0, NR, NB, RADIAL, PAR
+        r, inverse, inv_r_eps, ux, uy, uz, f, df, ddf, h = edge_basis(
+            x, y, z, table, FIRST_RBF, COUNT_RBF, N_RBF, RADIAL, PARENT
         )
         dr = (vx * x + vy * y + vz * z) * inverse
-        wx = (vx - ux * dr) * shorter
-        wy = (vy - uy * dr) * shorter
-        wz = (vz - uz * dr) * shorter
-        dh = monomial_rates(h, ux, uy, uz, wx, wy, wz, PAR)
+        wx = (vx - ux * dr) * inv_r_eps
+        wy = (vy - uy * dr) * inv_r_eps
+        wz = (vz - uz * dr) * inv_r_eps
+        dh = monomial_rates(h, ux, uy, uz, wx, wy, wz, PARENT)
         added = ()
-        for n in tl.static_range(NR):
+        for n in tl.static_range(COUNT_RBF):
             dn = df[n] * dr  # nothing beyond the end, where ``along`` is read as zero
-            added = added + (sums[n * NL] + dn,)
-            for m in tl.static_range(1, NL):
-                added = added + (sums[n * NL + m] + (dn * h[m] + f[n] * dh[m]),)
+            added = added + (sums[n * N_MONOMIALS] + dn,)
+            for m in tl.static_range(1, N_MONOMIALS):
+                added = added + (sums[n * N_MONOMIALS + m] + (dn * h[m] + f[n] * dh[m]),)
         sums = added
     store = exists[:, None] & (lane == 0)
-    for k in tl.static_range(NR * NL):
-        total = tl.broadcast_to(tl.sum(sums[k], 1, keep_dims=True), (BA, BE))
-        tl.store(rate + (N0 * NL + k) * n_seg + wide, total, mask=store)
+    for k in tl.static_range(COUNT_RBF * N_MONOMIALS):
+        total = tl.broadcast_to(tl.sum(sums[k], 1, keep_dims=True), (BLOCK_SEG, BLOCK_EDGE))
+        tl.store(rate + (FIRST_RBF * N_MONOMIALS + k) * n_seg + wide, total, mask=store)
 
 
 @triton.jit(do_not_specialize=["n_seg", "n_edges"])
 def moments_backward_rate(
-    vectors, along, segment, table, grad_rho, out, n_seg, n_edges, count,
-    NB: tl.constexpr, RADIAL: tl.constexpr, PAR: tl.constexpr, DER: tl.constexpr,
+    vectors,
+    along,
+    segment,
+    table,
+    grad_rho,
+    out,
+    n_seg,
+    n_edges,
+    count,
+    N_RBF: tl.constexpr,
+    RADIAL: tl.constexpr,
+    PARENT: tl.constexpr,
+    DERIVATIVES: tl.constexpr,
     BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     """Write how dE/dd changes when edge vectors change by ``along``, dE/drho fixed [3, n_edges].
 
     One lane for each edge, which reads dE/drho of its segment as it goes: for training and
     Hessians, where simple is better than quick.
     """
-    NL: tl.constexpr = length(PAR)
+    N_MONOMIALS: tl.constexpr = length(PARENT)
     e = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = e < count
     seg = tl.load(segment + e, mask=inside, other=0)
     x, y, z = edge_vector(vectors, e, inside, n_edges)
     vx, vy, vz = edge_vector(along, e, inside, n_edges)
-    r, inverse, shorter, ux, uy, uz, f, df, ddf, h = edge_basis(
-        x, y, z, table, 0, NB, NB, RADIAL, PAR
+    r, inverse, inv_r_eps, ux, uy, uz, f, df, ddf, h = edge_basis(
+        x, y, z, table, 0, N_RBF, N_RBF, RADIAL, PARENT
     )
     dr = (vx * x + vy * y + vz * z) * inverse
-    wx = (vx - ux * dr) * shorter
-    wy = (vy - uy * dr) * shorter
-    wz = (vz - uz * dr) * shorter
-    dh = monomial_rates(h, ux, uy, uz, wx, wy, wz, PAR)
+    wx = (vx - ux * dr) * inv_r_eps
+    wy = (vy - uy * dr) * inv_r_eps
+    wz = (vz - uz * dr) * inv_r_eps
+    dh = monomial_rates(h, ux, uy, uz, wx, wy, wz, PARENT)
     zero = r * 0.0
     s = zero  # dE/dr at a fixed direction, and its rate
     ds = zero
     g = (zero, zero, zero)  # dE/du, and its rate
     dg = (zero, zero, zero)
-    for m in tl.static_range(NL):
+    for m in tl.static_range(N_MONOMIALS):
         u = zero
         w = zero
         du = zero
         dw = zero
-        for n in tl.static_range(NB):
-            gg = tl.load(grad_rho + (n * NL + m) * n_seg + seg, mask=inside, other=0.0)
+        for n in tl.static_range(N_RBF):
+            gg = tl.load(grad_rho + (n * N_MONOMIALS + m) * n_seg + seg, mask=inside, other=0.0)
             u += gg * f[n]
             w += gg * df[n]
             dw += gg * ddf[n]
@@ -205,9 +252,9 @@ def moments_backward_rate(
         new_g = ()
         new_dg = ()
         for axis in tl.static_range(3):
-            if get(DER, m, axis, 1) > 0:
-                slope = h[get(DER, m, axis, 0)] * get(DER, m, axis, 1)
-                bend = dh[get(DER, m, axis, 0)] * get(DER, m, axis, 1)
+            if get(DERIVATIVES, m, axis, 1) > 0:
+                slope = h[get(DERIVATIVES, m, axis, 0)] * get(DERIVATIVES, m, axis, 1)
+                bend = dh[get(DERIVATIVES, m, axis, 0)] * get(DERIVATIVES, m, axis, 1)
                 new_g = new_g + (g[axis] + u * slope,)
                 new_dg = new_dg + (dg[axis] + du * slope + u * bend,)
             else:
@@ -217,15 +264,15 @@ def moments_backward_rate(
         dg = new_dg
     p = g[0] * ux + g[1] * uy + g[2] * uz
     dp = dg[0] * ux + dg[1] * uy + dg[2] * uz + g[0] * wx + g[1] * wy + g[2] * wz
-    d_shorter = -dr * shorter * shorter
-    q = s - p * shorter
-    dq = ds - dp * shorter - p * d_shorter
+    d_shorter = -dr * inv_r_eps * inv_r_eps
+    q = s - p * inv_r_eps
+    dq = ds - dp * inv_r_eps - p * d_shorter
     ex = x * inverse
     ey = y * inverse
     ez = z * inverse
-    ox = dq * ex + q * (vx - ex * dr) * inverse + dg[0] * shorter + g[0] * d_shorter
-    oy = dq * ey + q * (vy - ey * dr) * inverse + dg[1] * shorter + g[1] * d_shorter
-    oz = dq * ez + q * (vz - ez * dr) * inverse + dg[2] * shorter + g[2] * d_shorter
+    ox = dq * ex + q * (vx - ex * dr) * inverse + dg[0] * inv_r_eps + g[0] * d_shorter
+    oy = dq * ey + q * (vy - ey * dr) * inverse + dg[1] * inv_r_eps + g[1] * d_shorter
+    oz = dq * ez + q * (vz - ez * dr) * inverse + dg[2] * inv_r_eps + g[2] * d_shorter
     tl.store(out + e, ox, mask=inside)
     tl.store(out + n_edges + e, oy, mask=inside)
     tl.store(out + 2 * n_edges + e, oz, mask=inside)
@@ -233,34 +280,53 @@ def moments_backward_rate(
 
 @triton.jit(do_not_specialize=["n_seg", "n_edges", "count"])
 def moments_by_table(
-    vectors, along, segment, table, grad_rho, out, n_seg, n_edges, count,
-    NB: tl.constexpr, RADIAL: tl.constexpr, PAR: tl.constexpr, RATE: tl.constexpr,
+    vectors,
+    along,
+    segment,
+    table,
+    grad_rho,
+    out,
+    n_seg,
+    n_edges,
+    count,
+    N_RBF: tl.constexpr,
+    RADIAL: tl.constexpr,
+    PARENT: tl.constexpr,
+    RATE: tl.constexpr,
     BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     """Write each edge's part of dE/da_n, dE/db_n [2 n_b, n_edges] of dE/drho.
 
     With RATE: how it changes when edge vectors change by ``along``, dE/drho fixed.
     """
-    NL: tl.constexpr = length(PAR)
+    N_MONOMIALS: tl.constexpr = length(PARENT)
     e = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = e < count
     seg = tl.load(segment + e, mask=inside, other=0)
     x, y, z = edge_vector(vectors, e, inside, n_edges)
-    r, inverse, shorter, ux, uy, uz = geometry(x, y, z)
-    h = monomials(ux, uy, uz, PAR)
-    by_a, by_a_r, by_b, by_b_r = radial_slopes(r, inverse, table, NB, RADIAL)
+    r, inverse, inv_r_eps, ux, uy, uz = geometry(x, y, z)
+    h = monomials(ux, uy, uz, PARENT)
+    by_a, by_a_r, by_b, by_b_r = radial_slopes(r, inverse, table, N_RBF, RADIAL)
     dr = r * 0.0
     dh = h
     if RATE:
         vx, vy, vz = edge_vector(along, e, inside, n_edges)
         dr = (vx * x + vy * y + vz * z) * inverse
-        dh = monomial_rates(h, ux, uy, uz, (vx - ux * dr) * shorter, (vy - uy * dr) * shorter,
-                            (vz - uz * dr) * shorter, PAR)  # fmt: skip
-    for n in tl.static_range(NB):
+        dh = monomial_rates(
+            h,
+            ux,
+            uy,
+            uz,
+            (vx - ux * dr) * inv_r_eps,
+            (vy - uy * dr) * inv_r_eps,
+            (vz - uz * dr) * inv_r_eps,
+            PARENT,
+        )
+    for n in tl.static_range(N_RBF):
         sum = r * 0.0
         rate = r * 0.0
-        for m in tl.static_range(NL):
-            g = tl.load(grad_rho + (n * NL + m) * n_seg + seg, mask=inside, other=0.0)
+        for m in tl.static_range(N_MONOMIALS):
+            g = tl.load(grad_rho + (n * N_MONOMIALS + m) * n_seg + seg, mask=inside, other=0.0)
             sum += g * h[m]
             rate += g * dh[m]
         a = sum * by_a[n]
@@ -269,4 +335,4 @@ def moments_by_table(
             a = rate * by_a[n] + sum * by_a_r[n] * dr
             b = rate * by_b[n] + sum * by_b_r[n] * dr
         tl.store(out + n * n_edges + e, a, mask=inside)
-        tl.store(out + (NB + n) * n_edges + e, b, mask=inside)
+        tl.store(out + (N_RBF + n) * n_edges + e, b, mask=inside)

@@ -40,15 +40,33 @@ def _reciprocal(h):
     c2 = h[3] * h[7] - h[4] * h[6]
     v = 1.0 / (h[0] * c0 + h[1] * c1 + h[2] * c2)
     return (
-        c0 * v, c1 * v, c2 * v, (h[7] * h[2] - h[8] * h[1]) * v, (h[8] * h[0] - h[6] * h[2]) * v,
-        (h[6] * h[1] - h[7] * h[0]) * v, (h[1] * h[5] - h[2] * h[4]) * v,
-        (h[2] * h[3] - h[0] * h[5]) * v, (h[0] * h[4] - h[1] * h[3]) * v,
-    )  # fmt: skip
+        c0 * v,
+        c1 * v,
+        c2 * v,
+        (h[7] * h[2] - h[8] * h[1]) * v,
+        (h[8] * h[0] - h[6] * h[2]) * v,
+        (h[6] * h[1] - h[7] * h[0]) * v,
+        (h[1] * h[5] - h[2] * h[4]) * v,
+        (h[2] * h[3] - h[0] * h[5]) * v,
+        (h[0] * h[4] - h[1] * h[3]) * v,
+    )
 
 
 @triton.jit
-def _place_block(positions, system_of, cells, frames, grids, settings, placed, wraps, fractions,
-                 bins, n, BLOCK: tl.constexpr):  # fmt: skip
+def _place_block(
+    positions,
+    system_of,
+    cells,
+    frames,
+    grids,
+    settings,
+    placed,
+    wraps,
+    fractions,
+    bins,
+    n,
+    BLOCK: tl.constexpr,
+):
     width = tl.load(settings + 2)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = i < n
@@ -80,15 +98,18 @@ def _place_block(positions, system_of, cells, frames, grids, settings, placed, w
         number = number * count + place
         tl.store(wraps + k * n + i, cell.to(tl.int32), mask=inside)
         tl.store(fractions + k * n + i, tl.where(lost, float("nan"), f), mask=inside)
-        moved = (moved[0] - cell * h[3 * k], moved[1] - cell * h[3 * k + 1],
-                 moved[2] - cell * h[3 * k + 2])  # fmt: skip
+        moved = (
+            moved[0] - cell * h[3 * k],
+            moved[1] - cell * h[3 * k + 1],
+            moved[2] - cell * h[3 * k + 2],
+        )
     tl.store(bins + i, code + number, mask=inside)
     for x in tl.static_range(3):
         tl.store(placed + x * n + i, moved[x], mask=inside)
 
 
 @triton.jit
-def _check_bins(system, cells, frames, grids, settings, reciprocals, faults):
+def _check_bins(system, cells, frames, grids, settings, reciprocals, bins_too_small):
     width = tl.load(settings + 2)
     grid = grids + FIELDS * system
     c = _reciprocal(lattice_vectors(cells, frames, grid, system, system >= 0))
@@ -105,28 +126,53 @@ def _check_bins(system, cells, frames, grids, settings, reciprocals, faults):
         enough = length * length >= reach2 * square * (1.0 - 1e-12)
         everywhere = (periodic == 0) & (tl.load(grid + 6 + k) == count)
         short += tl.where(enough | everywhere, 0, 1)
-    tl.store(faults + system, short)
+    tl.store(bins_too_small + system, short)
 
 
 @triton.jit(do_not_specialize=["n", "n_blocks"])
 def place_atoms(
-    positions, system_of, cells, frames, grids, settings, placed, wraps, fractions, bins,
-    reciprocals, faults, n, n_blocks, BLOCK: tl.constexpr,
-):  # fmt: skip
+    positions,
+    system_of,
+    cells,
+    frames,
+    grids,
+    settings,
+    placed,
+    wraps,
+    fractions,
+    bins,
+    reciprocals,
+    bins_too_small,
+    n,
+    n_blocks,
+    BLOCK: tl.constexpr,
+):
     """Write where atoms stand when the list is made, and the reciprocal vectors of systems.
 
     ``placed`` [3, n] is r without the cells ``wraps`` [3, n] that it lies away, ``fractions``
     [3, n] the same in units of lattice vectors, ``bins`` [n] the bin. The programs from
-    ``n_blocks`` on have one system each: ``reciprocals`` [n_systems, 9], and in ``faults`` whether
+    ``n_blocks`` on have one system each: ``reciprocals`` [n_systems, 9], and in ``bins_too_small`` whether
     the bins that an atom looks at reach too short. ``settings``: reach of the list, its square,
     width of bins in open directions, skin.
     """
     if tl.program_id(0) < n_blocks:
-        _place_block(positions, system_of, cells, frames, grids, settings, placed, wraps, fractions,
-                     bins, n, BLOCK)  # fmt: skip
+        _place_block(
+            positions,
+            system_of,
+            cells,
+            frames,
+            grids,
+            settings,
+            placed,
+            wraps,
+            fractions,
+            bins,
+            n,
+            BLOCK,
+        )
     else:
         system = tl.program_id(0) - n_blocks
-        _check_bins(system, cells, frames, grids, settings, reciprocals, faults)
+        _check_bins(system, cells, frames, grids, settings, reciprocals, bins_too_small)
 
 
 @triton.jit
@@ -136,9 +182,24 @@ def _three(place):
 
 @triton.jit(do_not_specialize=["n", "n_edges"])
 def near_pairs(
-    placed, species, system_of, bins, members, bin_first, cells, frames, grids, settings, ends,
-    counts, keys, receivers, n, n_edges, WRITE: tl.constexpr,
-):  # fmt: skip
+    placed,
+    species,
+    system_of,
+    bins,
+    members,
+    bin_first,
+    cells,
+    frames,
+    grids,
+    settings,
+    ends,
+    counts,
+    keys,
+    receivers,
+    n,
+    n_edges,
+    WRITE: tl.constexpr,
+):
     """Count the neighbours of one atom that each lane finds, or WRITE them.
 
     Lane l looks at the bins l, l + 32, ... around the atom. A key is the element (15 bits), the
@@ -215,9 +276,22 @@ def _row(ends, atom, mask, n_edges):
 
 @triton.jit(do_not_specialize=["n", "n_edges", "n_shifts"])
 def sort_pairs(
-    keys, receivers, ends, system_of, grids, sorted_keys, sender, receiver, shift, opens,
-    n, n_edges, n_shifts, TURN: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    keys,
+    receivers,
+    ends,
+    system_of,
+    grids,
+    sorted_keys,
+    sender,
+    receiver,
+    shift,
+    opens,
+    n,
+    n_edges,
+    n_shifts,
+    UNROLL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Put the edges of each receiver in the order of their keys, one lane for each edge.
 
     A lane counts the smaller keys of its row. ``opens`` tells the first edge of every segment.
@@ -231,12 +305,12 @@ def sort_pairs(
     first, end = _row(ends, atom, some, n_edges)
     below = e * 0
     alike = e * 0
-    for step in range(0, tl.max(end - first, 0), TURN):
+    for step in range(0, tl.max(end - first, 0), UNROLL):
         found = ()
-        for t in tl.static_range(TURN):
+        for t in tl.static_range(UNROLL):
             k = first + step + t
             found = found + (tl.load(keys + k, mask=some & (k < end), other=LARGEST),)
-        for t in tl.static_range(TURN):
+        for t in tl.static_range(UNROLL):
             smaller = found[t] < own
             below += smaller.to(tl.int32)
             alike += (smaller & (found[t] >> 48 == own >> 48)).to(tl.int32)
@@ -251,11 +325,28 @@ def sort_pairs(
 
 
 @triton.jit(do_not_specialize=["n", "n_edges", "n_segments"])
-def close_list(
-    sorted_keys, sender, receiver, opens, numbers, ends, species, system_of, grids,
-    seg_first, seg_atom, seg_species, atom_first, sent_first, sent_edge, need,
-    n, n_edges, n_segments, BLOCK: tl.constexpr,
-):  # fmt: skip
+def finalize_segments(
+    sorted_keys,
+    sender,
+    receiver,
+    opens,
+    numbers,
+    ends,
+    species,
+    system_of,
+    grids,
+    seg_first,
+    seg_atom,
+    seg_species,
+    atom_first,
+    sent_first,
+    sent_edge,
+    need,
+    n,
+    n_edges,
+    n_segments,
+    BLOCK: tl.constexpr,
+):
     """Write segments, the first segment and edge of atoms, and for each edge its reverse.
 
     The reverse of an edge of i is one that i sends: found by bisection in the row of its receiver.

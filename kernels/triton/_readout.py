@@ -1,7 +1,8 @@
 """Device code of networks: one layer, forwards or backwards, for all read-outs at once.
 
-out[h] = sum_f w[f, h] x[f] for HC rows h and REP times 32 atoms of a program: every weight that is
-read serves REP atoms of each lane. Products are sums of float32 products, never TF32.
+out[h] = sum_f w[f, h] x[f] for BLOCK_HIDDEN rows h and ATOMS_PER_LANE times 32 atoms of a program:
+every weight that is read serves ATOMS_PER_LANE atoms of each lane. Products are sums of float32
+products, never TF32.
 """
 
 import triton
@@ -102,14 +103,26 @@ def _summed(x, row, n_rows, stride, atom, exists, PARTS: tl.constexpr):
 
 
 @triton.jit
-def _inputs(x, flags, f, end, n_in, n, atom, KINDS: tl.constexpr, ACTIVATE: tl.constexpr,
-            PARTS: tl.constexpr, TURN: tl.constexpr, REP: tl.constexpr,
-            BL: tl.constexpr):  # fmt: skip
-    """Return TURN inputs of REP atoms of every lane, zero behind the end."""
+def _inputs(
+    x,
+    flags,
+    f,
+    end,
+    n_in,
+    n,
+    atom,
+    KINDS: tl.constexpr,
+    ACTIVATE: tl.constexpr,
+    PARTS: tl.constexpr,
+    UNROLL: tl.constexpr,
+    ATOMS_PER_LANE: tl.constexpr,
+    BLOCK_ATOM: tl.constexpr,
+):
+    """Return UNROLL inputs of ATOMS_PER_LANE atoms of every lane, zero behind the end."""
     values = ()
-    for t in tl.static_range(TURN):
-        for k in tl.static_range(REP):
-            own = atom + k * BL
+    for t in tl.static_range(UNROLL):
+        for k in tl.static_range(ATOMS_PER_LANE):
+            own = atom + k * BLOCK_ATOM
             value = _summed(x, f + t, n_in, n, own, (own < n) & (f + t < end), PARTS)
             if ACTIVATE:
                 flag = tl.load(flags + tl.minimum(f + t, n_in - 1))
@@ -121,49 +134,83 @@ def _inputs(x, flags, f, end, n_in, n, atom, KINDS: tl.constexpr, ACTIVATE: tl.c
 
 @triton.jit(do_not_specialize=["n", "n_in", "n_out", "n_before", "per_part"])
 def layer(
-    x, w, bias, flags, z, out, n, n_in, n_out, n_before, per_part,
-    LDW: tl.constexpr, KINDS: tl.constexpr, BIAS: tl.constexpr, ACTIVATE: tl.constexpr,
-    SLOPE: tl.constexpr, X_PARTS: tl.constexpr, Z_PARTS: tl.constexpr, HC: tl.constexpr,
-    TURN: tl.constexpr, REP: tl.constexpr, BL: tl.constexpr,
-):  # fmt: skip
+    x,
+    w,
+    bias,
+    flags,
+    z,
+    out,
+    n,
+    n_in,
+    n_out,
+    n_before,
+    per_part,
+    STRIDE_W: tl.constexpr,
+    KINDS: tl.constexpr,
+    BIAS: tl.constexpr,
+    ACTIVATE: tl.constexpr,
+    SLOPE: tl.constexpr,
+    X_PARTS: tl.constexpr,
+    Z_PARTS: tl.constexpr,
+    BLOCK_HIDDEN: tl.constexpr,
+    UNROLL: tl.constexpr,
+    ATOMS_PER_LANE: tl.constexpr,
+    BLOCK_ATOM: tl.constexpr,
+):
     """Write a layer's sums [parts, n_out, n]: a part of it for each run of ``per_part`` inputs.
 
     Rounding grows with the length of a chain of additions and the size of what they go to: so
     there are parts, and the bias, which may be larger than all sums, comes last.
     ACTIVATE: inputs go through the activation that ``flags`` name. SLOPE: outputs are multiplied by
     the activation's derivative at z, for a backward pass. x and z may come in parts. ``n_before``
-    parts of ``out`` stand in front of the first one written. Inputs are taken TURN at a time, so
+    parts of ``out`` stand in front of the first one written. Inputs are taken UNROLL at a time, so
     that their loads are under way together.
     """
-    GROUPS: tl.constexpr = LDW // HC
+    GROUPS: tl.constexpr = STRIDE_W // BLOCK_HIDDEN
     program = tl.program_id(0)
     part = tl.program_id(1)
-    atom = (program // GROUPS) * (BL * REP) + tl.arange(0, BL)
-    h = program % GROUPS * HC
+    atom = (program // GROUPS) * (BLOCK_ATOM * ATOMS_PER_LANE) + tl.arange(0, BLOCK_ATOM)
+    h = program % GROUPS * BLOCK_HIDDEN
     first = part * per_part
     end = tl.minimum(first + per_part, n_in)
     sums = ()
-    for i in tl.static_range(HC):
-        for _ in tl.static_range(REP):
-            sums = sums + (tl.zeros((BL,), x.dtype.element_ty),)
-    for f in range(first, end, TURN):
-        values = _inputs(x, flags, f, end, n_in, n, atom, KINDS, ACTIVATE, X_PARTS, TURN, REP, BL)
-        for t in tl.static_range(TURN):
-            row = w + tl.minimum(f + t, n_in - 1) * LDW + h
+    for i in tl.static_range(BLOCK_HIDDEN):
+        for _ in tl.static_range(ATOMS_PER_LANE):
+            sums = sums + (tl.zeros((BLOCK_ATOM,), x.dtype.element_ty),)
+    for f in range(first, end, UNROLL):
+        values = _inputs(
+            x,
+            flags,
+            f,
+            end,
+            n_in,
+            n,
+            atom,
+            KINDS,
+            ACTIVATE,
+            X_PARTS,
+            UNROLL,
+            ATOMS_PER_LANE,
+            BLOCK_ATOM,
+        )
+        for t in tl.static_range(UNROLL):
+            row = w + tl.minimum(f + t, n_in - 1) * STRIDE_W + h
             added = ()
-            for i in tl.static_range(HC):
+            for i in tl.static_range(BLOCK_HIDDEN):
                 weight = tl.load(row + i)
-                for k in tl.static_range(REP):
-                    added = added + (sums[i * REP + k] + values[t * REP + k] * weight,)
+                for k in tl.static_range(ATOMS_PER_LANE):
+                    added = added + (
+                        sums[i * ATOMS_PER_LANE + k] + values[t * ATOMS_PER_LANE + k] * weight,
+                    )
             sums = added
     last = part == tl.num_programs(1) - 1
-    for i in tl.static_range(HC):
+    for i in tl.static_range(BLOCK_HIDDEN):
         row = (n_before + part) * n_out + h + i
         more = tl.load(bias + h + i, mask=last, other=0.0) if BIAS else 0.0
-        for k in tl.static_range(REP):
-            own = atom + k * BL
+        for k in tl.static_range(ATOMS_PER_LANE):
+            own = atom + k * BLOCK_ATOM
             wanted = (own < n) & (h + i < n_out)
-            value = sums[i * REP + k]
+            value = sums[i * ATOMS_PER_LANE + k]
             if BIAS:
                 value += more
             if SLOPE:
@@ -208,8 +255,7 @@ def _further_layers(pre, packed, NET: tl.constexpr, KINDS: tl.constexpr, FLAGS: 
 
 
 @triton.jit
-def _back_to_second(grad, pre, packed, NET: tl.constexpr, KINDS: tl.constexpr,
-                    FLAGS: tl.constexpr):  # fmt: skip
+def _back_to_second(grad, pre, packed, NET: tl.constexpr, KINDS: tl.constexpr, FLAGS: tl.constexpr):
     """Return dE/d of what goes into the activations of the second layer, of dE/dy."""
     for back in tl.static_range(1, length(NET)):
         below = ()
@@ -229,24 +275,35 @@ def _back_to_second(grad, pre, packed, NET: tl.constexpr, KINDS: tl.constexpr,
 
 @triton.jit(do_not_specialize=["n"])
 def tail(
-    z, packed, flags, y, grad_y, grad_z, n, NET: tl.constexpr, FLAGS: tl.constexpr,
-    KINDS: tl.constexpr, PARTS: tl.constexpr, FORWARD: tl.constexpr, BACKWARD: tl.constexpr,
-    HC: tl.constexpr,
-):  # fmt: skip
+    z,
+    packed,
+    flags,
+    y,
+    grad_y,
+    grad_z,
+    n,
+    NET: tl.constexpr,
+    FLAGS: tl.constexpr,
+    KINDS: tl.constexpr,
+    PARTS: tl.constexpr,
+    FORWARD: tl.constexpr,
+    BACKWARD: tl.constexpr,
+    BLOCK_HIDDEN: tl.constexpr,
+):
     """All layers behind the first one, for one atom: forwards, backwards, or both.
 
-    ``z`` [PARTS, n_1, n] are the first layer's sums: HC times 32 lanes have a row each (in turns
-    of 32, as a wider array would go through shared memory), and every later number is the same in
-    all lanes. NET has (inputs, outputs, where weights and biases begin in ``packed``, length of a
-    row, number of the first output in FLAGS) of each layer. Backwards, ``grad_z`` [n_1, n] gets
-    dE/dz of dE/dy.
+    ``z`` [PARTS, n_1, n] are the first layer's sums: BLOCK_HIDDEN times 32 lanes have a row each
+    (in turns of 32, as a wider array would go through shared memory), and every later number is the
+    same in all lanes. NET has (inputs, outputs, where weights and biases begin in ``packed``,
+    length of a row, number of the first output in FLAGS) of each layer. Backwards, ``grad_z`` [n_1,
+    n] gets dE/dz of dE/dy.
     """
     N1: tl.constexpr = get(NET, 0, 0)
     LAST: tl.constexpr = length(NET) - 1
     atom = tl.program_id(0)
     h = tl.arange(0, 32)
     first = ()
-    for c in tl.static_range(HC):
+    for c in tl.static_range(BLOCK_HIDDEN):
         x = _summed(z, h + c * 32, N1, n, atom, h + c * 32 < N1, PARTS)
         flag = tl.load(flags + (h + c * 32), mask=h + c * 32 < N1, other=0)
         first = first + (tl.where(h + c * 32 < N1, _activated(x, flag, KINDS), 0.0),)
@@ -254,7 +311,7 @@ def tail(
     for o in tl.static_range(get(NET, 0, 1)):
         place = packed + (get(NET, 0, 2) + o * get(NET, 0, 4))
         products = first[0] * 0.0
-        for c in tl.static_range(HC):
+        for c in tl.static_range(BLOCK_HIDDEN):
             products += tl.load(place + (h + c * 32), mask=h + c * 32 < N1, other=0.0) * first[c]
         pre = pre + (tl.sum(products, 0) + tl.load(packed + (get(NET, 0, 3) + o)),)
     pre = _further_layers(pre, packed, NET, KINDS, FLAGS)
@@ -266,7 +323,7 @@ def tail(
         for o in tl.static_range(get(NET, LAST, 1)):
             grad = grad + (tl.load(grad_y + o * n + atom),)
         grad = _back_to_second(grad, pre, packed, NET, KINDS, FLAGS)
-        for c in tl.static_range(HC):
+        for c in tl.static_range(BLOCK_HIDDEN):
             x = _summed(z, h + c * 32, N1, n, atom, h + c * 32 < N1, PARTS)
             flag = tl.load(flags + (h + c * 32), mask=h + c * 32 < N1, other=0)
             total = x * 0.0

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from cace_fast.graph import AtomicGraph
 from cace_fast.kernels.edges import Edges, Order, in_order
-from cace_fast.kernels.triton.launch import Lists
+from cace_fast.kernels.triton.launch import EdgeGeometry
 
-ROOM = 1.1  # capacity beyond what a list needs, so that the next one fits
+HEADROOM = 1.1  # capacity beyond what a list needs, so that the next one fits
 GRAIN = 256  # capacities are multiples of this
 FIRST_EDGES, FIRST_SEGMENTS = 16, 2  # of an atom, as a guess: the first list tells better
 
@@ -32,24 +32,24 @@ class Capacity(NamedTuple):
         return fixed and fits and self.edges <= 2 * need.edges + 16 * GRAIN
 
 
-def roomy(need: Capacity) -> Capacity:
+def with_headroom(need: Capacity) -> Capacity:
     """Return the capacity to allocate for a list."""
     edges, segments = (
-        GRAIN * max(1, -(-int(ROOM * size) // GRAIN)) for size in (need.edges, need.segments)
+        GRAIN * max(1, -(-int(HEADROOM * size) // GRAIN)) for size in (need.edges, need.segments)
     )
     return Capacity(need.atoms, edges, segments, 32 * -(-need.shifts // 32), need.systems)
 
 
-def guessed(n_atoms: int, n_shifts: int, n_systems: int) -> Capacity:
+def initial_capacity(n_atoms: int, n_shifts: int, n_systems: int) -> Capacity:
     """Return the capacity of the first buffers, before there is a list."""
     need = Capacity(n_atoms, FIRST_EDGES * n_atoms, FIRST_SEGMENTS * n_atoms, 0, n_systems)
-    return roomy(need)._replace(shifts=n_shifts)
+    return with_headroom(need)._replace(shifts=n_shifts)
 
 
-def grown(have: Capacity, n_edges: int, n_segments: int) -> Capacity:
+def enlarged(have: Capacity, n_edges: int, n_segments: int) -> Capacity:
     """Return the capacity that follows on one which a list does not fit."""
     edges, segments = max(n_edges, have.edges), max(n_segments, have.segments)
-    return roomy(have._replace(edges=edges, segments=segments))._replace(shifts=have.shifts)
+    return with_headroom(have._replace(edges=edges, segments=segments))._replace(shifts=have.shifts)
 
 
 class Listed(NamedTuple):
@@ -107,16 +107,26 @@ class EdgeBuffers:
             return torch.zeros(size, dtype=dtype, device=device)
 
         self.edges = Edges(
-            floats(3, c.edges), ints(c.edges), ints(c.edges), ints(c.segments + 1),
-            ints(c.segments), ints(c.segments), ints(c.atoms + 1), ints(c.atoms + 1),
+            floats(3, c.edges),
             ints(c.edges),
-        )  # fmt: skip
+            ints(c.edges),
+            ints(c.segments + 1),
+            ints(c.segments),
+            ints(c.segments),
+            ints(c.atoms + 1),
+            ints(c.atoms + 1),
+            ints(c.edges),
+        )
         cells = torch.zeros(c.systems + 1, 3, 3, dtype=torch.float64, device=device)
         cells[-1, 0, 0] = 4.0 * cutoff  # no system's: padding edges go along it
-        self.lists = Lists(
-            ints(c.edges), ints(3, c.shifts), ints(c.shifts), cells,
-            (floats(3, c.atoms), floats(3, c.atoms)), (floats(3, c.shifts), floats(3, c.shifts)),
-        )  # fmt: skip
+        self.lists = EdgeGeometry(
+            ints(c.edges),
+            ints(3, c.shifts),
+            ints(c.shifts),
+            cells,
+            (floats(3, c.atoms), floats(3, c.atoms)),
+            (floats(3, c.shifts), floats(3, c.shifts)),
+        )
 
     def fill(self, found: Listed) -> None:
         """Take a list over."""
@@ -140,8 +150,5 @@ class EdgeBuffers:
         edges.seg_first[0] = 0
         edges.seg_first[1 : len(given.seg_count) + 1] = given.seg_count.cumsum(0)
         edges.seg_first[len(given.seg_count) + 1 :] = n_edges
-        for first, owner in (
-            (edges.atom_first, given.seg_atom),
-            (edges.sent_first, given.sender),
-        ):
+        for first, owner in ((edges.atom_first, given.seg_atom), (edges.sent_first, given.sender)):
             first[1:] = torch.bincount(owner, minlength=n_atoms).cumsum(0)

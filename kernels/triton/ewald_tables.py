@@ -90,11 +90,21 @@ def tables(
         return 1 + max((item[-1] for item in items), default=-1)
 
     return Tables(
-        torch.cat(list(vectors)).T.to(torch.int32).contiguous(), k.to(dtype), potential, virial,
-        ranges, _owners(ranges), _owners(atoms), _ints(_spans(atoms, ranges, periodic), 7),
-        torch.cat(numbers, 1), _ints(factors, 5), _ints(sums, 5), _ints(pairs, 5),
-        n_parts(factors), n_parts(sums + pairs),
-    )  # fmt: skip
+        torch.cat(list(vectors)).T.to(torch.int32).contiguous(),
+        k.to(dtype),
+        potential,
+        virial,
+        ranges,
+        _owners(ranges),
+        _owners(atoms),
+        _ints(_spans(atoms, ranges, periodic), 7),
+        torch.cat(numbers, 1),
+        _ints(factors, 5),
+        _ints(sums, 5),
+        _ints(pairs, 5),
+        n_parts(factors),
+        n_parts(sums + pairs),
+    )
 
 
 def _ints(rows: Sequence[Sequence[int]], width: int) -> Tensor:

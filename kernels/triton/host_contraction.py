@@ -49,14 +49,18 @@ class Contraction:
         self.embeddings = embeddings(spec, weights)
         self.mixing = packed_mixing(spec, weights)
         self.k, self.n_radial, self.n_a = spec.n_embedding, spec.n_radial, spec.n_monomials
-        self.alone = Alone(spec.l_max, spec.nu_max, spec.n_radial, spec.n_channels)
+        self.alone = ContractionFromA(spec.l_max, spec.nu_max, spec.n_radial, spec.n_channels)
         self.group = channels_at_once(self.k, spec.l_max)
         self.degrees = degrees(spec.l_max)
         self.parts = monomial_parts(spec.l_max)
         self.shape: dict[str, Any] = {
-            "NB": spec.radial.n_rbf, "K": self.k, "NDEG": spec.l_max + 1,
-            "RADIAL": spec.n_radial, "BL": LANES, "num_warps": 1,
-        }  # fmt: skip
+            "N_RBF": spec.radial.n_rbf,
+            "K": self.k,
+            "N_DEGREES": spec.l_max + 1,
+            "N_RADIAL": spec.n_radial,
+            "BLOCK_ATOM": LANES,
+            "num_warps": 1,
+        }
 
     def forward(
         self, rho: Tensor, edges: Edges, species: Tensor, b: Tensor | None, a: Tensor | None
@@ -68,12 +72,26 @@ class Contraction:
         n = species.shape[0]
         for first, end in self.parts:
             _contraction.contraction_forward[self._grid(n)](
-                rho, edges.atom_first, edges.seg_species, species, *self.embeddings, self.mixing,
-                rho if a is None else a, rho if b is None else b, n, rho.shape[1],
-                INVARIANTS=self.alone.functions.invariants, NA=self.n_a,
-                DEG=self.degrees[first:end], M0=first, NF=self.alone.n_b, **self._turns(n),
-                WRITE_A=a is not None, WRITE_B=whole and b is not None, **self.shape,
-            )  # fmt: skip
+                rho,
+                edges.atom_first,
+                edges.seg_species,
+                species,
+                *self.embeddings,
+                self.mixing,
+                rho if a is None else a,
+                rho if b is None else b,
+                n,
+                rho.shape[1],
+                INVARIANTS=self.alone.functions.invariants,
+                N_MONOMIALS=self.n_a,
+                DEGREE=self.degrees[first:end],
+                FIRST_MONOMIAL=first,
+                N_INVARIANTS=self.alone.n_b,
+                **self._turns(n),
+                WRITE_A=a is not None,
+                WRITE_B=whole and b is not None,
+                **self.shape,
+            )
         if not whole and b is not None:
             assert a is not None
             self.contract(a, b)
@@ -101,16 +119,39 @@ class Contraction:
             self.contract_backward(a, grad_b, grad_a, add=add)
         elif grad_b is not None:
             _contraction.contraction_backward[self._grid(n)](
-                rho, edges.atom_first, edges.seg_species, species, *self.embeddings, self.mixing,
-                grad_b, grad_a, n, rho.shape[1], GRADIENT=self.alone.functions.gradient,
-                NA=self.n_a, DEG=self.degrees, M0=0, NF=self.alone.n_b, ADD=add,
-                **self._turns(n), **self.shape,
-            )  # fmt: skip
+                rho,
+                edges.atom_first,
+                edges.seg_species,
+                species,
+                *self.embeddings,
+                self.mixing,
+                grad_b,
+                grad_a,
+                n,
+                rho.shape[1],
+                GRADIENT=self.alone.functions.gradient,
+                N_MONOMIALS=self.n_a,
+                DEGREE=self.degrees,
+                FIRST_MONOMIAL=0,
+                N_INVARIANTS=self.alone.n_b,
+                ADD=add,
+                **self._turns(n),
+                **self.shape,
+            )
         _contraction.mixing_backward[(_blocks(n) * self.n_a,)](
-            grad_a, edges.atom_first, edges.seg_species, species, *self.embeddings, self.mixing,
-            grad_rho, n, rho.shape[1], DEG=self.degrees,
-            TURN=_divisor(self.n_radial, 4) if _few(n) else 1, **self.shape,
-        )  # fmt: skip
+            grad_a,
+            edges.atom_first,
+            edges.seg_species,
+            species,
+            *self.embeddings,
+            self.mixing,
+            grad_rho,
+            n,
+            rho.shape[1],
+            DEGREE=self.degrees,
+            UNROLL=_divisor(self.n_radial, 4) if _few(n) else 1,
+            **self.shape,
+        )
 
     def contract(self, a: Tensor, b: Tensor) -> None:
         """Write B of A."""
@@ -123,17 +164,17 @@ class Contraction:
         self.alone.backward(a, grad_b, grad_a, add=add)
 
     def _grid(self, n: int) -> tuple[int]:
-        return (_blocks(n) * self.n_radial * self.k * self.k // self._turns(n)["G"],)
+        return (_blocks(n) * self.n_radial * self.k * self.k // self._turns(n)["GROUP"],)
 
     def _turns(self, n: int) -> dict[str, int]:
         """Return how many channels a lane takes, and how many radial functions at a time."""
         if not _few(n):
-            return {"G": self.group, "TURN": 1}
+            return {"GROUP": self.group, "UNROLL": 1}
         most = max(1, MOST_AT_ONCE // min(self.n_a, MOST_FUSED) - 1)
-        return {"G": 1, "TURN": _divisor(self.shape["NB"], most)}
+        return {"GROUP": 1, "UNROLL": _divisor(self.shape["N_RBF"], most)}
 
 
-class Alone:
+class ContractionFromA:
     """The contraction of moments that are there: A [R n_A C, n], B [R n_B C, n]."""
 
     def __init__(self, l_max: int, nu_max: int, n_radial: int, n_channels: int) -> None:
@@ -141,9 +182,13 @@ class Alone:
         self.n_b = tables.n_features(l_max, nu_max)
         self.lanes = n_radial * n_channels
         self.shape: dict[str, Any] = {
-            "NL": tables.n_monomials(l_max), "NF": self.n_b, "RADIAL": n_radial,
-            "C": n_channels, "BL": LANES, "num_warps": 1,
-        }  # fmt: skip
+            "N_MONOMIALS": tables.n_monomials(l_max),
+            "N_INVARIANTS": self.n_b,
+            "N_RADIAL": n_radial,
+            "C": n_channels,
+            "BLOCK_ATOM": LANES,
+            "num_warps": 1,
+        }
 
     def forward(self, a: Tensor, b: Tensor) -> None:
         """Write B of A."""

@@ -20,12 +20,12 @@ from cace_fast.kernels.nufft import NufftSum, accuracy
 from cace_fast.kernels.transforms import make_transforms
 from cace_fast.kernels.triton import _ewald, _ewald_parts, configs, launch
 from cace_fast.kernels.triton.ewald_tables import LANES, RUN, VOIGT, Tables, tables
-from cace_fast.kernels.triton.waves import DIRECT, How, k_vectors, method_of
+from cace_fast.kernels.triton.kvectors import DIRECT, SumMethod, k_vectors, method_of
 from cace_fast.slab import Slab, planar_sum
 from cace_fast.spec import Ewald
 from cace_fast.spec.units import E2_PER_INTERNAL
 
-TURN = 4  # terms or parts whose loads are under way together
+UNROLL = 4  # terms or parts whose loads are under way together
 
 
 class _Given(NamedTuple):
@@ -83,7 +83,7 @@ class EwaldSum:
         cells: Tensor,
         periodic: Sequence[bool],
         k_cells: Tensor | None = None,
-        how: How = DIRECT,
+        how: SumMethod = DIRECT,
         slabs: Mapping[int, Slab] | None = None,
     ) -> bool:
         """Take systems: ``first_atom`` [n_systems + 1], cells [n_systems, 3, 3] on the CPU.
@@ -139,7 +139,7 @@ class EwaldSum:
         return flat or self.by_transforms  # slabs are new; with transforms nothing is captured
 
     def _set_transforms(
-        self, transformed: Sequence[bool], cells: Tensor, chosen: Tensor, how: How
+        self, transformed: Sequence[bool], cells: Tensor, chosen: Tensor, how: SumMethod
     ) -> None:
         """Keep what transforms a system as long as it does: libraries have plans in it."""
         held, self._transforms = self._transforms, {}
@@ -198,16 +198,47 @@ class EwaldSum:
         moved = self._axis >= 0 or not all(self.periodic)
         moments = q.new_empty(6, n if moved else 0, dtype=torch.float64)
         _ewald_parts.sum_potentials[_programs(n)](
-            sums, positions if given is None else given.rows, positions, q, t.system_of, t.spans,
-            t.systems, self._settings, slopes if known is None else known, energies, slopes, forces,
-            moments, n_atoms, n, NQ=n_q, AXIS=self._axis, GIVEN=given is not None,
-            KNOWN=known is not None, ADD=add, MOMENTS=moved, TURN=TURN, BLOCK=LANES, num_warps=1,
-        )  # fmt: skip
+            sums,
+            positions if given is None else given.rows,
+            positions,
+            q,
+            t.system_of,
+            t.spans,
+            t.systems,
+            self._settings,
+            slopes if known is None else known,
+            energies,
+            slopes,
+            forces,
+            moments,
+            n_atoms,
+            n,
+            N_CHARGES=n_q,
+            AXIS=self._axis,
+            GIVEN=given is not None,
+            KNOWN=known is not None,
+            ADD=add,
+            MOMENTS=moved,
+            UNROLL=UNROLL,
+            BLOCK=LANES,
+            num_warps=1,
+        )
         _ewald_parts.sum_virials[(len(t.spans), 6)](
-            squares, t.virial, moments, t.spans, self._settings, virials, n_k, n, len(t.spans),
-            PERIODIC=n_k > 0, MOMENTS=moved, ADD=add, BLOCK=configs.SUM_BLOCK,
+            squares,
+            t.virial,
+            moments,
+            t.spans,
+            self._settings,
+            virials,
+            n_k,
+            n,
+            len(t.spans),
+            PERIODIC=n_k > 0,
+            MOMENTS=moved,
+            ADD=add,
+            BLOCK=configs.SUM_BLOCK,
             num_warps=configs.BLOCK_WARPS,
-        )  # fmt: skip
+        )
         if given is not None:
             virials.add_(given.virials, alpha=self.weight)
         if self.module.charge_neutral_lambda:
@@ -226,17 +257,48 @@ class EwaldSum:
         )
         parts, weighted = q.new_empty(t.n_factors, 2 * n_q, n_k), q.new_empty(2 * n_q, n_k)
         _ewald.structure_factors[(len(t.factors),)](
-            t.factors, t.turns, turns, q, parts, n_k, n, NQ=n_q, HALF=half, TURN=TURN, BL=LANES,
+            t.factors,
+            t.turns,
+            turns,
+            q,
+            parts,
+            n_k,
+            n,
+            N_CHARGES=n_q,
+            HALF=half,
+            UNROLL=UNROLL,
+            BLOCK_LANE=LANES,
             num_warps=1,
-        )  # fmt: skip
+        )
         _ewald_parts.sum_factors[_programs(n_k)](
-            parts, t.k_system, t.spans, t.potential, weighted, squares, n_k, NQ=n_q, TURN=TURN,
-            BLOCK=LANES, num_warps=1,
-        )  # fmt: skip
+            parts,
+            t.k_system,
+            t.spans,
+            t.potential,
+            weighted,
+            squares,
+            n_k,
+            N_CHARGES=n_q,
+            UNROLL=UNROLL,
+            BLOCK=LANES,
+            num_warps=1,
+        )
         _ewald.potentials[(len(t.sums),)](
-            t.sums, t.turns, t.k, turns, q, weighted, sums, n_k, n, NQ=n_q, HALF=half, TURN=TURN,
-            BL=LANES, num_warps=1,
-        )  # fmt: skip
+            t.sums,
+            t.turns,
+            t.k,
+            turns,
+            q,
+            weighted,
+            sums,
+            n_k,
+            n,
+            N_CHARGES=n_q,
+            HALF=half,
+            UNROLL=UNROLL,
+            BLOCK_LANE=LANES,
+            num_warps=1,
+        )
 
     def _open(self, q: Tensor, positions: Tensor, sums: Tensor) -> None:
         t = self._tables
@@ -244,7 +306,16 @@ class EwaldSum:
         high, low = (q.new_empty(3, q.shape[1]) for _ in range(2))
         launch.split(positions, high, low)
         _ewald.open_pairs[(len(t.pairs),)](
-            t.pairs, high, low, q, sums, self._pairs, q.shape[1], NQ=len(q), BL=LANES, num_warps=1
+            t.pairs,
+            high,
+            low,
+            q,
+            sums,
+            self._pairs,
+            q.shape[1],
+            N_CHARGES=len(q),
+            BLOCK_LANE=LANES,
+            num_warps=1,
         )
 
     def _given(self, q: Tensor, positions: Tensor, sums: Tensor, squares: Tensor) -> _Given:

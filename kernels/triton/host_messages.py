@@ -21,7 +21,11 @@ from cace_fast.spec import Bchi, Representation
 LANES = 32  # of a program of one warp
 AT_ONCE = (1, 2, 4)  # edges of a lane whose loads are under way together
 MOST_LOADS = 80  # of them: with more registers spill
-TURNED = {"BA": 64, "BN": 16, "num_warps": 1}  # atoms and numbers of a tile between layouts
+TURNED = {
+    "BLOCK_ATOM": 64,
+    "BLOCK_COMPONENT": 16,
+    "num_warps": 1,
+}  # atoms and numbers of a tile between layouts
 
 
 class Messages:
@@ -71,19 +75,29 @@ class Messages:
             layers[-1] = last._replace(weight=last.weight[rows], bias=last.bias[rows], kinds=kinds)
             self.network = Network([layers], like)
         self.chunks = shapes.radial_chunks(self.n_b, spec.l_max)
-        degree: dict[str, Any] = {"DEG": degrees(spec.l_max), "NDEG": self.n_degrees}
+        degree: dict[str, Any] = {"DEGREE": degrees(spec.l_max), "N_DEGREES": self.n_degrees}
         radial = shapes.radial_shape(spec)
         self.sums: dict[str, Any] = {
-            "NB": self.n_b, "C": self.c, "RADIAL": radial, "PAR": shapes.parents(spec.l_max),
+            "N_RBF": self.n_b,
+            "C": self.c,
+            "RADIAL": radial,
+            "PARENT": shapes.parents(spec.l_max),
             **degree,
-        }  # fmt: skip
+        }
         self.mixed: dict[str, Any] = {
-            "NB": self.n_b, "K": self.k, "RADIAL_OUT": self.n_radial, **degree, "BL": LANES,
+            "N_RBF": self.n_b,
+            "K": self.k,
+            "N_RADIAL": self.n_radial,
+            **degree,
+            "BLOCK_LANE": LANES,
             "num_warps": 1,
-        }  # fmt: skip
+        }
         self.carried: dict[str, Any] = {
-            "NB": self.n_b, "RC": self.rc, "RADIAL": radial, **degree,
-        }  # fmt: skip
+            "N_RBF": self.n_b,
+            "N_LANES": self.rc,
+            "RADIAL": radial,
+            **degree,
+        }
         self.slopes = shapes.derivatives(spec.l_max)
         self.at_once = max(k for k in AT_ONCE if k == 1 or k * self.n_a <= MOST_LOADS)
 
@@ -131,14 +145,32 @@ class Messages:
             tile, grid = tiles(n * self.c)
             for first, count in self.chunks:
                 _bchi.bchi_sum[grid](
-                    edges.vectors, edges.sender, edges.atom_first, edges.seg_first, self.table,
-                    work["v"], work["sums"], n, n_edges, N0=first, NR=count, **self.sums,
-                    BA=tile.rows, BE=tile.lanes, num_warps=tile.warps,
-                )  # fmt: skip
+                    edges.vectors,
+                    edges.sender,
+                    edges.atom_first,
+                    edges.seg_first,
+                    self.table,
+                    work["v"],
+                    work["sums"],
+                    n,
+                    n_edges,
+                    FIRST_RBF=first,
+                    COUNT_RBF=count,
+                    **self.sums,
+                    BLOCK_ROW=tile.rows,
+                    BLOCK_EDGE=tile.lanes,
+                    num_warps=tile.warps,
+                )
             _bchi.mix_sums[self._grid(n, self.rc)](
-                work["sums"], species, self.receiver, self.mixing, work["out"], self.scale,
-                ADD=self.reads_a, **self.mixed,
-            )  # fmt: skip
+                work["sums"],
+                species,
+                self.receiver,
+                self.mixing,
+                work["out"],
+                self.scale,
+                ADD=self.reads_a,
+                **self.mixed,
+            )
         self._to_components(work["out"], out)
 
     def backward(
@@ -164,24 +196,54 @@ class Messages:
             self._to_components(work["out"], grad_a)
         if self.parts.ar:
             _messages.ar_slopes[self._grid(n, self.rc)](
-                work["a"], work["grad"], edges.vectors, edges.sender, edges.atom_first,
-                edges.seg_first, self.table, self.decay, work["slopes"], n_edges, self.scale,
-                **self.carried, BL=LANES, BE=self.at_once, num_warps=1,
-            )  # fmt: skip
+                work["a"],
+                work["grad"],
+                edges.vectors,
+                edges.sender,
+                edges.atom_first,
+                edges.seg_first,
+                self.table,
+                self.decay,
+                work["slopes"],
+                n_edges,
+                self.scale,
+                **self.carried,
+                BLOCK_LANE=LANES,
+                BLOCK_EDGE=self.at_once,
+                num_warps=1,
+            )
         if self.network is not None:
             _bchi.mixing_gradient[self._grid(n, self.n_b * self.c)](
-                work["grad"], species, self.receiver, self.mixing, work["grad_sums"], self.scale,
+                work["grad"],
+                species,
+                self.receiver,
+                self.mixing,
+                work["grad_sums"],
+                self.scale,
                 **self.mixed,
-            )  # fmt: skip
+            )
         if self.parts.ar or self.network is not None:
             unused = work["grad"]
             _bchi.edge_gradient[(-(-n_edges // LANES),)](
-                work.get("grad_sums", unused), work.get("v", unused), work.get("slopes", unused),
-                edges.vectors, edges.sender, edges.receiver, edges.seg_first, self.table,
-                grad_vectors, work.get("sent", unused), edges.seg_atom.shape[0], n_edges,
-                **self.sums, DER=self.slopes, PARTS=-(-self.rc // LANES) if self.parts.ar else 0,
-                BCHI=self.network is not None, BL=LANES, num_warps=1,
-            )  # fmt: skip
+                work.get("grad_sums", unused),
+                work.get("v", unused),
+                work.get("slopes", unused),
+                edges.vectors,
+                edges.sender,
+                edges.receiver,
+                edges.seg_first,
+                self.table,
+                grad_vectors,
+                work.get("sent", unused),
+                edges.seg_atom.shape[0],
+                n_edges,
+                **self.sums,
+                DERIVATIVES=self.slopes,
+                PARTS=-(-self.rc // LANES) if self.parts.ar else 0,
+                BCHI=self.network is not None,
+                BLOCK_EDGE=LANES,
+                num_warps=1,
+            )
         if self.network is not None:
             self._network_backward(edges, species, grad_b, work)
 
@@ -191,9 +253,19 @@ class Messages:
         n = species.shape[0]
         tile, grid = tiles(n * self.c * self.n_degrees)
         _bchi.bchi_backward[grid](
-            work["sent"], species, self.sender, edges.sent_first, edges.sent_edge, work["w"], n,
-            C=self.c, NDEG=self.n_degrees, BA=tile.rows, BE=tile.lanes, num_warps=tile.warps,
-        )  # fmt: skip
+            work["sent"],
+            species,
+            self.sender,
+            edges.sent_first,
+            edges.sent_edge,
+            work["w"],
+            n,
+            C=self.c,
+            N_DEGREES=self.n_degrees,
+            BLOCK_ROW=tile.rows,
+            BLOCK_EDGE=tile.lanes,
+            num_warps=tile.warps,
+        )
         self.network.backward(work["w"], work["grad_b"], work)
         grad_b.add_(work["grad_b"])
 
@@ -204,12 +276,26 @@ class Messages:
         if not sent:
             lists = edges.atom_first, edges.seg_first
         tile, grid = tiles(len(x) * self.rc)
-        _messages.carry[grid](
-            x, edges.vectors, other, *lists, self.table, self.decay, self.memory, y, len(x),
-            edges.vectors.shape[1], self.scale, **self.carried, AR=self.parts.ar,
-            MEMORY=self.parts.memory, SENT=sent, BA=tile.rows, BE=tile.lanes,
+        _messages.memory_and_ar[grid](
+            x,
+            edges.vectors,
+            other,
+            *lists,
+            self.table,
+            self.decay,
+            self.memory,
+            y,
+            len(x),
+            edges.vectors.shape[1],
+            self.scale,
+            **self.carried,
+            AR=self.parts.ar,
+            MEMORY=self.parts.memory,
+            SENT=sent,
+            BLOCK_ROW=tile.rows,
+            BLOCK_EDGE=tile.lanes,
             num_warps=tile.warps,
-        )  # fmt: skip
+        )
 
     def _to_atoms(self, x: Tensor, y: Tensor, species: Tensor, table: Tensor | None = None) -> None:
         """Write A atom-major of x [.., n]; or v [n, c, l] with ``table``, h_s of every (c, l)."""
@@ -217,14 +303,22 @@ class Messages:
             (self.n_radial, self.n_a, self.c) if table is None else (self.n_degrees, self.c, 1)
         )
         _layout.to_atoms[_turned(x)](
-            x, x if table is None else table, species, y, x.shape[1], Q=q, M=m, C=c,
-            FACTOR=table is not None, **TURNED,
-        )  # fmt: skip
+            x,
+            x if table is None else table,
+            species,
+            y,
+            x.shape[1],
+            N_RADIAL=q,
+            N_MONOMIALS=m,
+            C=c,
+            FACTOR=table is not None,
+            **TURNED,
+        )
 
     def _to_components(self, y: Tensor, x: Tensor) -> None:
         """Write A [.., n] of y atom-major."""
         _layout.to_components[_turned(x)](
-            y, x, x.shape[1], Q=self.n_radial, M=self.n_a, C=self.c, **TURNED
+            y, x, x.shape[1], N_RADIAL=self.n_radial, N_MONOMIALS=self.n_a, C=self.c, **TURNED
         )
 
     def _grid(self, n: int, lanes: int) -> tuple[int]:
@@ -234,4 +328,4 @@ class Messages:
 def _turned(x: Tensor) -> tuple[int]:
     """Return how many tiles [rows, n] has."""
     rows, n = x.shape
-    return (-(-rows // TURNED["BN"]) * -(-n // TURNED["BA"]),)
+    return (-(-rows // TURNED["BLOCK_COMPONENT"]) * -(-n // TURNED["BLOCK_ATOM"]),)

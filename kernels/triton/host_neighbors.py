@@ -18,11 +18,11 @@ from torch import Tensor
 from cace_fast.errors import InputError
 from cace_fast.kernels.edges import Edges
 from cace_fast.kernels.triton import _neighbors, configs
-from cace_fast.kernels.triton.launch import Found, Kept, Lists, n_blocks
+from cace_fast.kernels.triton.launch import VerletStatus, VerletState, EdgeGeometry, n_blocks
 
 BIN = 0.5  # of the reach: smaller bins waste fewer candidates, and have more of them to visit
 LANES = 32  # of an atom that looks for neighbours
-TURN = 8  # keys that a lane compares at once
+UNROLL = 8  # keys that a lane compares at once
 MOST_IMAGES = 2**16  # of a system: a key has 16 bits for them
 CLOSE = 0.98  # of the room that bins leave a cell before they are chosen anew
 
@@ -48,9 +48,12 @@ class Grid(NamedTuple):
 
 
 def grid_of(
-    frame: NDArray[np.float64], pbc: NDArray[np.bool_], extent: NDArray[np.float64], n: int,
+    frame: NDArray[np.float64],
+    pbc: NDArray[np.bool_],
+    extent: NDArray[np.float64],
+    n: int,
     reach: float,
-) -> Grid:  # fmt: skip
+) -> Grid:
     """Return bins for n atoms.
 
     Parameters
@@ -79,9 +82,10 @@ def grid_of(
     found = Grid(*(x.astype(int).tolist() for x in (number, far, window, images, pbc)))
     if found.n_shifts > MOST_IMAGES:
         raise InputError(
-            "cell", f"one of which at most {MOST_IMAGES} images lie within {reach:g} A",
+            "cell",
+            f"one of which at most {MOST_IMAGES} images lie within {reach:g} A",
             f"{found.n_shifts} images for {frame.tolist()}",
-        )  # fmt: skip
+        )
     return found
 
 
@@ -110,11 +114,16 @@ class PairSearch:
         systems = torch.arange(n_systems, dtype=torch.int32, device=device)
         system_of = torch.repeat_interleave(systems, first_atom.diff().long())
         settings = torch.tensor([reach, reach * reach, BIN * reach, skin], dtype=torch.float64)
-        self.kept = Kept(
-            system_of, doubles(n_systems, 3, 3), ints(n_systems, 17), settings.to(device),
-            ints(3, n), doubles(3, n), doubles(n_systems, 9),
-        )  # fmt: skip
-        self.found = Found(
+        self.kept = VerletState(
+            system_of,
+            doubles(n_systems, 3, 3),
+            ints(n_systems, 17),
+            settings.to(device),
+            ints(3, n),
+            doubles(3, n),
+            doubles(n_systems, 9),
+        )
+        self.found = VerletStatus(
             torch.zeros(n_blocks(n), dtype=torch.float32, device=device), ints(n_systems), ints(2)
         )
         self.n_shifts = 0
@@ -148,7 +157,7 @@ class PairSearch:
         owners = torch.tensor([*system, len(grids)], dtype=torch.int32, device=device)
         return table.T.contiguous(), owners
 
-    def run(self, positions: Tensor, lists: Lists, edges: Edges, work: tuple[Tensor, ...]) -> None:
+    def run(self, positions: Tensor, lists: EdgeGeometry, edges: Edges, work: tuple[Tensor, ...]) -> None:
         """Make the list and write it to ``lists`` and ``edges``, as far as it fits.
 
         Parameters
@@ -166,30 +175,79 @@ class PairSearch:
         shape = (kept.system_of, lists.cells, kept.frames, kept.grids, kept.settings)
         wide = {"BLOCK": configs.BLOCK, "num_warps": configs.BLOCK_WARPS}
         narrow = {"BLOCK": LANES, "num_warps": 1}
-        _neighbors.place_atoms[(n_blocks(n) + len(found.faults),)](
-            positions, *shape, self._placed, kept.wraps, kept.fractions, self._bins,
-            kept.reciprocals, found.faults, n, n_blocks(n), **wide,
-        )  # fmt: skip
+        _neighbors.place_atoms[(n_blocks(n) + len(found.bins_too_small),)](
+            positions,
+            *shape,
+            self._placed,
+            kept.wraps,
+            kept.fractions,
+            self._bins,
+            kept.reciprocals,
+            found.bins_too_small,
+            n,
+            n_blocks(n),
+            **wide,
+        )
         torch.sort(self._bins, stable=True, out=(self._sorted, self._members))
         torch.searchsorted(self._sorted, self._starts, out_int32=True, out=self._first)
         for write in (False, True):
             _neighbors.near_pairs[(n,)](
-                self._placed, self.species, kept.system_of, self._bins, self._members, self._first,
-                *shape[1:], self._ends, self._counts, keys, receivers, n, n_edges,
-                WRITE=write, num_warps=1,
-            )  # fmt: skip
+                self._placed,
+                self.species,
+                kept.system_of,
+                self._bins,
+                self._members,
+                self._first,
+                *shape[1:],
+                self._ends,
+                self._counts,
+                keys,
+                receivers,
+                n,
+                n_edges,
+                WRITE=write,
+                num_warps=1,
+            )
             if not write:
                 torch.cumsum(self._counts, 0, dtype=torch.int32, out=self._ends)
         _neighbors.sort_pairs[(-(-n_edges // LANES),)](
-            keys, receivers, self._ends, kept.system_of, kept.grids, sorted_keys, edges.sender,
-            edges.receiver, lists.shift, edges.sent_edge, n, n_edges, self.n_shifts, TURN=TURN,
+            keys,
+            receivers,
+            self._ends,
+            kept.system_of,
+            kept.grids,
+            sorted_keys,
+            edges.sender,
+            edges.receiver,
+            lists.shift,
+            edges.sent_edge,
+            n,
+            n_edges,
+            self.n_shifts,
+            UNROLL=UNROLL,
             **narrow,
-        )  # fmt: skip
+        )
         torch.cumsum(edges.sent_edge, 0, dtype=torch.int32, out=numbers)
         size = max(n_edges, n_segments + 1, n + 1)
-        _neighbors.close_list[(-(-size // LANES),)](
-            sorted_keys, edges.sender, edges.receiver, edges.sent_edge, numbers, self._ends,
-            self.species, kept.system_of, kept.grids, edges.seg_first, edges.seg_atom,
-            edges.seg_species, edges.atom_first, edges.sent_first, edges.sent_edge, found.need,
-            n, n_edges, n_segments, **narrow,
-        )  # fmt: skip
+        _neighbors.finalize_segments[(-(-size // LANES),)](
+            sorted_keys,
+            edges.sender,
+            edges.receiver,
+            edges.sent_edge,
+            numbers,
+            self._ends,
+            self.species,
+            kept.system_of,
+            kept.grids,
+            edges.seg_first,
+            edges.seg_atom,
+            edges.seg_species,
+            edges.atom_first,
+            edges.sent_first,
+            edges.sent_edge,
+            found.need,
+            n,
+            n_edges,
+            n_segments,
+            **narrow,
+        )

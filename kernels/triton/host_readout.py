@@ -52,7 +52,7 @@ class Network:
         self.kinds = tuple(kinds)
         self.layers = [self._packed(layer, like) for layer in chain]
         self.n_in, self.n_out = self.layers[0].n_in, self.layers[-1].n_out
-        self.tail = Tail(chain[1:], self.layers[0].flags, self.kinds, like)
+        self.tail = FusedHiddenLayers(chain[1:], self.layers[0].flags, self.kinds, like)
 
     def _packed(self, layer: Layer, like: Tensor) -> _Packed:
         flags = [self.kinds.index(k) + 1 if k in self.kinds else 0 for k in layer.kinds]
@@ -93,9 +93,16 @@ class Network:
             out = y if last else work[f"z{k}"]
             flags = layer.flags if k == 0 else self.layers[k - 1].flags
             product(
-                before, layer.forward, out, bias=layer.bias, n_in=layer.n_in, n_out=layer.n_out,
-                flags=flags, kinds=self.kinds if k else (), split=k == 0,
-            )  # fmt: skip
+                before,
+                layer.forward,
+                out,
+                bias=layer.bias,
+                n_in=layer.n_in,
+                n_out=layer.n_out,
+                flags=flags,
+                kinds=self.kinds if k else (),
+                split=k == 0,
+            )
             before = out
 
     def backward(self, grad_y: Tensor, grad_x: Tensor, work: Work, *, known: bool = False) -> None:
@@ -108,14 +115,19 @@ class Network:
         for k, layer in reversed(layers):
             out = work[f"g{k - 1}"] if k else grad_x
             product(
-                before, layer.backward, out, n_in=layer.n_out, n_out=layer.n_in,
+                before,
+                layer.backward,
+                out,
+                n_in=layer.n_out,
+                n_out=layer.n_in,
                 z=work[f"z{k - 1}"] if k else None,
-                flags=self.layers[k - 1].flags if k else layer.flags, kinds=self.kinds,
-            )  # fmt: skip
+                flags=self.layers[k - 1].flags if k else layer.flags,
+                kinds=self.kinds,
+            )
             before = out
 
 
-class Tail:
+class FusedHiddenLayers:
     """All layers of a network behind the first one, as one launch.
 
     Parameters
@@ -157,12 +169,22 @@ class Tail:
         z, grad_z = work["z0"], work["g0"]
         n = z.shape[-1]
         _readout.tail[(n,)](
-            z, self._packed, self._flags, grad_z if y is None else y,
-            grad_z if grad_y is None else grad_y, grad_z, n, NET=self._net, FLAGS=self._numbers,
-            KINDS=self._kinds, PARTS=z.shape[0], FORWARD=y is not None,
-            BACKWARD=grad_y is not None, HC=-(-self._net[0][0] // LANES),
+            z,
+            self._packed,
+            self._flags,
+            grad_z if y is None else y,
+            grad_z if grad_y is None else grad_y,
+            grad_z,
+            n,
+            NET=self._net,
+            FLAGS=self._numbers,
+            KINDS=self._kinds,
+            PARTS=z.shape[0],
+            FORWARD=y is not None,
+            BACKWARD=grad_y is not None,
+            BLOCK_HIDDEN=-(-self._net[0][0] // LANES),
             num_warps=1,
-        )  # fmt: skip
+        )
 
 
 def n_parts(n_in: int, n: int) -> int:
@@ -178,13 +200,30 @@ def product(x: Tensor, w: Tensor, out: Tensor, **given: Any) -> None:
     rows, turn, repeat = FEW if configs.below(n, LARGE) or z is not None else MANY
     forward = z is None and given.get("bias") is not None
     _readout.layer[(-(-n // (LANES * repeat)) * (w.shape[1] // rows), parts)](
-        x, w, x if bias is None else bias, given["flags"], x if z is None else z, out,
-        n, n_in, given["n_out"], given.get("n_before", 0), -(-n_in // parts) if n_in else 1,
-        LDW=w.shape[1], KINDS=kinds, BIAS=bias is not None, ACTIVATE=forward and bool(kinds),
-        SLOPE=z is not None, X_PARTS=x.shape[0] if x.dim() == 3 else 1,
-        Z_PARTS=1 if z is None else z.shape[0], HC=rows, TURN=turn, REP=repeat, BL=LANES,
+        x,
+        w,
+        x if bias is None else bias,
+        given["flags"],
+        x if z is None else z,
+        out,
+        n,
+        n_in,
+        given["n_out"],
+        given.get("n_before", 0),
+        -(-n_in // parts) if n_in else 1,
+        STRIDE_W=w.shape[1],
+        KINDS=kinds,
+        BIAS=bias is not None,
+        ACTIVATE=forward and bool(kinds),
+        SLOPE=z is not None,
+        X_PARTS=x.shape[0] if x.dim() == 3 else 1,
+        Z_PARTS=1 if z is None else z.shape[0],
+        BLOCK_HIDDEN=rows,
+        UNROLL=turn,
+        ATOMS_PER_LANE=repeat,
+        BLOCK_ATOM=LANES,
         num_warps=1,
-    )  # fmt: skip
+    )
 
 
 def _padded(w: Tensor) -> Tensor:
@@ -213,12 +252,7 @@ class Readouts:
         The rows of each head.
     """
 
-    def __init__(
-        self,
-        heads: Sequence[Head],
-        weights: Mapping[str, Tensor],
-        n_stages: int,
-    ) -> None:
+    def __init__(self, heads: Sequence[Head], weights: Mapping[str, Tensor], n_stages: int) -> None:
         networks, self._extra_weights = [], []
         like = next(iter(weights.values()))
         widths = []
@@ -252,9 +286,13 @@ class Readouts:
         return self.network.buffers(n, self._n_more)
 
     def forward(
-        self, feats: Tensor, extras: Sequence[Tensor | None], y: Tensor, work: Work,
+        self,
+        feats: Tensor,
+        extras: Sequence[Tensor | None],
+        y: Tensor,
+        work: Work,
         grad_y: Tensor | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Write y [n_out, n] of features [n_features, n] and extra inputs [n_extra, n] of heads.
 
         ``grad_y`` is dE/dy where it is known before y.
@@ -265,9 +303,14 @@ class Readouts:
             if len(weight):
                 assert extra is not None
                 product(
-                    extra, weight, work["z0"], n_in=len(weight), n_out=layer.n_out,
-                    flags=layer.flags, n_before=n_before,
-                )  # fmt: skip
+                    extra,
+                    weight,
+                    work["z0"],
+                    n_in=len(weight),
+                    n_out=layer.n_out,
+                    flags=layer.flags,
+                    n_before=n_before,
+                )
                 n_before += 1
         self.network.forward(feats, y, work, grad_y)
 

@@ -22,7 +22,7 @@ MOST_NUMBERS = 2**31 - 1  # of one array: kernels number them by int32
 SPLIT = 1024  # positions are split at multiples of 1/1024 A: differences are exact up to 16384 A
 
 
-class Lists(NamedTuple):
+class EdgeGeometry(NamedTuple):
     """What edges need besides their ends.
 
     Attributes
@@ -43,7 +43,7 @@ class Lists(NamedTuple):
     shifts: tuple[Tensor, Tensor]
 
 
-class Kept(NamedTuple):
+class VerletState(NamedTuple):
     """What a list that was made on the device remembers; see ``host_neighbors``."""
 
     system_of: Tensor
@@ -55,11 +55,11 @@ class Kept(NamedTuple):
     reciprocals: Tensor
 
 
-class Found(NamedTuple):
+class VerletStatus(NamedTuple):
     """What the host asks of such a list: moves of blocks of atoms, bad systems, sizes."""
 
-    strayed: Tensor
-    faults: Tensor
+    displacement_ratio: Tensor
+    bins_too_small: Tensor
     need: Tensor
 
 
@@ -99,8 +99,10 @@ class Moments:
         self.table = radial_table(spec, weights)
         self.n_b, self.n_a = spec.radial.n_rbf, spec.n_monomials
         self.constants: dict[str, Any] = {
-            "NB": self.n_b, "RADIAL": shapes.radial_shape(spec), "PAR": shapes.parents(spec.l_max),
-        }  # fmt: skip
+            "N_RBF": self.n_b,
+            "RADIAL": shapes.radial_shape(spec),
+            "PARENT": shapes.parents(spec.l_max),
+        }
         self.slopes = shapes.derivatives(spec.l_max)
         self.chunks = shapes.radial_chunks(self.n_b, spec.l_max)
 
@@ -109,10 +111,19 @@ class Moments:
         tile, grid = tiles(rho.shape[1])
         for first, count in self.chunks:
             _moments.moments_forward[grid](
-                edges.vectors, edges.seg_first, self.table, rho, rho.shape[1],
-                edges.vectors.shape[1], N0=first, NR=count, **self.constants,
-                BA=tile.rows, BE=tile.lanes, num_warps=tile.warps,
-            )  # fmt: skip
+                edges.vectors,
+                edges.seg_first,
+                self.table,
+                rho,
+                rho.shape[1],
+                edges.vectors.shape[1],
+                FIRST_RBF=first,
+                COUNT_RBF=count,
+                **self.constants,
+                BLOCK_SEG=tile.rows,
+                BLOCK_EDGE=tile.lanes,
+                num_warps=tile.warps,
+            )
 
     def backward(
         self, edges: Edges, grad_rho: Tensor, grad_vectors: Tensor, *, add: bool = False
@@ -121,31 +132,62 @@ class Moments:
         tile, grid = tiles(grad_rho.shape[1])
         for first, count in self.chunks:
             _moments.moments_backward[grid](
-                edges.vectors, edges.seg_first, self.table, grad_rho, grad_vectors,
-                grad_rho.shape[1], edges.vectors.shape[1], N0=first, NR=count, **self.constants,
-                DER=self.slopes, ADD=add or first > 0,
-                BA=tile.rows, BE=tile.lanes, num_warps=tile.warps,
-            )  # fmt: skip
+                edges.vectors,
+                edges.seg_first,
+                self.table,
+                grad_rho,
+                grad_vectors,
+                grad_rho.shape[1],
+                edges.vectors.shape[1],
+                FIRST_RBF=first,
+                COUNT_RBF=count,
+                **self.constants,
+                DERIVATIVES=self.slopes,
+                ADD=add or first > 0,
+                BLOCK_SEG=tile.rows,
+                BLOCK_EDGE=tile.lanes,
+                num_warps=tile.warps,
+            )
 
     def rate(self, edges: Edges, along: Tensor, out: Tensor) -> None:
         """Write the change of rho [n_b n_A, S] when vectors change by ``along`` [3, E]."""
         tile, grid = tiles(out.shape[1])
         for first, count in self.chunks:
             _moments.moments_rate[grid](
-                edges.vectors, along, edges.seg_first, self.table, out, out.shape[1],
-                edges.vectors.shape[1], N0=first, NR=count, **self.constants,
-                BA=tile.rows, BE=tile.lanes, num_warps=tile.warps,
-            )  # fmt: skip
+                edges.vectors,
+                along,
+                edges.seg_first,
+                self.table,
+                out,
+                out.shape[1],
+                edges.vectors.shape[1],
+                FIRST_RBF=first,
+                COUNT_RBF=count,
+                **self.constants,
+                BLOCK_SEG=tile.rows,
+                BLOCK_EDGE=tile.lanes,
+                num_warps=tile.warps,
+            )
 
     def backward_rate(self, edges: Edges, along: Tensor, grad_rho: Tensor, out: Tensor) -> None:
         """Write the change of ``backward`` [3, E] when vectors change by ``along`` [3, E]."""
         count = int(edges.sender.shape[0])
         segment = torch.repeat_interleave(edges.seg_first.diff())
         _moments.moments_backward_rate[_blocks(count)](
-            edges.vectors, along, segment.int(), self.table, grad_rho, out,
-            grad_rho.shape[1], edges.vectors.shape[1], count, **self.constants, DER=self.slopes,
-            BLOCK=configs.BLOCK, num_warps=configs.BLOCK_WARPS,
-        )  # fmt: skip
+            edges.vectors,
+            along,
+            segment.int(),
+            self.table,
+            grad_rho,
+            out,
+            grad_rho.shape[1],
+            edges.vectors.shape[1],
+            count,
+            **self.constants,
+            DERIVATIVES=self.slopes,
+            BLOCK=configs.BLOCK,
+            num_warps=configs.BLOCK_WARPS,
+        )
 
     def by_table(self, edges: Edges, grad_rho: Tensor, along: Tensor | None) -> Tensor:
         """Return dE/da_n, dE/db_n [2 n_b] of dE/drho, or their change along ``along`` [3, E]."""
@@ -153,46 +195,77 @@ class Moments:
         segment = torch.repeat_interleave(edges.seg_first.diff())
         out = grad_rho.new_empty(2 * self.n_b, count)
         _moments.moments_by_table[_blocks(count)](
-            edges.vectors, edges.vectors if along is None else along, segment.int(), self.table,
-            grad_rho, out, grad_rho.shape[1], edges.vectors.shape[1], count, **self.constants,
-            RATE=along is not None, BLOCK=configs.BLOCK, num_warps=configs.BLOCK_WARPS,
-        )  # fmt: skip
+            edges.vectors,
+            edges.vectors if along is None else along,
+            segment.int(),
+            self.table,
+            grad_rho,
+            out,
+            grad_rho.shape[1],
+            edges.vectors.shape[1],
+            count,
+            **self.constants,
+            RATE=along is not None,
+            BLOCK=configs.BLOCK,
+            num_warps=configs.BLOCK_WARPS,
+        )
         return out.sum(1, dtype=torch.float64).to(out)
 
 
 def split(values: Tensor, high: Tensor, low: Tensor) -> None:
     """Write [n, 3] float64 as the sum of ``high`` and ``low`` [3, n] of the working precision."""
     n = values.shape[0]
-    _forces.split_positions[_blocks(n)](
+    _forces.split_atoms[_blocks(n)](
         values, high, low, n, GRID=SPLIT, BLOCK=configs.BLOCK, num_warps=configs.BLOCK_WARPS
     )
 
 
-def places(
-    positions: Tensor, lists: Lists, kept: Kept | None = None, strayed: Tensor | None = None
+def split_positions(
+    positions: Tensor, lists: EdgeGeometry, kept: VerletState | None = None, displacement_ratio: Tensor | None = None
 ) -> None:
     """Write positions [n, 3] and the shifts S h of ``lists``, each as a sum of two.
 
     With ``kept``, a list that was made on the device, positions are first moved back to where they
-    were then; ``strayed`` gets the largest move of every block of atoms (``_forces.places``).
+    were then; ``displacement_ratio`` gets the largest move of every block of atoms (``_forces.split_positions``).
     """
     n, n_shifts = positions.shape[0], lists.numbers.shape[1]
-    fill = Kept(*(positions,) * len(Kept._fields)) if kept is None else kept
-    _forces.places[(n_blocks(n) + n_blocks(n_shifts),)](
-        positions, lists.cells, *lists.atoms, lists.numbers, lists.system, *lists.shifts, *fill,
-        positions if strayed is None else strayed, n, n_shifts, n_blocks(n),
-        KEPT=kept is not None, GRID=SPLIT, BLOCK=configs.BLOCK, num_warps=configs.BLOCK_WARPS,
-    )  # fmt: skip
+    fill = VerletState(*(positions,) * len(VerletState._fields)) if kept is None else kept
+    _forces.split_positions[(n_blocks(n) + n_blocks(n_shifts),)](
+        positions,
+        lists.cells,
+        *lists.atoms,
+        lists.numbers,
+        lists.system,
+        *lists.shifts,
+        *fill,
+        positions if displacement_ratio is None else displacement_ratio,
+        n,
+        n_shifts,
+        n_blocks(n),
+        KEEPS_LIST=kept is not None,
+        GRID=SPLIT,
+        BLOCK=configs.BLOCK,
+        num_warps=configs.BLOCK_WARPS,
+    )
 
 
-def edge_vectors(lists: Lists, edges: Edges, closest: Tensor) -> None:
+def edge_vectors(lists: EdgeGeometry, edges: Edges, closest: Tensor) -> None:
     """Write ``edges.vectors``, and in ``closest`` the smallest square of every block of edges."""
     n_edges = edges.vectors.shape[1]
     _forces.edge_vectors[_blocks(n_edges)](
-        *lists.atoms, *lists.shifts, edges.sender, edges.receiver, lists.shift, edges.vectors,
-        closest, lists.atoms[0].shape[1], n_edges, lists.numbers.shape[1],
-        BLOCK=configs.BLOCK, num_warps=configs.BLOCK_WARPS,
-    )  # fmt: skip
+        *lists.atoms,
+        *lists.shifts,
+        edges.sender,
+        edges.receiver,
+        lists.shift,
+        edges.vectors,
+        closest,
+        lists.atoms[0].shape[1],
+        n_edges,
+        lists.numbers.shape[1],
+        BLOCK=configs.BLOCK,
+        num_warps=configs.BLOCK_WARPS,
+    )
 
 
 def gather_forces(
@@ -206,18 +279,34 @@ def gather_forces(
     n = forces.shape[1]
     tile, grid = tiles(n)
     _forces.gather_forces[grid](
-        edges.vectors, grad_vectors, edges.seg_first, edges.atom_first, edges.sent_first,
-        edges.sent_edge, forces if more is None else more, forces,
-        forces if virials is None else virials, n, edges.vectors.shape[1],
-        MORE=more is not None, VIRIALS=virials is not None,
-        BA=tile.rows, BE=tile.lanes, num_warps=tile.warps,
-    )  # fmt: skip
+        edges.vectors,
+        grad_vectors,
+        edges.seg_first,
+        edges.atom_first,
+        edges.sent_first,
+        edges.sent_edge,
+        forces if more is None else more,
+        forces,
+        forces if virials is None else virials,
+        n,
+        edges.vectors.shape[1],
+        MORE=more is not None,
+        VIRIALS=virials is not None,
+        BLOCK_ATOM=tile.rows,
+        BLOCK_EDGE=tile.lanes,
+        num_warps=tile.warps,
+    )
 
 
 def totals(
-    results: Results, energy_weights: Tensor, first_atom: Tensor, *, derivatives: bool,
-    long_range: bool, kept: Found | None = None,
-) -> None:  # fmt: skip
+    results: Results,
+    energy_weights: Tensor,
+    first_atom: Tensor,
+    *,
+    derivatives: bool,
+    long_range: bool,
+    kept: VerletStatus | None = None,
+) -> None:
     """Write energies of atoms, float64 sums of energies and virials, and ``results.status``.
 
     ``energy_weights`` [n_out, n] is what each output counts in the energy; virials are summed
@@ -225,14 +314,31 @@ def totals(
     """
     n_out, n = results.outputs.shape
     n_systems = first_atom.shape[0] - 1
-    strayed, faults, need = (results.closest,) * 3 if kept is None else kept
+    displacement_ratio, bins_too_small, need = (results.closest,) * 3 if kept is None else kept
     _forces.totals[(n_systems + 1, 8 if derivatives else 2)](
-        results.outputs, energy_weights, results.energies, results.virials, first_atom,
-        results.totals, results.virial_sums, results.long_virials, results.closest, strayed, faults,
-        need, results.status, n, n_out, n_systems, results.closest.shape[0], strayed.shape[0],
-        int(long_range), KEPT=kept is not None, BLOCK=configs.SUM_BLOCK,
+        results.outputs,
+        energy_weights,
+        results.energies,
+        results.virials,
+        first_atom,
+        results.totals,
+        results.virial_sums,
+        results.long_virials,
+        results.closest,
+        displacement_ratio,
+        bins_too_small,
+        need,
+        results.status,
+        n,
+        n_out,
+        n_systems,
+        results.closest.shape[0],
+        displacement_ratio.shape[0],
+        int(long_range),
+        KEEPS_LIST=kept is not None,
+        BLOCK=configs.SUM_BLOCK,
         num_warps=configs.BLOCK_WARPS,
-    )  # fmt: skip
+    )
 
 
 def n_blocks(n: int) -> int:

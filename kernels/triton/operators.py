@@ -14,7 +14,7 @@ from torch import Tensor
 from cace_fast.errors import InputError
 from cace_fast.kernels.edges import edges_of
 from cace_fast.kernels.triton.ewald_tables import VOIGT
-from cace_fast.kernels.triton.host_contraction import Alone
+from cace_fast.kernels.triton.host_contraction import ContractionFromA
 from cace_fast.kernels.triton.host_ewald import EwaldSum
 from cace_fast.kernels.triton.host_messages import Messages
 from cace_fast.kernels.triton.host_readout import Readouts, Work
@@ -38,7 +38,7 @@ def _atoms(x: Tensor, like: Tensor, n_rows: int) -> Tensor:
 
 def contraction(a: Tensor, l_max: int, nu_max: int) -> Tensor:
     """Return B [n, R, n_B, C]."""
-    alone = Alone(l_max, nu_max, a.shape[1], a.shape[3])
+    alone = ContractionFromA(l_max, nu_max, a.shape[1], a.shape[3])
     b = a.new_empty(alone.n_b * alone.lanes, len(a))
     alone.forward(_components(a), b)
     return _atoms(b, a, alone.n_b)
@@ -46,7 +46,7 @@ def contraction(a: Tensor, l_max: int, nu_max: int) -> Tensor:
 
 def contraction_gradient(grad_out: Tensor, a: Tensor, l_max: int, nu_max: int) -> Tensor:
     """Return dE/dA of dE/dB."""
-    alone, moments = Alone(l_max, nu_max, a.shape[1], a.shape[3]), _components(a)
+    alone, moments = ContractionFromA(l_max, nu_max, a.shape[1], a.shape[3]), _components(a)
     out = torch.empty_like(moments)
     alone.backward(moments, _components(grad_out), out)
     return _atoms(out, a, a.shape[2])
@@ -56,7 +56,7 @@ def contraction_rates(
     along: Tensor, grad_out: Tensor, a: Tensor, l_max: int, nu_max: int
 ) -> tuple[Tensor, Tensor]:
     """Return the change of B, and of dE/dA at a fixed dE/dB, when A changes by ``along``."""
-    alone, moments = Alone(l_max, nu_max, a.shape[1], a.shape[3]), _components(a)
+    alone, moments = ContractionFromA(l_max, nu_max, a.shape[1], a.shape[3]), _components(a)
     slopes = _components(grad_out)
     outs = torch.empty_like(slopes), torch.empty_like(moments)
     alone.rates(moments, slopes, _components(along), outs)

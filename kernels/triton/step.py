@@ -31,8 +31,8 @@ class Status(NamedTuple):
     """What the host reads after a step, all at once; see ``_forces.totals``."""
 
     closest: float
-    strayed: float
-    faults: float
+    displacement_ratio: float
+    bins_too_small: float
     n_edges: float
     n_segments: float
 
@@ -147,15 +147,24 @@ class Step:
         self.grad_vectors = floats(3, n_edges)
         ints = torch.zeros(n_systems + 1, dtype=torch.int32, device=k.device)
         self.inputs = Inputs(
-            doubles(n, 3), torch.zeros(n, dtype=torch.int32, device=k.device), ints,
-            doubles(self.n_out, n), floats(self.n_out, n),
+            doubles(n, 3),
+            torch.zeros(n, dtype=torch.int32, device=k.device),
+            ints,
+            doubles(self.n_out, n),
+            floats(self.n_out, n),
             [None] * len(k.program.heads),
-        )  # fmt: skip
+        )
         self.results = Results(
-            doubles(2, n), doubles(2, n_systems), floats(launch.n_blocks(n_edges)),
-            floats(self.n_out, n), floats(3, n), floats(6, n), doubles(6, n_systems),
-            doubles(6, n_systems), doubles(5),
-        )  # fmt: skip
+            doubles(2, n),
+            doubles(2, n_systems),
+            floats(launch.n_blocks(n_edges)),
+            floats(self.n_out, n),
+            floats(3, n),
+            floats(6, n),
+            doubles(6, n_systems),
+            doubles(6, n_systems),
+            doubles(5),
+        )
         terms = k.program.terms
         self.long_forces = floats(3, n) if terms else None
         self.terms = [self._term_buffers(number) for number in range(len(terms))]
@@ -222,10 +231,10 @@ class Step:
     def features_forward(self) -> None:
         """Compute edge vectors and the features of all generations."""
         k, edges, species = self.launchers, self.pairs.edges, self.inputs.species
-        kept, strayed = None, None
+        kept, displacement_ratio = None, None
         if self.search is not None:
-            kept, strayed = self.search.kept, self.search.found.strayed
-        launch.places(self.inputs.positions, self.pairs.lists, kept, strayed)
+            kept, displacement_ratio = self.search.kept, self.search.found.displacement_ratio
+        launch.split_positions(self.inputs.positions, self.pairs.lists, kept, displacement_ratio)
         launch.edge_vectors(self.pairs.lists, edges, self.results.closest)
         k.moments.forward(edges, self.rho)
         first = self.a[0] if self._is_read(0) else None
@@ -246,9 +255,12 @@ class Step:
         if self.launchers.readouts is not None:
             inputs = self.inputs
             self.launchers.readouts.forward(
-                self.features, inputs.extras, self.results.outputs, self.readout_work,
+                self.features,
+                inputs.extras,
+                self.results.outputs,
+                self.readout_work,
                 None if self.terms else inputs.grad_outputs,
-            )  # fmt: skip
+            )
 
     def long_range(self) -> None:
         """Compute the long range, if there is any: energies of atoms, forces, virials, dE/dq."""
@@ -263,10 +275,13 @@ class Step:
         if derivatives:
             self._backward()
         launch.totals(
-            self.results, self.inputs.energy_weights, self.inputs.first_atom,
-            derivatives=derivatives, long_range=bool(self.terms),
+            self.results,
+            self.inputs.energy_weights,
+            self.inputs.first_atom,
+            derivatives=derivatives,
+            long_range=bool(self.terms),
             kept=None if self.search is None else self.search.found,
-        )  # fmt: skip
+        )
 
     def status(self) -> Status:
         """Return what was found on the way: the one look of the host at a step."""
@@ -288,9 +303,14 @@ class Step:
             self.grad_vectors.zero_()
             self._messages_backward()
         k.contraction.backward(
-            self.rho, edges, species, self._stage(self.grad_features, 0), self.grad_a[0],
-            self.grad_rho, add=self._is_read(0),
-        )  # fmt: skip
+            self.rho,
+            edges,
+            species,
+            self._stage(self.grad_features, 0),
+            self.grad_a[0],
+            self.grad_rho,
+            add=self._is_read(0),
+        )
         k.moments.backward(edges, self.grad_rho, self.grad_vectors, add=bool(k.messages))
         self._forces()
 
@@ -320,9 +340,11 @@ class Step:
 def too_large(n_atoms: int) -> InputError:
     """Return the error of a structure whose arrays kernels cannot number."""
     return InputError(
-        "atoms", f"arrays of at most {MOST_NUMBERS} numbers", f"{n_atoms} atoms at once",
+        "atoms",
+        f"arrays of at most {MOST_NUMBERS} numbers",
+        f"{n_atoms} atoms at once",
         "Evaluate fewer structures together, or divide the structure among several devices.",
-    )  # fmt: skip
+    )
 
 
 def _tensors(value: object) -> list[Tensor]:

@@ -114,7 +114,7 @@ def test_internal_errors_say_how_to_get_the_traceback(files, monkeypatch):
     def fail(path):
         raise ZeroDivisionError("the fault")
 
-    monkeypatch.setattr("cace_fast.reading.read_model", fail)
+    monkeypatch.setattr("cace_fast.model_files.read_model", fail)
     result = cace_fast("info", files / "model.safetensors")
     assert result.exit_code == 70
     assert "internal error: ZeroDivisionError: the fault" in result.stderr
@@ -138,7 +138,7 @@ def test_interrupts_have_their_own_code(files, monkeypatch):
     def interrupt(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cace_fast.reading.read_model", interrupt)
+    monkeypatch.setattr("cace_fast.model_files.read_model", interrupt)
     assert cace_fast("info", files / "model.safetensors").exit_code == 130
 
 

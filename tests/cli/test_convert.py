@@ -11,7 +11,7 @@ from support.tiny_models import tiny_potential, tiny_spec, tiny_structure, tiny_
 
 from cace_fast import weights
 from cace_fast.loading import load
-from cace_fast.reading import read_model
+from cace_fast.model_files import read_model
 from cace_fast.spec import ModelSpec, SubModel
 
 

@@ -13,7 +13,7 @@ from support.paths import upstream_checkpoints
 from support.tiny_models import tiny_spec, tiny_structure, tiny_weights
 
 from cace_fast import Potential
-from cace_fast.reading import read_model
+from cace_fast.model_files import read_model
 from cace_fast.spec import (
     MLP,
     Bchi,

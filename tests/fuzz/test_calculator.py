@@ -83,7 +83,7 @@ class Pair:
 
     def fresh(self) -> CACECalculator:
         """Return a calculator that has seen nothing, with the field of the old one."""
-        model = self.potential.changed(backend=self.keywords.get("backend", "auto"))
+        model = self.potential.replace(backend=self.keywords.get("backend", "auto"))
         keywords = dict(self.keywords)
         keywords.pop("backend", None)
         if self.calculator.field is not None:

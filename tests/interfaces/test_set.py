@@ -42,7 +42,7 @@ def test_keywords_may_be_set_later(keyword, value):
     assert atoms.calc.set(**{keyword: value}) == {keyword: value}
     assert atoms.calc.set(**{keyword: value}) == {}
     assert atoms.calc.results == {}
-    other = prepared(potential.changed(dtype=value) if "dtype" in keyword else potential)
+    other = prepared(potential.replace(dtype=value) if "dtype" in keyword else potential)
     fresh = CACECalculator(other.calc.potential, **{keyword: value})
     assert atoms.calc.potential.backend == fresh.potential.backend
     assert atoms.calc.potential.dtype == fresh.potential.dtype
@@ -76,7 +76,7 @@ def test_a_potential_that_was_given_is_changed_on_request_only():
     other = CACECalculator(load("copper-emt"), default_dtype="float64", backend="reference")
     assert (other.potential.dtype, other.potential.backend) == (torch.float64, "reference")
     single = tiny_potential(ewald_channels=1, dtype="float32")
-    assert single.changed(dtype="float64").long_range.tolerance == 1e-10
+    assert single.replace(dtype="float64").long_range.tolerance == 1e-10
     both = CACECalculator([tiny_potential(seed=seed) for seed in (1, 2)])
     assert both.set(default_dtype="float32") == {"default_dtype": "float32"}
     assert {member.dtype for member in both.potential.members} == {torch.float32}

@@ -12,7 +12,7 @@ from cace_fast.kernels import ewald as kernel_ewald
 from cace_fast.kernels import transforms
 from cace_fast.kernels.nufft import NufftSum, accuracy
 from cace_fast.kernels.plain_nufft import PlainTransforms
-from cace_fast.kernels.sums import choose, crossover, predicted_costs
+from cace_fast.kernels.ewald_method import choose, crossover, predicted_costs
 from cace_fast.kernels.transforms import make_transforms
 from cace_fast.reference import ewald as ref_ewald
 from cace_fast.spec import Ewald

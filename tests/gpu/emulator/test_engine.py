@@ -19,7 +19,7 @@ from cace_fast.engine.runner import Runner
 from cace_fast.engine.triton import TritonEngine
 from cace_fast.errors import CaceFastError, InputError, UnsupportedModelError
 from cace_fast.graph import AtomicGraph, ModelOutput, join
-from cace_fast.kernels.triton.edge_buffers import Capacity, listed, roomy
+from cace_fast.kernels.triton.edge_buffers import Capacity, listed, with_headroom
 from cace_fast.neighbors import neighbor_list
 from cace_fast.spec import ModelSpec, energy_program
 from cace_fast.structures import extra_inputs, graph_of
@@ -215,7 +215,7 @@ def test_capacity_holds_what_fits_and_is_not_wasted() -> None:
     assert not have.holds(Capacity(8, 25_600, 257, 32, 1))
     assert not have.holds(Capacity(9, 20_000, 256, 32, 1))
     assert not have.holds(Capacity(8, 1_000, 256, 32, 1))
-    assert roomy(have).holds(have)
+    assert with_headroom(have).holds(have)
 
 
 def test_atoms_alone_have_the_energy_of_no_neighbours(engines: Engines) -> None:

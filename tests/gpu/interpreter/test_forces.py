@@ -26,7 +26,7 @@ def test_edge_vectors_of_split_positions_are_exact() -> None:
     closest = torch.full((launch.n_blocks(n_edges),), torch.nan, dtype=F64)
     vectors = torch.full((3, n_edges), torch.nan, dtype=F64)
     with watch() as guard:
-        launch.places(positions, lists)
+        launch.split_positions(positions, lists)
         launch.edge_vectors(lists, edges._replace(vectors=vectors), closest)
         assert guard.unwritten("vectors") == 0
     high = lists.atoms[0] * launch.SPLIT
@@ -45,12 +45,12 @@ def test_edge_vectors_of_split_positions_are_exact() -> None:
 
 def lists_of(
     shift: torch.Tensor, numbers: torch.Tensor, system: torch.Tensor, cells: torch.Tensor, n: int
-) -> launch.Lists:
+) -> launch.EdgeGeometry:
     """Return lists whose positions and shifts have yet to be written."""
     atoms, shifts = (
         tuple(torch.full((3, k), torch.nan, dtype=F64) for _ in "hl") for k in (n, len(system))
     )
-    return launch.Lists(shift, numbers, system, cells, atoms, shifts)
+    return launch.EdgeGeometry(shift, numbers, system, cells, atoms, shifts)
 
 
 def test_a_position_that_is_no_number_counts_as_too_close() -> None:
@@ -61,7 +61,7 @@ def test_a_position_that_is_no_number_counts_as_too_close() -> None:
     positions = torch.rand(6, 3, dtype=F64)
     positions[2, 1] = torch.nan
     closest = torch.ones(1, dtype=F64)
-    launch.places(positions, lists)
+    launch.split_positions(positions, lists)
     launch.edge_vectors(lists, edges, closest)
     assert float(closest) == 0.0
 
@@ -97,8 +97,8 @@ def test_sums_of_systems_and_the_status(derivatives: bool) -> None:
         torch.zeros(5, dtype=F64),
     )  # fmt: skip
     weights = torch.randn(n_out, n, dtype=F64)
-    strayed, faults = torch.rand(1700), torch.tensor([0, 0, 1], dtype=torch.int32)
-    found = launch.Found(strayed, faults, torch.tensor([70_000, 12], dtype=torch.int32))
+    displacement_ratio, bins_too_small = torch.rand(1700), torch.tensor([0, 0, 1], dtype=torch.int32)
+    found = launch.VerletStatus(displacement_ratio, bins_too_small, torch.tensor([70_000, 12], dtype=torch.int32))
     long_range = results.energies[1].clone()
     with watch():
         launch.totals(results, weights, first, derivatives=derivatives, long_range=True, kept=found)
@@ -114,5 +114,5 @@ def test_sums_of_systems_and_the_status(derivatives: bool) -> None:
         assert relative(results.virial_sums, sums[2:] + results.long_virials) < 1e-13
     else:
         assert torch.isnan(results.virial_sums).all()
-    extremes = [float(results.closest.min()), float(strayed.max())]
+    extremes = [float(results.closest.min()), float(displacement_ratio.max())]
     assert results.status.tolist() == [*extremes, 1.0, 70_000.0, 12.0]

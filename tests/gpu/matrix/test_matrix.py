@@ -13,7 +13,7 @@ from gpu_table import FULL, QUICK, Row, key, read, rows
 REGISTERS, INSTRUCTIONS = 8, 0.05
 # Kernels of positions, cells and energies: the only float64 arithmetic there is.
 WIDE = {
-    "totals", "places", "place_atoms", "near_pairs", "split_positions",
+    "totals", "split_positions", "place_atoms", "near_pairs", "split_atoms",
     "integer_turns", "sum_factors", "sum_potentials", "sum_virials",
 }  # fmt: skip
 HELD = {key(row): row for row in read()}

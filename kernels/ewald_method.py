@@ -62,9 +62,11 @@ def choose(
         raise InputError("long_range", f"one of {', '.join(METHODS)}", repr(method))
     if method == "nufft" and tolerance < TIGHTEST:
         raise InputError(
-            "long_range_tolerance", f"at least {TIGHTEST:g} for long_range='nufft'", tolerance,
+            "long_range_tolerance",
+            f"at least {TIGHTEST:g} for long_range='nufft'",
+            tolerance,
             "Use long_range='direct', which has no error of its own.",
-        )  # fmt: skip
+        )
     if method != "auto":
         return method
     if tolerance < TIGHTEST:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from cace_fast.kernels.kspace import axes_of, k2_limit
-from cace_fast.kernels.sums import MOST_PAIRS_ON_GPU, TIGHTEST, choose, n_k_vectors
+from cace_fast.kernels.ewald_method import MOST_PAIRS_ON_GPU, TIGHTEST, choose, n_k_vectors
 
 
-class How(NamedTuple):
+class SumMethod(NamedTuple):
     """How periodic systems are summed: method, its tolerance, and how many charges atoms have."""
 
     method: str
@@ -20,10 +20,10 @@ class How(NamedTuple):
     n_q: int
 
 
-DIRECT = How("direct", 0.0, 1)
+DIRECT = SumMethod("direct", 0.0, 1)
 
 
-def method_of(how: How, n: int, cell: Tensor, dl: float) -> str:
+def method_of(how: SumMethod, n: int, cell: Tensor, dl: float) -> str:
     """Return ``"direct"`` or ``"nufft"`` for a periodic system of n atoms.
 
     By itself a GPU sums directly for longer than a processor: all its lanes have work, and the sum
