@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cace_fast.engine import choose_backend
 from cace_fast.graph import AtomicGraph
-from cace_fast.neighbors import Edges
+from cace_fast.neighbors import NeighborList
 from cace_fast.potential import Potential
 from cace_fast.structures import graph_of
 from cace_fast.weights import Weights
@@ -29,7 +29,7 @@ from cace_fast.weights import Weights
 REBUILD_EVERY = 20
 REPEATS, WARM = 10, 3
 PAGE = Path(__file__).resolve().parents[1] / "docs"
-NO_PAIRS = Edges(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 3), np.int64))
+NO_PAIRS = NeighborList(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 3), np.int64))
 
 
 def gpu() -> tuple[torch.device, str]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from .errors import InputError
 from .geometry import Floats
 from .min_dist import AUTO, MinDist
-from .neighbors import Edges, neighbor_list
+from .neighbors import NeighborList, neighbor_list
 from .potential import Potential
 from .properties import USUAL, Names, Result
 from .structures import EdgeSource, is_atoms
@@ -87,12 +87,12 @@ class _Remembered:
     """Candidate pairs of a sequence of frames, found once and repeated for every member."""
 
     def __init__(self, source: EdgeSource) -> None:
-        self._source, self._found, self._next = source, list[Edges](), 0
+        self._source, self._found, self._next = source, list[NeighborList](), 0
 
     def restart(self) -> None:
         self._next = 0
 
-    def __call__(self, positions: Floats, cell: Floats, pbc: NDArray[np.bool_]) -> Edges:
+    def __call__(self, positions: Floats, cell: Floats, pbc: NDArray[np.bool_]) -> NeighborList:
         if self._next == len(self._found):
             self._found.append(self._source(positions, cell, pbc))
         self._next += 1

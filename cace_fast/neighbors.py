@@ -28,7 +28,7 @@ MAX_CROWD = 1_000  # neighbours of an atom, as estimated
 Ints = NDArray[np.int64]
 
 
-class Edges(NamedTuple):
+class NeighborList(NamedTuple):
     """Directed pairs: ``senders`` [n_edges], ``receivers`` [n_edges], ``shifts`` [n_edges, 3]."""
 
     senders: Ints
@@ -44,7 +44,7 @@ def neighbor_list(
     *,
     in_order: bool = True,
     search: Searcher | None = None,
-) -> Edges:
+) -> NeighborList:
     """Return all pairs with |r_receiver - r_sender + S h| < cutoff, except an atom with itself.
 
     Parameters
@@ -78,7 +78,7 @@ def neighbor_list(
     check_geometry(positions, cell, pbc, cutoff)
     none = np.zeros(0, dtype=np.int64)
     if len(positions) == 0:
-        return Edges(none, none, np.zeros((0, 3), dtype=np.int64))
+        return NeighborList(none, none, np.zeros((0, 3), dtype=np.int64))
     box = complete_cell(cell, pbc)
     inverse = np.asarray(np.linalg.inv(box), dtype=np.float64)
     wraps = np.where(pbc, np.floor(positions @ inverse), 0.0)
@@ -97,13 +97,13 @@ def _near(
     cutoff: float,
     in_order: bool,
     search: Searcher | None,
-) -> Edges:
+) -> NeighborList:
     """Return the pairs of atoms that lie in their cell or not far from it."""
     if not _is_ordinary(positions, box, inverse, pbc, cutoff):
         arrays = (torch.from_numpy(np.ascontiguousarray(a)) for a in (positions, box, pbc))
         r, h, periodic = arrays
         pairs = device_neighbor_list(r, h[None], periodic[None], cutoff)
-        return Edges(*(part.numpy() for part in pairs))
+        return NeighborList(*(part.numpy() for part in pairs))
     search = search or Searcher(cutoff, len(positions))
     system = {"points": positions, "box": box, "periodic": pbc.tolist()}
     if not in_order:
@@ -115,7 +115,7 @@ def _near(
     span = 2 * int(np.abs(shifts).max(initial=0)) + 1
     code = (shifts @ np.array([span * span, span, 1], dtype=np.int64)) if span < 10**6 else shifts.T
     order = np.lexsort((*np.atleast_2d(code)[::-1], senders, receivers))
-    return Edges(senders[order], receivers[order], shifts[order])
+    return NeighborList(senders[order], receivers[order], shifts[order])
 
 
 class Searcher:
@@ -129,13 +129,13 @@ class Searcher:
         self.lists = vesin.NeighborList(cutoff=float(cutoff), full_list=True, n_threads=threads)
         self._memory: list[tuple[Ints, weakref.ref[_User]]] = []
 
-    def edges(self, system: dict[str, Any]) -> Edges:
+    def edges(self, system: dict[str, Any]) -> NeighborList:
         """Return the pairs that vesin finds, in its order."""
         receivers, senders, shifts = self.lists.compute(**system, quantities="ijS", copy=False)
         n = len(receivers)
         # sender, receiver and shift in one array, given back as a whole
         found = self._array(5 * n)
-        edges = Edges(found[:n], found[n : 2 * n], found[2 * n : 5 * n].reshape(n, 3))
+        edges = NeighborList(found[:n], found[n : 2 * n], found[2 * n : 5 * n].reshape(n, 3))
         np.copyto(edges.senders, senders, casting="unsafe")
         np.copyto(edges.receivers, receivers, casting="unsafe")
         np.negative(shifts, out=edges.shifts)

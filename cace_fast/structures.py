@@ -18,7 +18,7 @@ from .errors import CaceFastError, InputError, UnknownElementError
 from .geometry import Floats
 from .graph import AtomicGraph
 from .min_dist import MinDist, half_distances, too_close
-from .neighbors import Edges, neighbor_list
+from .neighbors import NeighborList, neighbor_list
 from .spec import Add, Ewald, ModelSpec, Polarization, Readout, Representation
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
 FULL = 1.0 - 1e-6  # an occupancy below is partial
-EdgeSource = Callable[[Floats, Floats, NDArray[np.bool_]], Edges]
+EdgeSource = Callable[[Floats, Floats, NDArray[np.bool_]], NeighborList]
 
 
 def is_atoms(value: object) -> TypeIs[Atoms]:
@@ -114,24 +114,24 @@ def graph_of(
     return graph if edges is not None else trim(graph, spec, min_dist)
 
 
-def _checked(edges: Edges, n_atoms: int) -> Edges:
+def _checked(edges: NeighborList, n_atoms: int) -> NeighborList:
     """Return candidate pairs as int64 arrays; InputError for what is none: engines take them so."""
     arrays = [np.asarray(part) for part in edges]
     n = len(arrays[0]) if arrays[0].ndim else 0
-    for name, array, shape in zip(Edges._fields, arrays, ((n,), (n,), (n, 3)), strict=True):
+    for name, array, shape in zip(NeighborList._fields, arrays, ((n,), (n,), (n, 3)), strict=True):
         if array.dtype.kind not in "iu" or array.shape != shape:
             got = f"{array.dtype} {list(array.shape)}"
             raise InputError(f"edges.{name}", f"integers of shape {list(shape)}", got)
         if name != "shifts" and n and not 0 <= int(array.min()) <= int(array.max()) < n_atoms:
             got = f"{int(array.min())} to {int(array.max())}"
             raise InputError(f"edges.{name}", f"numbers of atoms from 0 to {n_atoms - 1}", got)
-    return Edges(*(np.ascontiguousarray(a, dtype=np.int64) for a in arrays))
+    return NeighborList(*(np.ascontiguousarray(a, dtype=np.int64) for a in arrays))
 
 
-def no_edges(*_: object) -> Edges:
+def no_edges(*_: object) -> NeighborList:
     """Return no candidate pairs: for a graph whose pairs are found later."""
     none = np.zeros(0, dtype=np.int64)
-    return Edges(none, none, np.zeros((0, 3), dtype=np.int64))
+    return NeighborList(none, none, np.zeros((0, 3), dtype=np.int64))
 
 
 def geometry_of(atoms: Atoms) -> tuple[Floats, Floats, NDArray[np.bool_]]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cace_fast.errors import InputError
 from cace_fast.geometry import Floats
 from cace_fast.graph import AtomicGraph
-from cace_fast.neighbors import Edges, Searcher, neighbor_list
+from cace_fast.neighbors import NeighborList, Searcher, neighbor_list
 from cace_fast.process import Lock
 from cace_fast.spec import Representation
 from cace_fast.structures import geometry_of, graph_of
@@ -27,13 +27,13 @@ class _Built(NamedTuple):
     positions: Floats
     cell: Floats
     pbc: NDArray[np.bool_]
-    edges: Edges
+    edges: NeighborList
 
 
 class _Last(NamedTuple):
     """The last graph made with a list, and what it was made of."""
 
-    edges: Edges
+    edges: NeighborList
     numbers: NDArray[np.int64]
     spec: Representation
     graph: AtomicGraph
@@ -101,7 +101,7 @@ class VerletList:
         self._last = _Last(edges, np.array(atoms.numbers), spec, graph)
         return graph
 
-    def __call__(self, positions: Floats, cell: Floats, pbc: NDArray[np.bool_]) -> Edges:
+    def __call__(self, positions: Floats, cell: Floats, pbc: NDArray[np.bool_]) -> NeighborList:
         """Return candidate pairs for these positions [n, 3], cell [3, 3] and pbc [3]."""
         with self._lock:
             built = self._built

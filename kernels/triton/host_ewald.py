@@ -44,7 +44,7 @@ class _Transformed(NamedTuple):
     tolerance: float
 
 
-class EwaldSum:
+class DeviceEwaldSum:
     """The long range of several systems at once.
 
     Parameters

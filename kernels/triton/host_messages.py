@@ -13,7 +13,7 @@ from cace_fast.kernels.edge_moments import embeddings
 from cace_fast.kernels.edges import Edges, radial_table
 from cace_fast.kernels.triton import _bchi, _layout, _messages
 from cace_fast.kernels.triton.host_contraction import degrees, packed_mixing
-from cace_fast.kernels.triton.host_readout import Network, Work
+from cace_fast.kernels.triton.host_readout import Networks, Work
 from cace_fast.kernels.triton.launch import tiles
 from cace_fast.kernels.triton.networks import layers_of
 from cace_fast.spec import Bchi, Representation
@@ -73,7 +73,7 @@ class Messages:
             last = layers[-1]
             kinds = tuple(last.kinds[k] for k in rows.tolist())
             layers[-1] = last._replace(weight=last.weight[rows], bias=last.bias[rows], kinds=kinds)
-            self.network = Network([layers], like)
+            self.network = Networks([layers], like)
         self.chunks = shapes.radial_chunks(self.n_b, spec.l_max)
         degree: dict[str, Any] = {"DEGREE": degrees(spec.l_max), "N_DEGREES": self.n_degrees}
         radial = shapes.radial_shape(spec)

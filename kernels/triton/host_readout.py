@@ -35,7 +35,7 @@ class _Packed(NamedTuple):
     n_out: int
 
 
-class Network:
+class Networks:
     """Networks of the same inputs, evaluated together.
 
     Parameters
@@ -263,7 +263,7 @@ class Readouts:
             networks.append([first._replace(weight=first.weight[:, columns]), *rest])
             widths.append(len(first.bias))
             self._extra_weights.append(first.weight[:, n_features:])
-        self.network = Network(networks, like)
+        self.network = Networks(networks, like)
         self.n_out = self.network.n_out
         sizes = [head.n_out for head in heads]
         ends = [sum(sizes[: k + 1]) for k in range(len(heads))]

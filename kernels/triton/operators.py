@@ -15,7 +15,7 @@ from cace_fast.errors import InputError
 from cace_fast.kernels.edges import edges_of
 from cace_fast.kernels.triton.ewald_tables import VOIGT
 from cace_fast.kernels.triton.host_contraction import ContractionFromA
-from cace_fast.kernels.triton.host_ewald import EwaldSum
+from cace_fast.kernels.triton.host_ewald import DeviceEwaldSum
 from cace_fast.kernels.triton.host_messages import Messages
 from cace_fast.kernels.triton.host_readout import Readouts, Work
 from cace_fast.kernels.triton.launch import MOST_NUMBERS
@@ -132,7 +132,7 @@ def ewald(
 
     All but ``q`` are float64; the work is done in the dtype of ``q``.
     """
-    total = EwaldSum(module, q.device, q.dtype)
+    total = DeviceEwaldSum(module, q.device, q.dtype)
     cells = cell.detach().cpu()[None]
     total.set_systems([0, len(q)], cells, [periodic], k_cell.detach().cpu()[None])
     charges = q.detach().T.contiguous()

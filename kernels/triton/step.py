@@ -19,7 +19,7 @@ from cace_fast.graph import AtomicGraph
 from cace_fast.kernels.triton import launch
 from cace_fast.kernels.triton.edge_buffers import Capacity, EdgeBuffers
 from cace_fast.kernels.triton.host_contraction import Contraction
-from cace_fast.kernels.triton.host_ewald import EwaldSum
+from cace_fast.kernels.triton.host_ewald import DeviceEwaldSum
 from cace_fast.kernels.triton.host_messages import Messages
 from cace_fast.kernels.triton.host_neighbors import PairSearch
 from cace_fast.kernels.triton.host_readout import Readouts
@@ -168,7 +168,7 @@ class Step:
         terms = k.program.terms
         self.long_forces = floats(3, n) if terms else None
         self.terms = [self._term_buffers(number) for number in range(len(terms))]
-        self.sums = [EwaldSum(t.ewald, k.device, k.dtype, t.weight) for t in terms]
+        self.sums = [DeviceEwaldSum(t.ewald, k.device, k.dtype, t.weight) for t in terms]
         self.message_work = [m.buffers(n, n_edges) for m in k.messages]
         self.readout_work = {} if k.readouts is None else k.readouts.buffers(n)
 

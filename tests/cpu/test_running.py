@@ -28,7 +28,7 @@ from cace_fast.errors import (
 )
 from cace_fast.kernels import backend
 from cace_fast.kernels.cpu import library
-from cace_fast.neighbors import Edges, neighbor_list
+from cace_fast.neighbors import NeighborList, neighbor_list
 from cace_fast.spec import Ewald
 
 NAMES = ("energy", "energies", "forces", "virials")
@@ -73,7 +73,7 @@ def test_the_order_of_the_pairs_changes_no_bit():
     def shuffled(positions, cell, pbc):
         edges = neighbor_list(positions, cell, pbc, potential.cutoff + 1.3)
         order = rng.permutation(len(edges.senders))
-        return Edges(edges.senders[order], edges.receivers[order], edges.shifts[order])
+        return NeighborList(edges.senders[order], edges.receivers[order], edges.shifts[order])
 
     first = potential.evaluate([atoms], NAMES)[0]
     assert same(first, potential.evaluate([atoms], NAMES, edges=shuffled)[0])

@@ -24,7 +24,7 @@ from cace_fast.engine import VerletList
 from cace_fast.errors import CaceFastError
 from cace_fast.geometry import MAX_IMAGES, MAX_LENGTH, MAX_NEIGHBORS, MAX_WRAPS, complete_cell
 from cace_fast.min_dist import half_distances
-from cace_fast.neighbors import Edges, neighbor_list
+from cace_fast.neighbors import NeighborList, neighbor_list
 
 NAMES = ("energy", "forces", "virials")
 SECONDS, MEGABYTES = 10.0, 2_000.0
@@ -114,7 +114,7 @@ def reason_to_refuse(atoms: Atoms, cutoff: float) -> str | None:
     return None
 
 
-def brute_force(atoms: Atoms, cutoff: float) -> tuple[np.ndarray, Edges]:
+def brute_force(atoms: Atoms, cutoff: float) -> tuple[np.ndarray, NeighborList]:
     """Return positions inside the cell, and all pairs within the cutoff by trying all images."""
     pbc = np.array(atoms.pbc)
     full = complete_cell(atoms.cell.array, pbc)
@@ -134,7 +134,7 @@ def brute_force(atoms: Atoms, cutoff: float) -> tuple[np.ndarray, Edges]:
             found.append(np.column_stack([i, j, part[k]]))
     rows = np.concatenate(found)
     rows = rows[np.lexsort(rows.T[::-1])]
-    return r, Edges(rows[:, 1].copy(), rows[:, 0].copy(), rows[:, 2:].copy())
+    return r, NeighborList(rows[:, 1].copy(), rows[:, 0].copy(), rows[:, 2:].copy())
 
 
 def expected(name: str, atoms: Atoms) -> tuple[str, object]:

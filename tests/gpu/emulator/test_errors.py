@@ -8,7 +8,7 @@ import pytest
 import torch
 from gpu_emulator import emulate
 from kernel_errors import Error, held, measure
-from large_errors import Case, VerletStatus, descriptor, error_of, long_range, wide_readout
+from large_errors import Case, Found, descriptor, error_of, long_range, wide_readout
 
 LIMIT = 2e-6  # of the largest number
 MORE, LEAST = 4.0, 3e-7  # times the error of plain torch in float32; of the largest number
@@ -36,11 +36,11 @@ def test_the_table_is_what_is_measured() -> None:
         assert error.largest < max(LIMIT, 1.5 * table[name]), name
 
 
-def exact(case: Case) -> VerletStatus:
+def exact(case: Case) -> Found:
     return case.exact(**{name: t.double() for name, t in case.tensors.items()})
 
 
-def judge(case: Case, found: VerletStatus) -> None:
+def judge(case: Case, found: Found) -> None:
     assert case.plain is not None
     true, usual = exact(case), case.plain(**case.tensors)
     for name in true:

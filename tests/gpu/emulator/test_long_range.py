@@ -17,7 +17,7 @@ from cace_fast.engine.triton import TritonEngine
 from cace_fast.errors import InputError
 from cace_fast.graph import AtomicGraph, join
 from cace_fast.kernels import transforms
-from cace_fast.kernels.triton import host_ewald, waves
+from cace_fast.kernels.triton import host_ewald, kvectors
 from cace_fast.neighbors import neighbor_list
 from cace_fast.spec import energy_program
 from cace_fast.structures import graph_of
@@ -119,8 +119,8 @@ def test_by_itself_the_sum_is_direct_up_to_a_number_of_pairs(
 ) -> None:
     given = system()
     for most, transformed in ((3e8, False), (1.0, True)):
-        monkeypatch.setattr(waves, "MOST_PAIRS_ON_GPU", most)
-        monkeypatch.setattr(waves, "choose", lambda method, *rest: method)
+        monkeypatch.setattr(kvectors, "MOST_PAIRS_ON_GPU", most)
+        monkeypatch.setattr(kvectors, "choose", lambda method, *rest: method)
         engine, reference = engines(device, LongRange("auto", 1e-7))
         assert_equal(engine.evaluate(given, WANTED), reference.evaluate(given, WANTED))
         assert engine._runner.step.sums[0].by_transforms == transformed
