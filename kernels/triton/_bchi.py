@@ -15,8 +15,8 @@ from cace_fast.kernels.triton._device import (
     get,
     length,
     monomials,
-    radial,
     opaque_row_index,
+    radial,
     zeros,
 )
 from cace_fast.kernels.triton._messages import by_degree, owner

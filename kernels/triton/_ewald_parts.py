@@ -3,15 +3,19 @@
 Parts are added in order, so results are the same bits from run to run. Two tables say what a system
 is. ``spans`` int32 [n_systems, SPAN]: first atom, end of atoms, first k, end of k, parts of its
 structure factors, parts of its potentials, whether it is open. ``systems`` float64
-[n_systems, WIDTH]: its inverse cell, and what a unit charge adds to the energy of its own channel,
-alone and for each channel that there is. ``settings`` float64: weight of the term, field.
+[n_systems, WIDTH]: its inverse cell, and the self energies of a unit charge: of its own channel
+alone, and for each channel that there is. ``settings`` float64: weight of the term, field.
 """
 
 import triton
 import triton.language as tl
 
 SPAN = tl.constexpr(7)
+FIRST_ATOM, END_ATOM, FIRST_K, END_K, FACTOR_PARTS, POTENTIAL_PARTS, IS_OPEN = map(
+    tl.constexpr, range(7)
+)
 WIDTH = tl.constexpr(11)
+SELF_ALONE, SELF_OF_EACH = tl.constexpr(9), tl.constexpr(10)
 
 
 @triton.jit(do_not_specialize=["n_atoms", "n"])
@@ -64,7 +68,7 @@ def sum_factors(
     k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = k < n_k
     own = tl.load(k_system + k, mask=inside, other=0)
-    count = tl.load(spans + SPAN * own + 4, mask=inside, other=0)
+    count = tl.load(spans + SPAN * own + FACTOR_PARTS, mask=inside, other=0)
     stride = n_k.to(tl.int64)
     sums = ()
     for c in tl.static_range(2 * N_CHARGES):
@@ -117,7 +121,7 @@ def sum_potentials(
     inside = i < n
     own = tl.load(system_of + i, mask=exists, other=0)
     span = spans + SPAN * own
-    count = tl.load(span + 5, mask=exists, other=0)
+    count = tl.load(span + POTENTIAL_PARTS, mask=exists, other=0)
     stride = n.to(tl.int64)
     sums = ()
     for row in tl.static_range(N_CHARGES + 3):
@@ -128,7 +132,8 @@ def sum_potentials(
     sums = _with_parts(sums, parts + i, count, stride, N_CHARGES + 3, UNROLL)
     weight = tl.load(settings)
     field = tl.load(settings + 1) * _entries(span, exists, N_CHARGES)
-    alone = tl.load(systems + WIDTH * own + 9) + tl.load(systems + WIDTH * own + 10) * N_CHARGES
+    alone = tl.load(systems + WIDTH * own + SELF_ALONE)
+    alone += tl.load(systems + WIDTH * own + SELF_OF_EACH) * N_CHARGES
     r = ()
     for x in tl.static_range(3):
         r = r + (tl.load(positions + 3 * i + x, mask=exists, other=0.0),)
@@ -159,8 +164,9 @@ def sum_potentials(
             force += tl.load(forces + x * stride + i, mask=inside, other=0.0).to(tl.float64)
         tl.store(forces + x * stride + i, force.to(forces.dtype.element_ty), mask=inside)
     if MOMENTS:
-        open_ = tl.load(span + 6, mask=exists, other=0) > 0
-        center = positions + 3 * tl.load(span, mask=exists, other=0)  # forces sum to nothing
+        open_ = tl.load(span + IS_OPEN, mask=exists, other=0) > 0
+        # forces sum to nothing
+        center = positions + 3 * tl.load(span + FIRST_ATOM, mask=exists, other=0)
         arm = ()
         pull = ()
         pushed = ()
@@ -177,7 +183,7 @@ def sum_potentials(
 @triton.jit
 def _entries(span, exists, N_CHARGES: tl.constexpr):
     """Return how many entries of the result get the field: of an open system there is one."""
-    return tl.where(tl.load(span + 6, mask=exists, other=0) > 0, 1.0, N_CHARGES * 1.0).to(
+    return tl.where(tl.load(span + IS_OPEN, mask=exists, other=0) > 0, 1.0, N_CHARGES * 1.0).to(
         tl.float64
     )
 
@@ -216,14 +222,14 @@ def sum_virials(
     total = tl.zeros((BLOCK,), tl.float64)
     span = spans + SPAN * system
     if PERIODIC:
-        end = tl.load(span + 3)
-        for first in range(tl.load(span + 2), end, BLOCK):
+        end = tl.load(span + END_K)
+        for first in range(tl.load(span + FIRST_K), end, BLOCK):
             k = first + tl.arange(0, BLOCK)
             unit = tl.load(virial + row * n_k + k, mask=k < end, other=0.0)
             total += unit * tl.load(squares + k, mask=k < end, other=0.0)
     if MOMENTS:
-        end = tl.load(span + 1)
-        for first in range(tl.load(span), end, BLOCK):
+        end = tl.load(span + END_ATOM)
+        for first in range(tl.load(span + FIRST_ATOM), end, BLOCK):
             i = first + tl.arange(0, BLOCK)
             total += tl.load(moments + row * n + i, mask=i < end, other=0.0)
     place = virials + row * n_systems + system

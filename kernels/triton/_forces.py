@@ -6,7 +6,7 @@ Every sum has a fixed order, so results are the same bits from run to run.
 import triton
 import triton.language as tl
 
-from cace_fast.kernels.triton._neighbors import FIELDS, lattice_vectors
+from cace_fast.kernels.triton._cells import FIELDS, REACH, SKIN, lattice_vectors
 
 
 @triton.jit
@@ -60,8 +60,8 @@ def split_positions(
 
     S are ``numbers`` [3, n_shifts] of the systems ``system`` [n_shifts], ``cells`` float64.
     KEEPS_LIST: the list was made here (``_neighbors``): positions lose the cells ``wraps`` that
-    they lay away then, and ``displacement_ratio`` gets the largest square of a move in units of what the skin
-    allows.
+    they lay away then, and ``displacement_ratio`` gets the largest square of a move in units of
+    what the skin allows.
     """
     if tl.program_id(0) < n_blocks:
         i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -121,7 +121,9 @@ def _allowed(h, reciprocals, settings, inside):
                 change += c * h[3 * k + y]
             square += change * change
     strain = tl.sqrt(square.to(tl.float32)) * 1.0001
-    return tl.load(settings + 3).to(tl.float32) - strain * tl.load(settings).to(tl.float32)
+    return tl.load(settings + SKIN).to(tl.float32) - strain * tl.load(settings + REACH).to(
+        tl.float32
+    )
 
 
 @triton.jit(do_not_specialize=["n", "n_edges", "n_shifts"])
@@ -277,11 +279,11 @@ def totals(
 ):
     """Write the energies of atoms, float64 sums over systems, and the status of the step.
 
-    Programs are (system, row): row 0 the read-outs' energies, which it makes of ``outputs``
-    [n_out, n], row 1 those of the long range, rows 2 to 7 the virials [6, n], to which what the
-    long range has of each system is added. The system behind
-    the last one is the status: the smallest squared distance, and if KEEPS_LIST the largest of
-    ``displacement_ratio``, how many systems have too few bins, and the edges and segments that a list has.
+    Programs are (system, row): row 0 the read-outs' energies, which it makes of ``outputs`` [n_out,
+    n], row 1 those of the long range, rows 2 to 7 the virials [6, n], to which what the long range
+    has of each system is added. The system behind the last one is the status: the smallest squared
+    distance, and if KEEPS_LIST the largest of ``displacement_ratio``, how many systems have too few
+    bins, and the edges and segments that a list has.
     """
     system = tl.program_id(0)
     row = tl.program_id(1)

@@ -16,8 +16,8 @@ from cace_fast.kernels.triton._device import (
     length,
     monomial_rates,
     monomials,
-    radial_slopes,
     opaque_row_index,
+    radial_slopes,
     zeros,
 )
 

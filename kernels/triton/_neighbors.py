@@ -3,53 +3,28 @@
 Every array has a fixed size, and what would not fit is left out and counted: the host never has to
 know how many pairs there are while a list is made. Positions and cells are float64 throughout, as
 in a list made by the host: whether a pair is in the list must not depend on who made it.
-
-``grids`` has FIELDS integers of each system: numbers of bins, how many bins away neighbours are,
-how many bins an atom looks at, how many cells away images are, whether periodic (three each, by
-axis), the first bin, and the first of the system's shifts.
 """
 
 import triton
 import triton.language as tl
 
-FIELDS = tl.constexpr(17)
+from cace_fast.kernels.triton._cells import (
+    BIN_WIDTH,
+    FAR,
+    FIELDS,
+    FIRST_BIN,
+    FIRST_SHIFT,
+    IMAGES,
+    N_BINS,
+    PERIODIC,
+    REACH2,
+    WINDOW,
+    lattice_vectors,
+    reciprocal,
+)
+
 LANES = tl.constexpr(32)
 LARGEST = tl.constexpr(2**63 - 1)
-
-
-@triton.jit
-def lattice_vectors(cells, frames, grid, system, mask):
-    """Return the lattice vectors of systems, those of the frame in open directions.
-
-    Masked lanes get unit vectors, which have an inverse.
-    """
-    h = ()
-    for k in tl.static_range(9):
-        periodic = tl.load(grid + 12 + k // 3, mask=mask, other=0)
-        own = tl.load(cells + 9 * system + k, mask=mask, other=1.0 if k % 4 == 0 else 0.0)
-        frame = tl.load(frames + 9 * system + k, mask=mask, other=1.0 if k % 4 == 0 else 0.0)
-        h = h + (tl.where(periodic > 0, own, frame),)
-    return h
-
-
-@triton.jit
-def _reciprocal(h):
-    """Return the vectors c_k with c_k . h_l = delta_kl."""
-    c0 = h[4] * h[8] - h[5] * h[7]
-    c1 = h[5] * h[6] - h[3] * h[8]
-    c2 = h[3] * h[7] - h[4] * h[6]
-    v = 1.0 / (h[0] * c0 + h[1] * c1 + h[2] * c2)
-    return (
-        c0 * v,
-        c1 * v,
-        c2 * v,
-        (h[7] * h[2] - h[8] * h[1]) * v,
-        (h[8] * h[0] - h[6] * h[2]) * v,
-        (h[6] * h[1] - h[7] * h[0]) * v,
-        (h[1] * h[5] - h[2] * h[4]) * v,
-        (h[2] * h[3] - h[0] * h[5]) * v,
-        (h[0] * h[4] - h[1] * h[3]) * v,
-    )
 
 
 @triton.jit
@@ -67,23 +42,23 @@ def _place_block(
     n,
     BLOCK: tl.constexpr,
 ):
-    width = tl.load(settings + 2)
+    width = tl.load(settings + BIN_WIDTH)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = i < n
     system = tl.load(system_of + i, mask=inside, other=0)
     grid = grids + FIELDS * system
     h = lattice_vectors(cells, frames, grid, system, inside)
-    c = _reciprocal(h)
+    c = reciprocal(h)
     r = ()
     for x in tl.static_range(3):
         r = r + (tl.load(positions + 3 * i + x, mask=inside, other=0.0),)
     moved = r
-    code = tl.load(grid + 15, mask=inside, other=0)
+    code = tl.load(grid + FIRST_BIN, mask=inside, other=0)
     number = code * 0
     for k in tl.static_range(3):
         f = r[0] * c[3 * k] + r[1] * c[3 * k + 1] + r[2] * c[3 * k + 2]
-        periodic = tl.load(grid + 12 + k, mask=inside, other=0)
-        count = tl.load(grid + k, mask=inside, other=1)
+        periodic = tl.load(grid + PERIODIC + k, mask=inside, other=0)
+        count = tl.load(grid + N_BINS + k, mask=inside, other=1)
         # what is no number, or farther than a double or 32 bits tell, has no bin; in a periodic
         # direction it is no number from here on, which the host finds in the next step
         there = tl.abs(f) < tl.where(periodic > 0, 1e9, 1e15)
@@ -110,21 +85,21 @@ def _place_block(
 
 @triton.jit
 def _check_bins(system, cells, frames, grids, settings, reciprocals, bins_too_small):
-    width = tl.load(settings + 2)
+    width = tl.load(settings + BIN_WIDTH)
     grid = grids + FIELDS * system
-    c = _reciprocal(lattice_vectors(cells, frames, grid, system, system >= 0))
-    reach2 = tl.load(settings + 1)
+    c = reciprocal(lattice_vectors(cells, frames, grid, system, system >= 0))
+    reach2 = tl.load(settings + REACH2)
     short = system * 0
     for k in tl.static_range(3):
         for x in tl.static_range(3):
             tl.store(reciprocals + 9 * system + 3 * k + x, c[3 * k + x])
         square = c[3 * k] * c[3 * k] + c[3 * k + 1] * c[3 * k + 1] + c[3 * k + 2] * c[3 * k + 2]
-        count = tl.load(grid + k)
-        far = tl.load(grid + 3 + k) * 1.0
-        periodic = tl.load(grid + 12 + k) > 0
+        count = tl.load(grid + N_BINS + k)
+        far = tl.load(grid + FAR + k) * 1.0
+        periodic = tl.load(grid + PERIODIC + k) > 0
         length = tl.where(periodic, far / count, far * width)
         enough = length * length >= reach2 * square * (1.0 - 1e-12)
-        everywhere = (periodic == 0) & (tl.load(grid + 6 + k) == count)
+        everywhere = (periodic == 0) & (tl.load(grid + WINDOW + k) == count)
         short += tl.where(enough | everywhere, 0, 1)
     tl.store(bins_too_small + system, short)
 
@@ -149,11 +124,11 @@ def place_atoms(
 ):
     """Write where atoms stand when the list is made, and the reciprocal vectors of systems.
 
-    ``placed`` [3, n] is r without the cells ``wraps`` [3, n] that it lies away, ``fractions``
-    [3, n] the same in units of lattice vectors, ``bins`` [n] the bin. The programs from
-    ``n_blocks`` on have one system each: ``reciprocals`` [n_systems, 9], and in ``bins_too_small`` whether
-    the bins that an atom looks at reach too short. ``settings``: reach of the list, its square,
-    width of bins in open directions, skin.
+    ``placed`` [3, n] is r without the cells ``wraps`` [3, n] that it lies away, ``fractions`` [3,
+    n] the same in units of lattice vectors, ``bins`` [n] the bin. The programs from ``n_blocks`` on
+    have one system each: ``reciprocals`` [n_systems, 9], and in ``bins_too_small`` whether the bins
+    that an atom looks at reach too short. ``settings``: reach of the list, its square, width of
+    bins in open directions, skin.
     """
     if tl.program_id(0) < n_blocks:
         _place_block(
@@ -216,13 +191,13 @@ def near_pairs(
     z = tl.load(placed + 2 * n + receiver)
     numbers = _three(grid)
     n0, n1, n2 = numbers
-    far = _three(grid + 3)
-    w0, w1, w2 = _three(grid + 6)
-    m = _three(grid + 9)
-    first_bin = tl.load(grid + 15)
+    far = _three(grid + FAR)
+    w0, w1, w2 = _three(grid + WINDOW)
+    m = _three(grid + IMAGES)
+    first_bin = tl.load(grid + FIRST_BIN)
     own = tl.load(bins + receiver) - first_bin
     corner = (own // (n1 * n2), own // n2 % n1, own % n2)
-    reach2 = tl.load(settings + 1)
+    reach2 = tl.load(settings + REACH2)
     mine = receiver * LANES + lane
     count = lane * 0
     start = count
@@ -238,7 +213,7 @@ def near_pairs(
             target = corner[k] + offset[k] - far[k] + numbers[k] * far[k]  # never below zero
             turn = target // numbers[k]
             there = there * numbers[k] + (target - turn * numbers[k])
-            q = q + (tl.where(tl.load(grid + 12 + k) > 0, turn - far[k], 0),)
+            q = q + (tl.where(tl.load(grid + PERIODIC + k) > 0, turn - far[k], 0),)
         sx = x - (q[0] * h[0] + q[1] * h[3] + q[2] * h[6])
         sy = y - (q[0] * h[1] + q[1] * h[4] + q[2] * h[7])
         sz = z - (q[0] * h[2] + q[1] * h[5] + q[2] * h[8])
@@ -316,7 +291,9 @@ def sort_pairs(
             alike += (smaller & (found[t] >> 48 == own >> 48)).to(tl.int32)
     place = tl.where(some, first + below, e)
     system = tl.load(system_of + atom, mask=some, other=0)
-    number = tl.load(grids + FIELDS * system + 16, mask=some, other=0) + (own & 65535).to(tl.int32)
+    number = tl.load(grids + FIELDS * system + FIRST_SHIFT, mask=some, other=0) + (own & 65535).to(
+        tl.int32
+    )
     tl.store(sorted_keys + place, own, mask=some)
     tl.store(sender + place, ((own >> 16) & 4294967295).to(tl.int32), mask=inside)
     tl.store(receiver + place, atom, mask=inside)
@@ -381,7 +358,7 @@ def finalize_segments(
     grid = grids + FIELDS * system
     images = some.to(tl.int64)
     for k in tl.static_range(3):
-        images = images * (2 * tl.load(grid + 9 + k, mask=some, other=0) + 1)
+        images = images * (2 * tl.load(grid + IMAGES + k, mask=some, other=0) + 1)
     element = tl.load(species + atom, mask=some, other=0).to(tl.int64)
     wanted = (element << 48) | (atom.to(tl.int64) << 16) | (images - 1 - (key & 65535))
     low, high = _row(ends, other, some, n_edges)

@@ -18,7 +18,7 @@ from torch import Tensor
 from cace_fast.errors import InputError
 from cace_fast.kernels.edges import Edges
 from cace_fast.kernels.triton import _neighbors, configs
-from cace_fast.kernels.triton.launch import VerletStatus, VerletState, EdgeGeometry, n_blocks
+from cace_fast.kernels.triton.launch import EdgeGeometry, VerletState, VerletStatus, n_blocks
 
 BIN = 0.5  # of the reach: smaller bins waste fewer candidates, and have more of them to visit
 LANES = 32  # of an atom that looks for neighbours
@@ -157,7 +157,9 @@ class PairSearch:
         owners = torch.tensor([*system, len(grids)], dtype=torch.int32, device=device)
         return table.T.contiguous(), owners
 
-    def run(self, positions: Tensor, lists: EdgeGeometry, edges: Edges, work: tuple[Tensor, ...]) -> None:
+    def run(
+        self, positions: Tensor, lists: EdgeGeometry, edges: Edges, work: tuple[Tensor, ...]
+    ) -> None:
         """Make the list and write it to ``lists`` and ``edges``, as far as it fits.
 
         Parameters

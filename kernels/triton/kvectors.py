@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cace_fast.kernels.kspace import axes_of, k2_limit
 from cace_fast.kernels.ewald_method import MOST_PAIRS_ON_GPU, TIGHTEST, choose, n_k_vectors
+from cace_fast.kernels.kspace import axes_of, k2_limit
 
 
 class SumMethod(NamedTuple):

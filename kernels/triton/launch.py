@@ -221,12 +221,16 @@ def split(values: Tensor, high: Tensor, low: Tensor) -> None:
 
 
 def split_positions(
-    positions: Tensor, lists: EdgeGeometry, kept: VerletState | None = None, displacement_ratio: Tensor | None = None
+    positions: Tensor,
+    lists: EdgeGeometry,
+    kept: VerletState | None = None,
+    displacement_ratio: Tensor | None = None,
 ) -> None:
     """Write positions [n, 3] and the shifts S h of ``lists``, each as a sum of two.
 
     With ``kept``, a list that was made on the device, positions are first moved back to where they
-    were then; ``displacement_ratio`` gets the largest move of every block of atoms (``_forces.split_positions``).
+    were then; ``displacement_ratio`` gets the largest move of every block of atoms
+    (``_forces.split_positions``).
     """
     n, n_shifts = positions.shape[0], lists.numbers.shape[1]
     fill = VerletState(*(positions,) * len(VerletState._fields)) if kept is None else kept
