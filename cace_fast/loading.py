@@ -6,9 +6,9 @@ import os
 
 import torch
 
+from .model_files import read_model
 from .potential import Potential
 from .process import ordinary
-from .model_files import read_model
 
 
 @ordinary

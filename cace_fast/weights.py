@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import CheckpointError, InputError, SpecError
+from .files import write_whole
 from .process import ordinary_tensor
 from .spec import MLP, ModelSpec, Readout, file_from_json, file_to_json
 
@@ -157,22 +158,9 @@ def save(path: str | os.PathLike[str], spec: ModelSpec, weights: Mapping[str, Te
     """
     checked = Weights(spec, weights)
     tensors = {name: t.detach().to("cpu").clone().contiguous() for name, t in checked.items()}
-    place = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=place.name, suffix=".part")
-    os.close(handle)
-    try:
-        save_file(tensors, temporary, metadata={METADATA_KEY: file_to_json(spec)})
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, place)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+    data = safetensors.torch.save(tensors, {METADATA_KEY: file_to_json(spec)})
+    writer = f".{os.getpid()}-{threading.get_ident()}"
+    write_whole(Path(path), lambda file: file.write(data), writer=writer)
 
 
 def require_regular(path: str | os.PathLike[str]) -> None:

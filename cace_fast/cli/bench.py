@@ -21,12 +21,12 @@ from cace_fast.cli.common import (
     min_dist_of,
     note,
     progress,
-    write_whole,
 )
 from cace_fast.cli.doctor import NEEDED, installed_version, processor
 from cace_fast.cli.frames import read_structure
 from cace_fast.cli.measure import Way, memory, parts, spread, times
 from cace_fast.errors import InputError
+from cace_fast.files import write_whole
 
 if TYPE_CHECKING:
     from ase import Atoms

@@ -6,9 +6,8 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from enum import StrEnum
-from io import FileIO
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -144,41 +143,6 @@ def _exists(path: Path, argument: str) -> bool:
 
 def _kind(path: Path) -> str:
     return "folder" if path.is_dir() else "pipe or device"
-
-
-def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file such that it appears whole or not at all, also if the power fails.
-
-    ``write`` gets a binary file beside the place, which is flushed to disk and then moved there.
-    """
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    if hasattr(os, "O_DIRECTORY"):  # makes the new name last too; Windows has no such call
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def append_whole(file: FileIO, data: bytes) -> None:
-    """Append to a file without a buffer; if that is interrupted nothing of ``data`` stays in it."""
-    place = os.fstat(file.fileno()).st_size
-    rest = memoryview(data)
-    try:
-        while rest:
-            rest = rest[file.write(rest) :]
-    except BaseException:
-        os.ftruncate(file.fileno(), place)
-        raise
 
 
 @contextlib.contextmanager

@@ -21,7 +21,6 @@ from cace_fast.cli.common import (
     ForceOption,
     MinDistOption,
     SlabOption,
-    append_whole,
     check_output,
     fingerprint,
     load_model,
@@ -33,6 +32,7 @@ from cace_fast.cli.field import FieldOption, field_of
 from cace_fast.cli.frames import frames_to_bytes, read_structures
 from cace_fast.cli.resume import count_frames, resume
 from cace_fast.errors import CaceFastError, InputError
+from cace_fast.files import append_whole
 from cace_fast.min_dist import AUTO, MinDist
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import os
 from io import FileIO
 from pathlib import Path
 
-from cace_fast.cli.common import append_whole
 from cace_fast.errors import InputError
+from cace_fast.files import append_whole
 
 
 class Outputs:

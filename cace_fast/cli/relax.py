@@ -24,10 +24,10 @@ from cace_fast.cli.common import (
     min_dist_of,
     note,
     progress,
-    write_whole,
 )
 from cace_fast.cli.frames import frames_to_bytes, keep_constraints, read_structure, with_results
 from cace_fast.errors import InputError, PropertyNotImplementedError
+from cace_fast.files import write_whole
 
 if TYPE_CHECKING:
     from ase import Atoms

@@ -16,8 +16,9 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cace_fast.cli.common import check_input, write_whole
+from cace_fast.cli.common import check_input
 from cace_fast.errors import InputError
+from cace_fast.files import write_whole
 
 if TYPE_CHECKING:
     from ase import Atoms

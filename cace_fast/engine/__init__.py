@@ -20,8 +20,8 @@ from .batch import Batch
 from .charges import physical_charges
 from .checks import check_graph
 from .cpu import CpuEngine
-from .long_range import LongRange, finest
 from .device_dtype import find_device, find_dtype
+from .long_range import LongRange, finest
 from .protocol import Engine
 from .reference import ReferenceEngine
 from .verlet import VerletList

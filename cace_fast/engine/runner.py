@@ -21,8 +21,8 @@ from cace_fast.errors import CaceFastError
 from cace_fast.graph import AtomicGraph, ModelOutput, same_memory
 from cace_fast.kernels.triton.edge_buffers import Capacity, listed, with_headroom
 from cace_fast.kernels.triton.host_neighbors import PairSearch
-from cace_fast.kernels.triton.step import Launchers, Status, Step
 from cace_fast.kernels.triton.kvectors import SumMethod
+from cace_fast.kernels.triton.step import Launchers, Status, Step
 from cace_fast.min_dist import MinDist
 from cace_fast.process import Lock
 from cace_fast.reference.atomic import fixed_charges

@@ -30,6 +30,7 @@ from .keywords import (
     potential_of,
     settings_of,
 )
+from .structure_inputs import copy_of, input_of, is_same
 
 
 class NotAvailableError(PropertyNotImplementedError, AseNotImplementedError):
@@ -199,7 +200,7 @@ class CACECalculator(Calculator):
             expected = f"keywords among {', '.join(self._keywords)}"
             remedy = "For another model make another CACECalculator."
             raise InputError("set", expected, ", ".join(unknown), remedy)
-        new = {k: v for k, v in changes.items() if not _same(self._keywords[k], v)}
+        new = {k: v for k, v in changes.items() if not is_same(self._keywords[k], v)}
         with self._lock:
             if new:
                 self._take(changed_potential(self.potential, new), self._keywords | new)
@@ -245,9 +246,9 @@ class CACECalculator(Calculator):
         }
         changes = [name for name, (a, b) in pairs.items() if not bool((a == b).all())]
         for name in ("initial_charges", "initial_magmoms"):
-            if not _same(old.arrays.get(name), atoms.arrays.get(name)):
+            if not is_same(old.arrays.get(name), atoms.arrays.get(name)):
                 changes.append(name)
-        if any(not _same(self._seen.get(k), _lookup(atoms, k)) for k in self._inputs.values()):
+        if any(not is_same(self._seen.get(k), input_of(atoms, k)) for k in self._inputs.values()):
             changes.append("inputs")
         return changes
 
@@ -298,7 +299,7 @@ class CACECalculator(Calculator):
             field = vector_of("external_field", self.field_of_time(self.time))
             self.field = field * self._field_unit
         wanted = self._wanted(properties, current)
-        self._seen = {k: _copy(_lookup(current, k)) for k in self._inputs.values()}
+        self._seen = {k: copy_of(input_of(current, k)) for k in self._inputs.values()}
         try:
             (found,) = self.potential.evaluate(
                 [current], wanted, edges=self._list, inputs=self._inputs, min_dist=self.min_dist
@@ -390,17 +391,3 @@ class CACECalculator(Calculator):
         """Return Born charges [n, 3, 3] in e, neutral unless this is switched off."""
         bec: Vector = found["bec"]
         return neutral(bec) if self.keep_neutral else bec
-
-
-def _lookup(atoms: Atoms | None, key: str) -> Any:
-    return None if atoms is None else atoms.info.get(key, atoms.arrays.get(key))
-
-
-def _copy(value: Any) -> Any:
-    return None if value is None else np.array(value, copy=True)
-
-
-def _same(old: Any, new: Any) -> bool:
-    if old is None or new is None:
-        return old is new
-    return bool(np.array_equal(old, np.asarray(new)))

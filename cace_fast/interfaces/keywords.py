@@ -14,8 +14,8 @@ from cace_fast import checkpoint
 from cace_fast.committee import Committee
 from cace_fast.electric_field import FieldOfTime, OscillatingField, vector_of
 from cace_fast.errors import InputError
-from cace_fast.potential import Potential
 from cace_fast.model_files import read_model
+from cace_fast.potential import Potential
 from cace_fast.spec import Ewald, Forces, ModelSpec, Polarization, Readout, total_energy_key
 from cace_fast.weights import Weights
 

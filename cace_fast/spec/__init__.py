@@ -21,15 +21,7 @@ from .outputs import (
     Readout,
     written_keys,
 )
-from .program import (
-    EnergyHead,
-    EnergyProgram,
-    EwaldTerm,
-    energy_column,
-    energy_program,
-    energy_programs,
-    program_of,
-)
+from .program import EnergyHead, EnergyProgram, EwaldTerm, energy_column
 from .representation import (
     MLP,
     Activation,
@@ -39,6 +31,7 @@ from .representation import (
     RadialBasis,
     Representation,
 )
+from .rule import energy_program, energy_programs, program_of
 from .text import (
     file_from_json,
     file_to_json,

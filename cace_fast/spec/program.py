@@ -1,23 +1,17 @@
 """What the energy of a model is made of: read-outs and Ewald sums with weights, as data.
 
-One :class:`EnergyProgram` is made by rule (:func:`energy_program`) from a specification, the key of
-an energy and, of several energies, the number of one. Every engine evaluates it, and files hold it.
+An :class:`EnergyProgram` is made by rule (``rule.py``) from a specification, the key of an energy
+and, of several energies, the number of one. Every engine evaluates it, and files hold it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite, sqrt
-from operator import index
 from typing import Literal
 
-from cace_fast.errors import (
-    InputError,
-    PropertyNotImplementedError,
-    SpecError,
-    UnsupportedModelError,
-)
+from cace_fast.errors import InputError, PropertyNotImplementedError, UnsupportedModelError
 
 from .checks import (
     require,
@@ -29,14 +23,10 @@ from .checks import (
     require_pairs,
     require_tuple,
 )
-from .energy import EnergyTerm, energy_keys, energy_terms, total_energy_key
 from .heads import Extra, Head
-from .keys import Taken, taken_by, width_of
 from .model import MOST_MODULES, MOST_SUBMODELS, ModelSpec, lines_of
-from .outputs import Ewald, FixedCharge, Readout
+from .outputs import Ewald, FixedCharge
 from .units import E2_PER_INTERNAL
-
-MOST_PROGRAMS, MOST_PARTS = 1_000, 100_000  # of a file; real models: 6, 30
 
 Gives = Literal["energy", "charges"]
 Source = Literal["head", "fixed", "input", "features", "x", "potential"]
@@ -162,7 +152,7 @@ class EnergyProgram:
         ordered = sorted(places, key=lambda place: place[0]) == places
         require(ordered, self, "heads", "energies before charges")
         for head in self.heads:
-            column = None if head.gives == "charges" else _column(head.n_out, self.output_index)
+            column = None if head.gives == "charges" else column_of(head.n_out, self.output_index)
             require(head.column == column, head, "column", f"{column}, as output_index says")
         sums = [(term.submodel, term.index) for term in self.terms]
         require(len(set(sums)) == len(sums), self, "terms", "each module once")
@@ -172,7 +162,7 @@ class EnergyProgram:
             good = good and (number < 0 or self.heads[number].gives == "charges")
             require(good, term, "head", "the number of a head that gives charges")
         require_pairs(self, "isolated")
-        unit = _charge_unit(self.terms)
+        unit = charge_unit_of(self.terms)
         require(self.charge_unit == unit, self, "charge_unit", f"{unit}, as the terms say")
         require_names(self, "energy_unit", "length_unit")
 
@@ -255,149 +245,7 @@ def energy_column(n_out: int, output_index: int | None) -> int:
     return column % n_out
 
 
-def energy_program(
-    spec: ModelSpec, key: str | None = None, output_index: int | None = None
-) -> EnergyProgram:
-    """Return what the energy called ``key``, or the total energy, is made of.
-
-    Parameters
-    ----------
-    spec
-        The model. A bare descriptor has a program without heads, whatever the key.
-    key
-        One of :func:`energy_keys`; None for the total energy.
-    output_index
-        Which energy of a read-out that gives several.
-
-    Raises
-    ------
-    InputError, UnsupportedModelError
-        See :func:`energy_terms`.
-    """
-    if output_index is not None:
-        try:
-            output_index = index(output_index)
-        except TypeError:
-            raise InputError("output_index", "an integer or None", repr(output_index)) from None
-    if not spec.submodels:
-        return program_of(spec, (), output_index)
-    terms = energy_terms(spec, key)
-    return program_of(spec, terms, output_index, total_energy_key(spec) if key is None else key)
-
-
-def energy_programs(spec: ModelSpec) -> Iterator[EnergyProgram]:
-    """Yield the program of every key that names an energy which can be evaluated.
-
-    Which of several energies of a read-out is left open.
-
-    Raises
-    ------
-    UnsupportedModelError
-        For more energies, or parts of all of them, than a file is to hold.
-    """
-    keys, n_parts = energy_keys(spec), 0
-    if len(keys) > MOST_PROGRAMS:
-        raise UnsupportedModelError(f"a file of {len(keys)} energies, more than {MOST_PROGRAMS}")
-    known: dict[tuple[int, int], tuple[int | None, tuple[Extra, ...] | None]] = {}
-    for key in keys:
-        try:
-            program = _Maker(spec, None, known).program(energy_terms(spec, key), key)
-        except UnsupportedModelError:
-            continue
-        n_parts += len(program.heads) + len(program.terms)
-        if n_parts > MOST_PARTS:
-            raise UnsupportedModelError(f"a file of energies with more than {MOST_PARTS} parts")
-        yield program
-
-
-def program_of(
-    spec: ModelSpec, terms: Sequence[EnergyTerm], output_index: int | None = None, key: str = ""
-) -> EnergyProgram:
-    """Return what the sum of ``terms`` is made of."""
-    return _Maker(spec, output_index, {}).program(terms, key)
-
-
-class _Maker:
-    """Makes a program; ``known`` keeps what is known of heads for others of the same model."""
-
-    def __init__(
-        self,
-        spec: ModelSpec,
-        output_index: int | None,
-        known: dict[tuple[int, int], tuple[int | None, tuple[Extra, ...] | None]],
-    ) -> None:
-        self._spec, self._output_index, self._known = spec, output_index, known
-        self._heads: list[EnergyHead] = []
-        self._charges: dict[tuple[int, int], int] = {}
-
-    def program(self, terms: Sequence[EnergyTerm], key: str) -> EnergyProgram:
-        spec = self._spec
-        for term in terms:
-            if isinstance(term.module, Readout):
-                self._heads.append(self._energy(term, term.module))
-        sums = tuple(self._sum(t, t.module) for t in terms if isinstance(t.module, Ewald))
-        return EnergyProgram(
-            key,
-            self._output_index,
-            tuple(self._heads),
-            sums,
-            spec.atomic_energies,
-            _charge_unit(sums),
-            spec.energy_unit,
-            spec.length_unit,
-        )
-
-    def _energy(self, term: EnergyTerm, module: Readout) -> EnergyHead:
-        column = _column(module.n_out, self._output_index)
-        _, extras = self._inputs(term.submodel, term.index)
-        average = module.aggregation == "avg"
-        return EnergyHead(
-            term.submodel,
-            term.index,
-            "energy",
-            module.n_out,
-            column,
-            float(term.weight),
-            average,
-            extras,
-        )
-
-    def _sum(self, term: EnergyTerm, module: Ewald) -> EwaldTerm:
-        sub = self._spec.submodels[term.submodel]
-        (taken,) = taken_by(sub, term.index)
-        producer = None if taken.place is None else sub.modules[taken.place]
-        weight, place = float(term.weight), (term.submodel, term.index)
-        if taken.kind == "y" and isinstance(producer, FixedCharge):
-            return EwaldTerm(*place, weight, module, "fixed", fixed=producer)
-        if taken.kind == "y":
-            return EwaldTerm(*place, weight, module, "head", self._charge_head(term, taken))
-        return EwaldTerm(*place, weight, module, taken.kind)
-
-    def _charge_head(self, term: EnergyTerm, taken: Taken) -> int:
-        """Return the number of the head that gives charges, a new one if need be."""
-        assert taken.place is not None
-        key = (term.submodel, taken.place)
-        if key not in self._charges:
-            n_out, extras = self._inputs(*key)
-            self._charges[key] = len(self._heads)
-            self._heads.append(EnergyHead(*key, "charges", n_out, extras=extras))
-        return self._charges[key]
-
-    def _inputs(self, submodel: int, index: int) -> tuple[int | None, tuple[Extra, ...] | None]:
-        """Return how many numbers a head gives, and its extra inputs."""
-        found = self._known.get((submodel, index))
-        if found is None:
-            sub = self._spec.submodels[submodel]
-            try:
-                head = Head(sub, submodel, index, self._spec.representation.n_features)
-                found = head.n_out, tuple(head.extras)
-            except (UnsupportedModelError, SpecError):
-                found = width_of(sub, Taken("", index, "y")), None
-            self._known[submodel, index] = found
-        return found
-
-
-def _column(n_out: int | None, output_index: int | None) -> int | None:
+def column_of(n_out: int | None, output_index: int | None) -> int | None:
     """Return the column of an energy; None where it is not chosen."""
     assert n_out is not None
     try:
@@ -406,7 +254,8 @@ def _column(n_out: int | None, output_index: int | None) -> int | None:
         return None
 
 
-def _charge_unit(terms: Sequence[EwaldTerm]) -> float | None:
+def charge_unit_of(terms: Sequence[EwaldTerm]) -> float | None:
+    """Return e per internal unit of charge; None unless there is one sum and this a number."""
     if len(terms) != 1:
         return None
     square = terms[0].weight * terms[0].ewald.norm_factor / E2_PER_INTERNAL

@@ -12,8 +12,9 @@ from .checks import shown
 from .heads import Extra
 from .model import Combination, ModelSpec, Provenance, SubModel
 from .outputs import OutputModule
-from .program import EnergyHead, EnergyProgram, EwaldTerm, energy_program, energy_programs
+from .program import EnergyHead, EnergyProgram, EwaldTerm
 from .representation import MLP, Bchi, CutoffFunction, MessageStep, RadialBasis, Representation
+from .rule import energy_program, energy_programs
 
 FORMAT_VERSION = 1  # a specification alone
 FILE_VERSION = 2  # a specification and the programs of its energies

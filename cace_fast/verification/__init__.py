@@ -27,8 +27,8 @@ from .checks import (
 from .dynamics import check_dynamics
 from .limits import EPSILON, GROWTH, largest
 from .oracle import Oracle, Verifiable
-from .report import Check, Report
 from .probe_structure import completed, trial_structure
+from .report import Check, Report
 
 if TYPE_CHECKING:
     from ase import Atoms

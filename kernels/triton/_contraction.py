@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from cace_fast.kernels.triton._device import get, length
+from cace_fast.kernels.triton._invariants import add_gradient, atoms_of_group
 
 
 @triton.jit
@@ -78,17 +79,6 @@ def _mixed(
     return sums
 
 
-@triton.jit
-def _place(n, GROUPS: tl.constexpr, BLOCK_ATOM: tl.constexpr):
-    """Return atoms, whether they exist, and the number of the group of channels.
-
-    Groups of one block of atoms are neighbours in time: they read the same rho.
-    """
-    program = tl.program_id(0)
-    atom = (program // GROUPS) * BLOCK_ATOM + tl.arange(0, BLOCK_ATOM)
-    return atom, atom < n, program % GROUPS
-
-
 @triton.jit(do_not_specialize=["n", "n_seg"])
 def contraction_forward(
     rho,
@@ -119,7 +109,7 @@ def contraction_forward(
 ):
     """Write A and B of rho, or one of them; B needs all monomials, A takes any run of them."""
     N_PART: tl.constexpr = length(DEGREE)
-    atom, exists, group = _place(n, N_RADIAL * K * K // GROUP, BLOCK_ATOM)
+    atom, exists, group = atoms_of_group(n, N_RADIAL * K * K // GROUP, BLOCK_ATOM)
     q, channel = (group // (K * K // GROUP), group % (K * K // GROUP) * GROUP)
     sums = _mixed(
         rho,
@@ -161,36 +151,6 @@ def contraction_forward(
                 tl.store(b + row * stride + atom, found[f], mask=exists)
 
 
-@triton.jit
-def _add_gradient(
-    moments,
-    grad_b,
-    grad_a,
-    q,
-    channel,
-    stride,
-    atom,
-    exists,
-    GRADIENT: tl.constexpr,
-    N_MONOMIALS: tl.constexpr,
-    N_INVARIANTS: tl.constexpr,
-    C: tl.constexpr,
-    ADD: tl.constexpr,
-):
-    """Write dE/dA of one channel to ``grad_a``, or add it to what is there."""
-    slopes = ()
-    for f in tl.static_range(N_INVARIANTS):
-        row = (q * N_INVARIANTS + f) * C + channel
-        slopes = slopes + (tl.load(grad_b + row * stride + atom, mask=exists, other=0.0),)
-    found = GRADIENT(moments, slopes)
-    for m in tl.static_range(N_MONOMIALS):
-        place = grad_a + ((q * N_MONOMIALS + m) * C + channel) * stride + atom
-        value = found[m]
-        if ADD:
-            value += tl.load(place, mask=exists, other=0.0)
-        tl.store(place, value, mask=exists)
-
-
 @triton.jit(do_not_specialize=["n", "n_seg"])
 def contraction_backward(
     rho,
@@ -220,7 +180,7 @@ def contraction_backward(
 ):
     """Write dE/dA of dE/dB, with A made of rho again."""
     N_PART: tl.constexpr = length(DEGREE)
-    atom, exists, group = _place(n, N_RADIAL * K * K // GROUP, BLOCK_ATOM)
+    atom, exists, group = atoms_of_group(n, N_RADIAL * K * K // GROUP, BLOCK_ATOM)
     q, channel = (group // (K * K // GROUP), group % (K * K // GROUP) * GROUP)
     sums = _mixed(
         rho,
@@ -250,7 +210,7 @@ def contraction_backward(
         moments = ()
         for m in tl.static_range(N_PART):
             moments = moments + (sums[g * N_PART + m] * h,)
-        _add_gradient(
+        add_gradient(
             moments,
             grad_b,
             grad_a,
@@ -265,103 +225,6 @@ def contraction_backward(
             K * K,
             ADD,
         )
-
-
-@triton.jit
-def _load_moments(a, q, channel, stride, atom, exists, N_MONOMIALS: tl.constexpr, C: tl.constexpr):
-    moments = ()
-    for m in tl.static_range(N_MONOMIALS):
-        row = (q * N_MONOMIALS + m) * C + channel
-        moments = moments + (tl.load(a + row * stride + atom, mask=exists, other=0.0),)
-    return moments
-
-
-@triton.jit(do_not_specialize=["n"])
-def contract_forward(
-    a,
-    b,
-    n,
-    INVARIANTS: tl.constexpr,
-    N_MONOMIALS: tl.constexpr,
-    N_INVARIANTS: tl.constexpr,
-    N_RADIAL: tl.constexpr,
-    C: tl.constexpr,
-    BLOCK_ATOM: tl.constexpr,
-):
-    """Write B of A."""
-    atom, exists, group = _place(n, N_RADIAL * C, BLOCK_ATOM)
-    q, channel, stride = group // C, group % C, n
-    found = INVARIANTS(_load_moments(a, q, channel, stride, atom, exists, N_MONOMIALS, C))
-    for f in tl.static_range(N_INVARIANTS):
-        tl.store(b + ((q * N_INVARIANTS + f) * C + channel) * stride + atom, found[f], mask=exists)
-
-
-@triton.jit(do_not_specialize=["n"])
-def contract_backward(
-    a,
-    grad_b,
-    grad_a,
-    n,
-    GRADIENT: tl.constexpr,
-    N_MONOMIALS: tl.constexpr,
-    N_INVARIANTS: tl.constexpr,
-    N_RADIAL: tl.constexpr,
-    C: tl.constexpr,
-    ADD: tl.constexpr,
-    BLOCK_ATOM: tl.constexpr,
-):
-    """Write dE/dA of A and dE/dB, or add it to what is there."""
-    atom, exists, group = _place(n, N_RADIAL * C, BLOCK_ATOM)
-    q, channel, stride = group // C, group % C, n
-    moments = _load_moments(a, q, channel, stride, atom, exists, N_MONOMIALS, C)
-    _add_gradient(
-        moments,
-        grad_b,
-        grad_a,
-        q,
-        channel,
-        stride,
-        atom,
-        exists,
-        GRADIENT,
-        N_MONOMIALS,
-        N_INVARIANTS,
-        C,
-        ADD,
-    )
-
-
-@triton.jit(do_not_specialize=["n"])
-def contract_rates(
-    a,
-    grad_b,
-    along,
-    rate_b,
-    rate_grad,
-    n,
-    RATES: tl.constexpr,
-    N_MONOMIALS: tl.constexpr,
-    N_INVARIANTS: tl.constexpr,
-    N_RADIAL: tl.constexpr,
-    C: tl.constexpr,
-    BLOCK_ATOM: tl.constexpr,
-):
-    """Write the change of B, and of dE/dA at a fixed dE/dB, when A changes by ``along``.
-
-    For training and Hessians: everything is in registers, which spill from l_max 4 on.
-    """
-    atom, exists, group = _place(n, N_RADIAL * C, BLOCK_ATOM)
-    q, channel, stride = group // C, group % C, n
-    moments = _load_moments(a, q, channel, stride, atom, exists, N_MONOMIALS, C)
-    slopes = _load_moments(grad_b, q, channel, stride, atom, exists, N_INVARIANTS, C)
-    change = _load_moments(along, q, channel, stride, atom, exists, N_MONOMIALS, C)
-    found = RATES(moments, slopes, change)
-    for f in tl.static_range(N_INVARIANTS):
-        place = rate_b + ((q * N_INVARIANTS + f) * C + channel) * stride + atom
-        tl.store(place, found[f], mask=exists)
-    for m in tl.static_range(N_MONOMIALS):
-        place = rate_grad + ((q * N_MONOMIALS + m) * C + channel) * stride + atom
-        tl.store(place, found[N_INVARIANTS + m], mask=exists)
 
 
 @triton.jit(do_not_specialize=["n", "n_seg"])
@@ -386,7 +249,7 @@ def mixing_backward(
 ):
     """Write dE/drho of dE/dA: one monomial for each program, one atom for each lane."""
     N_MONOMIALS: tl.constexpr = length(DEGREE)
-    atom, exists, m = _place(n, N_MONOMIALS, BLOCK_ATOM)
+    atom, exists, m = atoms_of_group(n, N_MONOMIALS, BLOCK_ATOM)
     degree = 0
     for k in tl.static_range(1, N_MONOMIALS):
         if get(DEGREE, k) != get(DEGREE, k - 1):

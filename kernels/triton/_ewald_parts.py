@@ -83,6 +83,14 @@ def sum_factors(
     tl.store(squares + k, square, mask=inside)
 
 
+@triton.jit
+def _position(positions, i, exists):
+    r = ()
+    for x in tl.static_range(3):
+        r = r + (tl.load(positions + 3 * i + x, mask=exists, other=0.0),)
+    return r
+
+
 @triton.jit(do_not_specialize=["n_atoms", "n"])
 def sum_potentials(
     parts,
@@ -134,9 +142,7 @@ def sum_potentials(
     field = tl.load(settings + 1) * _entries(span, exists, N_CHARGES)
     alone = tl.load(systems + WIDTH * own + SELF_ALONE)
     alone += tl.load(systems + WIDTH * own + SELF_OF_EACH) * N_CHARGES
-    r = ()
-    for x in tl.static_range(3):
-        r = r + (tl.load(positions + 3 * i + x, mask=exists, other=0.0),)
+    r = _position(positions, i, exists)
     energy = tl.zeros((BLOCK,), tl.float64)
     push = tl.zeros((BLOCK,), tl.float64)
     for c in tl.static_range(N_CHARGES):

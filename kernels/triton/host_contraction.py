@@ -13,7 +13,7 @@ from cace_fast import tables
 from cace_fast.kernels.edge_moments import embeddings
 from cace_fast.kernels.edges import Edges
 from cace_fast.kernels.polynomials import polynomials
-from cace_fast.kernels.triton import _contraction, configs
+from cace_fast.kernels.triton import _contraction, _invariants, configs
 from cace_fast.spec import Representation
 
 LANES = 32  # atoms of a program of one warp
@@ -193,21 +193,21 @@ class ContractionFromA:
     def forward(self, a: Tensor, b: Tensor) -> None:
         """Write B of A."""
         n = a.shape[1]
-        _contraction.contract_forward[(_blocks(n) * self.lanes,)](
+        _invariants.contract_forward[(_blocks(n) * self.lanes,)](
             a, b, n, INVARIANTS=self.functions.invariants, **self.shape
         )
 
     def backward(self, a: Tensor, grad_b: Tensor, grad_a: Tensor, *, add: bool = False) -> None:
         """Write dE/dA of A and dE/dB, or add it to what is there."""
         n = a.shape[1]
-        _contraction.contract_backward[(_blocks(n) * self.lanes,)](
+        _invariants.contract_backward[(_blocks(n) * self.lanes,)](
             a, grad_b, grad_a, n, GRADIENT=self.functions.gradient, ADD=add, **self.shape
         )
 
     def rates(self, a: Tensor, grad_b: Tensor, along: Tensor, outs: tuple[Tensor, Tensor]) -> None:
         """Write the change of B, and of dE/dA at a fixed dE/dB, when A changes by ``along``."""
         n = a.shape[1]
-        _contraction.contract_rates[(_blocks(n) * self.lanes,)](
+        _invariants.contract_rates[(_blocks(n) * self.lanes,)](
             a, grad_b, along, *outs, n, RATES=self.functions.rates, **self.shape
         )
 

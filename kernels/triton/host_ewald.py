@@ -192,9 +192,8 @@ class DeviceEwaldSum:
             self._periodic(q, positions, sums, squares)
         if len(t.pairs):
             self._open(q, positions, sums)
-        given = None
-        if self._transforms or self.slabs:
-            given = self._given(q, positions, sums, squares)
+        elsewhere = self._transforms or self.slabs
+        given = self._given(q, positions, sums, squares) if elsewhere else None
         moved = self._axis >= 0 or not all(self.periodic)
         moments = q.new_empty(6, n if moved else 0, dtype=torch.float64)
         _ewald_parts.sum_potentials[_programs(n)](

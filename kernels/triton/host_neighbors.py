@@ -171,65 +171,96 @@ class PairSearch:
         work
             Two int64 and two int32 arrays [E]: keys, sorted keys, receivers, running sums.
         """
-        kept, found = self.kept, self.found
         keys, sorted_keys, receivers, numbers = work
-        n, n_edges, n_segments = len(self.species), len(keys), len(edges.seg_atom)
-        shape = (kept.system_of, lists.cells, kept.frames, kept.grids, kept.settings)
-        wide = {"BLOCK": configs.BLOCK, "num_warps": configs.BLOCK_WARPS}
-        narrow = {"BLOCK": LANES, "num_warps": 1}
-        _neighbors.place_atoms[(n_blocks(n) + len(found.bins_too_small),)](
+        self._bin_atoms(positions, lists.cells)
+        for write in (False, True):
+            self._find_pairs(lists.cells, keys, receivers, write=write)
+            if not write:
+                torch.cumsum(self._counts, 0, dtype=torch.int32, out=self._ends)
+        self._sort_pairs(lists, edges, keys, sorted_keys, receivers)
+        torch.cumsum(edges.sent_edge, 0, dtype=torch.int32, out=numbers)
+        self._finalize(edges, sorted_keys, numbers)
+
+    def _bin_atoms(self, positions: Tensor, cells: Tensor) -> None:
+        """Put atoms into bins, and sort them by bin."""
+        kept, n = self.kept, len(self.species)
+        _neighbors.place_atoms[(n_blocks(n) + len(self.found.bins_too_small),)](
             positions,
-            *shape,
+            kept.system_of,
+            cells,
+            kept.frames,
+            kept.grids,
+            kept.settings,
             self._placed,
             kept.wraps,
             kept.fractions,
             self._bins,
             kept.reciprocals,
-            found.bins_too_small,
+            self.found.bins_too_small,
             n,
             n_blocks(n),
-            **wide,
+            BLOCK=configs.BLOCK,
+            num_warps=configs.BLOCK_WARPS,
         )
         torch.sort(self._bins, stable=True, out=(self._sorted, self._members))
         torch.searchsorted(self._sorted, self._starts, out_int32=True, out=self._first)
-        for write in (False, True):
-            _neighbors.near_pairs[(n,)](
-                self._placed,
-                self.species,
-                kept.system_of,
-                self._bins,
-                self._members,
-                self._first,
-                *shape[1:],
-                self._ends,
-                self._counts,
-                keys,
-                receivers,
-                n,
-                n_edges,
-                WRITE=write,
-                num_warps=1,
-            )
-            if not write:
-                torch.cumsum(self._counts, 0, dtype=torch.int32, out=self._ends)
+
+    def _find_pairs(self, cells: Tensor, keys: Tensor, receivers: Tensor, *, write: bool) -> None:
+        """Count the pairs of every atom, or write them."""
+        kept, n = self.kept, len(self.species)
+        _neighbors.near_pairs[(n,)](
+            self._placed,
+            self.species,
+            kept.system_of,
+            self._bins,
+            self._members,
+            self._first,
+            cells,
+            kept.frames,
+            kept.grids,
+            kept.settings,
+            self._ends,
+            self._counts,
+            keys,
+            receivers,
+            n,
+            len(keys),
+            WRITE=write,
+            num_warps=1,
+        )
+
+    def _sort_pairs(
+        self,
+        lists: EdgeGeometry,
+        edges: Edges,
+        keys: Tensor,
+        sorted_keys: Tensor,
+        receivers: Tensor,
+    ) -> None:
+        """Sort the pairs of every atom."""
+        n_edges = len(keys)
         _neighbors.sort_pairs[(-(-n_edges // LANES),)](
             keys,
             receivers,
             self._ends,
-            kept.system_of,
-            kept.grids,
+            self.kept.system_of,
+            self.kept.grids,
             sorted_keys,
             edges.sender,
             edges.receiver,
             lists.shift,
             edges.sent_edge,
-            n,
+            len(self.species),
             n_edges,
             self.n_shifts,
             UNROLL=UNROLL,
-            **narrow,
+            BLOCK=LANES,
+            num_warps=1,
         )
-        torch.cumsum(edges.sent_edge, 0, dtype=torch.int32, out=numbers)
+
+    def _finalize(self, edges: Edges, sorted_keys: Tensor, numbers: Tensor) -> None:
+        """Write segments, and the edges that every atom sends."""
+        n, n_edges, n_segments = len(self.species), len(sorted_keys), len(edges.seg_atom)
         size = max(n_edges, n_segments + 1, n + 1)
         _neighbors.finalize_segments[(-(-size // LANES),)](
             sorted_keys,
@@ -239,17 +270,18 @@ class PairSearch:
             numbers,
             self._ends,
             self.species,
-            kept.system_of,
-            kept.grids,
+            self.kept.system_of,
+            self.kept.grids,
             edges.seg_first,
             edges.seg_atom,
             edges.seg_species,
             edges.atom_first,
             edges.sent_first,
             edges.sent_edge,
-            found.need,
+            self.found.need,
             n,
             n_edges,
             n_segments,
-            **narrow,
+            BLOCK=LANES,
+            num_warps=1,
         )
