@@ -18,7 +18,7 @@ from .structures import species_of
 
 @dataclass(frozen=True)
 class Arrays:
-    """Systems one after the other.
+    """Arrays of systems, one after the other.
 
     Attributes
     ----------
@@ -49,7 +49,7 @@ class Arrays:
         pbc: ArrayLike = False,
         system_index: ArrayLike | None = None,
     ) -> Arrays:
-        """Return systems of what a user gives, numpy arrays, tensors or lists.
+        """Return systems of numpy arrays, tensors or lists.
 
         One cell [3, 3], one row of pbc [3] or one bool is that of all systems.
 

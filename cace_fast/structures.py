@@ -30,7 +30,7 @@ EdgeSource = Callable[[Floats, Floats, NDArray[np.bool_]], NeighborList]
 
 
 def is_atoms(value: object) -> TypeIs[Atoms]:
-    """Tell one structure from a sequence of structures."""
+    """Return whether this is one structure, and not a sequence of structures."""
     return hasattr(value, "numbers") and hasattr(value, "positions")
 
 
@@ -129,7 +129,7 @@ def _checked(edges: NeighborList, n_atoms: int) -> NeighborList:
 
 
 def no_edges(*_: object) -> NeighborList:
-    """Return no candidate pairs: for a graph whose pairs are found later."""
+    """Return an empty list of pairs, for a graph whose pairs are found later."""
     none = np.zeros(0, dtype=np.int64)
     return NeighborList(none, none, np.zeros((0, 3), dtype=np.int64))
 
@@ -145,7 +145,7 @@ def geometry_of(atoms: Atoms) -> tuple[Floats, Floats, NDArray[np.bool_]]:
 
 
 def check_occupancies(atoms: Atoms) -> None:
-    """Raise InputError for a site that is occupied in part, or by several elements.
+    """Raise InputError for partial or mixed occupancy of a site.
 
     ASE's readers put one whole atom there, and what the file said in ``info["occupancy"]`` (CIF) or
     ``arrays["occupancy"]`` (PDB).
@@ -183,7 +183,7 @@ def _partial(got: str, entry: str) -> InputError:
 
 
 def trim(graph: AtomicGraph, spec: Representation, min_dist: MinDist = None) -> AtomicGraph:
-    """Return the graph with the edges shorter than the cutoff only.
+    """Return the graph without the edges beyond the cutoff.
 
     InputError if two atoms are closer than ``min_dist``: a length in A, or ``"auto"`` for 0.35
     times the sum of their covalent radii; None allows any.
@@ -203,14 +203,14 @@ def trim(graph: AtomicGraph, spec: Representation, min_dist: MinDist = None) -> 
 
 
 def with_index(error: CaceFastError, number: int, n_structures: int) -> CaceFastError:
-    """Return the error with the number of its structure, where there are several."""
+    """Return the error with the index of its structure, if there are several."""
     if n_structures > 1:
         error.args = (f"structure {number}: {error}",)
     return error
 
 
 def species_of(numbers: NDArray[Any], spec: Representation) -> NDArray[np.int64]:
-    """Return the embedding row of each atomic number [n]; UnknownElementError for strangers."""
+    """Return the embedding row of each atomic number [n]; UnknownElementError for others."""
     last = max(spec.elements)
     table = np.full(last + 2, -1, dtype=np.int64)  # the last row is that of all larger numbers
     table[list(spec.elements)] = np.arange(len(spec.elements))
@@ -229,7 +229,7 @@ def species_of(numbers: NDArray[Any], spec: Representation) -> NDArray[np.int64]
 
 
 def symbol(number: int) -> str:
-    """Return the chemical symbol of an atomic number, the number itself beyond the table."""
+    """Return the chemical symbol of an atomic number; the number itself if it has none."""
     from ase.data import chemical_symbols
 
     return chemical_symbols[number] if 0 < number < len(chemical_symbols) else f"Z={number}"

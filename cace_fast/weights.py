@@ -29,7 +29,7 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class Weights(Mapping[str, Tensor]):
-    """The tensors of one model, checked against its specification; read-only.
+    """The tensors of a model, checked against its specification; read-only.
 
     Parameters
     ----------
@@ -164,7 +164,7 @@ def save(path: str | os.PathLike[str], spec: ModelSpec, weights: Mapping[str, Te
 
 
 def require_regular(path: str | os.PathLike[str]) -> None:
-    """Raise CheckpointError for what is no plain file: a pipe, for one, would be waited for."""
+    """Raise CheckpointError unless this is a regular file: reading a pipe would wait."""
     try:
         kind = os.stat(path).st_mode
     except FileNotFoundError:
@@ -183,7 +183,7 @@ def _named(path: str | os.PathLike[str]) -> str:
 
 
 def load(path: str | os.PathLike[str]) -> tuple[ModelSpec, Weights]:
-    """Read a file that :func:`save` wrote; what becomes of the file later changes nothing.
+    """Read a file that :func:`save` wrote into memory of its own.
 
     Raises
     ------

@@ -32,7 +32,7 @@ __all__ = ["StateDictOptions", "from_module", "read"]
 def read(
     path: str | PathLike[str], **state_dict_options: Any
 ) -> tuple[ModelSpec, dict[str, Tensor]]:
-    """Read an upstream file; what kind it is, is told by its content.
+    """Read an upstream file, whose kind its content tells.
 
     Parameters
     ----------

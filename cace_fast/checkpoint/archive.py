@@ -178,7 +178,7 @@ class Archive:
         return self.read("data.pkl", largest=PICKLE_BYTES)
 
     def storage(self, key: str, n_bytes: int) -> bytes:
-        """Return the raw numbers of one storage."""
+        """Return the bytes of one storage."""
         return self.read(f"data/{key}", expected=n_bytes)
 
 
@@ -246,7 +246,7 @@ def _top_folder(entries: dict[str, zipfile.ZipInfo]) -> str:
 
 
 def other_kind(head: bytes, size: int) -> str:
-    """Say what a file is when it is no zip archive; an empty text when it is one.
+    """Return what kind of file this is; an empty text for a zip archive.
 
     Parameters
     ----------

@@ -12,7 +12,7 @@ _MANY = 1000  # no list of keys, elements or sub-models of a real model is longe
 
 
 def attribute(view: ModuleView, name: str, default: Any = MISSING) -> Any:
-    """Return an attribute, ``default`` where an old file lacks it."""
+    """Return an attribute, or ``default`` if the file lacks it."""
     value = view.raw(name)
     if value is not MISSING:
         return value

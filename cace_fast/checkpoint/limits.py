@@ -23,11 +23,11 @@ TENSOR_DIMENSIONS = 8
 
 
 class Refused(Exception):
-    """Internal: something in the file is not allowed; the caller adds where it was found."""
+    """Something in the file is not allowed; the caller adds where it was found."""
 
 
 def short(value: object) -> str:
-    """Describe a value from a file in a few characters, whatever it is."""
+    """Return a short description of any value of a file."""
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         return f"a number of {value.bit_length()} bits"
     if value is None or isinstance(value, bool | int | float):

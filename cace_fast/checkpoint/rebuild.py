@@ -37,7 +37,7 @@ Rule = Callable[[tuple[Any, ...]], Any]
 
 
 def check_key(key: object) -> None:
-    """Refuse a dictionary key or set element whose hash could cost much.
+    """Refuse a dictionary key or set element that could be slow to hash.
 
     Tuples hash recursively and without a cache, so deep or much-shared ones would exhaust the
     C stack or the clock.
@@ -80,7 +80,7 @@ def rules(tensors: TensorReader) -> dict[tuple[str, str], Rule]:
 
 
 def give_state(target: object, state: object) -> None:
-    """Do what BUILD asks: hand a record its state, without calling any ``__setstate__``."""
+    """Give a record its state as BUILD asks, without calling ``__setstate__``."""
     if isinstance(target, OrderedDict):
         return  # torch hangs version numbers on state dicts; they have no meaning here
     if not isinstance(target, Record):

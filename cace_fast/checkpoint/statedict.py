@@ -31,7 +31,7 @@ _WRAPPERS = ("model.", "module.", "_orig_mod.")
 
 @dataclass(frozen=True)
 class StateDictOptions:
-    """What a file of state dicts does not hold.
+    """Arguments that a file of state dicts does not hold.
 
     Attributes
     ----------
@@ -155,7 +155,7 @@ def _without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def tree_of(state: Mapping[str, Tensor]) -> Node:
-    """Return names with dots as nested dictionaries."""
+    """Return a state dict as nested dictionaries, split at the dots of its names."""
     tree: Node = {}
     for name, value in state.items():
         *parents, last = name.split(".")
@@ -171,7 +171,7 @@ def tree_of(state: Mapping[str, Tensor]) -> Node:
 
 
 def node_of(parent: Node, name: str) -> Node:
-    """Return what lies below a name, an empty node where there is nothing."""
+    """Return the node of a name; an empty one if there is none."""
     found = parent.get(name, {})
     if not isinstance(found, dict):
         raise CheckpointError(f"{name!r} is a tensor where modules are expected")
@@ -179,7 +179,7 @@ def node_of(parent: Node, name: str) -> Node:
 
 
 def numbered(node: Node) -> list[str]:
-    """Return the names 0, 1, ... of a list's members; there must be no gap."""
+    """Return the names 0, 1, ... of the members of a list, which must have no gap."""
     names = sorted((name for name in node if name.isdigit()), key=int)
     if names != [str(k) for k in range(len(names))] or len(names) != len(node):
         raise CheckpointError("a list of modules or weights has a gap")

@@ -62,7 +62,7 @@ class Storage:
 
 
 class TensorReader:
-    """Makes tensors of what the pickle says about them.
+    """Makes the tensors that a pickle describes.
 
     Parameters
     ----------

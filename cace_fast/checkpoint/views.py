@@ -71,7 +71,7 @@ class ModuleView:
         return None
 
     def changes(self) -> list[str]:
-        """Return what makes upstream run something else than the code of the class.
+        """Return what makes upstream run other code than that of the class.
 
         Hooks, and functions that stand in the places of methods.
         """
@@ -87,7 +87,7 @@ class ModuleView:
         raise NotImplementedError
 
     def place(self, name: str) -> str:
-        """Return the place of something that this module holds."""
+        """Return the full name of a member of this module."""
         return f"{self.where}.{name}" if self.where else name
 
     def has_tensor(self, name: str) -> bool:

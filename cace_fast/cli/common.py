@@ -100,7 +100,7 @@ def fingerprint(potential: Potential) -> str:
 
 
 def check_input(path: Path, argument: str) -> None:
-    """Raise unless ``path`` is a file that can be read without waiting: FIFOs never end."""
+    """Raise InputError unless ``path`` is a regular file."""
     if not _exists(path, argument):
         raise FileNotFoundError(f"{argument}: no such file: {path}")
     if not path.is_file():
@@ -147,7 +147,7 @@ def _kind(path: Path) -> str:
 
 @contextlib.contextmanager
 def progress(description: str, total: int | None, unit: str) -> Iterator[Callable[..., None]]:
-    """Show a progress bar on stderr; yields ``advance(count, note="")``.
+    """Show a progress bar on stderr; yield its function ``advance(count, note="")``.
 
     Nothing is shown where stderr is not a terminal.
     """
@@ -186,5 +186,5 @@ def _bar(unit: str) -> Progress:
 
 
 def note(message: str) -> None:
-    """Tell something on stderr, so that stdout holds results only."""
+    """Print a message on stderr: stdout is for results."""
     typer.echo(f"cace-fast: {message}", err=True)

@@ -63,7 +63,7 @@ def convert(
 
 
 def compare(old: tuple[ModelSpec, Weights], new: tuple[ModelSpec, Weights]) -> list[str]:
-    """Return the names of what two models have in common, bit for bit.
+    """Return the names of the tensors that two models share bit for bit.
 
     Raises
     ------

@@ -177,7 +177,7 @@ class Writer:
         self.source = "-".join([*options, dtype, potential.backend])
 
     def keys(self, atoms: Atoms) -> set[str]:
-        """Return the keys with the prefix that the frame of a structure has when it is written."""
+        """Return the keys that a written frame has, with their prefix."""
         own = {key for key in (*atoms.info, *atoms.arrays) if key.startswith(self.prefix)}
         return (own - self._old) | {self.prefix + name for name in (*self._names(atoms), "model")}
 
@@ -190,7 +190,7 @@ class Writer:
 
     @property
     def mark(self) -> str:
-        """What the comment line of every written frame holds."""
+        """Mark a frame with the model that predicted it."""
         return f"{self.prefix}model={self.source}"
 
     def run(

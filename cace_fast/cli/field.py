@@ -30,7 +30,7 @@ PulseOption = Annotated[
 def field_of(
     field: str | None, frequency: float = 0.0, phase: float = 0.0, pulse: str | None = None
 ) -> OscillatingField | None:
-    """Return the field that the options describe, or None.
+    """Return the electric field of the options; None without one.
 
     Raises
     ------
@@ -54,7 +54,7 @@ def field_of(
 
 
 def numbers(argument: str, text: str, names: tuple[str, ...]) -> tuple[float, ...]:
-    """Return the numbers of a text that has commas between them."""
+    """Return the numbers of a comma-separated list."""
     try:
         found = tuple(float(word) for word in text.split(","))
     except ValueError:

@@ -19,7 +19,7 @@ NO_CELL = np.eye(3)  # CRYST1 1 1 1: what a PDB file of a molecule has for a cel
 
 
 def read_structure(path: Path, argument: str = "STRUCTURE") -> Atoms:
-    """Return the last frame of a file, and say so where there are several."""
+    """Return the last frame of a file, with a note if there are several."""
     count, last = 0, None
     for last in read_structures(path, argument):  # noqa: B007 - the last one
         count += 1
@@ -65,7 +65,7 @@ def read_structures(path: Path, argument: str = "STRUCTURE") -> Iterator[Atoms]:
 
 
 def keep_constraints(atoms: Atoms) -> None:
-    """Make constraints such that outputs keep them; InputError for those that they cannot.
+    """Convert constraints to those that extended xyz can hold; InputError for others.
 
     Extended xyz has a mask of each atom's x, y and z: fixed atoms and fixed Cartesian components.
     """
@@ -114,7 +114,7 @@ def frames_to_bytes(frames: list[Atoms]) -> bytes:
 
 
 def with_results(atoms: Atoms) -> Atoms:
-    """Return a copy that is written with the results of its calculator.
+    """Return a copy that holds the results of its calculator.
 
     Entries of the structure with the same names, which came with its file, give way. Born charges
     are left out: ASE fails to write them.

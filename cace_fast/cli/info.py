@@ -58,7 +58,7 @@ def info(
 
 
 def summarise(model: str, spec: ModelSpec, weights: Weights) -> dict[str, Any]:
-    """Return the facts about a model that a user looks for, as plain data."""
+    """Return the main facts about a model as plain data."""
     from cace_fast.structures import extra_inputs, symbol
 
     path = Path(model)
@@ -96,7 +96,7 @@ def _is_upstream(spec: ModelSpec) -> bool:
 
 
 def gpu_memory(spec: ModelSpec, weights: Weights, n_atoms: int) -> str:
-    """Return what the buffers of the GPU engine take, in words, at the density of condensed matter.
+    """Return how much memory the GPU engine needs for condensed matter, as text.
 
     They are those of a system whose list is made on the device, with the room that a next list
     may need.

@@ -25,7 +25,7 @@ class Ensemble(StrEnum):
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides a run: a continued one has to have the same.
+    """Settings of a run, which a continued run must share.
 
     Attributes
     ----------

@@ -28,7 +28,7 @@ CHILD = "from cace_fast.cli.measure import child; child()"
 
 @dataclass(frozen=True)
 class Way:
-    """One way to run a model."""
+    """A way to run a model: backend, precision, threads."""
 
     backend: str
     dtype: str
@@ -75,7 +75,7 @@ def times(
 
 
 def parts(potential: Potential, atoms: Atoms, min_dist: MinDist = AUTO) -> dict[str, float]:
-    """Return the s that each part of one evaluation takes, the quickest of several; or nothing."""
+    """Return the seconds that each part of an evaluation takes: the least of several runs."""
     call = _call(potential, atoms, min_dist)
     call()
     loop = max(1, math.ceil(SHORTEST / _seconds(call, 1)))
@@ -96,7 +96,7 @@ def spread(seconds: list[float]) -> tuple[float, float, float]:
 
 
 def memory(model: str, way: Way, atoms: Atoms) -> int:
-    """Return the bytes that a process of its own needs at most above those after its imports.
+    """Return the peak memory of an evaluation in bytes, measured in a process of its own.
 
     On a GPU the device memory that torch allocates.
     """
@@ -115,7 +115,7 @@ def memory(model: str, way: Way, atoms: Atoms) -> int:
 
 
 def child() -> None:
-    """Evaluate what stdin says, and print the bytes needed."""
+    """Evaluate the task on stdin, and print the bytes it needed."""
     task = json.load(sys.stdin)
     import torch
 

@@ -29,7 +29,7 @@ class Outputs:
             path.unlink(missing_ok=True)
 
     def open(self, lengths: dict[str, int]) -> None:
-        """Open the files for appending, cut to ``lengths`` bytes, and keep other runs off them.
+        """Open the files for appending, cut to ``lengths`` bytes, and lock them.
 
         Raises
         ------

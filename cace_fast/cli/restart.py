@@ -46,7 +46,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Restart:
-    """The state of a run after some step.
+    """The state of a run after a step.
 
     Attributes
     ----------
@@ -69,7 +69,7 @@ class Restart:
     arrays: dict[str, Array]
 
     def save(self, path: Path) -> None:
-        """Write the file such that it appears whole or not at all."""
+        """Write the file as a whole."""
         head = {
             "version": VERSION,
             "step": self.step,
@@ -154,7 +154,7 @@ def state_of(atoms: Atoms, dynamics: object) -> dict[str, Array]:
 
 
 def restore(atoms: Atoms, dynamics: object, saved: Restart, random: np.random.Generator) -> None:
-    """Give atoms, integrator and random numbers the state that a run had.
+    """Restore the state of atoms, integrator and random numbers.
 
     Raises
     ------

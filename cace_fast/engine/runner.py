@@ -76,7 +76,7 @@ class Runner:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Have the buffers for oneself: other threads wait, and the current stream for the last.
+        """Hold the buffers: other threads wait, and the current stream waits for the last one.
 
         Every way to the device leads through here.
         """

@@ -17,7 +17,7 @@ VIRIAL_ROWS = (0, 5, 4, 5, 1, 3, 4, 3, 2)  # of xx yy zz yz xz xy, as a 3 x 3 ma
 
 
 def check_distances(step: Step, status: Status, min_dist: MinDist) -> None:
-    """Raise for atoms that are too close or nowhere."""
+    """Raise for atoms that are too close to each other, or whose positions are not finite."""
     shortest = status.closest**0.5
     halves = half_distances(step.launchers.rep.elements, min_dist)
     if shortest > 0.0 and (halves is None or shortest >= 2.0 * halves.max()):

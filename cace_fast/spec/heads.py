@@ -45,7 +45,7 @@ class Extra:
 
 
 class Head:
-    """What is needed to compute one value of atoms of a sub-model.
+    """A network of a sub-model: where it stands, its inputs and its outputs.
 
     Parameters
     ----------
@@ -96,12 +96,12 @@ class Head:
 
     @property
     def n_extra(self) -> int:
-        """Columns of all extra inputs."""
+        """Number of columns of all extra inputs."""
         return sum(extra.width for extra in self.extras)
 
     @property
     def n_out(self) -> int:
-        """Numbers of the value for each atom."""
+        """Number of outputs for each atom."""
         return self._outputs[self.index].width
 
     def prefix(self, place: int) -> str:

@@ -14,7 +14,7 @@ FEATURES = "node_feats"
 
 
 class Taken(NamedTuple):
-    """One value for each atom that a module takes.
+    """A per-atom value that a module takes.
 
     ``place`` is that of the module that gives it, None for features and inputs. ``kind`` says
     what it is: the features, an input, or of a module its result (``y``: outputs of a read-out, a
@@ -39,7 +39,7 @@ def taken_by(sub: SubModel, index: int) -> tuple[Taken, ...]:
 
 
 def chain(sub: SubModel, indices: Iterable[int]) -> tuple[int, ...]:
-    """Return the places of modules and of all that they take values of, in the order to run them.
+    """Return the given modules and all that they depend on, in the order to run them.
 
     Raises
     ------
@@ -54,12 +54,12 @@ def chain(sub: SubModel, indices: Iterable[int]) -> tuple[int, ...]:
 
 
 def n_charges(sub: SubModel, index: int) -> int | None:
-    """Return how many charges an Ewald module takes of each atom; None if only inputs tell."""
+    """Return how many charges each atom has for an Ewald module; None if an input decides."""
     return width_of(sub, taken_by(sub, index)[0])
 
 
 def width_of(sub: SubModel, taken: Taken, n_features: int | None = None) -> int | None:
-    """Return how many numbers an atom has of a value; None if only inputs tell."""
+    """Return the width of a per-atom value; None if an input decides."""
     if taken.kind == "features":
         return n_features
     while taken.place is not None:

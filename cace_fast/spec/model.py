@@ -54,7 +54,7 @@ class SubModel:
         object.__setattr__(self, "_writers", writers)
 
     def producer(self, key: str, before: int | None = None) -> int | None:
-        """Return the place of the module whose ``key`` the module at ``before`` sees.
+        """Return the last module before ``before`` that writes ``key``.
 
         Modules run in order on one dictionary, so that each use of a key means its latest value.
         Modules are told by their places: two of equal settings have weights of their own.
@@ -114,7 +114,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Everything of a model except its tensors.
+    """A model without its tensors.
 
     A bare descriptor has no sub-models. ``combination`` is None for a single potential.
     ``atomic_energies`` (pairs of atomic number and energy in ``energy_unit``) are added to the
@@ -168,7 +168,7 @@ def _check_width(module: Readout, n_features: int) -> None:
 
 
 def lines_of(value: Any, depth: int) -> list[str]:
-    """Print one dataclass a line for its plain fields and a block for each nested one."""
+    """Return a dataclass as indented text: a line of plain fields, a block for each nested one."""
     pad = "  " * depth
     plain, nested = [], []
     for field in fields(value):

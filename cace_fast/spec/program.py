@@ -34,7 +34,7 @@ Source = Literal["head", "fixed", "input", "features", "x", "potential"]
 
 @dataclass(frozen=True)
 class EnergyHead:
-    """Numbers of each atom from a network: one is an energy, or all are charges.
+    """A network of the energy: one of its outputs is an energy, or all are charges.
 
     Attributes
     ----------
@@ -111,7 +111,7 @@ class EwaldTerm:
 
 @dataclass(frozen=True)
 class EnergyProgram:
-    """All that an energy is made of.
+    """The read-outs and Ewald sums that an energy is made of.
 
     Attributes
     ----------
@@ -179,7 +179,7 @@ class EnergyProgram:
 
     @property
     def charge_term(self) -> EwaldTerm:
-        """The Ewald sum that the latent charges belong to, which they mean nothing without."""
+        """The Ewald sum that the latent charges belong to."""
         if not self.terms:
             raise PropertyNotImplementedError("charges: this model has no charges")
         if len(self.terms) != 1:
@@ -209,7 +209,7 @@ class EnergyProgram:
         return lines
 
     def first_charge(self, head: int) -> int:
-        """Return the column of the first charge of a head among those of all heads, in order."""
+        """Return where the charges of a head begin among those of all heads."""
         return sum(h.n_out or 1 for h in self.heads[:head] if h.gives == "charges")
 
     def networks(self, spec: ModelSpec) -> list[Head]:
@@ -235,7 +235,7 @@ class EnergyProgram:
 
 
 def energy_column(n_out: int, output_index: int | None) -> int:
-    """Return which of ``n_out`` outputs of a read-out is the energy."""
+    """Return the column of the energy among ``n_out`` outputs."""
     if output_index is None and n_out != 1:
         expected = f"0 to {n_out - 1}: this model has several energies"
         raise InputError("output_index", expected, output_index)
@@ -246,7 +246,7 @@ def energy_column(n_out: int, output_index: int | None) -> int:
 
 
 def column_of(n_out: int | None, output_index: int | None) -> int | None:
-    """Return the column of an energy; None where it is not chosen."""
+    """Return the column of an energy; None if ``output_index`` has to choose it."""
     assert n_out is not None
     try:
         return energy_column(n_out, output_index)

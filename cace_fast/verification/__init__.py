@@ -45,7 +45,7 @@ def verify(
     steps: int = 100,
     on_check: Callable[[Check], None] | None = None,
 ) -> Report:
-    """Check a potential against everything that its numbers have to agree with.
+    """Check a potential against the reference, differences of energies, and symmetries.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def verify(
 
 
 def quick_check(potential: Verifiable) -> None:
-    """Check a potential on a small structure made from its elements: the short form of `verify`.
+    """Check a potential quickly, on a small structure of its elements.
 
     Raises
     ------

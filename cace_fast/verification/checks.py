@@ -37,7 +37,7 @@ MOST_PAIRS = 12
 
 @dataclass(frozen=True)
 class Subject:
-    """What is verified: a potential on a structure, with the reference's answer for it."""
+    """A potential on a structure, with the answer of the reference."""
 
     potential: Verifiable
     oracle: Oracle
@@ -56,7 +56,7 @@ class Subject:
         return cls(potential, oracle, atoms, reference, limits_for(potential.dtype, reference))
 
     def compute(self, atoms: Atoms, *properties: str) -> dict[str, Any]:
-        """Return properties of one structure by the potential; energy and forces by default."""
+        """Return properties of one structure, by default energy and forces."""
         asked = properties or ("energy", "forces")
         return self.potential.evaluate([atoms], asked, min_dist=None)[0]
 
@@ -72,7 +72,7 @@ class Subject:
 
 
 def compare_features(potential: Verifiable, oracle: Oracle, atoms: Atoms, limit: float) -> Check:
-    """Return the row that compares the descriptor with the reference."""
+    """Compare the descriptor with the reference."""
     expected = oracle.features(atoms)
     deviation = largest(potential.features(atoms) - expected) / (largest(expected) or 1.0)
     return Check("features = float64 reference", deviation, limit, "relative")
@@ -196,7 +196,7 @@ def check_batching(subject: Subject) -> Iterator[Check]:
 
 
 def check_cutoff(subject: Subject) -> Iterator[Check]:
-    """Check that nothing jumps where a pair of atoms crosses the cutoff, a third atom near."""
+    """Check that energy and forces are smooth where a pair of atoms crosses the cutoff."""
     cutoff = subject.potential.spec.representation.cutoff
     numbers = np.unique(subject.atoms.numbers)
     pairs = [(a, b) for k, a in enumerate(numbers) for b in numbers[k:]][:MOST_PAIRS]

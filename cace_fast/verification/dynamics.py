@@ -20,7 +20,7 @@ REFINEMENTS = 2  # times that a run which exceeds the limit is repeated with a q
 
 
 def check_dynamics(subject: Subject, steps: int = 100) -> Iterator[Check]:
-    """Run ``steps`` steps and compare the change of the total energy with what was exchanged.
+    """Run ``steps`` steps of NVE, and compare the drift with the exchanged energy.
 
     The work of wrong forces differs from the change of the energy in proportion to what is
     exchanged, whatever the structure and however short the steps; the integrator's own error

@@ -57,7 +57,7 @@ def limits_for(dtype: torch.dtype, reference: ModelOutput) -> Limits:
 
 
 def largest(values: torch.Tensor | NDArray[Any] | None) -> float:
-    """Return the largest absolute value, NaN where there is one, 0 of nothing."""
+    """Return the largest absolute value; NaN if there is one, 0 for no values."""
     if values is None:
         return 0.0
     array = np.asarray(values, dtype=np.float64)

@@ -30,7 +30,7 @@ STRAIN_STEPS = (5e-4, 1e-4, 2e-5)
 
 
 class Verifiable(Protocol):
-    """What a potential has to offer to be verified; :class:`cace_fast.Potential` does."""
+    """What :func:`verify` asks of a potential; :class:`cace_fast.Potential` has it."""
 
     @property
     def spec(self) -> ModelSpec:
@@ -108,7 +108,7 @@ def derivatives(energies: Energies, moves: Sequence[Move], step: float) -> Float
 
 
 def displaced(atoms: Atoms, direction: Floats) -> Move:
-    """Return s -> the structure with positions moved by s ``direction`` [n, 3]."""
+    """Return a function of s that gives the structure moved by s times ``direction`` [n, 3]."""
 
     def move(size: float) -> Atoms:
         moved: Atoms = atoms.copy()
@@ -119,7 +119,7 @@ def displaced(atoms: Atoms, direction: Floats) -> Move:
 
 
 def strained(atoms: Atoms, strain: Floats) -> Move:
-    """Return s -> the structure with positions and cell strained by s ``strain`` [3, 3]."""
+    """Return a function of s that gives the structure strained by s times ``strain`` [3, 3]."""
 
     def move(size: float) -> Atoms:
         moved: Atoms = atoms.copy()
@@ -157,7 +157,7 @@ def strains() -> list[Floats]:
 
 
 def strain_step(atoms: Atoms, resolutions: Collection[float]) -> float | None:
-    """Return a step for strain differences, None if the energy jumps within the smallest.
+    """Return a step for strain differences; None if the energy jumps within the smallest.
 
     ``resolutions`` are the dl of the model's Ewald sums in A. Their k vectors lie within a sphere:
     where one crosses it the energy jumps, and differences across the jump say nothing about the

@@ -67,7 +67,7 @@ def trial_structure(spec: ModelSpec, n_atoms: int = 24, seed: int = 7) -> Atoms:
 
 
 def completed(atoms: Atoms, spec: ModelSpec, seed: int = 7) -> Atoms:
-    """Return a copy without calculator whose further inputs are per-atom arrays.
+    """Return a copy without calculator, with extra inputs as per-atom arrays.
 
     Inputs that the structure has are kept; those that it lacks are drawn at random.
     """
