@@ -151,7 +151,7 @@ class NufftSum:
     def _array(
         self, name: str, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
     ) -> Tensor:
-        """Return an array, reused from the last call of its name where it fits; it is not cleared."""
+        """Return an array, that of the last call of this name where it fits; it is not cleared."""
         held = self._memory.get(name)
         if held is None or held.shape != shape or held.device != device:
             held = self._memory[name] = torch.empty(shape, dtype=dtype, device=device)
