@@ -45,6 +45,8 @@ from .text import (
     from_json,
     program_from_json,
     program_to_json,
+    readout_from_json,
+    readout_to_json,
     to_json,
 )
 
@@ -89,6 +91,8 @@ __all__ = [
     "program_from_json",
     "program_of",
     "program_to_json",
+    "readout_from_json",
+    "readout_to_json",
     "taken_by",
     "to_json",
     "total_energy_key",
