@@ -14,9 +14,13 @@ import torch
 from torch import Tensor
 
 from cace_fast.errors import InputError
-from cace_fast.kernels import _checks
-from cace_fast.kernels._autograd import differentiable_once
-from cace_fast.kernels._compiled import array
+from cace_fast.kernels._operators import (
+    FLOATS,
+    array,
+    differentiable_once,
+    require,
+    select_backend,
+)
 from cace_fast.kernels.cpu.library import EwaldSpec
 from cace_fast.kernels.cpu.long_range import EwaldSum
 from cace_fast.kernels.nufft import BareSum, NufftSum, accuracy
@@ -99,10 +103,10 @@ def ewald(
     BackendUnavailableError
         If no kernels, or not the ones named, serve the device.
     """
-    _checks.require("charges", charges, (None, None), _checks.FLOATS)
-    _checks.require("positions", positions, (charges.shape[0], 3), _checks.FLOATS)
-    _checks.require("cell", cell, (3, 3), _checks.FLOATS)
-    chosen = _checks.select_backend(charges.device, backend)
+    require("charges", charges, (None, None), FLOATS)
+    require("positions", positions, (charges.shape[0], 3), FLOATS)
+    require("cell", cell, (3, 3), FLOATS)
+    chosen = select_backend(charges.device, backend)
     if spec.exponent != 1 and (not periodic or open_axis is not None):
         got = "a slab" if periodic else "an open one"
         raise InputError("pbc", "a periodic system for an Ewald sum of exponent 6", got)

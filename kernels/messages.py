@@ -13,9 +13,20 @@ import torch
 from torch import Tensor
 
 from cace_fast.errors import InputError
-from cace_fast.kernels import _checks
-from cace_fast.kernels._autograd import differentiable_once
-from cace_fast.kernels._compiled import array, compiled_of, graph_of
+from cace_fast.kernels._operators import (
+    array,
+    compiled,
+    described,
+    differentiable_once,
+    edge_operations,
+    graph_of,
+    named,
+    read,
+    require,
+    require_constant,
+    require_edges,
+    select_backend,
+)
 from cace_fast.spec import Representation
 
 if TYPE_CHECKING:
@@ -60,15 +71,15 @@ def messages(
     BackendUnavailableError
         If no kernels, or not the ones named, serve the device.
     """
-    _checks.require_edges(vectors, senders, receivers, species)
+    require_edges(vectors, senders, receivers, species)
     if not 0 <= step < len(spec.steps):
         raise InputError("step", f"one of the {len(spec.steps)} steps of the specification", step)
     n, r, c = species.shape[0], spec.n_radial, spec.n_channels
     for name, tensor, rows in zip(("a", "b"), (a, b), spec.derive(_rows), strict=True):
-        _checks.require(name, tensor, (n, r, rows, c), (vectors.dtype,))
-    chosen = _checks.select_backend(vectors.device, backend)
-    names, text = _checks.described(spec)
-    tensors = _checks.require_constant(weights, names)
+        require(name, tensor, (n, r, rows, c), (vectors.dtype,))
+    chosen = select_backend(vectors.device, backend)
+    names, text = described(spec)
+    tensors = require_constant(weights, names)
     edges = (vectors.contiguous(), senders, receivers, species)
     inputs = (a.contiguous(), b.contiguous(), *edges)
     out: Tensor = _messages(*inputs, tensors, text, step, chosen)
@@ -86,8 +97,8 @@ def _on_device(
     """Return the Triton kernels with their edges."""
     from cace_fast.kernels.triton.operators import Step
 
-    whole = _checks.read(text)
-    return Step(edges, _checks.named(weights, whole), whole.representation, step)
+    whole = read(text)
+    return Step(edges, named(weights, whole), whole.representation, step)
 
 
 @torch.library.custom_op("cace_fast::messages", mutates_args=())
@@ -107,7 +118,7 @@ def _messages(
         edges = (vectors, senders, receivers, species)
         return _on_device(edges, weights, spec, step).value(a, b)
     graph = graph_of(vectors, senders, receivers, species)
-    with compiled_of(spec, weights, vectors.dtype) as operations:
+    with compiled(edge_operations, spec, weights, vectors.dtype) as operations:
         found = operations.messages(graph, array(a), array(b), step)
     return torch.from_numpy(found).to(vectors.dtype)
 
@@ -135,7 +146,7 @@ def _messages_gradient(
         edges = (vectors, senders, receivers, species)
         return _on_device(edges, weights, spec, step).gradient(a, b, grad_out)
     graph = graph_of(vectors, senders, receivers, species)
-    with compiled_of(spec, weights, vectors.dtype) as operations:
+    with compiled(edge_operations, spec, weights, vectors.dtype) as operations:
         found = operations.messages_gradient(graph, array(a), array(b), step, array(grad_out))
     grad_a, grad_b, grad_vectors = (torch.from_numpy(x).to(vectors.dtype) for x in found)
     return grad_a, grad_b, grad_vectors

@@ -98,7 +98,7 @@ class EdgeSums:
         places = {name: a.ctypes.data for name, a in every.items() if a is not None}
         function = library.library().cf_edge_sums_run
         given = _Sums(n_segments=len(edges.seg_atom), **places)
-        code = function(byref(self._functions), byref(given), c_int32(torch.get_num_threads()))
+        code = function(byref(self._functions), byref(given), torch.get_num_threads())
         library.raise_for(code, "edge sums: out of memory")
 
 

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from ctypes import byref, c_void_p
+from ctypes import byref
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,11 +40,8 @@ class EwaldSum:
         slab_vacuum: float = 0.0,
     ) -> None:
         self._lib = library.library()
-        self._handle = c_void_p()
+        self._handle = library.Handle("ewald", byref(spec))
         self._text = ctypes.create_string_buffer(library.ERROR_LENGTH)
-        library.raise_for(
-            self._lib.cf_ewald_create(byref(spec), byref(self._handle), self._text), self._said
-        )
         if k_cell is not None:
             kept = np.ascontiguousarray(k_cell, dtype=np.float64)
             self._lib.cf_ewald_freeze(self._handle, kept.ctypes.data)
@@ -122,11 +119,6 @@ class EwaldSum:
         code = self._lib.cf_ewald_cell(self._handle, cell.ctypes.data, byref(size), self._text)
         library.raise_for(code, self._said)
         return size.value
-
-    def __del__(self) -> None:
-        """Free what the library holds."""
-        if getattr(self, "_handle", None):
-            self._lib.cf_ewald_free(self._handle)
 
 
 class _Given(NamedTuple):

@@ -12,12 +12,12 @@ from support.tolerances import assert_as_good, to_dtype, value_and_grads
 
 from cace_fast import kernels, reference, tables
 from cace_fast.errors import BackendUnavailableError, InputError
-from cace_fast.kernels import _checks
 from cace_fast.kernels import contraction as kernel_contraction
 from cace_fast.kernels import ewald as kernel_ewald
 from cace_fast.kernels import messages as kernel_messages
 from cace_fast.kernels import moments as kernel_moments
 from cace_fast.kernels import readout as kernel_readout
+from cace_fast.kernels._operators import select_backend
 from cace_fast.kernels.cpu import library
 from cace_fast.reference import contraction as ref_contraction
 from cace_fast.reference import ewald as ref_ewald
@@ -282,7 +282,7 @@ def test_refusals():
     with pytest.raises(BackendUnavailableError, match="'triton' is not available"):
         call(backend="triton")
     with pytest.raises(BackendUnavailableError, match=r"does not serve the device|no such kernels"):
-        _checks.select_backend(torch.device("meta"), "cpu")
+        select_backend(torch.device("meta"), "cpu")
     a = torch.zeros(2, 1, 4, 1)
     with pytest.raises(InputError, match="l_max: expected an integer up to 6, got 7"):
         kernel_contraction.contraction(a, 7, 2)

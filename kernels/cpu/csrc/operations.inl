@@ -1,10 +1,13 @@
-// Single operations on plain double arrays, for tests and for the operators of the Python package.
+// Single operations on plain double arrays.
 #pragma once
 
 #include <stddef.h>
 #include <stdint.h>
 
 #include "block.inl"
+#include "cace_fast.h"
+#include "contraction.inl"
+#include "engine.h"
 #include "engine_impl.inl"
 #include "model.h"
 #include "moments.inl"
@@ -38,10 +41,64 @@ inline void store_lanes(const Model& m, const Vec<T>* from, int n_middle, const 
           to[(((block.first + lane) * m.r + q) * n_middle + k) * m.c + c] = (*from)[lane];
 }
 
+// f(block) for all blocks of n atoms, in this thread.
+template <class T, class F>
+inline void each_block(int64_t n, const F& f) {
+  constexpr int W = Simd<T>::width;
+  for (int64_t first = 0; first < n; first += W)
+    f(Block{first / W, first, int(n - first < W ? n - first : W), 0});
+}
+
+// Vectors for the n_middle numbers of W of the lanes (i, c) of [n][n_middle][n_channels], and back.
 template <class T>
-void EngineOf<T>::copy_pair_gradients(double* to) const {
+class Lanes {
+ public:
+  Lanes(int n_middle, int64_t n_channels) : n_middle_(n_middle), n_channels_(n_channels) {}
+
+  void load(const double* from, const Block& block, Vec<T>* to) const {
+    for (int k = 0; k < n_middle_; ++k) to[k] = Vec<T>{};
+    for (int lane = 0; lane < block.n_lanes; ++lane)
+      for (int k = 0; k < n_middle_; ++k) to[k][lane] = T(from[at(block.first + lane, k)]);
+  }
+  void store(const Vec<T>* from, const Block& block, double* to) const {
+    for (int lane = 0; lane < block.n_lanes; ++lane)
+      for (int k = 0; k < n_middle_; ++k) to[at(block.first + lane, k)] = from[k][lane];
+  }
+
+ private:
+  int64_t at(int64_t lane, int k) const {
+    return (lane / n_channels_ * n_middle_ + k) * n_channels_ + lane % n_channels_;
+  }
+  const int n_middle_;
+  const int64_t n_channels_;
+};
+
+template <class T>
+inline void contract_lanes(const ContractionCall& call) {
+  const Contraction<T> contraction(call.l_max, call.nu_max);
+  const int n_a = n_monomials(call.l_max), n_b = n_invariants(call.l_max, call.nu_max);
+  const Lanes<T> of_a(n_a, call.n_channels), of_b(n_b, call.n_channels);
+  Buffer<Vec<T>> buffer;
+  Vec<T>* a = buffer.need(2 * size_t(n_a) + n_b + contraction.scratch());
+  Vec<T>*grad_a = a + n_a, *b = grad_a + n_a, *scratch = b + n_b;
+  each_block<T>(call.n * call.n_channels, [&](const Block& block) {
+    of_a.load(call.a, block, a);
+    if (call.grad_out) {
+      of_b.load(call.grad_out, block, b);
+      contraction.gradient(a, b, grad_a, scratch);
+      of_a.store(grad_a, block, call.out);
+    } else {
+      contraction.values(a, b, scratch);
+      of_b.store(b, block, call.out);
+    }
+  });
+}
+
+// Gradients of the edges in the order of the caller.
+template <class T>
+void EngineOf<T>::copy_edge_gradients(double* to) const {
   for (int64_t e = 0; e < list_.n_pairs; ++e)
-    for (int k = 0; k < 3; ++k) to[3 * e + k] = pair_gradient_[kRow * e + k];
+    for (int k = 0; k < 3; ++k) to[3 * int64_t(list_.shift[e]) + k] = pair_gradient_[kRow * e + k];
 }
 
 template <class T>
@@ -67,67 +124,37 @@ void EngineOf<T>::op_moments_gradient(const double* grad_out, double* grad_vecto
       pair_dr_[e] = T(0);  // no message follows here
     pairs_gradient(work, block, 0, grad_a, true, sums);
   });
-  copy_pair_gradients(grad_vectors);
+  copy_edge_gradients(grad_vectors);
 }
 
+// A and B of the generation before the step, and what senders make of them.
 template <class T>
-void EngineOf<T>::op_contraction(int64_t n, const double* a, double* b) {
-  over_blocks_of(n, (n + W - 1) / W, [&](Work<T>& work, const Block& block) {
-    V* from = work.a.need(a_size());
-    V* to = work.b.need(m_.n_features());
-    V* scratch = work.scratch.need(contraction_.scratch() + 1);
-    load_lanes<T>(m_, a, m_.n_a, block, from);
-    for (int q = 0; q < m_.r * m_.c; ++q)
-      contraction_.values(from + size_t(q) * m_.n_a, to + size_t(q) * m_.n_inv, scratch);
-    store_lanes<T>(m_, to, m_.n_inv, block, b);
-  });
-}
-
-template <class T>
-void EngineOf<T>::op_contraction_gradient(int64_t n, const double* a, const double* grad_out,
-                                          double* grad_a) {
-  over_blocks_of(n, (n + W - 1) / W, [&](Work<T>& work, const Block& block) {
-    V* from = work.a.need(a_size());
-    V* gradient = work.grad_b.need(m_.n_features());
-    V* to = work.grad_a.need(a_size());
-    V* scratch = work.scratch.need(contraction_.scratch() + 1);
-    load_lanes<T>(m_, a, m_.n_a, block, from);
-    load_lanes<T>(m_, grad_out, m_.n_inv, block, gradient);
-    for (int q = 0; q < m_.r * m_.c; ++q)
-      contraction_.gradient(from + size_t(q) * m_.n_a, gradient + size_t(q) * m_.n_inv,
-                            to + size_t(q) * m_.n_a, scratch);
-    store_lanes<T>(m_, to, m_.n_a, block, grad_a);
-  });
-}
-
-// A and B of the generation before `step`, and what senders make of them.
-template <class T>
-void EngineOf<T>::take_op_inputs(int step, const double* a, const double* b) {
+void EngineOf<T>::take_message(const cf_message& in) {
   over_blocks([&](Work<T>& work, const Block& block) {
-    V* kept = kept_a_[step].data() + block.number * a_size();
-    load_lanes<T>(m_, a, m_.n_a, block, kept);
-    load_lanes<T>(m_, b, m_.n_inv, block, work.b.need(m_.n_features()));
-    first_layers(work, block, step);
-    make_message(work, block, step, kept);
+    V* kept = kept_a_[in.step].data() + block.number * a_size();
+    load_lanes<T>(m_, in.a, m_.n_a, block, kept);
+    load_lanes<T>(m_, in.b, m_.n_inv, block, work.b.need(m_.n_features()));
+    first_layers(work, block, in.step);
+    make_message(work, block, in.step, kept);
   });
 }
 
 template <class T>
-void EngineOf<T>::op_messages(int step, const double* a, const double* b, double* out) {
-  take_op_inputs(step, a, b);
+void EngineOf<T>::op_messages(const cf_message& in, double* out) {
+  take_message(in);
   over_blocks([&](Work<T>& work, const Block& block) {
-    find_neighbors(work, block, step + 1);
+    find_neighbors(work, block, in.step + 1);
     V* lanes = work.a.need(a_size());
-    make_moments(work, block, step + 1, lanes);
+    make_moments(work, block, in.step + 1, lanes);
     store_lanes<T>(m_, lanes, m_.n_a, block, out);
   });
 }
 
 template <class T>
-void EngineOf<T>::op_messages_gradient(int step, const double* a, const double* b,
-                                       const double* grad_out, double* grad_a, double* grad_b,
-                                       double* grad_vectors) {
-  take_op_inputs(step, a, b);
+void EngineOf<T>::op_messages_gradient(const cf_message& in, const double* grad_out, double* grad_a,
+                                       double* grad_b, double* grad_vectors) {
+  take_message(in);
+  const int step = in.step;
   over_receivers(step + 1, [&](Work<T>& work, const Block& block) {
     find_neighbors(work, block, step + 1);
     V* gradient = work.grad_a.need(a_size());
@@ -159,7 +186,7 @@ void EngineOf<T>::op_messages_gradient(int step, const double* a, const double* 
     if (const V* dr = distance_gradients(work, block, step))
       distance_gradient(work, dr, pair_gradient_.data() + kRow * list_.first[block.first], sums);
   });
-  copy_pair_gradients(grad_vectors);
+  copy_edge_gradients(grad_vectors);
 }
 
 // Values of the first layers of one network, from inputs in the order of its file.
@@ -188,46 +215,57 @@ inline void root_values(const Net& net, const Tape<T>& tape, const double* x, co
 }
 
 template <class T>
-void EngineOf<T>::op_readout(int h, int64_t n, const double* x, double* y) {
-  const Net& net = m_.heads[h].net;
-  const Tape<T>& tape = tapes_[h];
-  over_blocks_of(n, (n + W - 1) / W, [&](Work<T>& work, const Block& block) {
-    V* values = work.values.need(largest_tape_);
-    root_values<T>(net, tape, x, block, values);
-    tape.forward(values, work.slopes.need(largest_tape_));
-    for (int lane = 0; lane < block.n_lanes; ++lane)
-      for (int k = 0; k < tape.n_out(); ++k)
-        y[(block.first + lane) * tape.n_out() + k] = values[tape.output() + k][lane];
-  });
-}
+class NetworkOf final : public Network {
+  typedef Vec<T> V;
 
-template <class T>
-void EngineOf<T>::op_readout_gradient(int h, int64_t n, const double* x, const double* grad_out,
-                                      double* grad_x) {
-  const Net& net = m_.heads[h].net;
-  const Tape<T>& tape = tapes_[h];
-  over_blocks_of(n, (n + W - 1) / W, [&](Work<T>& work, const Block& block) {
-    V* values = work.values.need(largest_tape_);
-    V* slopes = work.slopes.need(largest_tape_);
-    V* gradients = work.gradients.need(largest_tape_);
-    root_values<T>(net, tape, x, block, values);
-    tape.forward(values, slopes);
-    for (int i = 0; i < tape.size(); ++i) gradients[i] = V{};
-    for (int lane = 0; lane < block.n_lanes; ++lane)
-      for (int k = 0; k < tape.n_out(); ++k)
-        gradients[tape.output() + k][lane] = T(grad_out[(block.first + lane) * tape.n_out() + k]);
-    tape.backward(slopes, gradients);
-    for (int j = 0; j < net.n_in; ++j) {
+ public:
+  explicit NetworkOf(const Net& net) : net_(net) { tape_.prepare(net); }
+
+  void run(int64_t n, const double* x, double* y) const override {
+    const int n_out = tape_.n_out();
+    Buffer<V> buffer;
+    V *values = buffer.need(2 * size_t(tape_.size())), *slopes = values + tape_.size();
+    each_block<T>(n, [&](const Block& block) {
+      root_values<T>(net_, tape_, x, block, values);
+      tape_.forward(values, slopes);
+      for (int lane = 0; lane < block.n_lanes; ++lane)
+        for (int k = 0; k < n_out; ++k)
+          y[(block.first + lane) * n_out + k] = values[tape_.output() + k][lane];
+    });
+  }
+
+  void gradient(int64_t n, const double* x, const double* grad_out, double* grad_x) const override {
+    const int size = tape_.size(), n_out = tape_.n_out();
+    Buffer<V> buffer;
+    V *values = buffer.need(3 * size_t(size)), *slopes = values + size, *gradients = slopes + size;
+    each_block<T>(n, [&](const Block& block) {
+      root_values<T>(net_, tape_, x, block, values);
+      tape_.forward(values, slopes);
+      for (int i = 0; i < size; ++i) gradients[i] = V{};
+      for (int lane = 0; lane < block.n_lanes; ++lane)
+        for (int k = 0; k < n_out; ++k)
+          gradients[tape_.output() + k][lane] = T(grad_out[(block.first + lane) * n_out + k]);
+      tape_.backward(slopes, gradients);
+      root_gradients(block, gradients, grad_x);
+    });
+  }
+
+ private:
+  void root_gradients(const Block& block, const V* gradients, double* grad_x) const {
+    for (int j = 0; j < net_.n_in; ++j) {
       V sum = {};
       int row = 0;
-      for (const Affine& root : net.roots)
+      for (const Affine& root : net_.roots)
         for (int i = 0; i < root.out; ++i, ++row)
-          sum += T(root.w[size_t(i) * net.n_in + j]) * gradients[row];
+          sum += T(root.w[size_t(i) * net_.n_in + j]) * gradients[row];
       for (int lane = 0; lane < block.n_lanes; ++lane)
-        grad_x[(block.first + lane) * net.n_in + j] = sum[lane];
+        grad_x[(block.first + lane) * net_.n_in + j] = sum[lane];
     }
-  });
-}
+  }
+
+  const Net& net_;
+  Tape<T> tape_;
+};
 
 }  // namespace CF_ISA
 }  // namespace cace_fast
