@@ -1,9 +1,9 @@
 // The C interface of single operations.
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <memory>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "api.h"
