@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from cace_fast.errors import BackendUnavailableError, InputError, PropertyNotImplementedError
 from cace_fast.kernels import backend as backends
 from cace_fast.kernels.cpu.library import Floats
-from cace_fast.kernels.cpu.operations import EdgeOperations, Graph
+from cace_fast.kernels.cpu.operations import EdgeOperations, Graph, Network
 from cace_fast.process import Lock
 from cace_fast.spec import ModelSpec, Representation, from_json, to_json
 from cace_fast.weights import expected_shapes
@@ -202,14 +202,7 @@ MAX_KEPT = 8
 MAX_BYTES = 2**26  # of buffers and weights together; above it a call takes longer than building
 
 
-class Made(Protocol):
-    """What the library makes for an operator; ``n_bytes`` of buffers stay with it."""
-
-    @property
-    def n_bytes(self) -> int: ...
-
-
-Some = TypeVar("Some", bound=Made)
+Made = TypeVar("Made", EdgeOperations, Network)  # what the library makes for an operator
 
 
 class _Entry(NamedTuple):
@@ -260,11 +253,11 @@ _KEPT = _Kept()
 
 @contextmanager
 def compiled(
-    make: Callable[[str, Sequence[Tensor], int], Some],
+    make: Callable[[str, Sequence[Tensor], int], Made],
     text: str,
     weights: Sequence[Tensor],
     dtype: torch.dtype,
-) -> Iterator[Some]:
+) -> Iterator[Made]:
     """Give what the library makes for an operator, made only where no call before had the same.
 
     The weights are compared by value, in microseconds. Their version numbers would be quicker but
