@@ -12,17 +12,7 @@ from torch import Tensor
 
 from cace_fast import tables
 from cace_fast.errors import InputError
-from cace_fast.kernels._operators import (
-    FLOATS,
-    arguments_of,
-    array,
-    differentiable,
-    precision_of,
-    refuse,
-    require,
-    select_backend,
-    slopes,
-)
+from cace_fast.kernels import _operators as shared
 from cace_fast.kernels.cpu import operations
 from cace_fast.kernels.polynomials import rates_of_tensors
 
@@ -56,8 +46,8 @@ def contraction(a: Tensor, l_max: int, nu_max: int, *, backend: str | None = Non
     for name, value, high in (("l_max", l_max, tables.MAX_DEGREE), ("nu_max", nu_max, 4)):
         if not (name == "nu_max") <= value <= high:
             raise InputError(name, f"an integer up to {high}", value)
-    require("a", a, (None, None, tables.n_monomials(l_max), None), FLOATS)
-    chosen = select_backend(a.device, backend)
+    shared.require("a", a, (None, None, tables.n_monomials(l_max), None), shared.FLOATS)
+    chosen = shared.select_backend(a.device, backend)
     out: Tensor = _contraction(a.contiguous(), l_max, nu_max, chosen)
     return out
 
@@ -68,7 +58,7 @@ def _contraction(a: Tensor, l_max: int, nu_max: int, backend: str) -> Tensor:
         from cace_fast.kernels.triton import operators
 
         return operators.contraction(a, l_max, nu_max)
-    found = operations.contraction(array(a), l_max, nu_max, precision_of(a.dtype))
+    found = operations.contraction(shared.array(a), l_max, nu_max, shared.precision_of(a.dtype))
     return torch.from_numpy(found).to(a.dtype)
 
 
@@ -85,8 +75,8 @@ def _contraction_gradient(
         from cace_fast.kernels.triton import operators
 
         return operators.contraction_gradient(grad_out, a, l_max, nu_max)
-    given = array(a), array(grad_out)
-    found = operations.contraction_gradient(*given, l_max, nu_max, precision_of(a.dtype))
+    given = shared.array(a), shared.array(grad_out)
+    found = operations.contraction_gradient(*given, l_max, nu_max, shared.precision_of(a.dtype))
     return torch.from_numpy(found).to(a.dtype)
 
 
@@ -128,15 +118,15 @@ def _(along: Tensor, grad_out: Tensor, a: Tensor, *options: Any) -> tuple[Tensor
 
 
 def _backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
-    arguments = arguments_of(ctx)
-    return slopes(arguments, _contraction_gradient(grad_out, *arguments))
+    arguments = shared.arguments_of(ctx)
+    return shared.slopes(arguments, _contraction_gradient(grad_out, *arguments))
 
 
 def _gradient_backward(ctx: Any, along: Tensor) -> tuple[Any, ...]:
-    arguments = arguments_of(ctx)
-    return slopes(arguments, *_contraction_rates(along, *arguments))
+    arguments = shared.arguments_of(ctx)
+    return shared.slopes(arguments, *_contraction_rates(along, *arguments))
 
 
-differentiable(_contraction, _backward)
-differentiable(_contraction_gradient, _gradient_backward)
-differentiable(_contraction_rates, refuse("contraction", "second"))
+shared.differentiable(_contraction, _backward)
+shared.differentiable(_contraction_gradient, _gradient_backward)
+shared.differentiable(_contraction_rates, shared.refuse("contraction", "second"))

@@ -12,15 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from cace_fast.kernels._operators import (
-    FLOATS,
-    array,
-    compiled,
-    differentiable_once,
-    require,
-    require_constant,
-    select_backend,
-)
+from cace_fast.kernels import _operators as shared
 from cace_fast.kernels.cpu.operations import Network
 from cace_fast.spec import Readout, readout_from_json, readout_to_json
 from cace_fast.weights import readout_shapes
@@ -59,10 +51,10 @@ def readout(
     BackendUnavailableError
         If no kernels, or not the ones named, serve the device.
     """
-    require("features", features, (None, spec.mlp.widths[0]), FLOATS)
-    chosen = select_backend(features.device, backend)
+    shared.require("features", features, (None, spec.mlp.widths[0]), shared.FLOATS)
+    chosen = shared.select_backend(features.device, backend)
     names, text = spec.derive(_described)
-    tensors = require_constant(weights, [prefix + name for name in names])
+    tensors = shared.require_constant(weights, [prefix + name for name in names])
     out: Tensor = _readout(features.contiguous(), tensors, text, chosen)
     return out
 
@@ -86,7 +78,7 @@ def _network(text: str, weights: Sequence[Tensor], precision: int) -> Network:
     """Make the network on the CPU."""
     module = _read(text)
     names = (name.removeprefix(".") for name in readout_shapes(module, ""))
-    arrays = {name: array(w) for name, w in zip(names, weights, strict=True)}
+    arrays = {name: shared.array(w) for name, w in zip(names, weights, strict=True)}
     return Network(module, arrays, precision)
 
 
@@ -103,8 +95,8 @@ def _on_device(features: Tensor, weights: list[Tensor], text: str) -> operators.
 def _readout(features: Tensor, weights: list[Tensor], spec: str, backend: str) -> Tensor:
     if backend == "triton":
         return _on_device(features, weights, spec).value()
-    with compiled(_network, spec, weights, features.dtype) as network:
-        found = network.run(array(features))
+    with shared.compiled(_network, spec, weights, features.dtype) as network:
+        found = network.run(shared.array(features))
     return torch.from_numpy(found).to(features.dtype)
 
 
@@ -119,8 +111,8 @@ def _readout_gradient(
 ) -> Tensor:
     if backend == "triton":
         return _on_device(features, weights, spec).gradient(grad_out)
-    with compiled(_network, spec, weights, features.dtype) as network:
-        found = network.gradient(array(features), array(grad_out))
+    with shared.compiled(_network, spec, weights, features.dtype) as network:
+        found = network.gradient(shared.array(features), shared.array(grad_out))
     return torch.from_numpy(found).to(features.dtype)
 
 
@@ -129,4 +121,4 @@ def _(grad_out: Tensor, features: Tensor, weights: list[Tensor], spec: str, back
     return torch.empty_like(features)
 
 
-differentiable_once(_readout, _readout_gradient, "readout")
+shared.differentiable_once(_readout, _readout_gradient, "readout")

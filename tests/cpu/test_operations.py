@@ -56,6 +56,9 @@ def test_a_contraction_that_is_none_is_refused(l_max, nu_max, precision, want):
         with pytest.raises(InputError) as caught:
             library.raise_for(code, "")
         assert parts(caught.value) == want
+        code = getattr(lib, name)(2, 2, 64, 1, -1, *[address(x)] * n_arrays)
+        with pytest.raises(InputError, match="n, n_channels: expected 0 or more, got -1"):
+            library.raise_for(code, "")
 
 
 def test_a_network_without_all_of_its_tensors_is_refused():

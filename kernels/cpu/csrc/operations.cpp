@@ -95,6 +95,8 @@ int contract(const ContractionCall& call, int32_t precision) {
     if (call.l_max < 0 || call.l_max > 6) invalid("l_max", "0 to 6", std::to_string(call.l_max));
     if (call.nu_max < 1 || call.nu_max > 4)
       invalid("nu_max", "1 to 4", std::to_string(call.nu_max));
+    for (int64_t n : {call.n, call.n_channels})
+      if (n < 0) invalid("n, n_channels", "0 or more", std::to_string(n));
     isa_code().contract(call, precision);
     return int(CF_OK);
   });

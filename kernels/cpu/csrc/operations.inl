@@ -19,26 +19,26 @@
 namespace cace_fast {
 namespace CF_ISA {
 
-// [n][R][n_middle][C] in double <-> [R][C][n_middle] in lanes.
+// [n][r][n_middle][c] in double <-> [r][c][n_middle] in lanes.
 template <class T>
-inline void load_lanes(const Model& m, const double* from, int n_middle, const Block& block,
+inline void load_lanes(int r, int64_t c, const double* from, int n_middle, const Block& block,
                        Vec<T>* to) {
-  for (int q = 0; q < m.r; ++q)
-    for (int c = 0; c < m.c; ++c)
+  for (int q = 0; q < r; ++q)
+    for (int64_t x = 0; x < c; ++x)
       for (int k = 0; k < n_middle; ++k, ++to) {
         *to = Vec<T>{};
         for (int lane = 0; lane < block.n_lanes; ++lane)
-          (*to)[lane] = T(from[(((block.first + lane) * m.r + q) * n_middle + k) * m.c + c]);
+          (*to)[lane] = T(from[(((block.first + lane) * r + q) * n_middle + k) * c + x]);
       }
 }
 template <class T>
-inline void store_lanes(const Model& m, const Vec<T>* from, int n_middle, const Block& block,
+inline void store_lanes(int r, int64_t c, const Vec<T>* from, int n_middle, const Block& block,
                         double* to) {
-  for (int q = 0; q < m.r; ++q)
-    for (int c = 0; c < m.c; ++c)
+  for (int q = 0; q < r; ++q)
+    for (int64_t x = 0; x < c; ++x)
       for (int k = 0; k < n_middle; ++k, ++from)
         for (int lane = 0; lane < block.n_lanes; ++lane)
-          to[(((block.first + lane) * m.r + q) * n_middle + k) * m.c + c] = (*from)[lane];
+          to[(((block.first + lane) * r + q) * n_middle + k) * c + x] = (*from)[lane];
 }
 
 // f(block) for all blocks of n atoms, in this thread.
@@ -49,47 +49,24 @@ inline void each_block(int64_t n, const F& f) {
     f(Block{first / W, first, int(n - first < W ? n - first : W), 0});
 }
 
-// Vectors for the n_middle numbers of W of the lanes (i, c) of [n][n_middle][n_channels], and back.
-template <class T>
-class Lanes {
- public:
-  Lanes(int n_middle, int64_t n_channels) : n_middle_(n_middle), n_channels_(n_channels) {}
-
-  void load(const double* from, const Block& block, Vec<T>* to) const {
-    for (int k = 0; k < n_middle_; ++k) to[k] = Vec<T>{};
-    for (int lane = 0; lane < block.n_lanes; ++lane)
-      for (int k = 0; k < n_middle_; ++k) to[k][lane] = T(from[at(block.first + lane, k)]);
-  }
-  void store(const Vec<T>* from, const Block& block, double* to) const {
-    for (int lane = 0; lane < block.n_lanes; ++lane)
-      for (int k = 0; k < n_middle_; ++k) to[at(block.first + lane, k)] = from[k][lane];
-  }
-
- private:
-  int64_t at(int64_t lane, int k) const {
-    return (lane / n_channels_ * n_middle_ + k) * n_channels_ + lane % n_channels_;
-  }
-  const int n_middle_;
-  const int64_t n_channels_;
-};
-
 template <class T>
 inline void contract_lanes(const ContractionCall& call) {
   const Contraction<T> contraction(call.l_max, call.nu_max);
   const int n_a = n_monomials(call.l_max), n_b = n_invariants(call.l_max, call.nu_max);
-  const Lanes<T> of_a(n_a, call.n_channels), of_b(n_b, call.n_channels);
+  const int64_t c = call.n_channels;
   Buffer<Vec<T>> buffer;
-  Vec<T>* a = buffer.need(2 * size_t(n_a) + n_b + contraction.scratch());
-  Vec<T>*grad_a = a + n_a, *b = grad_a + n_a, *scratch = b + n_b;
-  each_block<T>(call.n * call.n_channels, [&](const Block& block) {
-    of_a.load(call.a, block, a);
+  Vec<T>* scratch = buffer.need(contraction.scratch() + c * (2 * n_a + n_b) + 1);
+  Vec<T>*a = scratch + contraction.scratch(), *grad_a = a + c * n_a, *b = grad_a + c * n_a;
+  each_block<T>(call.n, [&](const Block& block) {
+    load_lanes<T>(1, c, call.a, n_a, block, a);
     if (call.grad_out) {
-      of_b.load(call.grad_out, block, b);
-      contraction.gradient(a, b, grad_a, scratch);
-      of_a.store(grad_a, block, call.out);
+      load_lanes<T>(1, c, call.grad_out, n_b, block, b);
+      for (int64_t x = 0; x < c; ++x)
+        contraction.gradient(a + x * n_a, b + x * n_b, grad_a + x * n_a, scratch);
+      store_lanes<T>(1, c, grad_a, n_a, block, call.out);
     } else {
-      contraction.values(a, b, scratch);
-      of_b.store(b, block, call.out);
+      for (int64_t x = 0; x < c; ++x) contraction.values(a + x * n_a, b + x * n_b, scratch);
+      store_lanes<T>(1, c, b, n_b, block, call.out);
     }
   });
 }
@@ -107,7 +84,7 @@ void EngineOf<T>::op_moments(double* a) {
     find_neighbors(work, block, 0);
     V* lanes = work.a.need(a_size());
     make_moments(work, block, 0, lanes);
-    store_lanes<T>(m_, lanes, m_.n_a, block, a);
+    store_lanes<T>(m_.r, m_.c, lanes, m_.n_a, block, a);
   });
 }
 
@@ -116,7 +93,7 @@ void EngineOf<T>::op_moments_gradient(const double* grad_out, double* grad_vecto
   over_blocks([&](Work<T>& work, const Block& block) {
     find_neighbors(work, block, 0);
     V* grad_a = work.grad_a.need(a_size());
-    load_lanes<T>(m_, grad_out, m_.n_a, block, grad_a);
+    load_lanes<T>(m_.r, m_.c, grad_out, m_.n_a, block, grad_a);
     pass_to_previous(work, block, 0, grad_a);
     PairSums<T> sums = {};
     for (int64_t e = list_.first[block.first];
@@ -132,8 +109,8 @@ template <class T>
 void EngineOf<T>::take_message(const cf_message& in) {
   over_blocks([&](Work<T>& work, const Block& block) {
     V* kept = kept_a_[in.step].data() + block.number * a_size();
-    load_lanes<T>(m_, in.a, m_.n_a, block, kept);
-    load_lanes<T>(m_, in.b, m_.n_inv, block, work.b.need(m_.n_features()));
+    load_lanes<T>(m_.r, m_.c, in.a, m_.n_a, block, kept);
+    load_lanes<T>(m_.r, m_.c, in.b, m_.n_inv, block, work.b.need(m_.n_features()));
     first_layers(work, block, in.step);
     make_message(work, block, in.step, kept);
   });
@@ -146,7 +123,7 @@ void EngineOf<T>::op_messages(const cf_message& in, double* out) {
     find_neighbors(work, block, in.step + 1);
     V* lanes = work.a.need(a_size());
     make_moments(work, block, in.step + 1, lanes);
-    store_lanes<T>(m_, lanes, m_.n_a, block, out);
+    store_lanes<T>(m_.r, m_.c, lanes, m_.n_a, block, out);
   });
 }
 
@@ -158,7 +135,7 @@ void EngineOf<T>::op_messages_gradient(const cf_message& in, const double* grad_
   over_receivers(step + 1, [&](Work<T>& work, const Block& block) {
     find_neighbors(work, block, step + 1);
     V* gradient = work.grad_a.need(a_size());
-    load_lanes<T>(m_, grad_out, m_.n_a, block, gradient);
+    load_lanes<T>(m_.r, m_.c, grad_out, m_.n_a, block, gradient);
     pass_to_previous(work, block, step + 1, gradient);
     PairSums<T> sums = {};
     for (int64_t e = list_.first[block.first]; step + 1 < m_.stages - 1 && m_.steps[step + 1].ar &&
@@ -173,14 +150,14 @@ void EngineOf<T>::op_messages_gradient(const cf_message& in, const double* grad_
     V* gradient = work.grad_a.need(a_size());
     for (size_t i = 0; i < a_size(); ++i) gradient[i] = V{};
     add_later_gradients(block, step, gradient);
-    store_lanes<T>(m_, gradient, m_.n_a, block, grad_a);
+    store_lanes<T>(m_.r, m_.c, gradient, m_.n_a, block, grad_a);
     V* kept = grad_rows_.data() + size_t(block.number) * stack.n_readout;
     for (int i = 0; i < stack.n_readout; ++i) kept[i] = V{};  // read-outs are not asked here
     message_rows_gradient(work, block, step);
     V* to = work.grad_b.need(m_.n_features());
     for (int f = 0; f < m_.n_features(); ++f) to[f] = V{};
     if (stack.n_message) add_weighted(stack.backward, work.grad_rows.data(), to);
-    store_lanes<T>(m_, to, m_.n_inv, block, grad_b);
+    store_lanes<T>(m_.r, m_.c, to, m_.n_inv, block, grad_b);
     find_neighbors(work, block, step + 1);
     PairSums<T> sums = {};
     if (const V* dr = distance_gradients(work, block, step))
