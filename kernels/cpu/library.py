@@ -265,7 +265,8 @@ class Handle:
     """
 
     def __init__(self, kind: str, *given: Any) -> None:
-        self._lib, self._kind, self._as_parameter_ = library(), kind, c_void_p()
+        self._as_parameter_ = c_void_p()  # first: what fails is freed too
+        self._lib, self._kind = library(), kind
         self._made_of = [x for x in given if isinstance(x, Handle)]
         text = ctypes.create_string_buffer(ERROR_LENGTH)
         create = getattr(self._lib, f"cf_{kind}_create")
