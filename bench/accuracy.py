@@ -21,10 +21,7 @@ from cace_fast.kernels.nufft import NufftSum, accuracy
 from cace_fast.kernels.transforms import make_transforms
 
 DL, SIGMA = 2.0, 1.0
-REQUESTED = {
-    "double": [10.0**-k for k in range(3, 13)],
-    "single": [10.0**-k for k in range(3, 8)],
-}
+REQUESTED = {"double": [10.0**-k for k in range(3, 13)], "single": [10.0**-k for k in range(3, 8)]}
 
 
 def systems() -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:

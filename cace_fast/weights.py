@@ -104,14 +104,15 @@ def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     for s, sub in enumerate(spec.submodels):
         for m, module in enumerate(sub.modules):
             if isinstance(module, Readout):
-                shapes |= mlp_shapes(module.mlp, f"outputs.{s}.{m}")
-                if module.linear:
-                    shapes |= _linear_shapes(
-                        (module.n_out, module.mlp.widths[0]),
-                        module.mlp,
-                        f"outputs.{s}.{m}.linear",
-                        True,
-                    )
+                shapes |= readout_shapes(module, f"outputs.{s}.{m}")
+    return shapes
+
+
+def readout_shapes(readout: Readout, prefix: str) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of the tensors of one read-out."""
+    shapes, mlp = mlp_shapes(readout.mlp, prefix), readout.mlp
+    if readout.linear:
+        shapes |= _linear_shapes((readout.n_out, mlp.widths[0]), mlp, f"{prefix}.linear", True)
     return shapes
 
 

@@ -122,7 +122,7 @@ def hidden_layer(rep: Representation, tensors: dict[str, torch.Tensor]) -> Basis
     """
     r = torch.linspace(1.4, CUTOFF - 1e-3, 400, dtype=torch.float64)
     f_c = cutoff_function(r, rep.cutoff_function)[:, None]
-    channels = radial_basis(r, tensors, rep.radial) * f_c
+    channels = radial_basis(r, tensors, rep.radial, rep.cutoff_function.cutoff) * f_c
     crystal = features(bulk("Cu", "fcc", a=3.6), rep, tensors)[0][0].detach()
     scalar = torch.arange(0, rep.n_features, rep.n_invariants)  # where nu = 1 stands
     rows, biases = [], []

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -13,13 +12,9 @@ from torch import Tensor
 
 from cace_fast import tables
 from cace_fast.errors import InputError
-from cace_fast.kernels import _checks
-from cace_fast.kernels._autograd import differentiable, kept, refuse, slopes
-from cace_fast.kernels._compiled import Model, array, compiled
-from cace_fast.kernels.cpu.operations import Operations
+from cace_fast.kernels import _operators as shared
+from cace_fast.kernels.cpu import operations
 from cace_fast.kernels.polynomials import rates_of_tensors
-from cace_fast.spec import CutoffFunction, ModelSpec, RadialBasis, Representation
-from cace_fast.weights import expected_shapes
 
 BLOCK = 16_384  # lanes of the second derivatives on a CPU that are computed at once
 
@@ -51,36 +46,10 @@ def contraction(a: Tensor, l_max: int, nu_max: int, *, backend: str | None = Non
     for name, value, high in (("l_max", l_max, tables.MAX_DEGREE), ("nu_max", nu_max, 4)):
         if not (name == "nu_max") <= value <= high:
             raise InputError(name, f"an integer up to {high}", value)
-    _checks.require("a", a, (None, None, tables.n_monomials(l_max), None), _checks.FLOATS)
-    chosen = _checks.select_backend(a.device, backend)
+    shared.require("a", a, (None, None, tables.n_monomials(l_max), None), shared.FLOATS)
+    chosen = shared.select_backend(a.device, backend)
     out: Tensor = _contraction(a.contiguous(), l_max, nu_max, chosen)
     return out
-
-
-def _operations(a: Tensor, l_max: int, nu_max: int) -> AbstractContextManager[Operations]:
-    """Give the operations of a representation whose radial functions are the lanes of ``a``."""
-    lanes = max(1, a.shape[1] * a.shape[3])
-    key = ("contraction", lanes, l_max, nu_max)
-    return compiled(key, (), a.dtype, lambda: _model(lanes, l_max, nu_max))
-
-
-def _model(lanes: int, l_max: int, nu_max: int) -> Model:
-    rep = Representation(
-        (1,), 1, True, 1.0, RadialBasis("bessel", 1), CutoffFunction("polynomial", 1.0), lanes,
-        l_max, nu_max,
-    )  # fmt: skip
-    spec = ModelSpec(rep)
-    return spec, [torch.ones(shape, device="cpu") for shape in expected_shapes(spec).values()]
-
-
-def _lanes(x: Tensor) -> Tensor:
-    """Return [n, n_radial, m, C] as [n, n_radial C, m, 1]."""
-    return x.movedim(3, 2).flatten(1, 2).unsqueeze(-1)
-
-
-def _back(lanes: Tensor, like: Tensor) -> Tensor:
-    split = torch.unflatten(lanes[..., 0], 1, (like.shape[1], like.shape[3]))
-    return split.movedim(2, 3).contiguous()
 
 
 @torch.library.custom_op("cace_fast::contraction", mutates_args=())
@@ -89,9 +58,8 @@ def _contraction(a: Tensor, l_max: int, nu_max: int, backend: str) -> Tensor:
         from cace_fast.kernels.triton import operators
 
         return operators.contraction(a, l_max, nu_max)
-    with _operations(a, l_max, nu_max) as operations:
-        found = operations.contraction(array(_lanes(a)))
-    return _back(torch.from_numpy(found).to(a.dtype), a)
+    found = operations.contraction(shared.array(a), l_max, nu_max, shared.precision_of(a.dtype))
+    return torch.from_numpy(found).to(a.dtype)
 
 
 @_contraction.register_fake
@@ -107,9 +75,9 @@ def _contraction_gradient(
         from cace_fast.kernels.triton import operators
 
         return operators.contraction_gradient(grad_out, a, l_max, nu_max)
-    with _operations(a, l_max, nu_max) as operations:
-        found = operations.contraction_gradient(array(_lanes(a)), array(_lanes(grad_out)))
-    return _back(torch.from_numpy(found).to(a.dtype), a)
+    given = shared.array(a), shared.array(grad_out)
+    found = operations.contraction_gradient(*given, l_max, nu_max, shared.precision_of(a.dtype))
+    return torch.from_numpy(found).to(a.dtype)
 
 
 @_contraction_gradient.register_fake
@@ -150,15 +118,15 @@ def _(along: Tensor, grad_out: Tensor, a: Tensor, *options: Any) -> tuple[Tensor
 
 
 def _backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
-    arguments = kept(ctx)
-    return slopes(arguments, _contraction_gradient(grad_out, *arguments))
+    arguments = shared.arguments_of(ctx)
+    return shared.slopes(arguments, _contraction_gradient(grad_out, *arguments))
 
 
 def _gradient_backward(ctx: Any, along: Tensor) -> tuple[Any, ...]:
-    arguments = kept(ctx)
-    return slopes(arguments, *_contraction_rates(along, *arguments))
+    arguments = shared.arguments_of(ctx)
+    return shared.slopes(arguments, *_contraction_rates(along, *arguments))
 
 
-differentiable(_contraction, _backward)
-differentiable(_contraction_gradient, _gradient_backward)
-differentiable(_contraction_rates, refuse("contraction", "second"))
+shared.differentiable(_contraction, _backward)
+shared.differentiable(_contraction_gradient, _gradient_backward)
+shared.differentiable(_contraction_rates, shared.refuse("contraction", "second"))

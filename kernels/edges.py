@@ -78,9 +78,14 @@ def in_order(
     segments, count = torch.unique_consecutive(segment[order], return_counts=True)
     sender = senders[order]
     return Order(
-        order, sender, receivers[order], count, segments // n_species, segments % n_species,
+        order,
+        sender,
+        receivers[order],
+        count,
+        segments // n_species,
+        segments % n_species,
         torch.argsort(sender, stable=True),
-    )  # fmt: skip
+    )
 
 
 def edges_of(

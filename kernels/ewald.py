@@ -14,13 +14,11 @@ import torch
 from torch import Tensor
 
 from cace_fast.errors import InputError
-from cace_fast.kernels import _checks
-from cace_fast.kernels._autograd import differentiable_once
-from cace_fast.kernels._compiled import array
+from cace_fast.kernels import _operators as shared
 from cace_fast.kernels.cpu.library import EwaldSpec
 from cace_fast.kernels.cpu.long_range import EwaldSum
-from cace_fast.kernels.nufft import BareSum, NufftSum, accuracy
 from cace_fast.kernels.ewald_method import choose
+from cace_fast.kernels.nufft import BareSum, NufftSum, accuracy
 from cace_fast.kernels.transforms import make_transforms
 from cace_fast.slab import planar_potential, require_fit, slab_of
 from cace_fast.spec import Ewald
@@ -99,10 +97,10 @@ def ewald(
     BackendUnavailableError
         If no kernels, or not the ones named, serve the device.
     """
-    _checks.require("charges", charges, (None, None), _checks.FLOATS)
-    _checks.require("positions", positions, (charges.shape[0], 3), _checks.FLOATS)
-    _checks.require("cell", cell, (3, 3), _checks.FLOATS)
-    chosen = _checks.select_backend(charges.device, backend)
+    shared.require("charges", charges, (None, None), shared.FLOATS)
+    shared.require("positions", positions, (charges.shape[0], 3), shared.FLOATS)
+    shared.require("cell", cell, (3, 3), shared.FLOATS)
+    chosen = shared.select_backend(charges.device, backend)
     if spec.exponent != 1 and (not periodic or open_axis is not None):
         got = "a slab" if periodic else "an open one"
         raise InputError("pbc", "a periodic system for an Ewald sum of exponent 6", got)
@@ -181,9 +179,13 @@ def _bare(
         return BareSum(*operators.ewald(q, r, cell, k_cell, module, periodic=periodic))
     # the open sum removes its self terms itself
     spec = EwaldSpec(dl, sigma, 1.0, 0.0, 0.0, exponent, not periodic, 0)
-    total = EwaldSum(spec, array(k_cell) if periodic else None)
+    total = EwaldSum(spec, shared.array(k_cell) if periodic else None)
     found = total.evaluate(
-        array(q), array(r), array(cell), periodic=periodic, n_threads=torch.get_num_threads()
+        shared.array(q),
+        shared.array(r),
+        shared.array(cell),
+        periodic=periodic,
+        n_threads=torch.get_num_threads(),
     )
     return BareSum(*(torch.from_numpy(x) for x in found[1:]))
 
@@ -235,4 +237,4 @@ def _(
     return torch.empty_like(charges), torch.empty_like(positions), torch.empty_like(cell)
 
 
-differentiable_once(_ewald, _ewald_gradient, "ewald")
+shared.differentiable_once(_ewald, _ewald_gradient, "ewald")

@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from cace_fast.errors import InputError
-from cace_fast.kernels import _checks
-from cace_fast.kernels._autograd import differentiable_once
-from cace_fast.kernels._compiled import array, compiled_of, graph_of
+from cace_fast.kernels import _operators as shared
 from cace_fast.spec import Representation
 
 if TYPE_CHECKING:
@@ -60,15 +58,15 @@ def messages(
     BackendUnavailableError
         If no kernels, or not the ones named, serve the device.
     """
-    _checks.require_edges(vectors, senders, receivers, species)
+    shared.require_edges(vectors, senders, receivers, species)
     if not 0 <= step < len(spec.steps):
         raise InputError("step", f"one of the {len(spec.steps)} steps of the specification", step)
     n, r, c = species.shape[0], spec.n_radial, spec.n_channels
     for name, tensor, rows in zip(("a", "b"), (a, b), spec.derive(_rows), strict=True):
-        _checks.require(name, tensor, (n, r, rows, c), (vectors.dtype,))
-    chosen = _checks.select_backend(vectors.device, backend)
-    names, text = _checks.described(spec)
-    tensors = _checks.require_constant(weights, names)
+        shared.require(name, tensor, (n, r, rows, c), (vectors.dtype,))
+    chosen = shared.select_backend(vectors.device, backend)
+    names, text = shared.described(spec)
+    tensors = shared.require_constant(weights, names)
     edges = (vectors.contiguous(), senders, receivers, species)
     inputs = (a.contiguous(), b.contiguous(), *edges)
     out: Tensor = _messages(*inputs, tensors, text, step, chosen)
@@ -86,8 +84,8 @@ def _on_device(
     """Return the Triton kernels with their edges."""
     from cace_fast.kernels.triton.operators import Step
 
-    whole = _checks.read(text)
-    return Step(edges, _checks.named(weights, whole), whole.representation, step)
+    whole = shared.read(text)
+    return Step(edges, shared.named(weights, whole), whole.representation, step)
 
 
 @torch.library.custom_op("cace_fast::messages", mutates_args=())
@@ -106,9 +104,9 @@ def _messages(
     if backend == "triton":
         edges = (vectors, senders, receivers, species)
         return _on_device(edges, weights, spec, step).value(a, b)
-    graph = graph_of(vectors, senders, receivers, species)
-    with compiled_of(spec, weights, vectors.dtype) as operations:
-        found = operations.messages(graph, array(a), array(b), step)
+    graph = shared.graph_of(vectors, senders, receivers, species)
+    with shared.compiled(shared.edge_operations, spec, weights, vectors.dtype) as operations:
+        found = operations.messages(graph, shared.array(a), shared.array(b), step)
     return torch.from_numpy(found).to(vectors.dtype)
 
 
@@ -134,9 +132,11 @@ def _messages_gradient(
     if backend == "triton":
         edges = (vectors, senders, receivers, species)
         return _on_device(edges, weights, spec, step).gradient(a, b, grad_out)
-    graph = graph_of(vectors, senders, receivers, species)
-    with compiled_of(spec, weights, vectors.dtype) as operations:
-        found = operations.messages_gradient(graph, array(a), array(b), step, array(grad_out))
+    graph = shared.graph_of(vectors, senders, receivers, species)
+    with shared.compiled(shared.edge_operations, spec, weights, vectors.dtype) as operations:
+        found = operations.messages_gradient(
+            graph, shared.array(a), shared.array(b), step, shared.array(grad_out)
+        )
     grad_a, grad_b, grad_vectors = (torch.from_numpy(x).to(vectors.dtype) for x in found)
     return grad_a, grad_b, grad_vectors
 
@@ -148,4 +148,4 @@ def _(
     return torch.empty_like(a), torch.empty_like(b), torch.empty_like(vectors)
 
 
-differentiable_once(_messages, _messages_gradient, "messages")
+shared.differentiable_once(_messages, _messages_gradient, "messages")

@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from cace_fast.kernels import _checks
-from cace_fast.kernels._autograd import differentiable, kept, refuse, slopes
-from cace_fast.kernels._compiled import array, compiled_of, graph_of
+from cace_fast.kernels import _operators as shared
 from cace_fast.kernels.cpu.edge_sums import EdgeSums
 from cace_fast.kernels.edge_moments import EdgeMoments
 from cace_fast.spec import Representation
@@ -63,10 +61,10 @@ def moments(
     BackendUnavailableError
         If no kernels, or not the ones named, serve the device.
     """
-    _checks.require_edges(vectors, senders, receivers, species)
-    chosen = _checks.select_backend(vectors.device, backend)
-    names, text = _checks.described(spec)
-    tensors = _checks.require_weights(weights, names)
+    shared.require_edges(vectors, senders, receivers, species)
+    chosen = shared.select_backend(vectors.device, backend)
+    names, text = shared.described(spec)
+    tensors = shared.require_weights(weights, names)
     edges = (vectors.contiguous(), senders, receivers, species)
     out: Tensor = _moments(*edges, tensors, text, chosen)
     return out
@@ -86,17 +84,17 @@ def _of_edges(given: Given, weights: list[Tensor], spec: str, backend: str) -> E
     """Return the backend's sums over these edges."""
     if backend == "triton":
         return _on_device(given, weights, spec)
-    named, rep = _representation(given, weights, spec)
-    return EdgeMoments(given, named, rep, EdgeSums(rep, named))
+    like, rep = _representation(given, weights, spec)
+    return EdgeMoments(given, like, rep, EdgeSums(rep, like))
 
 
 def _representation(
     given: Given, weights: list[Tensor], spec: str
 ) -> tuple[dict[str, Tensor], Representation]:
     """Return the tensors by name, constants in the dtype of the vectors; and the representation."""
-    whole = _checks.read(spec)
-    named = _checks.named(weights, whole)
-    return {name: t.detach().to(given[0]) for name, t in named.items()}, whole.representation
+    whole = shared.read(spec)
+    like = {name: t.detach().to(given[0]) for name, t in shared.named(weights, whole).items()}
+    return like, whole.representation
 
 
 @torch.library.custom_op("cace_fast::moments", mutates_args=())
@@ -111,8 +109,8 @@ def _moments(
 ) -> Tensor:
     if backend == "triton":
         return _on_device((vectors, senders, receivers, species), weights, spec).value()
-    graph = graph_of(vectors, senders, receivers, species)
-    with compiled_of(spec, weights, vectors.dtype) as operations:
+    graph = shared.graph_of(vectors, senders, receivers, species)
+    with shared.compiled(shared.edge_operations, spec, weights, vectors.dtype) as operations:
         found = operations.moments(graph)
     return torch.from_numpy(found).to(vectors.dtype)
 
@@ -127,7 +125,7 @@ def _(
     spec: str,
     backend: str,
 ) -> Tensor:
-    rep = _checks.read(spec).representation
+    rep = shared.read(spec).representation
     return vectors.new_empty(species.shape[0], rep.n_radial, rep.n_monomials, rep.n_channels)
 
 
@@ -145,9 +143,9 @@ def _moments_gradient(
     if backend == "triton":
         given = (vectors, senders, receivers, species)
         return _on_device(given, weights, spec).gradient(grad_out)
-    graph = graph_of(vectors, senders, receivers, species)
-    with compiled_of(spec, weights, vectors.dtype) as operations:
-        found = operations.moments_gradient(graph, array(grad_out))
+    graph = shared.graph_of(vectors, senders, receivers, species)
+    with shared.compiled(shared.edge_operations, spec, weights, vectors.dtype) as operations:
+        found = operations.moments_gradient(graph, shared.array(grad_out))
     return torch.from_numpy(found).to(vectors.dtype)
 
 
@@ -193,9 +191,9 @@ def _moments_by_weights(
     """Return dE/dweight of dE/dA; with ``along``, its change when vectors change so."""
     edges = _of_edges((vectors, senders, receivers, species), weights, spec, backend)
     found = edges.by_weights(grad_out, along)
-    named = _checks.named(weights, _checks.read(spec))
+    every = shared.named(weights, shared.read(spec)).items()
     # messages of the same representation have no part in A
-    return [found[n].to(w) if n in found else torch.zeros_like(w) for n, w in named.items()]
+    return [found[n].to(w) if n in found else torch.zeros_like(w) for n, w in every]
 
 
 @_moments_by_weights.register_fake
@@ -223,22 +221,22 @@ def _weights_gradient(ctx: Any, along: Tensor | None, arguments: tuple[Any, ...]
 
 
 def _backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
-    arguments = kept(ctx)
+    arguments = shared.arguments_of(ctx)
     by_vectors = None
     if ctx.needs_input_grad[0]:
         by_vectors = _moments_gradient(grad_out, *arguments)
     by_weights = _weights_gradient(ctx, None, (grad_out, *arguments))
-    return slopes(arguments, by_vectors, None, None, None, by_weights)
+    return shared.slopes(arguments, by_vectors, None, None, None, by_weights)
 
 
 def _gradient_backward(ctx: Any, along: Tensor) -> tuple[Any, ...]:
-    arguments = kept(ctx)
+    arguments = shared.arguments_of(ctx)
     by_grad_out, by_vectors = _moments_rates(along, *arguments)
     by_weights = _weights_gradient(ctx, along, arguments)
-    return slopes(arguments, by_grad_out, by_vectors, None, None, None, by_weights)
+    return shared.slopes(arguments, by_grad_out, by_vectors, None, None, None, by_weights)
 
 
-differentiable(_moments, _backward)
-differentiable(_moments_gradient, _gradient_backward)
-differentiable(_moments_rates, refuse("moments", "second"))
-differentiable(_moments_by_weights, refuse("moments", "second"))
+shared.differentiable(_moments, _backward)
+shared.differentiable(_moments_gradient, _gradient_backward)
+shared.differentiable(_moments_rates, shared.refuse("moments", "second"))
+shared.differentiable(_moments_by_weights, shared.refuse("moments", "second"))

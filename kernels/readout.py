@@ -5,34 +5,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from cace_fast.kernels import _checks
-from cace_fast.kernels._autograd import differentiable_once
-from cace_fast.kernels._compiled import Model, array, compiled
-from cace_fast.kernels.cpu.operations import Operations
-from cace_fast.spec import (
-    CutoffFunction,
-    ModelSpec,
-    RadialBasis,
-    Readout,
-    Representation,
-    SubModel,
-    to_json,
-)
-from cace_fast.weights import expected_shapes
+from cace_fast.kernels import _operators as shared
+from cace_fast.kernels.cpu.operations import Network
+from cace_fast.spec import Readout, readout_from_json, readout_to_json
+from cace_fast.weights import readout_shapes
 
 if TYPE_CHECKING:
-    from cace_fast.kernels.triton.operators import Network
-
-PREFIX = "outputs.0.0"
+    from cace_fast.kernels.triton import operators
 
 
 def readout(
@@ -65,10 +51,10 @@ def readout(
     BackendUnavailableError
         If no kernels, or not the ones named, serve the device.
     """
-    _checks.require("features", features, (None, spec.mlp.widths[0]), _checks.FLOATS)
-    chosen = _checks.select_backend(features.device, backend)
+    shared.require("features", features, (None, spec.mlp.widths[0]), shared.FLOATS)
+    chosen = shared.select_backend(features.device, backend)
     names, text = spec.derive(_described)
-    tensors = _checks.require_constant(weights, [prefix + name for name in names])
+    tensors = shared.require_constant(weights, [prefix + name for name in names])
     out: Tensor = _readout(features.contiguous(), tensors, text, chosen)
     return out
 
@@ -80,60 +66,43 @@ def _described(spec: Readout) -> tuple[tuple[str, ...], str]:
 
 @lru_cache(maxsize=16)
 def _made_once(spec: Readout) -> tuple[tuple[str, ...], str]:
-    whole = _model(spec)
-    own = [name for name in expected_shapes(whole) if name.startswith(PREFIX)]
-    return tuple(name.removeprefix(PREFIX) for name in own), to_json(whole)
+    return tuple(readout_shapes(spec, "")), readout_to_json(spec)
 
 
-def _model(spec: Readout) -> ModelSpec:
-    """Return a model of one read-out whose features are as many as its inputs."""
-    rep = Representation(
-        (1,), 1, True, 1.0, RadialBasis("bessel", 1), CutoffFunction("polynomial", 1.0),
-        spec.mlp.widths[0], 0, 1,
-    )  # fmt: skip
-    return ModelSpec(rep, (SubModel((replace(spec, features=("node_feats",)),)),))
+@lru_cache(maxsize=16)
+def _read(text: str) -> Readout:
+    return readout_from_json(text)
 
 
-def _operations(
-    weights: list[Tensor], text: str, dtype: torch.dtype
-) -> AbstractContextManager[Operations]:
-    """Give the operations of the network."""
-
-    def whole() -> Model:
-        spec = _checks.read(text)
-        shapes = expected_shapes(spec)
-        ones = {name: torch.ones(shape, device="cpu") for name, shape in shapes.items()}
-        others = [tensor for name, tensor in ones.items() if not name.startswith(PREFIX)]
-        return spec, [*others, *weights]
-
-    return compiled(text, weights, dtype, whole)
+def _network(text: str, weights: Sequence[Tensor], precision: int) -> Network:
+    """Make the network on the CPU."""
+    module = _read(text)
+    names = (name.removeprefix(".") for name in readout_shapes(module, ""))
+    arrays = {name: shared.array(w) for name, w in zip(names, weights, strict=True)}
+    return Network(module, arrays, precision)
 
 
-def _on_device(features: Tensor, weights: list[Tensor], text: str) -> Network:
+def _on_device(features: Tensor, weights: list[Tensor], text: str) -> operators.Network:
     """Return the Triton kernels with their features."""
-    from cace_fast.kernels.triton.operators import Network
+    from cace_fast.kernels.triton import operators
 
-    spec = _checks.read(text)
-    module = spec.submodels[0].modules[0]
-    assert isinstance(module, Readout)
-    names = [name for name in expected_shapes(spec) if name.startswith(PREFIX)]
-    return Network(features, dict(zip(names, weights, strict=True)), module)
+    module = _read(text)
+    names = readout_shapes(module, operators.Network.PREFIX)
+    return operators.Network(features, dict(zip(names, weights, strict=True)), module)
 
 
 @torch.library.custom_op("cace_fast::readout", mutates_args=())
 def _readout(features: Tensor, weights: list[Tensor], spec: str, backend: str) -> Tensor:
     if backend == "triton":
         return _on_device(features, weights, spec).value()
-    with _operations(weights, spec, features.dtype) as operations:
-        found = operations.readout(array(features))
+    with shared.compiled(_network, spec, weights, features.dtype) as network:
+        found = network.run(shared.array(features))
     return torch.from_numpy(found).to(features.dtype)
 
 
 @_readout.register_fake
 def _(features: Tensor, weights: list[Tensor], spec: str, backend: str) -> Tensor:
-    module = _checks.read(spec).submodels[0].modules[0]
-    assert isinstance(module, Readout)
-    return features.new_empty(features.shape[0], module.n_out)
+    return features.new_empty(features.shape[0], _read(spec).n_out)
 
 
 @torch.library.custom_op("cace_fast::readout_gradient", mutates_args=())
@@ -142,8 +111,8 @@ def _readout_gradient(
 ) -> Tensor:
     if backend == "triton":
         return _on_device(features, weights, spec).gradient(grad_out)
-    with _operations(weights, spec, features.dtype) as operations:
-        found = operations.readout_gradient(array(features), array(grad_out))
+    with shared.compiled(_network, spec, weights, features.dtype) as network:
+        found = network.gradient(shared.array(features), shared.array(grad_out))
     return torch.from_numpy(found).to(features.dtype)
 
 
@@ -152,4 +121,4 @@ def _(grad_out: Tensor, features: Tensor, weights: list[Tensor], spec: str, back
     return torch.empty_like(features)
 
 
-differentiable_once(_readout, _readout_gradient, "readout")
+shared.differentiable_once(_readout, _readout_gradient, "readout")

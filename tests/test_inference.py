@@ -16,10 +16,7 @@ from support.tiny_models import tiny_potential, tiny_structure
 from cace_fast import InputError, Potential, accelerate
 from cace_fast.forward import Forward
 
-MODELS = {
-    "read-out": {},
-    "charges and messages": {"ewald_channels": 1, "steps": ("M+Ar+Bchi",)},
-}
+MODELS = {"read-out": {}, "charges and messages": {"ewald_channels": 1, "steps": ("M+Ar+Bchi",)}}
 
 
 @pytest.fixture(params=MODELS, ids=str)

@@ -13,14 +13,7 @@ from support.tiny_models import tiny_potential, tiny_spec, tiny_structure, tiny_
 from cace_fast import Potential, load
 from cace_fast.errors import InputError, UnknownElementError, VerificationError
 from cace_fast.spec import ModelSpec
-from cace_fast.verification import (
-    Check,
-    Report,
-    completed,
-    quick_check,
-    trial_structure,
-    verify,
-)
+from cace_fast.verification import Check, Report, completed, quick_check, trial_structure, verify
 from cace_fast.weights import Weights
 
 VARIANTS = {
@@ -167,10 +160,7 @@ BROKEN = {
         added(lambda a: (np.diag([0.1, 0.0, 0.0]),), "virials"),
         {"rotation: virials", "virials = float64 reference", STRAIN},
     ),
-    "charges": (
-        scaled("latent_charges", -1.0),
-        {"latent charges = float64 reference"},
-    ),
+    "charges": (scaled("latent_charges", -1.0), {"latent charges = float64 reference"}),
 }
 
 

@@ -13,13 +13,7 @@ from safetensors.torch import save_file
 from support import golden
 
 from cace_fast import CheckpointError, InputError, weights
-from cace_fast.spec import (
-    energy_keys,
-    energy_program,
-    file_to_json,
-    program_from_json,
-    to_json,
-)
+from cace_fast.spec import energy_keys, energy_program, file_to_json, program_from_json, to_json
 from cace_fast.weights import Weights, expected_shapes
 
 SPEC, TENSORS = golden.model()

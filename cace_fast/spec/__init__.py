@@ -38,6 +38,8 @@ from .text import (
     from_json,
     program_from_json,
     program_to_json,
+    readout_from_json,
+    readout_to_json,
     to_json,
 )
 
@@ -82,6 +84,8 @@ __all__ = [
     "program_from_json",
     "program_of",
     "program_to_json",
+    "readout_from_json",
+    "readout_to_json",
     "taken_by",
     "to_json",
     "total_energy_key",

@@ -11,7 +11,7 @@ from cace_fast.errors import SpecError, UnsupportedModelError
 from .checks import shown
 from .heads import Extra
 from .model import Combination, ModelSpec, Provenance, SubModel
-from .outputs import OutputModule
+from .outputs import OutputModule, Readout
 from .program import EnergyHead, EnergyProgram, EwaldTerm
 from .representation import MLP, Bchi, CutoffFunction, MessageStep, RadialBasis, Representation
 from .rule import energy_program, energy_programs
@@ -166,6 +166,22 @@ def program_from_json(text: str) -> EnergyProgram:
         each other.
     """
     return _decoded(_parsed(text, "energy program"), "program", EnergyProgram)
+
+
+def readout_to_json(readout: Readout) -> str:
+    """Return a read-out as JSON text."""
+    return json.dumps(_encode(readout), allow_nan=False)
+
+
+def readout_from_json(text: str) -> Readout:
+    """Return the read-out that :func:`readout_to_json` wrote.
+
+    Raises
+    ------
+    SpecError
+        If the text is not JSON, or a field is missing, unknown or wrong.
+    """
+    return _decoded(_parsed(text, "read-out"), "readout", Readout)
 
 
 def _parsed(text: str, name: str) -> Any:

@@ -27,18 +27,31 @@ from typing import NamedTuple
 HERE = Path(__file__).resolve().parent
 LIBRARY = "libcace_fast.dylib" if sys.platform == "darwin" else "libcace_fast.so"
 FLAGS = (
-    "-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-fno-math-errno",
-    "-fno-trapping-math", "-ffp-contract=fast", "-Wall", "-Wextra",
-)  # fmt: skip
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fopenmp",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-Wall",
+    "-Wextra",
+)
 LINK = ("-shared", "-fopenmp", *(("-Wl,--no-undefined",) if sys.platform == "linux" else ()))
 ISA_FLAGS: dict[str, tuple[str, ...]] = {
     "base": (),
     "avx2": ("-mavx2", "-mfma"),
     "avx512": (
-        "-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mavx2", "-mfma",
+        "-mavx512f",
+        "-mavx512dq",
+        "-mavx512vl",
+        "-mavx512bw",
+        "-mavx2",
+        "-mfma",
         "-mprefer-vector-width=512",
     ),
-}  # fmt: skip
+}
 
 
 class BuildError(RuntimeError):

@@ -20,17 +20,33 @@ from cace_fast.spec import Representation
 
 class _Functions(ctypes.Structure):
     _fields_ = (
-        ("kind", c_int32), ("cutoff", c_int32), ("n_b", c_int32), ("n_a", c_int32),
-        ("p", c_double), ("table", c_void_p), ("parent", c_void_p), ("axis", c_void_p),
-    )  # fmt: skip
+        ("kind", c_int32),
+        ("cutoff", c_int32),
+        ("n_b", c_int32),
+        ("n_a", c_int32),
+        ("p", c_double),
+        ("table", c_void_p),
+        ("parent", c_void_p),
+        ("axis", c_void_p),
+    )
 
 
 class _Sums(ctypes.Structure):
     _fields_ = (
         ("n_segments", c_int64),
-        *((name, c_void_p) for name in (
-            "first", "vectors", "along", "grad_sums", "sums", "grad_vectors", "grad_table")),
-    )  # fmt: skip
+        *(
+            (name, c_void_p)
+            for name in (
+                "first",
+                "vectors",
+                "along",
+                "grad_sums",
+                "sums",
+                "grad_vectors",
+                "grad_table",
+            )
+        ),
+    )
 
 
 class EdgeSums:
@@ -50,9 +66,13 @@ class EdgeSums:
         self.n_b, self.n_a = spec.radial.n_rbf, spec.n_monomials
         kind, cutoff, p = shapes.radial_shape(spec)
         self._functions = _Functions(
-            kind, cutoff, self.n_b, self.n_a, p,
+            kind,
+            cutoff,
+            self.n_b,
+            self.n_a,
+            p,
             *(a.ctypes.data for a in (self._table, self._parent, self._axis)),
-        )  # fmt: skip
+        )
 
     def forward(self, edges: Edges, rho: Tensor) -> None:
         """Write rho [n_b n_A, S]."""
@@ -93,12 +113,14 @@ class EdgeSums:
     def _run(self, edges: Edges, arrays: Mapping[str, Floats | None]) -> None:
         first = edges.seg_first.long().numpy()
         every: dict[str, NDArray[np.generic] | None] = {
-            **arrays, "first": first, "vectors": _rows(edges.vectors)
-        }  # fmt: skip
+            **arrays,
+            "first": first,
+            "vectors": _rows(edges.vectors),
+        }
         places = {name: a.ctypes.data for name, a in every.items() if a is not None}
         function = library.library().cf_edge_sums_run
         given = _Sums(n_segments=len(edges.seg_atom), **places)
-        code = function(byref(self._functions), byref(given), c_int32(torch.get_num_threads()))
+        code = function(byref(self._functions), byref(given), torch.get_num_threads())
         library.raise_for(code, "edge sums: out of memory")
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from ctypes import byref, c_char_p, c_double, c_int32, c_int64, c_void_p
+from ctypes import byref, c_double, c_int32, c_void_p
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cace_fast.kernels.cpu import library
+from cace_fast.kernels.cpu.library import Handle, address
 from cace_fast.kernels.cpu.long_range import HostSum
 from cace_fast.process import Lock
 
@@ -46,12 +47,6 @@ class StepResult(NamedTuple):
     charges: library.Floats | None
 
 
-def address(array: NDArray[Any]) -> int:
-    """Return where the data of an array stand; quicker than ``array.ctypes.data``."""
-    found: int = array.__array_interface__["data"][0]
-    return found
-
-
 class Evaluator:
     """A model in the library, and the buffers of its evaluation.
 
@@ -82,28 +77,13 @@ class Evaluator:
     ) -> None:
         self._lib = library.library()
         self._lock = Lock()
-        self._model, self._state, self._step = c_void_p(), c_void_p(), c_void_p()
-        self._text = ctypes.create_string_buffer(library.ERROR_LENGTH)
-        names = (c_char_p * len(tensors))(*(name.encode() for name in tensors))
-        arrays = [np.ascontiguousarray(t, dtype=np.float64) for t in tensors.values()]
-        data = (c_void_p * len(arrays))(*(a.ctypes.data for a in arrays))
-        sizes = (c_int64 * len(arrays))(*(a.size for a in arrays))
         self._n_heads = len(heads)
-        self._check(
-            self._lib.cf_model_create(
-                spec_json.encode(), len(arrays), names, data, sizes, len(heads),
-                (library.Head * len(heads))(*heads), byref(self._model), self._text,
-            )
-        )  # fmt: skip
-        self._check(
-            self._lib.cf_state_create(self._model, precision, byref(self._state), self._text)
+        self._model = Handle.of_tensors(
+            "model", spec_json, tensors, len(heads), (library.Head * len(heads))(*heads)
         )
-        self._check(
-            self._lib.cf_step_create(
-                self._model, self._state, len(terms), (library.LongRange * len(terms))(*terms),
-                byref(self._step), self._text,
-            )
-        )  # fmt: skip
+        self._state = Handle("state", self._model, precision)
+        native = (library.LongRange * len(terms))(*terms)
+        self._step = Handle("step", self._model, self._state, len(terms), native)
         self.n_charges = self.query("n_charges")
         self._host: HostSum | None = None
 
@@ -235,10 +215,16 @@ class Evaluator:
             pointers = (None if e is None else e.ctypes.data for e in s.extras)
             extras = (c_void_p * self._n_heads)(*pointers)
         given = library.StructuresC(
-            len(s.species), len(s.cells), address(s.species), address(s.positions),
-            address(s.first_atom), address(s.cells), address(s.periodic),
-            None if extras is None else ctypes.addressof(extras), s.min_dist,
-        )  # fmt: skip
+            len(s.species),
+            len(s.cells),
+            address(s.species),
+            address(s.positions),
+            address(s.first_atom),
+            address(s.cells),
+            address(s.periodic),
+            None if extras is None else ctypes.addressof(extras),
+            s.min_dist,
+        )
         return given, extras
 
     def _prepare(
@@ -252,10 +238,14 @@ class Evaluator:
             senders, receivers, shifts = pairs
             self._finish(
                 self._lib.cf_step_pairs(
-                    self._step, byref(given), len(senders), receivers.ctypes.data,
-                    senders.ctypes.data, shifts.ctypes.data,
+                    self._step,
+                    byref(given),
+                    len(senders),
+                    receivers.ctypes.data,
+                    senders.ctypes.data,
+                    shifts.ctypes.data,
                 )
-            )  # fmt: skip
+            )
 
     def _finish(self, code: int) -> None:
         if self._host is not None:
@@ -268,13 +258,3 @@ class Evaluator:
         if code == library.NOT_FINITE:
             raise library.NotFiniteError(int(self._lib.cf_state_bad_atom(self._state)), text)
         library.raise_for(code, text)
-
-    def _check(self, code: int) -> None:
-        library.raise_for(code, self._text.value.decode())
-
-    def __del__(self) -> None:
-        """Free what the library holds."""
-        for name in ("step", "state", "model"):
-            handle = getattr(self, f"_{name}", None)
-            if handle:
-                getattr(self._lib, f"cf_{name}_free")(handle)

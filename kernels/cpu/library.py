@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import importlib.resources
-from ctypes import POINTER, c_char_p, c_double, c_int32, c_int64, c_void_p
+from collections.abc import Mapping
+from ctypes import POINTER, byref, c_char_p, c_double, c_int32, c_int64, c_void_p
 from functools import cache
 from typing import Any
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from cace_fast.errors import CaceFastError, InputError, UnsupportedModelError
 from cace_fast.kernels.cpu.build import LIBRARY
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 ERROR_LENGTH = 512
 INVALID, UNSUPPORTED, NOT_FINITE, MEMORY, TOO_CLOSE = 1, 2, 3, 4, 100
 DECLINED = -1  # of a HOST_SUM: the library is to do it
@@ -42,38 +43,56 @@ class Head(ctypes.Structure):
     """``cf_head``: one read-out to evaluate."""
 
     _fields_ = (
-        ("submodel", c_int32), ("module", c_int32), ("energy_column", c_int32),
-        ("average", c_int32), ("charges", c_int32), ("energy_weight", c_double),
-    )  # fmt: skip
+        ("submodel", c_int32),
+        ("module", c_int32),
+        ("energy_column", c_int32),
+        ("average", c_int32),
+        ("charges", c_int32),
+        ("energy_weight", c_double),
+    )
 
 
 class EwaldSpec(ctypes.Structure):
     """``cf_ewald_spec``: parameters of an Ewald module."""
 
     _fields_ = (
-        ("dl", c_double), ("sigma", c_double), ("norm", c_double), ("field", c_double),
-        ("neutral_lambda", c_double), ("exponent", c_int32), ("remove_self", c_int32),
+        ("dl", c_double),
+        ("sigma", c_double),
+        ("norm", c_double),
+        ("field", c_double),
+        ("neutral_lambda", c_double),
+        ("exponent", c_int32),
+        ("remove_self", c_int32),
         ("field_direction", c_int32),
-    )  # fmt: skip
+    )
 
 
 class LongRange(ctypes.Structure):
     """``cf_long_range``: one Ewald term of the energy."""
 
     _fields_ = (
-        ("ewald", EwaldSpec), ("weight", c_double), ("first_charge", c_int32),
-        ("n_charges", c_int32), ("fixed", POINTER(c_double)),
-    )  # fmt: skip
+        ("ewald", EwaldSpec),
+        ("weight", c_double),
+        ("first_charge", c_int32),
+        ("n_charges", c_int32),
+        ("fixed", POINTER(c_double)),
+    )
 
 
 class StructuresC(ctypes.Structure):
     """``cf_structures``; addresses of arrays."""
 
     _fields_ = (
-        ("n_atoms", c_int32), ("n_systems", c_int32), ("species", c_void_p),
-        ("positions", c_void_p), ("first_atom", c_void_p), ("cells", c_void_p),
-        ("periodic", c_void_p), ("extras", c_void_p), ("min_dist", c_double),
-    )  # fmt: skip
+        ("n_atoms", c_int32),
+        ("n_systems", c_int32),
+        ("species", c_void_p),
+        ("positions", c_void_p),
+        ("first_atom", c_void_p),
+        ("cells", c_void_p),
+        ("periodic", c_void_p),
+        ("extras", c_void_p),
+        ("min_dist", c_double),
+    )
 
 
 class StepResultC(ctypes.Structure):
@@ -84,11 +103,37 @@ class StepResultC(ctypes.Structure):
     )
 
 
+class EdgesC(ctypes.Structure):
+    """``cf_edges``; addresses of arrays."""
+
+    _fields_ = (
+        ("n_edges", c_int64),
+        ("n_atoms", c_int64),
+        *((name, c_void_p) for name in ("vectors", "senders", "receivers", "species")),
+    )
+
+
+class MessageC(ctypes.Structure):
+    """``cf_message``; addresses of arrays."""
+
+    _fields_ = (("step", c_int32), ("a", c_void_p), ("b", c_void_p))
+
+
 # cf_host_sum
 HOST_SUM = ctypes.CFUNCTYPE(
-    ctypes.c_int, c_void_p, c_int32, c_int64, c_int32, c_void_p, c_void_p, c_void_p, c_double,
-    c_void_p, c_void_p, c_void_p,
-)  # fmt: skip
+    ctypes.c_int,
+    c_void_p,
+    c_int32,
+    c_int64,
+    c_int32,
+    c_void_p,
+    c_void_p,
+    c_void_p,
+    c_double,
+    c_void_p,
+    c_void_p,
+    c_void_p,
+)
 
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cf_abi_version": (ctypes.c_int, ()),
@@ -96,14 +141,22 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cf_isa": (c_char_p, (c_char_p,)),
     "cf_model_create": (
         ctypes.c_int,
-        (c_char_p, c_int32, POINTER(c_char_p), POINTER(c_void_p), POINTER(c_int64), c_int32,
-         POINTER(Head), POINTER(c_void_p), c_char_p),
+        (
+            c_char_p,
+            c_int32,
+            POINTER(c_char_p),
+            POINTER(c_void_p),
+            POINTER(c_int64),
+            c_int32,
+            POINTER(Head),
+            POINTER(c_void_p),
+            c_char_p,
+        ),
     ),
-    "cf_model_open": (
-        ctypes.c_int, (c_char_p, c_char_p, c_int32, POINTER(c_void_p), c_char_p)
-    ),
+    "cf_model_open": (ctypes.c_int, (c_char_p, c_char_p, c_int32, POINTER(c_void_p), c_char_p)),
     "cf_model_open_bytes": (
-        ctypes.c_int, (c_char_p, c_int64, c_char_p, c_int32, POINTER(c_void_p), c_char_p)
+        ctypes.c_int,
+        (c_char_p, c_int64, c_char_p, c_int32, POINTER(c_void_p), c_char_p),
     ),
     "cf_model_row": (c_int32, (c_void_p, c_int32)),
     "cf_model_isolated": (c_double, (c_void_p, c_int32)),
@@ -128,7 +181,8 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cf_step_fields": (ctypes.c_int, (c_void_p, c_int32, c_void_p, c_void_p)),
     "cf_step_host": (None, (c_void_p, HOST_SUM, c_void_p)),
     "cf_step_pairs": (
-        ctypes.c_int, (c_void_p, POINTER(StructuresC), c_int64, c_void_p, c_void_p, c_void_p)
+        ctypes.c_int,
+        (c_void_p, POINTER(StructuresC), c_int64, c_void_p, c_void_p, c_void_p),
     ),
     "cf_step_run": (ctypes.c_int, (c_void_p, POINTER(StructuresC), POINTER(StepResultC))),
     "cf_step_charge_gradients": (ctypes.c_int, (c_void_p, c_int32, c_void_p, c_void_p)),
@@ -145,15 +199,45 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cf_ewald_slab": (None, (c_void_p, c_double)),
     "cf_ewald_cell": (ctypes.c_int, (c_void_p, c_void_p, POINTER(c_int64), c_char_p)),
     "cf_ewald_structure_factors": (None, (c_void_p, c_int64, c_int32, *(c_void_p,) * 3)),
-    "cf_ewald_finish": (
-        ctypes.c_int, (c_void_p, c_int64, c_int32, *(c_void_p,) * 6, c_char_p)
+    "cf_ewald_finish": (ctypes.c_int, (c_void_p, c_int64, c_int32, *(c_void_p,) * 6, c_char_p)),
+    "cf_edge_sums_run": (ctypes.c_int, (c_void_p, c_void_p, c_int32)),
+    "cf_contraction": (
+        ctypes.c_int,
+        (c_int32, c_int32, c_int32, c_int64, c_int64, *(c_void_p,) * 2),
+    ),
+    "cf_contraction_gradient": (
+        ctypes.c_int,
+        (c_int32, c_int32, c_int32, c_int64, c_int64, *(c_void_p,) * 3),
+    ),
+    "cf_network_create": (
+        ctypes.c_int,
+        (
+            c_char_p,
+            c_int32,
+            POINTER(c_char_p),
+            POINTER(c_void_p),
+            POINTER(c_int64),
+            c_int32,
+            POINTER(c_void_p),
+            c_char_p,
+        ),
+    ),
+    "cf_network_free": (None, (c_void_p,)),
+    "cf_network_run": (ctypes.c_int, (c_void_p, c_int64, *(c_void_p,) * 2)),
+    "cf_network_gradient": (ctypes.c_int, (c_void_p, c_int64, *(c_void_p,) * 3)),
+    "cf_moments": (ctypes.c_int, (c_void_p, POINTER(EdgesC), c_void_p)),
+    "cf_moments_gradient": (ctypes.c_int, (c_void_p, POINTER(EdgesC), *(c_void_p,) * 2)),
+    "cf_messages": (ctypes.c_int, (c_void_p, POINTER(EdgesC), POINTER(MessageC), c_void_p)),
+    "cf_messages_gradient": (
+        ctypes.c_int,
+        (c_void_p, POINTER(EdgesC), POINTER(MessageC), *(c_void_p,) * 4),
     ),
     "cf_ewald_virial": (None, (c_void_p, c_int32, c_void_p, c_void_p)),
     "cf_ewald_evaluate": (
-        ctypes.c_int, (c_void_p, c_int64, c_int32, *(c_void_p,) * 3, c_int32, *(c_void_p,) * 4,
-                       c_char_p)
+        ctypes.c_int,
+        (c_void_p, c_int64, c_int32, *(c_void_p,) * 3, c_int32, *(c_void_p,) * 4, c_char_p),
     ),
-}  # fmt: skip
+}
 
 
 @cache
@@ -200,6 +284,55 @@ def peak(precision: int) -> float:
 def bandwidth() -> float:
     """Return the measured rate of copying memory by one core in bytes/s."""
     return float(library().cf_machine_bandwidth())
+
+
+def address(array: NDArray[Any]) -> int:
+    """Return where the data of an array stand; quicker than ``array.ctypes.data``."""
+    found: int = array.__array_interface__["data"][0]
+    return found
+
+
+class Handle:
+    """An object of the library, which ctypes takes in the place of its pointer.
+
+    ``cf_KIND_create`` makes it and ``cf_KIND_free`` frees it; the handles that it was made of live
+    as long as it does.
+
+    Parameters
+    ----------
+    kind
+        ``"model"``, ``"state"``, ``"step"``, ``"network"`` or ``"ewald"``.
+    given
+        The first arguments of the function that makes it.
+
+    Raises
+    ------
+    InputError, UnsupportedModelError
+        As :func:`raise_for`.
+    """
+
+    def __init__(self, kind: str, *given: Any) -> None:
+        self._as_parameter_ = c_void_p()  # first: what fails is freed too
+        self._lib, self._kind = library(), kind
+        self._made_of = [x for x in given if isinstance(x, Handle)]
+        text = ctypes.create_string_buffer(ERROR_LENGTH)
+        create = getattr(self._lib, f"cf_{kind}_create")
+        raise_for(create(*given, byref(self._as_parameter_), text), text.value.decode())
+
+    @classmethod
+    def of_tensors(cls, kind: str, text: str, tensors: Mapping[str, Floats], *rest: Any) -> Handle:
+        """Return what is made of JSON text and named tensors, which are copied, and the rest."""
+        arrays = [np.ascontiguousarray(t, dtype=np.float64) for t in tensors.values()]
+        n = len(arrays)
+        names = (c_char_p * n)(*(name.encode() for name in tensors))
+        data = (c_void_p * n)(*map(address, arrays))
+        sizes = (c_int64 * n)(*(a.size for a in arrays))
+        return cls(kind, text.encode(), n, names, data, sizes, *rest)
+
+    def __del__(self) -> None:
+        """Free what the library holds."""
+        if self._as_parameter_:
+            getattr(self._lib, f"cf_{self._kind}_free")(self._as_parameter_)
 
 
 class TooCloseError(CaceFastError):

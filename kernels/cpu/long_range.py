@@ -7,15 +7,15 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from ctypes import byref, c_void_p
+from ctypes import byref
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from cace_fast.kernels.cpu import library
-from cace_fast.kernels.nufft import NufftSum, accuracy
 from cace_fast.kernels.ewald_method import choose
+from cace_fast.kernels.nufft import NufftSum, accuracy
 from cace_fast.kernels.transforms import make_transforms
 
 
@@ -40,11 +40,8 @@ class EwaldSum:
         slab_vacuum: float = 0.0,
     ) -> None:
         self._lib = library.library()
-        self._handle = c_void_p()
+        self._handle = library.Handle("ewald", byref(spec))
         self._text = ctypes.create_string_buffer(library.ERROR_LENGTH)
-        library.raise_for(
-            self._lib.cf_ewald_create(byref(spec), byref(self._handle), self._text), self._said
-        )
         if k_cell is not None:
             kept = np.ascontiguousarray(k_cell, dtype=np.float64)
             self._lib.cf_ewald_freeze(self._handle, kept.ctypes.data)
@@ -74,10 +71,19 @@ class EwaldSum:
         forces, virial = np.zeros((n, 3)), np.zeros((3, 3))
         self._lib.cf_ewald_threads(self._handle, n_threads)
         code = self._lib.cf_ewald_evaluate(
-            self._handle, n, n_q, charges.ctypes.data, positions.ctypes.data, cell.ctypes.data,
-            int(periodic), energies.ctypes.data, slopes.ctypes.data, forces.ctypes.data,
-            virial.ctypes.data, self._text,
-        )  # fmt: skip
+            self._handle,
+            n,
+            n_q,
+            charges.ctypes.data,
+            positions.ctypes.data,
+            cell.ctypes.data,
+            int(periodic),
+            energies.ctypes.data,
+            slopes.ctypes.data,
+            forces.ctypes.data,
+            virial.ctypes.data,
+            self._text,
+        )
         library.raise_for(code, self._said)
         return energies, slopes, forces, virial
 
@@ -108,10 +114,17 @@ class EwaldSum:
         energies, slopes = np.empty((n, n_q)), np.empty((n, n_q))
         forces, virial = np.zeros((n, 3)), np.zeros((3, 3))
         code = self._lib.cf_ewald_finish(
-            self._handle, n, n_q, charges.ctypes.data, positions.ctypes.data,
-            structure.ctypes.data, energies.ctypes.data, slopes.ctypes.data, forces.ctypes.data,
+            self._handle,
+            n,
+            n_q,
+            charges.ctypes.data,
+            positions.ctypes.data,
+            structure.ctypes.data,
+            energies.ctypes.data,
+            slopes.ctypes.data,
+            forces.ctypes.data,
             self._text,
-        )  # fmt: skip
+        )
         library.raise_for(code, self._said)
         self._lib.cf_ewald_virial(self._handle, n_q, structure.ctypes.data, virial.ctypes.data)
         return energies, slopes, forces, virial
@@ -122,11 +135,6 @@ class EwaldSum:
         code = self._lib.cf_ewald_cell(self._handle, cell.ctypes.data, byref(size), self._text)
         library.raise_for(code, self._said)
         return size.value
-
-    def __del__(self) -> None:
-        """Free what the library holds."""
-        if getattr(self, "_handle", None):
-            self._lib.cf_ewald_free(self._handle)
 
 
 class _Given(NamedTuple):
@@ -207,10 +215,13 @@ class HostSum:
             if choose(self._method, n, n_q, of, dl, self._tolerance) == "direct":
                 return library.DECLINED
             given = _Given(
-                _array(q, (n, n_q)), _array(r, (n, 3)), own, _array(potentials, (n, n_q)),
+                _array(q, (n, n_q)),
+                _array(r, (n, 3)),
+                own,
+                _array(potentials, (n, n_q)),
                 None if forces is None else _array(forces, (n, 3)),
                 None if virial is None else _array(virial, (3, 3)),
-            )  # fmt: skip
+            )
             self._evaluate(term, given, of, weight)
         except BaseException as error:  # no exception can pass through the library
             self._kept = error
@@ -234,9 +245,7 @@ class HostSum:
         if held is None or held[0] != threads:
             wanted, dtype = accuracy(self._tolerance)
             transforms = make_transforms(torch.device("cpu"), wanted, dtype)
-            held = self._sums[term] = (
-                threads, NufftSum(*self._terms[term], transforms, dtype),
-            )  # fmt: skip
+            held = self._sums[term] = (threads, NufftSum(*self._terms[term], transforms, dtype))
         return held[1]
 
 

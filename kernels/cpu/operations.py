@@ -6,37 +6,84 @@ model goes through :class:`cace_fast.kernels.cpu.evaluator.Evaluator` in one cal
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping
-from ctypes import byref, c_int32, c_int64, c_void_p
+from ctypes import byref
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cace_fast import tables
 from cace_fast.kernels.cpu import library
-from cace_fast.kernels.cpu.evaluator import Evaluator
-from cace_fast.kernels.cpu.library import Floats, Ints
-from cace_fast.spec import ModelSpec, Readout, to_json
+from cace_fast.kernels.cpu.library import Floats, Handle, Ints, address
+from cace_fast.spec import ModelSpec, Readout, readout_to_json, to_json
 
 
-class _List(ctypes.Structure):
-    _fields_ = (
-        ("n_pairs", c_int64), ("first", c_void_p), ("sender", c_void_p), ("shift", c_void_p),
-        ("sent_first", c_void_p), ("sent", c_void_p),
-    )  # fmt: skip
+def contraction(a: Floats, l_max: int, nu_max: int, precision: int) -> Floats:
+    """Return B [..., n_B, C] of A [..., n_A, C]."""
+    b = np.empty((*a.shape[:-2], tables.n_features(l_max, nu_max), a.shape[-1]))
+    code = library.library().cf_contraction(
+        l_max, nu_max, precision, prod(a.shape[:-2]), a.shape[-1], address(a), address(b)
+    )
+    library.raise_for(code, "contraction")
+    return b
 
 
-class _Frame(ctypes.Structure):
-    _fields_ = (
-        ("n_owned", c_int32), ("n_all", c_int32), ("n_systems", c_int32), ("n_shifts", c_int32),
-        *((name, c_void_p) for name in (
-            "species", "positions", "system", "shift_vectors", "system_size", "extras", "list")),
-    )  # fmt: skip
+def contraction_gradient(
+    a: Floats, grad_out: Floats, l_max: int, nu_max: int, precision: int
+) -> Floats:
+    """Return the gradient with respect to A."""
+    found = np.empty_like(a)
+    code = library.library().cf_contraction_gradient(
+        l_max,
+        nu_max,
+        precision,
+        prod(a.shape[:-2]),
+        a.shape[-1],
+        address(a),
+        address(grad_out),
+        address(found),
+    )
+    library.raise_for(code, "contraction")
+    return found
+
+
+class Network:
+    """The network of a read-out; threads may share it.
+
+    Parameters
+    ----------
+    module, tensors
+        The read-out, and its tensors by their names behind its prefix, float64.
+    precision
+        32 or 64.
+    """
+
+    n_bytes = 0  # of buffers between calls
+
+    def __init__(self, module: Readout, tensors: Mapping[str, Floats], precision: int) -> None:
+        self._n_out = module.n_out
+        self._handle = Handle.of_tensors("network", readout_to_json(module), tensors, precision)
+
+    def run(self, x: Floats) -> Floats:
+        """Return y [n, n_out] of x [n, n_in]."""
+        y = np.empty((len(x), self._n_out))
+        code = library.library().cf_network_run(self._handle, len(x), address(x), address(y))
+        library.raise_for(code, "network")
+        return y
+
+    def gradient(self, x: Floats, grad_out: Floats) -> Floats:
+        """Return the gradient with respect to x."""
+        found = np.empty_like(x)
+        code = library.library().cf_network_gradient(
+            self._handle, len(x), address(x), address(grad_out), address(found)
+        )
+        library.raise_for(code, "network")
+        return found
 
 
 class Graph(NamedTuple):
-    """Edges of the operations: ``vectors`` [n_edges, 3] float64, indices int64, ``species`` [n]."""
+    """Edges in any order: ``vectors`` [n_edges, 3] float64, indices int64, ``species`` [n]."""
 
     vectors: Floats
     senders: Ints
@@ -44,128 +91,61 @@ class Graph(NamedTuple):
     species: Ints
 
 
-class _Given:
-    """A graph as the library takes it: sorted by receiver and the sender's element.
-
-    Vectors stand in the place of cell shifts, with all atoms at the origin.
-    """
-
-    def __init__(self, graph: Graph) -> None:
-        n, n_edges = len(graph.species), len(graph.senders)
-        self.species = graph.species.astype(np.int32)
-        self.order = np.lexsort((graph.species[graph.senders], graph.receivers))
-        senders, receivers = graph.senders[self.order], graph.receivers[self.order]
-        self.vectors = np.ascontiguousarray(graph.vectors[self.order])
-        self.sender = senders.astype(np.int32)
-        self.shift = np.arange(n_edges, dtype=np.int32)
-        self.first = np.searchsorted(receivers, np.arange(n + 1)).astype(np.int64)
-        self.sent = np.argsort(senders, kind="stable").astype(np.int32)
-        self.sent_first = np.searchsorted(np.sort(senders), np.arange(n + 1)).astype(np.int64)
-        self.positions = np.zeros((n, 3))
-        self.list = _List(
-            n_edges, *(_address(a) for a in (
-                self.first, self.sender, self.shift, self.sent_first, self.sent))
-        )  # fmt: skip
-        self.frame = _Frame(
-            n, n, 1, n_edges, _address(self.species), _address(self.positions), None,
-            _address(self.vectors), None, None, ctypes.addressof(self.list),
-        )  # fmt: skip
-
-    def in_order_given(self, gradient: Floats) -> Floats:
-        """Return per-edge numbers in the caller's order of edges."""
-        out = np.zeros_like(gradient)
-        out[self.order] = gradient
-        return out
-
-
-class Operations(Evaluator):
-    """The operations of one specification with its weights.
+class EdgeOperations:
+    """Moments and messages of one representation, and their buffers: for one thread at a time.
 
     Parameters
     ----------
     spec, tensors
-        The model; float64 arrays.
+        A model without outputs, and its tensors, float64.
     precision
         32 or 64.
     """
 
     def __init__(self, spec: ModelSpec, tensors: Mapping[str, Floats], precision: int) -> None:
-        found = [
-            (library.Head(s, m, 0, 0, 0, 1.0), module.n_out)
-            for s, sub in enumerate(spec.submodels)
-            for m, module in enumerate(sub.modules)
-            if isinstance(module, Readout)
-        ]
-        heads = [head for head, _ in found]
-        self._n_out = found[0][1] if found else 0
-        super().__init__(to_json(spec), tensors, heads, [], precision)
         rep = spec.representation
         self._a = (rep.n_radial, rep.n_monomials, rep.n_channels)
-        self._b = (rep.n_radial, rep.n_invariants, rep.n_channels)
+        model = Handle.of_tensors("model", to_json(spec), tensors, 0, None)
+        self._state = Handle("state", model, precision)
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory held by the buffers."""
+        return int(library.library().cf_state_bytes(self._state))
 
     def moments(self, graph: Graph) -> Floats:
         """Return A [n, n_radial, n_A, C]."""
-        given, a = _Given(graph), np.empty((len(graph.species), *self._a))
-        self._call("moments", byref(given.frame), a)
+        a = np.empty((len(graph.species), *self._a))
+        self._call("moments", graph, address(a))
         return a
 
     def moments_gradient(self, graph: Graph, grad_out: Floats) -> Floats:
         """Return the gradient with respect to the vectors [n_edges, 3]."""
-        given, found = _Given(graph), np.empty((len(graph.senders), 3))
-        self._call("moments_gradient", byref(given.frame), grad_out, found)
-        return given.in_order_given(found)
-
-    def contraction(self, a: Floats) -> Floats:
-        """Return B [n, n_radial, n_B, C]."""
-        b = np.empty((len(a), *self._b))
-        self._call("contraction", c_int64(len(a)), a, b)
-        return b
-
-    def contraction_gradient(self, a: Floats, grad_out: Floats) -> Floats:
-        """Return the gradient with respect to A."""
-        found = np.empty_like(a)
-        self._call("contraction_gradient", c_int64(len(a)), a, grad_out, found)
+        found = np.empty_like(graph.vectors)
+        self._call("moments_gradient", graph, address(grad_out), address(found))
         return found
 
     def messages(self, graph: Graph, a: Floats, b: Floats, step: int) -> Floats:
         """Return A of the next generation."""
-        given, out = _Given(graph), np.empty_like(a)
-        self._call("messages", byref(given.frame), c_int32(step), a, b, out)
+        out = np.empty_like(a)
+        message = library.MessageC(step, address(a), address(b))
+        self._call("messages", graph, byref(message), address(out))
         return out
 
     def messages_gradient(
         self, graph: Graph, a: Floats, b: Floats, step: int, grad_out: Floats
     ) -> tuple[Floats, Floats, Floats]:
         """Return the gradients with respect to A, B and the vectors."""
-        given, vectors = _Given(graph), np.empty((len(graph.senders), 3))
-        grad_a, grad_b = np.empty_like(a), np.empty_like(b)
+        found = np.empty_like(a), np.empty_like(b), np.empty_like(graph.vectors)
+        message = library.MessageC(step, address(a), address(b))
         self._call(
-            "messages_gradient", byref(given.frame), c_int32(step), a, b, grad_out, grad_a, grad_b,
-            vectors,
-        )  # fmt: skip
-        return grad_a, grad_b, given.in_order_given(vectors)
-
-    def readout(self, x: Floats) -> Floats:
-        """Return y [n, n_out] of the first head."""
-        y = np.empty((len(x), self._n_out))
-        self._call("readout", c_int32(0), c_int64(len(x)), x, y)
-        return y
-
-    def readout_gradient(self, x: Floats, grad_out: Floats) -> Floats:
-        """Return the gradient with respect to x."""
-        found = np.empty_like(x)
-        self._call("readout_gradient", c_int32(0), c_int64(len(x)), x, grad_out, found)
+            "messages_gradient", graph, byref(message), address(grad_out), *map(address, found)
+        )
         return found
 
-    def _call(self, name: str, *arguments: object) -> None:
-        function = getattr(self._lib, f"cf_op_{name}")
-        function.restype = ctypes.c_int
-        passed = [c_void_p(_address(a)) if isinstance(a, np.ndarray) else a for a in arguments]
-        code = function(self._state, *passed)
+    def _call(self, name: str, graph: Graph, *arguments: object) -> None:
+        lib = library.library()
+        edges = library.EdgesC(len(graph.senders), len(graph.species), *map(address, graph))
+        code = getattr(lib, f"cf_{name}")(self._state, byref(edges), *arguments)
         if code:
-            library.raise_for(code, self._lib.cf_state_error(self._state).decode())
-
-
-def _address(array: NDArray[np.generic]) -> int:
-    assert array.flags.c_contiguous
-    return int(array.ctypes.data)
+            library.raise_for(code, lib.cf_state_error(self._state).decode())

@@ -64,7 +64,9 @@ def contraction_rates(
 
 
 class Network:
-    """One read-out on features [n, n_in] in the order of files."""
+    """One read-out on features [n, n_in] in the order of files; weights begin with ``PREFIX``."""
+
+    PREFIX = "outputs.0.0"
 
     def __init__(self, features: Tensor, weights: Mapping[str, Tensor], module: Readout) -> None:
         tensors = {name: tensor.to(features) for name, tensor in weights.items()}

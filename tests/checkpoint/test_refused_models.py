@@ -218,10 +218,7 @@ def no_operation(model):
 
 
 COMBINED = {
-    "method": (
-        other_method,
-        r"combined by cace\.models\.combined\.CombinePotential\._forward",
-    ),
+    "method": (other_method, r"combined by cace\.models\.combined\.CombinePotential\._forward"),
     "text": (no_operation, "combined by 'sum'; only their weighted"),
     "operation": (other_operation, r"combined by torch\.nn\.functional\.relu; only their weighted"),
     "nested": (nested, "CombinePotential.*is not a NeuralNetworkPotential"),

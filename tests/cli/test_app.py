@@ -86,10 +86,7 @@ def test_a_hint_names_the_command():
         (("info", "two\nlines"), "two lines: no such file"),
         (("verify", "model.safetensors", "nothing.xyz"), "STRUCTURE: no such file: nothing.xyz"),
         (("verify", "model.safetensors", "copper.xyz"), "expected elements among H, O, got Cu"),
-        (
-            ("verify", "model.safetensors", "model.safetensors"),
-            "a file of structures that ASE",
-        ),
+        (("verify", "model.safetensors", "model.safetensors"), "a file of structures that ASE"),
         (("verify", "model.safetensors", "empty.xyz"), "expected a file of structures"),
         (("info", "broken.safetensors"), "broken.safetensors: not a readable safetensors file"),
         (("verify", "model.safetensors", "--device", "abacus"), "device: expected"),

@@ -11,11 +11,19 @@ import pytest
 from cace_fast.errors import InputError
 from cace_fast.kernels.cpu import library
 from cace_fast.kernels.cpu.long_range import EwaldSum
-from cace_fast.kernels.cpu.operations import _List
 
 
 def address(array):
     return c_void_p(array.ctypes.data)
+
+
+class ListC(ctypes.Structure):
+    """``cf_list``; addresses of arrays."""
+
+    _fields_ = (
+        ("n_pairs", c_int64), ("first", c_void_p), ("sender", c_void_p), ("shift", c_void_p),
+        ("sent_first", c_void_p), ("sent", c_void_p),
+    )  # fmt: skip
 
 
 class PairList:
@@ -35,7 +43,7 @@ class PairList:
         )  # fmt: skip
 
     def arrays(self, cells):
-        out = _List()
+        out = ListC()
         self.lib.cf_pairs_list(self.handle, byref(out))
 
         def take(kind, where, n):

@@ -104,8 +104,7 @@ def test_a_kept_list_gives_what_a_new_one_gives():
     for _ in range(3):
         atoms.positions += np.random.default_rng(3).uniform(-0.05, 0.05, atoms.positions.shape)
         assert same(
-            potential.evaluate([atoms], NAMES)[0],
-            potential.evaluate([atoms], NAMES, edges=kept)[0],
+            potential.evaluate([atoms], NAMES)[0], potential.evaluate([atoms], NAMES, edges=kept)[0]
         )
     assert kept.n_builds == 1
     atoms.numbers[:] = atoms.numbers[::-1].copy()  # the same list, other elements

@@ -12,9 +12,8 @@ import pytest
 import torch
 from support.cases import EDGE_CASES, random_weights, with_step
 
-from cace_fast import tables
 from cace_fast.errors import CaceFastError
-from cace_fast.kernels import _compiled
+from cace_fast.kernels import _operators
 from cace_fast.kernels.contraction import contraction
 from cace_fast.kernels.cpu import library
 from cace_fast.kernels.messages import messages
@@ -32,18 +31,18 @@ MODULE = Readout("E", MLP((21, 6, 3)), linear=False)
 @pytest.fixture(autouse=True)
 def nothing_kept(monkeypatch):
     """Start each test with nothing kept, and leave nothing of it."""
-    monkeypatch.setattr(_compiled, "_KEPT", _compiled._Kept())
+    monkeypatch.setattr(_operators, "_KEPT", _operators._Kept())
 
 
 @pytest.fixture
 def built(monkeypatch):
-    """Count the models that the library makes."""
+    """Count what the library makes of weights."""
     found, lib = Counter(), library.library()
 
     class Counting:
         def __getattr__(self, name):
-            if name == "cf_model_create":
-                found["models"] += 1
+            if name in ("cf_model_create", "cf_network_create"):
+                found["made"] += 1
             return getattr(lib, name)
 
     monkeypatch.setattr(library, "library", Counting)
@@ -83,21 +82,22 @@ def value_and_slope(function, x):
 def test_an_operator_builds_once(name, built):
     function, x = cases()[name]
     first = value_and_slope(function, x)
-    assert built["models"] == 1
+    once = 0 if name == "contraction" else 1  # which has no weights
+    assert built["made"] == once
     for _ in range(3):
         again = value_and_slope(function, x)
         assert all(map(torch.equal, again, first))
-    assert built["models"] == 1
+    assert built["made"] == once
 
 
 def test_each_precision_has_its_own(built):
-    function, x = cases()["contraction"]
+    function, x = cases()["readout"]
     exact, rough = function(x), function(x.float())
-    assert built["models"] == 2
+    assert built["made"] == 2
     torch.testing.assert_close(function(x.float()), rough, rtol=0, atol=0)
     assert torch.equal(function(x), exact)
     assert 1e-7 < (exact - rough).abs().max() < 1e-2
-    assert built["models"] == 2
+    assert built["made"] == 2
 
 
 CHANGES = {
@@ -113,7 +113,7 @@ def test_changed_weights_give_their_own_numbers(change, built):
     before = of_moments(weights=weights)
     CHANGES[change](weights["mixing.1"])
     after = of_moments(weights=weights)
-    assert built["models"] == 2
+    assert built["made"] == 2
     want = reference_moments(**EDGES, weights=weights, spec=SPEC)
     torch.testing.assert_close(after, want, rtol=1e-11, atol=1e-11)
     assert (after - before).abs().max() > 0.1
@@ -133,7 +133,7 @@ def test_steps_of_an_optimizer_are_seen(built):
         value.backward()
         optimizer.step()
     assert len(set(values)) == 3
-    assert built["models"] == 3
+    assert built["made"] == 3
 
 
 def test_what_is_kept_from_inference_mode_serves_outside_of_it(built):
@@ -143,7 +143,7 @@ def test_what_is_kept_from_inference_mode_serves_outside_of_it(built):
     ordinary = random_weights(SPEC)
     value, _ = value_and_slope(lambda d: of_moments(weights=ordinary, vectors=d), EDGES["vectors"])
     assert torch.equal(value, inside)
-    assert built["models"] == 1
+    assert built["made"] == 1
 
 
 def test_structures_of_any_size_take_turns():
@@ -158,7 +158,7 @@ def test_structures_of_any_size_take_turns():
 
     kept = [run(name) for name in names]
     for name, got in zip(names, kept, strict=True):
-        _compiled._KEPT.reset()
+        _operators._KEPT.reset()
         assert all(map(torch.equal, got, run(name))), name
 
 
@@ -184,62 +184,71 @@ def test_threads_do_not_share_buffers(built):
         thread.join()
     assert not errors, errors
     assert len(found) == 16
-    assert built["models"] < 320  # half the calls, forward and backward
+    assert built["made"] < 320  # half the calls, forward and backward
 
 
 def test_one_in_use_is_not_given_to_another():
     text = to_json(ModelSpec(SPEC))
     weights = list(random_weights(SPEC).values())
-    given = (text, weights, torch.float64)
-    with _compiled.compiled_of(*given):
+    given = (_operators.edge_operations, text, weights, torch.float64)
+    with _operators.compiled(*given):
         pass
-    with _compiled.compiled_of(*given) as first, _compiled.compiled_of(*given) as second:
+    with _operators.compiled(*given) as first, _operators.compiled(*given) as second:
         assert first is not second
-    with _compiled.compiled_of(*given) as third:
+    with _operators.compiled(*given) as third:
         assert third is first  # the one given back last
 
 
+def narrow(width):
+    """A read-out with layers of this width."""
+    module = Readout("E", MLP((2, width, 1)), linear=False)
+    net = {name: random(*s) for name, s in mlp_shapes(module.mlp, "net").items()}
+    return readout(random(3, 2), net, module, "net")
+
+
 def test_memory_is_bounded(monkeypatch):
-    for lanes in range(1, 2 * _compiled.MAX_KEPT):
-        contraction(random(2, 1, tables.n_monomials(1), lanes), 1, 2)
-    entries = _compiled._KEPT._entries
-    assert len(entries) == _compiled.MAX_KEPT
-    assert entries[0].key[0][1] == 2 * _compiled.MAX_KEPT - 1  # the last one stays
+    for width in range(1, 2 * _operators.MAX_KEPT):
+        narrow(width)
+    entries = _operators._KEPT._entries
+    assert len(entries) == _operators.MAX_KEPT
+    assert len(entries[0].weights[0]) == 2 * _operators.MAX_KEPT - 1  # the last one stays
     of_moments()
-    size = _compiled._KEPT._entries[0].n_bytes
+    size = _operators._KEPT._entries[0].n_bytes
     assert size > 8 * SPEC.n_monomials * len(EDGES["species"])
-    monkeypatch.setattr(_compiled, "MAX_BYTES", size - 1)
-    before = _compiled._KEPT._entries[1:]
+    monkeypatch.setattr(_operators, "MAX_BYTES", size - 1)
+    before = _operators._KEPT._entries[1:]
     of_moments()
-    after = _compiled._KEPT._entries  # one too large is gone, and took no small one with it
+    after = _operators._KEPT._entries  # one too large is gone, and took no small one with it
     assert after
     assert all(a is b for a, b in zip(after, before, strict=False))
-    monkeypatch.setattr(_compiled, "MAX_BYTES", after[0].n_bytes + after[1].n_bytes)
-    contraction(random(2, 1, tables.n_monomials(1), 1), 1, 2)
-    kept = _compiled._KEPT._entries
-    assert 0 < sum(entry.n_bytes for entry in kept) <= _compiled.MAX_BYTES
+    monkeypatch.setattr(_operators, "MAX_BYTES", after[0].n_bytes + after[1].n_bytes)
+    narrow(1)
+    kept = _operators._KEPT._entries
+    assert 0 < sum(entry.n_bytes for entry in kept) <= _operators.MAX_BYTES
 
 
 def test_after_an_error_nothing_is_kept(built):
     with pytest.raises(CaceFastError, match="species: expected 0 to 2, got 7"):
         of_moments(species=EDGES["species"] * 0 + 7)
-    assert not _compiled._KEPT._entries
+    assert not _operators._KEPT._entries
     assert torch.isfinite(of_moments()).all()
-    assert built["models"] == 2
+    assert built["made"] == 2
 
 
 FORK = """
 import os, signal, threading
 import torch
-from cace_fast.kernels import _compiled
-from cace_fast.kernels.contraction import contraction
+from cace_fast.kernels import _operators
+from cace_fast.kernels.readout import readout
+from cace_fast.spec import MLP, Readout
 
-a = torch.arange(40.0).reshape(2, 2, 10, 1).sin()
-want = contraction(a, 2, 2)
+x, module = torch.arange(12.0).reshape(4, 3).sin(), Readout("E", MLP((3, 1)), linear=False)
+net = {"net.layers.0.weight": torch.ones(1, 3), "net.layers.0.bias": torch.ones(1)}
+want = readout(x, net, module, "net")
 held, done = threading.Event(), threading.Event()
 
 def hold():
-    with _compiled._KEPT._lock:
+    with _operators._KEPT._lock:
         held.set()
         done.wait()
 
@@ -249,14 +258,14 @@ held.wait()
 child = os.fork()
 if child == 0:
     signal.alarm(30)  # a hang ends here
-    empty = not _compiled._KEPT._entries
-    same = torch.equal(contraction(a, 2, 2), want)
-    os._exit(0 if empty and same and len(_compiled._KEPT._entries) == 1 else 2)
+    empty = not _operators._KEPT._entries
+    same = torch.equal(readout(x, net, module, "net"), want)
+    os._exit(0 if empty and same and len(_operators._KEPT._entries) == 1 else 2)
 done.set()
 thread.join()
 code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 assert code == 0, code
-assert len(_compiled._KEPT._entries) == 1
+assert len(_operators._KEPT._entries) == 1
 """
 
 

@@ -12,12 +12,12 @@ from support.tolerances import assert_as_good, to_dtype, value_and_grads
 
 from cace_fast import kernels, reference, tables
 from cace_fast.errors import BackendUnavailableError, InputError
-from cace_fast.kernels import _checks
 from cace_fast.kernels import contraction as kernel_contraction
 from cace_fast.kernels import ewald as kernel_ewald
 from cace_fast.kernels import messages as kernel_messages
 from cace_fast.kernels import moments as kernel_moments
 from cace_fast.kernels import readout as kernel_readout
+from cace_fast.kernels._operators import select_backend
 from cace_fast.kernels.cpu import library
 from cace_fast.reference import contraction as ref_contraction
 from cace_fast.reference import ewald as ref_ewald
@@ -261,6 +261,40 @@ def test_ewald_of_any_number_of_channels(n_q):
     judge(ours, theirs, tensors, torch.float64, growth=32.0)
 
 
+@DTYPES
+def test_the_order_of_edges_changes_no_bit(dtype):
+    spec = with_step(True, True, (False, False))
+    weights = {name: w.to(dtype) for name, w in random_weights(spec).items()}
+    edges, generator = EDGE_CASES["400 edges"], torch.Generator().manual_seed(3)
+    n = len(edges["species"])
+    # one edge of each pair of atoms: of several the first given comes first in the sums
+    _, pairs = np.unique((edges["receivers"] * n + edges["senders"]).numpy(), return_index=True)
+    edges = {name: x if name == "species" else x[pairs] for name, x in edges.items()}
+    vectors = edges.pop("vectors").to(dtype)
+    a, b = (
+        torch.randn(n, spec.n_radial, m, spec.n_channels, generator=generator).to(dtype)
+        for m in (spec.n_monomials, spec.n_invariants)
+    )
+
+    def run(order):
+        given = {name: x if name == "species" else x[order] for name, x in edges.items()}
+        found = []
+        for operation, inputs in (
+            (kernel_moments.moments, ()), (kernel_messages.messages, (a, b))
+        ):  # fmt: skip
+            d = vectors[order].requires_grad_(True)
+            value = operation(*inputs, d, **given, weights=weights, spec=spec)
+            (slope,) = torch.autograd.grad(value.sin().sum(), d)
+            found += [value.detach(), torch.empty_like(slope).index_copy_(0, order, slope)]
+        return found
+
+    want = run(torch.arange(len(pairs)))
+    assert all(x.abs().sum() > 0 for x in want)
+    for _ in range(3):
+        got = run(torch.randperm(len(pairs), generator=generator))
+        assert all(map(torch.equal, got, want))
+
+
 def test_refusals():
     spec, edges = representation(), EDGE_CASES["one edge"]
     weights = random_weights(spec)
@@ -282,7 +316,7 @@ def test_refusals():
     with pytest.raises(BackendUnavailableError, match="'triton' is not available"):
         call(backend="triton")
     with pytest.raises(BackendUnavailableError, match=r"does not serve the device|no such kernels"):
-        _checks.select_backend(torch.device("meta"), "cpu")
+        select_backend(torch.device("meta"), "cpu")
     a = torch.zeros(2, 1, 4, 1)
     with pytest.raises(InputError, match="l_max: expected an integer up to 6, got 7"):
         kernel_contraction.contraction(a, 7, 2)

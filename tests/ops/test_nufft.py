@@ -10,9 +10,9 @@ from support.k_sums import CELLS, DL, SIGMA, direct, error, evaluate, liquid
 from cace_fast.errors import BackendUnavailableError, InputError
 from cace_fast.kernels import ewald as kernel_ewald
 from cace_fast.kernels import transforms
+from cace_fast.kernels.ewald_method import choose, crossover, predicted_costs
 from cace_fast.kernels.nufft import NufftSum, accuracy
 from cace_fast.kernels.plain_nufft import PlainTransforms
-from cace_fast.kernels.ewald_method import choose, crossover, predicted_costs
 from cace_fast.kernels.transforms import make_transforms
 from cace_fast.reference import ewald as ref_ewald
 from cace_fast.spec import Ewald

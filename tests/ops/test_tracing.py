@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.traced import (
-    assert_compiles_whole,
-    assert_exports,
-    checks_of_torch,
-    operators,
-)
+from support.traced import assert_compiles_whole, assert_exports, checks_of_torch, operators
 
 from cace_fast.errors import PropertyNotImplementedError
 

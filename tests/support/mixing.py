@@ -12,11 +12,7 @@ from cace_fast.spec import Representation
 
 
 def mixed(
-    rho: Tensor,
-    edges: Edges,
-    species: Tensor,
-    weights: dict[str, Tensor],
-    spec: Representation,
+    rho: Tensor, edges: Edges, species: Tensor, weights: dict[str, Tensor], spec: Representation
 ) -> Tensor:
     """Return A [n, R, n_A, C] of rho [n_b n_A, S]."""
     k, shape = spec.n_embedding, (spec.radial.n_rbf, spec.n_monomials, len(edges.seg_atom))
@@ -38,11 +34,7 @@ def components(x: Tensor) -> Tensor:
 
 
 def chain(
-    rho: Tensor,
-    edges: Edges,
-    species: Tensor,
-    weights: dict[str, Tensor],
-    spec: Representation,
+    rho: Tensor, edges: Edges, species: Tensor, weights: dict[str, Tensor], spec: Representation
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return A, B, seeded dE/dA and dE/dB, all component-major, and dE/drho of both."""
     leaf = rho.clone().requires_grad_(True)

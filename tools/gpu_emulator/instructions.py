@@ -10,16 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_emulator import arithmetic
-from gpu_emulator.lanes import (
-    DTYPES,
-    Active,
-    Lanes,
-    Source,
-    Step,
-    Target,
-    source,
-    target,
-)
+from gpu_emulator.lanes import DTYPES, Active, Lanes, Source, Step, Target, source, target
 from gpu_emulator.ptx import (
     Address,
     Group,

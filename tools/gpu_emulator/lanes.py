@@ -9,14 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu_emulator.memory import GlobalMemory, SharedMemory
-from gpu_emulator.ptx import (
-    Instruction,
-    Kernel,
-    Literal,
-    Operand,
-    Register,
-    Symbol,
-)
+from gpu_emulator.ptx import Instruction, Kernel, Literal, Operand, Register, Symbol
 
 Array = NDArray[Any]
 Active = NDArray[np.intp] | None  # numbers of the lanes that execute; None: all of them

@@ -11,31 +11,18 @@
 
 using namespace cace_fast;
 
-struct cf_state {
-  const Model* model;
-  std::unique_ptr<Engine> engine;
-  std::string error;
-  int64_t bad_atom = -1;
-  int next_forward = -1, next_backward = -1, n_threads = 1;  // -1: not now
-  bool all_forward = false;                                  // of the frame that the engine holds
-};
-
 namespace cace_fast {
-namespace {
 
-template <class F>
-int phase(cf_state* state, const F& f) {
-  state->error.clear();
-  state->bad_atom = -1;
-  const int code = guarded(state->error, &state->bad_atom, f);
-  if (code != CF_OK) state->next_forward = state->next_backward = -1, state->all_forward = false;
-  return code;
-}
-
-[[noreturn]] void invalid(const std::string& argument, const std::string& expected,
-                          const std::string& got) {
+void invalid(const std::string& argument, const std::string& expected, const std::string& got) {
   throw Invalid(argument, expected, got);
 }
+
+void check_precision(int32_t precision) {
+  if (precision != 32 && precision != 64)
+    invalid("precision", "32 or 64", std::to_string(precision));
+}
+
+namespace {
 
 int out_of_order(cf_state* state) {
   state->error = "phases: expected begin, forward 0.., backward ..0, finish";
@@ -63,6 +50,8 @@ void check_frame(const Model& m, const cf_frame& f) {
           "none");
 }
 
+}  // namespace
+
 void begin(cf_state* state, const cf_frame* frame) {
   check_frame(*state->model, *frame);
   state->engine->threads(team_size(state->n_threads));
@@ -72,35 +61,6 @@ void begin(cf_state* state, const cf_frame* frame) {
   state->all_forward = false;
 }
 
-template <class F>
-int operation(cf_state* state, const cf_frame* frame, const F& f) {
-  return phase(state, [&] {
-    if (frame) {
-      begin(state, frame);
-      if (frame->n_all != frame->n_owned) invalid("frame", "owned atoms only", "others too");
-    } else {
-      state->engine->threads(team_size(state->n_threads));
-    }
-    state->next_forward = state->next_backward = -1;
-    state->all_forward = false;
-    f(*state->engine);
-    return int(CF_OK);
-  });
-}
-
-void check_step(const cf_state* state, int step) {
-  if (step < 0 || step >= int(state->model->steps.size()))
-    invalid("step", "one of " + std::to_string(state->model->steps.size()) + ", from 0",
-            std::to_string(step));
-}
-
-void check_head(const cf_state* state, int head) {
-  if (head < 0 || head >= int(state->model->heads.size()))
-    invalid("head", "one of " + std::to_string(state->model->heads.size()) + ", from 0",
-            std::to_string(head));
-}
-
-}  // namespace
 }  // namespace cace_fast
 
 extern "C" {
@@ -116,18 +76,14 @@ const char* cf_isa(char error[CF_ERROR_LENGTH]) {
 
 int cf_state_create(const cf_model* model, int32_t precision, cf_state** state,
                     char error[CF_ERROR_LENGTH]) {
-  std::string text;
-  const int code = guarded(text, nullptr, [&] {
-    if (precision != 32 && precision != 64)
-      invalid("precision", "32 or 64", std::to_string(precision));
+  return told(error, [&] {
+    check_precision(precision);
     auto made = std::make_unique<cf_state>();
     made->model = &model->model;
-    made->engine.reset(make_engine(model->model, precision));
+    made->engine.reset(isa_code().engine(model->model, precision));
     *state = made.release();
     return int(CF_OK);
   });
-  if (code != CF_OK) say(error, text);
-  return code;
 }
 
 void cf_state_free(cf_state* state) { delete state; }
@@ -243,59 +199,6 @@ int cf_finish(cf_state* state, const cf_result* result) {
   return phase(state, [&] {
     state->engine->finish(*result);
     return int(CF_OK);
-  });
-}
-
-// Single operations: each runs by itself and leaves no step open.
-
-int cf_op_moments(cf_state* state, const cf_frame* frame, double* a) {
-  return operation(state, frame, [&](Engine& e) { e.op_moments(a); });
-}
-
-int cf_op_moments_gradient(cf_state* state, const cf_frame* frame, const double* grad_out,
-                           double* grad_vectors) {
-  return operation(state, frame, [&](Engine& e) { e.op_moments_gradient(grad_out, grad_vectors); });
-}
-
-int cf_op_contraction(cf_state* state, int64_t n, const double* a, double* b) {
-  return operation(state, nullptr, [&](Engine& e) { e.op_contraction(n, a, b); });
-}
-
-int cf_op_contraction_gradient(cf_state* state, int64_t n, const double* a, const double* grad_out,
-                               double* grad_a) {
-  return operation(state, nullptr,
-                   [&](Engine& e) { e.op_contraction_gradient(n, a, grad_out, grad_a); });
-}
-
-int cf_op_messages(cf_state* state, const cf_frame* frame, int32_t step, const double* a,
-                   const double* b, double* out) {
-  return operation(state, frame, [&](Engine& e) {
-    check_step(state, step);
-    e.op_messages(step, a, b, out);
-  });
-}
-
-int cf_op_messages_gradient(cf_state* state, const cf_frame* frame, int32_t step, const double* a,
-                            const double* b, const double* grad_out, double* grad_a, double* grad_b,
-                            double* grad_vectors) {
-  return operation(state, frame, [&](Engine& e) {
-    check_step(state, step);
-    e.op_messages_gradient(step, a, b, grad_out, grad_a, grad_b, grad_vectors);
-  });
-}
-
-int cf_op_readout(cf_state* state, int32_t head, int64_t n, const double* x, double* y) {
-  return operation(state, nullptr, [&](Engine& e) {
-    check_head(state, head);
-    e.op_readout(head, n, x, y);
-  });
-}
-
-int cf_op_readout_gradient(cf_state* state, int32_t head, int64_t n, const double* x,
-                           const double* grad_out, double* grad_x) {
-  return operation(state, nullptr, [&](Engine& e) {
-    check_head(state, head);
-    e.op_readout_gradient(head, n, x, grad_out, grad_x);
   });
 }
 

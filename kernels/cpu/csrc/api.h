@@ -1,9 +1,11 @@
-// What the C interface is written with: the model behind its handle, and errors as codes.
+// What the C interface is written with: what stands behind its handles, and errors as codes.
 #pragma once
 
 #include <cstdint>
 #include <cstdio>
 #include <exception>
+#include <map>
+#include <memory>
 #include <new>
 #include <string>
 
@@ -17,6 +19,15 @@
 struct cf_model {
   cace_fast::Model model;
   cace_fast::Program program;  // empty unless the model was opened
+};
+
+struct cf_state {
+  const cace_fast::Model* model;
+  std::unique_ptr<cace_fast::Engine> engine;
+  std::string error;
+  int64_t bad_atom = -1;
+  int next_forward = -1, next_backward = -1, n_threads = 1;  // -1: not now
+  bool all_forward = false;                                  // of the frame that the engine holds
 };
 
 namespace cace_fast {
@@ -55,5 +66,41 @@ int guarded(std::string& text, int64_t* bad_atom, const F& f) {
     return CF_INVALID;
   }
 }
+
+// The same for what tells its text to the caller.
+template <class F>
+int told(char* error, const F& f) {
+  std::string text;
+  const int code = guarded(text, nullptr, f);
+  if (code != CF_OK) say(error, text);
+  return code;
+}
+
+// The same for a state: after an error its step is over.
+template <class F>
+int phase(cf_state* state, const F& f) {
+  state->error.clear();
+  state->bad_atom = -1;
+  const int code = guarded(state->error, &state->bad_atom, f);
+  if (code != CF_OK) state->next_forward = state->next_backward = -1, state->all_forward = false;
+  return code;
+}
+
+// Copies of the tensors that a caller names.
+inline std::map<std::string, Numbers> tensors_of(const std::string& prefix, int32_t n_tensors,
+                                                 const char* const* names,
+                                                 const double* const* data, const int64_t* sizes) {
+  std::map<std::string, Numbers> tensors;
+  for (int i = 0; i < n_tensors; ++i)
+    tensors[prefix + names[i]] = Numbers(data[i], data[i] + sizes[i]);
+  return tensors;
+}
+
+[[noreturn]] void invalid(const std::string& argument, const std::string& expected,
+                          const std::string& got);
+void check_precision(int32_t precision);
+
+// Gives a state its atoms and pairs.
+void begin(cf_state* state, const cf_frame* frame);
 
 }  // namespace cace_fast

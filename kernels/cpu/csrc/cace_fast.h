@@ -30,7 +30,7 @@
 extern "C" {
 #endif
 
-#define CF_ABI_VERSION 2
+#define CF_ABI_VERSION 3
 #define CF_ERROR_LENGTH 512
 
 /* What every function that can fail returns; the text is in the error buffer or cf_state_error. */
@@ -194,31 +194,57 @@ CF_API int cf_finish(cf_state *state, const cf_result *result);
  * virials are then those of sum_i de_dq_i q_i alone, without the energies of read-outs. */
 CF_API int cf_rewind(cf_state *state, int32_t charges_only);
 
-/* --- single operations, for tests and for the operators of the Python package ---------------- */
+/* --- single operations --------------------------------------------------------------------- */
 
-/* Shapes and meaning are those of cace_fast.reference; numbers are double outside and of the
- * state's precision inside.  A frame gives pairs and species; to give vectors d instead of
- * positions, set all positions to zero, shift to 0, 1, 2, ... and shift_vectors to d.  All atoms
- * are owned.  Gradients are of sum(grad_out * out). */
+/* Shapes and meaning are those of cace_fast.reference; numbers are double outside and of the given
+ * precision, 32 or 64, inside.  Gradients are of sum(grad_out * out).  What takes no state runs in
+ * this thread, and of an error tells the code and cf_invalid. */
 
-/* A [n][R][n_A][C]; grad_vectors [n_pairs][3] in the order of the list, zero beyond the cutoff. */
-CF_API int cf_op_moments(cf_state *state, const cf_frame *frame, double *a);
-CF_API int cf_op_moments_gradient(cf_state *state, const cf_frame *frame, const double *grad_out,
-                                  double *grad_vectors);
-/* B [n][R][n_B][C] of A. */
-CF_API int cf_op_contraction(cf_state *state, int64_t n, const double *a, double *b);
-CF_API int cf_op_contraction_gradient(cf_state *state, int64_t n, const double *a,
-                                      const double *grad_out, double *grad_a);
-/* A of the next generation, of A and B; step from 0. */
-CF_API int cf_op_messages(cf_state *state, const cf_frame *frame, int32_t step, const double *a,
-                          const double *b, double *out);
-CF_API int cf_op_messages_gradient(cf_state *state, const cf_frame *frame, int32_t step,
-                                   const double *a, const double *b, const double *grad_out,
-                                   double *grad_a, double *grad_b, double *grad_vectors);
-/* y [n][n_out] of x [n][n_in] (features, then further inputs as the read-out lists them). */
-CF_API int cf_op_readout(cf_state *state, int32_t head, int64_t n, const double *x, double *y);
-CF_API int cf_op_readout_gradient(cf_state *state, int32_t head, int64_t n, const double *x,
-                                  const double *grad_out, double *grad_x);
+/* B [n][n_B][n_channels] of A [n][n_A][n_channels], for l_max 0 to 6 and nu_max 1 to 4. */
+CF_API int cf_contraction(int32_t l_max, int32_t nu_max, int32_t precision, int64_t n,
+                          int64_t n_channels, const double *a, double *b);
+CF_API int cf_contraction_gradient(int32_t l_max, int32_t nu_max, int32_t precision, int64_t n,
+                                   int64_t n_channels, const double *a, const double *grad_out,
+                                   double *grad_a);
+
+/* A network by itself: the JSON text of a read-out (cace_fast.spec.readout_to_json) and its tensors,
+ * "layers.0.weight" and so on, which are copied.  It does not change: threads may share it.
+ * y [n][n_out] of x [n][n_in], the inputs as the read-out lists them. */
+typedef struct cf_network cf_network;
+CF_API int cf_network_create(const char *readout_json, int32_t n_tensors, const char *const *names,
+                             const double *const *data, const int64_t *sizes, int32_t precision,
+                             cf_network **network, char error[CF_ERROR_LENGTH]);
+CF_API void cf_network_free(cf_network *network);
+CF_API int cf_network_run(const cf_network *network, int64_t n, const double *x, double *y);
+CF_API int cf_network_gradient(const cf_network *network, int64_t n, const double *x,
+                               const double *grad_out, double *grad_x);
+
+/* Edges in any order, d from sender to receiver in A.  Beyond the cutoff is allowed, 0 is not. */
+typedef struct {
+  int64_t n_edges, n_atoms;
+  const double *vectors;              /* [n_edges][3] d */
+  const int64_t *senders, *receivers; /* [n_edges] atoms */
+  const int64_t *species;             /* [n_atoms] row of the embedding */
+} cf_edges;
+
+/* A [n_atoms][R][n_A][C] of the model of a state; grad_vectors [n_edges][3] in the order of the edges,
+ * 0 beyond the cutoff.  Each of these ends the step that the state was in. */
+CF_API int cf_moments(cf_state *state, const cf_edges *edges, double *a);
+CF_API int cf_moments_gradient(cf_state *state, const cf_edges *edges, const double *grad_out,
+                               double *grad_vectors);
+
+/* What a message passing step takes of the generation before. */
+typedef struct {
+  int32_t step;        /* from 0 */
+  const double *a, *b; /* A [n_atoms][R][n_A][C], B [n_atoms][R][n_B][C] */
+} cf_message;
+
+/* A of the next generation, and gradients by A, B and the vectors. */
+CF_API int cf_messages(cf_state *state, const cf_edges *edges, const cf_message *message,
+                       double *out);
+CF_API int cf_messages_gradient(cf_state *state, const cf_edges *edges, const cf_message *message,
+                                const double *grad_out, double *grad_a, double *grad_b,
+                                double *grad_vectors);
 
 /* --- sums over edges for training, in double ---------------------------------------------------- */
 

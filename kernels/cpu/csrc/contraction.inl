@@ -6,7 +6,6 @@
 #include <stddef.h>
 
 #include "contraction_generated.inl"
-#include "model.h"
 #include "packed.inl"
 #include "simd.inl"
 
@@ -42,15 +41,15 @@ class Contraction {
   typedef Vec<T> V;
 
  public:
-  explicit Contraction(const Model& m) : n_a_(m.n_a) {
+  Contraction(int l_max, int nu_max) : n_a_(degree_offset(l_max + 1)) {
 #define CF_CHOOSE(l, nu)                             \
-  if (m.l_max == l && m.nu_max == nu) {              \
+  if (l_max == l && nu_max == nu) {                  \
     values_ = &contract_##l##_##nu<T, V>;            \
     gradient_ = &contract_gradient_##l##_##nu<T, V>; \
   }
     CF_UNROLLED(CF_CHOOSE)
 #undef CF_CHOOSE
-    if (!unrolled()) make_tables(m);
+    if (!unrolled()) make_tables(l_max, nu_max);
   }
 
   bool unrolled() const { return values_ != nullptr; }
@@ -148,20 +147,20 @@ class Contraction {
     return partials_[n_partials_ - 1].u;
   }
 
-  void make_tables(const Model& m) {
+  void make_tables(int l_max, int nu_max) {
     const double factorial[] = {1, 1, 2, 6, 24, 120, 720};
-    for (int i = 0; i < m.n_a; ++i) {
+    for (int i = 0; i < n_a_; ++i) {
       const int x = kMonomials.x[i], y = kMonomials.y[i], z = kMonomials.z[i];
       count_[i] = factorial[x + y + z] / (factorial[x] * factorial[y] * factorial[z]);
     }
     features_[n_features_++] = {1, 0, 0, 0, 0};
-    for (int l = 1; m.nu_max >= 2 && l <= m.l_max; ++l) features_[n_features_++] = {2, l, 0, 0, 0};
-    for (int l1 = 1; m.nu_max >= 3 && l1 <= m.l_max; ++l1)
-      for (int l2 = l1; l1 + l2 <= m.l_max; ++l2)
+    for (int l = 1; nu_max >= 2 && l <= l_max; ++l) features_[n_features_++] = {2, l, 0, 0, 0};
+    for (int l1 = 1; nu_max >= 3 && l1 <= l_max; ++l1)
+      for (int l2 = l1; l1 + l2 <= l_max; ++l2)
         features_[n_features_++] = {3, l1, 0, partial(l2, l1), 0};
-    for (int l1 = 1; m.nu_max >= 4 && l1 <= m.l_max; ++l1)
-      for (int l2 = l1 + 1; l2 <= m.l_max; ++l2)
-        for (int d = 1; l2 + d <= m.l_max; ++d)
+    for (int l1 = 1; nu_max >= 4 && l1 <= l_max; ++l1)
+      for (int l2 = l1 + 1; l2 <= l_max; ++l2)
+        for (int d = 1; l2 + d <= l_max; ++d)
           features_[n_features_++] = {4, l1, d, partial(l1, d), partial(l2, d)};
   }
 

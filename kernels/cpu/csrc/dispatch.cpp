@@ -7,13 +7,13 @@
 
 #include "engine.h"
 #include "error.h"
-#include "model.h"
 
 namespace cace_fast {
 
 OutOfMemory::~OutOfMemory() = default;
 NotFinite::~NotFinite() = default;
 Engine::~Engine() = default;
+Network::~Network() = default;
 
 namespace {
 
@@ -33,18 +33,16 @@ int team_size(int wanted) {
 
 namespace {
 
-typedef Engine* (*Maker)(const Model&, int);
-
 struct Isa {
   const char* name;
-  Maker make;
+  const IsaCode* code;
   bool (*runs)();
 };
 
 // The best one first.
 const Isa kIsas[] = {
 #ifdef CF_HAS_AVX512
-    {"avx512", make_engine_avx512,
+    {"avx512", &code_avx512,
      [] {
        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
@@ -52,10 +50,10 @@ const Isa kIsas[] = {
      }},
 #endif
 #ifdef CF_HAS_AVX2
-    {"avx2", make_engine_avx2,
+    {"avx2", &code_avx2,
      [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
 #endif
-    {"base", make_engine_base, [] { return true; }},
+    {"base", &code_base, [] { return true; }},
 };
 
 const Isa* choose_isa(std::string& error) {
@@ -89,11 +87,11 @@ const char* isa_name(std::string& error) {
   return choice.isa ? choice.isa->name : nullptr;
 }
 
-Engine* make_engine(const Model& model, int precision) {
+const IsaCode& isa_code() {
   const Choice& choice = chosen();
   if (!choice.isa)
     throw Invalid("CACE_FAST_ISA", "instructions that this machine has", choice.error);
-  return choice.isa->make(model, precision);
+  return *choice.isa->code;
 }
 
 }  // namespace cace_fast

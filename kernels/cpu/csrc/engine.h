@@ -69,21 +69,32 @@ class Engine {
   virtual void set_messages(int t, const double* w, const double* a) = 0;
   virtual void get_gradients(int t, double* dw, double* da) const = 0;
   virtual void add_gradients(int t, const double* dw, const double* da) = 0;
-  // Single operations; those with pairs come after begin().
+  // Single operations on the edges of begin(), whose shifts are numbers of edges: gradients of these
+  // stand where the shifts say.
   virtual void op_moments(double* a) = 0;
   virtual void op_moments_gradient(const double* grad_out, double* grad_vectors) = 0;
-  virtual void op_contraction(int64_t n, const double* a, double* b) = 0;
-  virtual void op_contraction_gradient(int64_t n, const double* a, const double* grad_out,
-                                       double* grad_a) = 0;
-  virtual void op_messages(int step, const double* a, const double* b, double* out) = 0;
-  virtual void op_messages_gradient(int step, const double* a, const double* b,
-                                    const double* grad_out, double* grad_a, double* grad_b,
-                                    double* grad_vectors) = 0;
-  virtual void op_readout(int head, int64_t n, const double* x, double* y) = 0;
-  virtual void op_readout_gradient(int head, int64_t n, const double* x, const double* grad_out,
-                                   double* grad_x) = 0;
+  virtual void op_messages(const cf_message& in, double* out) = 0;
+  virtual void op_messages_gradient(const cf_message& in, const double* grad_out, double* grad_a,
+                                    double* grad_b, double* grad_vectors) = 0;
   virtual int64_t bytes() const = 0;
   virtual double seconds(int part) const = 0;
+};
+
+// One network by itself; it has no buffers, so threads may share it.
+class Network {
+ public:
+  virtual ~Network();
+  virtual void run(int64_t n, const double* x, double* y) const = 0;
+  virtual void gradient(int64_t n, const double* x, const double* grad_out,
+                        double* grad_x) const = 0;
+};
+
+// B of A [n][n_A][n_channels], or with grad_out = dE/dB the gradient dE/dA.
+struct ContractionCall {
+  int l_max, nu_max;
+  int64_t n, n_channels;
+  const double *a, *grad_out;
+  double* out;
 };
 
 // n_threads to really use: 1 in a child forked after a parallel region, where OpenMP would hang.
@@ -91,15 +102,22 @@ int team_size(int wanted);
 
 // The instruction set in use; null with a text when the user's choice cannot be met.
 const char* isa_name(std::string& error);
-// The engine for it; throws JsonError with that text.
-Engine* make_engine(const Model& model, int precision);
 
-Engine* make_engine_base(const Model& model, int precision);
+// What is compiled for one instruction set; a precision is 32 or 64.
+struct IsaCode {
+  Engine* (*engine)(const Model& model, int precision);
+  Network* (*network)(const Net& net, int precision);
+  void (*contract)(const ContractionCall& call, int precision);
+};
+// Those of the one in use; throws Invalid with that text.
+const IsaCode& isa_code();
+
+extern const IsaCode code_base;
 #ifdef CF_HAS_AVX2
-Engine* make_engine_avx2(const Model& model, int precision);
+extern const IsaCode code_avx2;
 #endif
 #ifdef CF_HAS_AVX512
-Engine* make_engine_avx512(const Model& model, int precision);
+extern const IsaCode code_avx512;
 #endif
 
 }  // namespace cace_fast

@@ -33,9 +33,9 @@ class EngineOf final : public Engine {
 
  public:
   explicit EngineOf(const Model& model)
-      : m_(model), radial_(model), contraction_(model), stacks_(new Stack<T>[model.stages]),
-        steps_(new StepData<T>[model.stages]), kept_a_(new Buffer<V>[model.stages]),
-        tapes_(new Tape<T>[model.heads.size() + 1]) {
+      : m_(model), radial_(model), contraction_(model.l_max, model.nu_max),
+        stacks_(new Stack<T>[model.stages]), steps_(new StepData<T>[model.stages]),
+        kept_a_(new Buffer<V>[model.stages]), tapes_(new Tape<T>[model.heads.size() + 1]) {
     h_s_.need(model.h_s.size());
     h_r_.need(model.h_r.size());
     for (size_t i = 0; i < model.h_s.size(); ++i) h_s_[i] = T(model.h_s[i]);
@@ -96,15 +96,9 @@ class EngineOf final : public Engine {
 
   void op_moments(double* a) override;
   void op_moments_gradient(const double* grad_out, double* grad_vectors) override;
-  void op_contraction(int64_t n, const double* a, double* b) override;
-  void op_contraction_gradient(int64_t n, const double* a, const double* grad_out,
-                               double* grad_a) override;
-  void op_messages(int step, const double* a, const double* b, double* out) override;
-  void op_messages_gradient(int step, const double* a, const double* b, const double* grad_out,
-                            double* grad_a, double* grad_b, double* grad_vectors) override;
-  void op_readout(int head, int64_t n, const double* x, double* y) override;
-  void op_readout_gradient(int head, int64_t n, const double* x, const double* grad_out,
-                           double* grad_x) override;
+  void op_messages(const cf_message& in, double* out) override;
+  void op_messages_gradient(const cf_message& in, const double* grad_out, double* grad_a,
+                            double* grad_b, double* grad_vectors) override;
 
   int64_t bytes() const override;
   double seconds(int part) const override {
@@ -174,8 +168,8 @@ class EngineOf final : public Engine {
   void pairs_gradient(Work<T>& work, const Block& block, int t, const V* grad_a, bool first,
                       PairSums<T>& sums);
   const V* distance_gradients(Work<T>& work, const Block& block, int t);
-  void take_op_inputs(int step, const double* a, const double* b);
-  void copy_pair_gradients(double* to) const;
+  void take_message(const cf_message& in);
+  void copy_edge_gradients(double* to) const;
   void backward_block(Work<T>& work, const Block& block, int t, const V* a);
   void gather_at_senders(int t);
   void start_rows(const Block& block, V* rows) const;

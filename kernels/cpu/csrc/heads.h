@@ -50,6 +50,10 @@ class NetProgram {
 int add_network(NetProgram& program, const Json& mlp, bool linear, const std::string& prefix,
                 const Tensors& tensors, const Input& input);
 
+// The same as a net of its own, of n_in inputs as they come.
+Net read_network(const Json& mlp, bool linear, const std::string& prefix, const Tensors& tensors,
+                 int n_in);
+
 // The net of a read-out, or of a sum of values of atoms, with all that it takes of other modules. Its
 // extra inputs are, module after module, the keys that no earlier module writes, and fixed charges.
 Head read_head(const Model& m, const Json& spec, const cf_head& info, const Tensors& tensors);

@@ -1,11 +1,8 @@
 #include "engine.h"
-#include "model.h"
 #define CF_ISA isa_avx512
 #define CF_VECTOR_BYTES 64
 #include "isa_unit.inl"
 
 namespace cace_fast {
-Engine* make_engine_avx512(const Model& model, int precision) {
-  return isa_avx512::make(model, precision);
-}
+const IsaCode code_avx512 = isa_avx512::kCode;
 }  // namespace cace_fast

@@ -1,11 +1,8 @@
 #include "engine.h"
-#include "model.h"
 #define CF_ISA isa_base
 #define CF_VECTOR_BYTES 16
 #include "isa_unit.inl"
 
 namespace cace_fast {
-Engine* make_engine_base(const Model& model, int precision) {
-  return isa_base::make(model, precision);
-}
+const IsaCode code_base = isa_base::kCode;
 }  // namespace cace_fast

@@ -13,10 +13,17 @@
 namespace cace_fast {
 namespace CF_ISA {
 
-inline Engine* make(const Model& model, int precision) {
-  if (precision == 32) return new EngineOf<float>(model);
-  return new EngineOf<double>(model);
+template <class Made, template <class> class Of, class From>
+inline Made* make(const From& from, int precision) {
+  if (precision == 32) return new Of<float>(from);
+  return new Of<double>(from);
 }
+
+inline void contract(const ContractionCall& call, int precision) {
+  precision == 32 ? contract_lanes<float>(call) : contract_lanes<double>(call);
+}
+
+constexpr IsaCode kCode = {make<Engine, EngineOf, Model>, make<Network, NetworkOf, Net>, contract};
 
 }  // namespace CF_ISA
 }  // namespace cace_fast

@@ -90,13 +90,9 @@ Step read_step(const Model& m, const Json& spec, int t, const Tensors& tensors) 
     const Json& bchi = spec.at("bchi");
     step.shared_l = bchi.at("shared_l").truth();
     step.shared_channels = bchi.at("shared_channels").truth();
-    NetProgram program(m.n_features(), 0);
-    const Input input = {{Columns::features, 0, m.n_features()}};
-    step.net = program.finish(
-        add_network(program, bchi.at("mlp"), false, prefix + ".bchi", tensors, input));
+    step.net = read_network(bchi.at("mlp"), false, prefix + ".bchi", tensors, m.n_features());
     const int n_w = (step.shared_l ? 1 : m.l_max + 1) * (step.shared_channels ? 1 : m.c);
-    if (step.net.n_in != m.n_features() || step.net.n_out() != n_w)
-      throw JsonError("specification: Bchi network of another size");
+    if (step.net.n_out() != n_w) throw JsonError("specification: Bchi network of another size");
   }
   return step;
 }

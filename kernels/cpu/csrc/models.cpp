@@ -13,14 +13,6 @@
 namespace cace_fast {
 namespace {
 
-template <class F>
-int told(char* error, const F& f) {
-  std::string text;
-  const int code = guarded(text, nullptr, f);
-  if (code != CF_OK) say(error, text);
-  return code;
-}
-
 int opened(const ModelFile& file, const char* energy_key, int32_t output_index, cf_model** model) {
   Program program = read_program(file.spec_json, energy_key, output_index);
   Model made = make_model(file.spec_json, file.tensors, program.heads);
@@ -40,8 +32,7 @@ int cf_model_create(const char* spec_json, int32_t n_tensors, const char* const*
                     const double* const* data, const int64_t* sizes, int32_t n_heads,
                     const cf_head* heads, cf_model** model, char error[CF_ERROR_LENGTH]) {
   return told(error, [&] {
-    std::map<std::string, Numbers> tensors;
-    for (int i = 0; i < n_tensors; ++i) tensors[names[i]] = Numbers(data[i], data[i] + sizes[i]);
+    const auto tensors = tensors_of("", n_tensors, names, data, sizes);
     *model = new cf_model{make_model(spec_json, tensors, {heads, heads + n_heads}), {}};
     return int(CF_OK);
   });

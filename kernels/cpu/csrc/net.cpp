@@ -243,4 +243,11 @@ int add_network(NetProgram& program, const Json& mlp, bool linear, const std::st
                      : plain(b, widths, beside, first);
 }
 
+Net read_network(const Json& mlp, bool linear, const std::string& prefix, const Tensors& tensors,
+                 int n_in) {
+  NetProgram program(n_in, 0);
+  const Input input = {{Columns::features, 0, n_in}};
+  return program.finish(add_network(program, mlp, linear, prefix, tensors, input));
+}
+
 }  // namespace cace_fast

@@ -152,8 +152,14 @@ PairsStatus build_pairs(Pairs& pairs, int64_t n_receivers, int64_t n_all, const 
   std::partial_sum(pairs.sent_first.begin(), pairs.sent_first.end(), pairs.sent_first.begin());
 
   const int threads = n_pairs > 10000 ? team_size(n_threads) : 1;
-  const PairsStatus status = number_shifts(pairs, system, n_pairs, receivers, shifts, threads, bad);
-  if (status != PAIRS_OK) return status;
+  if (shifts == nullptr) {
+    pairs.number.resize(n_pairs);
+    std::iota(pairs.number.begin(), pairs.number.end(), 0);
+  } else {
+    const PairsStatus status =
+        number_shifts(pairs, system, n_pairs, receivers, shifts, threads, bad);
+    if (status != PAIRS_OK) return status;
+  }
   std::vector<int32_t> order;
   const std::vector<int32_t> rank = ranks_of(n_all, species, order);
   std::vector<uint64_t>& keys =

@@ -10,7 +10,7 @@ struct Pairs {
   int64_t n_receivers = 0, n_all = 0;
   std::vector<int64_t> first;         // [n_receivers + 1]
   std::vector<int32_t> sender;        // [n_pairs]
-  std::vector<int32_t> shift;         // [n_pairs] row of the shifts
+  std::vector<int32_t> shift;         // [n_pairs] row of the shifts, or number of the pair
   std::vector<int64_t> sent_first;    // [n_all + 1]
   std::vector<int32_t> sent;          // [n_pairs] pairs that an atom sends, ascending
   std::vector<int32_t> shifts;        // [n_shifts][3] integer cell shifts S
@@ -26,7 +26,8 @@ enum PairsStatus { PAIRS_OK = 0, PAIRS_BAD_ATOM = 1, PAIRS_BAD_SHIFT = 2, PAIRS_
 // depends on the set of pairs alone. d = r_receiver - r_sender + S h.
 //   species  [n_all] row of the embedding
 //   system   [n_all] ascending, or null: one system
-//   receivers, senders [n_pairs]; shifts [n_pairs][3]
+//   receivers, senders [n_pairs]
+//   shifts   [n_pairs][3], or null: each pair has its own, numbered as the pairs are given
 // On an error the number of the pair is in `bad`.
 PairsStatus build_pairs(Pairs& pairs, int64_t n_receivers, int64_t n_all, const int32_t* species,
                         const int32_t* system, int64_t n_pairs, const int64_t* receivers,

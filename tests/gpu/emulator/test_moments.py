@@ -110,7 +110,10 @@ def test_vectors_in_a_large_box_keep_single_precision_of_their_own_length(
     atoms, shifts = ((nans(3, k, device=device), nans(3, k, device=device)) for k in (60, 20))
     system = torch.zeros(20, dtype=torch.int32)
     given = (x.to(device) for x in (shift, numbers, system, cells))
-    lists, there = launch.EdgeGeometry(*given, atoms, shifts), type(edges)(*(t.to(device) for t in edges))
+    lists, there = (
+        launch.EdgeGeometry(*given, atoms, shifts),
+        type(edges)(*(t.to(device) for t in edges)),
+    )
     launch.split_positions(positions.to(device), lists)
     launch.edge_vectors(lists, there, nans(launch.n_blocks(n_edges), device=device))
     moved = numbers[:, shift].T.double() @ cell

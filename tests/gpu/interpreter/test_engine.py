@@ -20,10 +20,7 @@ from cace_fast.spec import energy_program
 from cace_fast.structures import extra_inputs, graph_of
 
 PLAIN = {"l_max": 1, "n_rbf": 2, "n_radial": 2}
-MODELS = {
-    "plain": PLAIN,
-    "one step": PLAIN | {"steps": ("M+Ar+Bchi",)},
-}
+MODELS = {"plain": PLAIN, "one step": PLAIN | {"steps": ("M+Ar+Bchi",)}}
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -97,8 +97,13 @@ def test_sums_of_systems_and_the_status(derivatives: bool) -> None:
         torch.zeros(5, dtype=F64),
     )  # fmt: skip
     weights = torch.randn(n_out, n, dtype=F64)
-    displacement_ratio, bins_too_small = torch.rand(1700), torch.tensor([0, 0, 1], dtype=torch.int32)
-    found = launch.VerletStatus(displacement_ratio, bins_too_small, torch.tensor([70_000, 12], dtype=torch.int32))
+    displacement_ratio, bins_too_small = (
+        torch.rand(1700),
+        torch.tensor([0, 0, 1], dtype=torch.int32),
+    )
+    found = launch.VerletStatus(
+        displacement_ratio, bins_too_small, torch.tensor([70_000, 12], dtype=torch.int32)
+    )
     long_range = results.energies[1].clone()
     with watch():
         launch.totals(results, weights, first, derivatives=derivatives, long_range=True, kept=found)

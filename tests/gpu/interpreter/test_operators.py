@@ -33,8 +33,7 @@ def judge(case: cases.Case) -> None:
 
 
 @pytest.mark.parametrize(
-    ("l_max", "nu_max"),
-    [(0, 1), (1, 2), (2, 2), (3, 3), (4, 3), (3, 4), (4, 4), (5, 2), (6, 4)],
+    ("l_max", "nu_max"), [(0, 1), (1, 2), (2, 2), (3, 3), (4, 3), (3, 4), (4, 4), (5, 2), (6, 4)]
 )
 def test_contraction(l_max: int, nu_max: int) -> None:
     judge(cases.contraction(l_max, nu_max, n=37, channels=1))

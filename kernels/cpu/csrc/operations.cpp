@@ -1,0 +1,180 @@
+// The C interface of single operations.
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "api.h"
+#include "cace_fast.h"
+#include "heads.h"
+#include "json.h"
+#include "model.h"
+#include "pairs.h"
+
+using namespace cace_fast;
+
+struct cf_network {
+  Net net;
+  std::unique_ptr<Network> run;
+};
+
+namespace cace_fast {
+namespace {
+
+// Edges as the engine takes pairs: all atoms at the origin, and vectors in the place of shifts, so that
+// the shift of a pair is the number of its edge.
+class EdgeFrame {
+ public:
+  EdgeFrame(const cf_edges& edges, int n_species) : origin_(3 * size_t(count(edges))) {
+    for (int64_t i = 0; i < edges.n_atoms; ++i) {
+      const int64_t species = edges.species[i];
+      if (species < 0 || species >= n_species)
+        invalid("species", "0 to " + std::to_string(n_species - 1),
+                std::to_string(species) + " for atom " + std::to_string(i));
+      species_.push_back(int32_t(species));
+    }
+    int64_t bad = -1;
+    if (build_pairs(pairs_, edges.n_atoms, edges.n_atoms, species_.data(), nullptr, edges.n_edges,
+                    edges.receivers, edges.senders, nullptr, 1, bad) != PAIRS_OK)
+      invalid("senders, receivers", "atoms from 0 to " + std::to_string(edges.n_atoms - 1),
+              "others in edge " + std::to_string(bad));
+    list_ = {edges.n_edges,       pairs_.first.data(),      pairs_.sender.data(),
+             pairs_.shift.data(), pairs_.sent_first.data(), pairs_.sent.data()};
+    frame_.n_owned = frame_.n_all = int32_t(edges.n_atoms);
+    frame_.n_systems = 1;
+    frame_.n_shifts = int32_t(edges.n_edges);
+    frame_.species = species_.data();
+    frame_.positions = origin_.data();
+    frame_.shift_vectors = edges.vectors;
+    frame_.list = &list_;
+  }
+  EdgeFrame(const EdgeFrame&) = delete;
+  EdgeFrame& operator=(const EdgeFrame&) = delete;
+
+  const cf_frame& frame() const { return frame_; }
+
+ private:
+  // The number of atoms, once it and that of edges are known to fit.
+  static int64_t count(const cf_edges& edges) {
+    for (int64_t n : {edges.n_edges, edges.n_atoms})
+      if (n < 0 || n > std::numeric_limits<int32_t>::max())
+        invalid("edges", "0 to 2^31 - 1 atoms and edges", std::to_string(n));
+    return edges.n_atoms;
+  }
+
+  std::vector<double> origin_;
+  std::vector<int32_t> species_;
+  Pairs pairs_;
+  cf_list list_ = {};
+  cf_frame frame_ = {};
+};
+
+// f(engine) while it has these edges; no step stays open.
+template <class F>
+int on_edges(cf_state* state, const cf_edges* edges, const F& f) {
+  return phase(state, [&] {
+    const EdgeFrame given(*edges, state->model->n_z);
+    begin(state, &given.frame());
+    state->next_forward = -1;
+    f(*state->engine);
+    return int(CF_OK);
+  });
+}
+
+void check_step(const cf_state* state, const cf_message* message) {
+  const size_t n = state->model->steps.size();
+  if (message->step < 0 || size_t(message->step) >= n)
+    invalid("step", "one of " + std::to_string(n) + ", from 0", std::to_string(message->step));
+}
+
+int contract(const ContractionCall& call, int32_t precision) {
+  return told(nullptr, [&] {
+    check_precision(precision);
+    if (call.l_max < 0 || call.l_max > 6) invalid("l_max", "0 to 6", std::to_string(call.l_max));
+    if (call.nu_max < 1 || call.nu_max > 4)
+      invalid("nu_max", "1 to 4", std::to_string(call.nu_max));
+    for (int64_t n : {call.n, call.n_channels})
+      if (n < 0) invalid("n, n_channels", "0 or more", std::to_string(n));
+    isa_code().contract(call, precision);
+    return int(CF_OK);
+  });
+}
+
+}  // namespace
+}  // namespace cace_fast
+
+extern "C" {
+
+int cf_contraction(int32_t l_max, int32_t nu_max, int32_t precision, int64_t n, int64_t n_channels,
+                   const double* a, double* b) {
+  return contract({l_max, nu_max, n, n_channels, a, nullptr, b}, precision);
+}
+
+int cf_contraction_gradient(int32_t l_max, int32_t nu_max, int32_t precision, int64_t n,
+                            int64_t n_channels, const double* a, const double* grad_out,
+                            double* grad_a) {
+  return contract({l_max, nu_max, n, n_channels, a, grad_out, grad_a}, precision);
+}
+
+int cf_network_create(const char* readout_json, int32_t n_tensors, const char* const* names,
+                      const double* const* data, const int64_t* sizes, int32_t precision,
+                      cf_network** network, char error[CF_ERROR_LENGTH]) {
+  return told(error, [&] {
+    check_precision(precision);
+    const Json module = Json::parse(readout_json);
+    const Json& mlp = module.at("mlp");
+    const auto tensors = tensors_of("readout.", n_tensors, names, data, sizes);
+    auto made = std::make_unique<cf_network>();
+    made->net = read_network(mlp, module.at("linear").truth(), "readout", tensors,
+                             mlp.at("widths").items().at(0).integer());
+    made->run.reset(isa_code().network(made->net, precision));
+    *network = made.release();
+    return int(CF_OK);
+  });
+}
+
+void cf_network_free(cf_network* network) { delete network; }
+
+int cf_network_run(const cf_network* network, int64_t n, const double* x, double* y) {
+  return told(nullptr, [&] {
+    network->run->run(n, x, y);
+    return int(CF_OK);
+  });
+}
+
+int cf_network_gradient(const cf_network* network, int64_t n, const double* x,
+                        const double* grad_out, double* grad_x) {
+  return told(nullptr, [&] {
+    network->run->gradient(n, x, grad_out, grad_x);
+    return int(CF_OK);
+  });
+}
+
+int cf_moments(cf_state* state, const cf_edges* edges, double* a) {
+  return on_edges(state, edges, [&](Engine& e) { e.op_moments(a); });
+}
+
+int cf_moments_gradient(cf_state* state, const cf_edges* edges, const double* grad_out,
+                        double* grad_vectors) {
+  return on_edges(state, edges, [&](Engine& e) { e.op_moments_gradient(grad_out, grad_vectors); });
+}
+
+int cf_messages(cf_state* state, const cf_edges* edges, const cf_message* message, double* out) {
+  return on_edges(state, edges, [&](Engine& e) {
+    check_step(state, message);
+    e.op_messages(*message, out);
+  });
+}
+
+int cf_messages_gradient(cf_state* state, const cf_edges* edges, const cf_message* message,
+                         const double* grad_out, double* grad_a, double* grad_b,
+                         double* grad_vectors) {
+  return on_edges(state, edges, [&](Engine& e) {
+    check_step(state, message);
+    e.op_messages_gradient(*message, grad_out, grad_a, grad_b, grad_vectors);
+  });
+}
+
+}  // extern "C"
