@@ -84,7 +84,7 @@ TRAINING = {
     "training-l3-nu3": Shape(),
     "training-l4-nu3": Shape(elements=3, embedding=4, l_max=4, cutoff=4.0),
 }
-TRAINED = ("moments_rate", "moments_backward_rate", "moments_by_table", "contract_rates")
+TRAINED = ("moments_jvp", "moments_vjp_jvp", "moments_by_table", "contract_jvps")
 
 
 def specification(shape: Shape) -> ModelSpec:

@@ -154,12 +154,12 @@ def differentiable_once(operator: Any, gradient: Any, name: str) -> None:
     """
 
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
-        arguments = arguments_of(ctx)
+        arguments = saved_inputs(ctx)
         found = gradient(grad_out, *arguments)
-        return slopes(arguments, *(found if isinstance(found, tuple) else (found,)))
+        return pad_grads(arguments, *(found if isinstance(found, tuple) else (found,)))
 
     differentiable(operator, backward)
-    differentiable(gradient, refuse(name, "first"))
+    differentiable(gradient, no_higher_derivative(name, "first"))
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -168,7 +168,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(*(leaf for leaf in leaves if isinstance(leaf, Tensor)))
 
 
-def arguments_of(ctx: Any) -> tuple[Any, ...]:
+def saved_inputs(ctx: Any) -> tuple[Any, ...]:
     """Return the arguments of the operator."""
     tensors = iter(ctx.saved_tensors)
     leaves = [next(tensors) if other is None else other for other in ctx.others]
@@ -176,7 +176,7 @@ def arguments_of(ctx: Any) -> tuple[Any, ...]:
     return found
 
 
-def slopes(arguments: tuple[Any, ...], *first: Any) -> tuple[Any, ...]:
+def pad_grads(arguments: tuple[Any, ...], *first: Any) -> tuple[Any, ...]:
     """Return gradients of the first arguments, and none of the others."""
     return (*first, *map(_nothing, arguments[len(first) :]))
 
@@ -188,7 +188,7 @@ def _nothing(argument: Any) -> list[None] | None:
     return None
 
 
-def refuse(name: str, order: str) -> Callable[..., NoReturn]:
+def no_higher_derivative(name: str, order: str) -> Callable[..., NoReturn]:
     """Return the backward of an operator's highest derivative, which says that there is no more."""
 
     def backward(ctx: Any, *gradients: Any) -> NoReturn:

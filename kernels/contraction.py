@@ -14,7 +14,7 @@ from cace_fast import tables
 from cace_fast.errors import InputError
 from cace_fast.kernels import _operators as shared
 from cace_fast.kernels.cpu import operations
-from cace_fast.kernels.polynomials import rates_of_tensors
+from cace_fast.kernels.polynomials import jvps_of_tensors
 
 BLOCK = 16_384  # lanes of the second derivatives on a CPU that are computed at once
 
@@ -85,25 +85,25 @@ def _(grad_out: Tensor, a: Tensor, l_max: int, nu_max: int, backend: str) -> Ten
     return torch.empty_like(a)
 
 
-@torch.library.custom_op("cace_fast::contraction_rates", mutates_args=())
-def _contraction_rates(
-    along: Tensor, grad_out: Tensor, a: Tensor, l_max: int, nu_max: int, backend: str
+@torch.library.custom_op("cace_fast::contraction_jvps", mutates_args=())
+def _contraction_jvps(
+    tangent: Tensor, grad_out: Tensor, a: Tensor, l_max: int, nu_max: int, backend: str
 ) -> tuple[Tensor, Tensor]:
-    """Return the change of B, and of dE/dA at a fixed dE/dB, when A changes by ``along``."""
+    """Return the change of B, and of dE/dA at a fixed dE/dB, when A changes by ``tangent``."""
     if backend == "triton":
         from cace_fast.kernels.triton import operators
 
-        return operators.contraction_rates(along, grad_out, a, l_max, nu_max)
-    function = rates_of_tensors(l_max, nu_max)
-    rows = [x.movedim(2, 0).flatten(1).contiguous() for x in (a, grad_out, along)]
+        return operators.contraction_jvps(tangent, grad_out, a, l_max, nu_max)
+    function = jvps_of_tensors(l_max, nu_max)
+    rows = [x.movedim(2, 0).flatten(1).contiguous() for x in (a, grad_out, tangent)]
     # a block of lanes at a time: the program has some hundred temporary arrays
     found = torch.cat(
         [torch.stack(function(*(x.unbind() for x in part))) for part in _blocks(rows)], 1
     )
-    rates = found.unflatten(1, (a.shape[0], a.shape[1], a.shape[3])).movedim(0, 2)
+    jvps = found.unflatten(1, (a.shape[0], a.shape[1], a.shape[3])).movedim(0, 2)
     out = torch.empty_like(grad_out), torch.empty_like(a)
-    for to, rate in zip(out, rates.split([grad_out.shape[2], a.shape[2]], 2), strict=True):
-        to.copy_(rate)
+    for to, jvp in zip(out, jvps.split([grad_out.shape[2], a.shape[2]], 2), strict=True):
+        to.copy_(jvp)
     return out
 
 
@@ -112,21 +112,21 @@ def _blocks(rows: list[Tensor]) -> list[tuple[Tensor, ...]]:
     return list(zip(*(x.split(BLOCK, 1) for x in rows), strict=True))
 
 
-@_contraction_rates.register_fake
-def _(along: Tensor, grad_out: Tensor, a: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+@_contraction_jvps.register_fake
+def _(tangent: Tensor, grad_out: Tensor, a: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(grad_out), torch.empty_like(a)
 
 
 def _backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
-    arguments = shared.arguments_of(ctx)
-    return shared.slopes(arguments, _contraction_gradient(grad_out, *arguments))
+    arguments = shared.saved_inputs(ctx)
+    return shared.pad_grads(arguments, _contraction_gradient(grad_out, *arguments))
 
 
-def _gradient_backward(ctx: Any, along: Tensor) -> tuple[Any, ...]:
-    arguments = shared.arguments_of(ctx)
-    return shared.slopes(arguments, *_contraction_rates(along, *arguments))
+def _gradient_backward(ctx: Any, tangent: Tensor) -> tuple[Any, ...]:
+    arguments = shared.saved_inputs(ctx)
+    return shared.pad_grads(arguments, *_contraction_jvps(tangent, *arguments))
 
 
 shared.differentiable(_contraction, _backward)
 shared.differentiable(_contraction_gradient, _gradient_backward)
-shared.differentiable(_contraction_rates, shared.refuse("contraction", "second"))
+shared.differentiable(_contraction_jvps, shared.no_higher_derivative("contraction", "second"))

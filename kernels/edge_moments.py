@@ -27,14 +27,14 @@ class EdgeSums(Protocol):
     def backward(self, edges: Edges, grad_rho: Tensor, grad_vectors: Tensor) -> None:
         """Write dE/dd [3, E] of dE/drho."""
 
-    def rate(self, edges: Edges, along: Tensor, out: Tensor) -> None:
-        """Write the change of rho when vectors change by ``along`` [3, E]."""
+    def jvp(self, edges: Edges, tangent: Tensor, out: Tensor) -> None:
+        """Write the change of rho when vectors change by ``tangent`` [3, E]."""
 
-    def backward_rate(self, edges: Edges, along: Tensor, grad_rho: Tensor, out: Tensor) -> None:
+    def vjp_jvp(self, edges: Edges, tangent: Tensor, grad_rho: Tensor, out: Tensor) -> None:
         """Write the change of ``backward`` at a fixed dE/drho."""
 
-    def by_table(self, edges: Edges, grad_rho: Tensor, along: Tensor | None) -> Tensor:
-        """Return dE/da_n, dE/db_n [2 n_b] of dE/drho, or their change along ``along``."""
+    def by_table(self, edges: Edges, grad_rho: Tensor, tangent: Tensor | None) -> Tensor:
+        """Return dE/da_n, dE/db_n [2 n_b] of dE/drho, or their change along ``tangent``."""
 
 
 class EdgeMoments:
@@ -64,23 +64,23 @@ class EdgeMoments:
         self.edges, self.order = edges_of(vectors.detach(), senders, receivers, species)
         self.sender, self.receiver = embeddings(spec, weights)
 
-    def rate(self, along: Tensor) -> Tensor:
-        """Return the change of A when vectors change by ``along`` [n_edges, 3]."""
-        return self._mixed(self._rho(along))
+    def jvp(self, tangent: Tensor) -> Tensor:
+        """Return the change of A when vectors change by ``tangent`` [n_edges, 3]."""
+        return self._mixed(self._rho(tangent))
 
-    def gradient_rate(self, along: Tensor, grad_out: Tensor) -> Tensor:
-        """Return the change of dE/dd, of a fixed dE/dA, when vectors change by ``along``."""
+    def vjp_jvp(self, tangent: Tensor, grad_out: Tensor) -> Tensor:
+        """Return the change of dE/dd, of a fixed dE/dA, when vectors change by ``tangent``."""
         out, grad_rho = self._vectors(), self._grad_rho(grad_out)
-        self.sums.backward_rate(self.edges, self._sorted(along), grad_rho, out)
+        self.sums.vjp_jvp(self.edges, self._sorted(tangent), grad_rho, out)
         return self._unsorted(out)
 
-    def by_weights(self, grad_out: Tensor, along: Tensor | None) -> dict[str, Tensor]:
+    def by_weights(self, grad_out: Tensor, tangent: Tensor | None) -> dict[str, Tensor]:
         """Return dE/dweight of dE/dA for embeddings, radial functions and mixing.
 
-        With ``along``: its change when vectors change so, dE/dA fixed.
+        With ``tangent``: its change when vectors change so, dE/dA fixed.
         """
         spec, k = self.spec, self.spec.n_embedding
-        rho = self._rho(along).view(spec.radial.n_rbf, spec.n_monomials, -1)
+        rho = self._rho(tangent).view(spec.radial.n_rbf, spec.n_monomials, -1)
         sent = self._embedded(rho)
         h_r = self.receiver[self.species]
         grad = grad_out.detach().unflatten(3, (k, k))
@@ -99,7 +99,7 @@ class EdgeMoments:
         by_sender = (rho[:, :, None] * by_sent[..., atom]).sum((0, 1)).T
         found |= self._by_embeddings(by_sender, by_receiver)
         by_table = self.sums.by_table(
-            self.edges, self._spread(by_sent), None if along is None else self._sorted(along)
+            self.edges, self._spread(by_sent), None if tangent is None else self._sorted(tangent)
         )
         return found | by_radial_weights(spec, self.weights, by_table)
 
@@ -112,14 +112,14 @@ class EdgeMoments:
             return {"embedding.sender": sender + receiver}
         return {"embedding.sender": sender, "embedding.receiver": receiver}
 
-    def _rho(self, along: Tensor | None = None) -> Tensor:
-        """Return rho [n_b n_A, S], or its change along ``along``."""
+    def _rho(self, tangent: Tensor | None = None) -> Tensor:
+        """Return rho [n_b n_A, S], or its change along ``tangent``."""
         rows = self.spec.radial.n_rbf * self.spec.n_monomials
         rho = self.like.new_empty(rows, len(self.edges.seg_atom))
-        if along is None:
+        if tangent is None:
             self.sums.forward(self.edges, rho)
         else:
-            self.sums.rate(self.edges, self._sorted(along), rho)
+            self.sums.jvp(self.edges, self._sorted(tangent), rho)
         return rho
 
     def _embedded(self, rho: Tensor) -> Tensor:
@@ -171,8 +171,8 @@ class EdgeMoments:
     def _vectors(self) -> Tensor:
         return self.like.new_empty(3, len(self.like))
 
-    def _sorted(self, along: Tensor) -> Tensor:
-        return along.detach()[self.order].T.contiguous()
+    def _sorted(self, tangent: Tensor) -> Tensor:
+        return tangent.detach()[self.order].T.contiguous()
 
     def _unsorted(self, found: Tensor) -> Tensor:
         out = torch.empty_like(self.like)

@@ -154,9 +154,9 @@ def _(grad_out: Tensor, vectors: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(vectors)
 
 
-@torch.library.custom_op("cace_fast::moments_rates", mutates_args=())
-def _moments_rates(
-    along: Tensor,
+@torch.library.custom_op("cace_fast::moments_jvps", mutates_args=())
+def _moments_jvps(
+    tangent: Tensor,
     grad_out: Tensor,
     vectors: Tensor,
     senders: Tensor,
@@ -166,19 +166,19 @@ def _moments_rates(
     spec: str,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """Return the change of A, and of dE/dd at a fixed dE/dA, when vectors change by ``along``."""
+    """Return the change of A, and of dE/dd at a fixed dE/dA, when vectors change by ``tangent``."""
     edges = _of_edges((vectors, senders, receivers, species), weights, spec, backend)
-    return edges.rate(along), edges.gradient_rate(along, grad_out)
+    return edges.jvp(tangent), edges.vjp_jvp(tangent, grad_out)
 
 
-@_moments_rates.register_fake
-def _(along: Tensor, grad_out: Tensor, vectors: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+@_moments_jvps.register_fake
+def _(tangent: Tensor, grad_out: Tensor, vectors: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(grad_out), torch.empty_like(vectors)
 
 
 @torch.library.custom_op("cace_fast::moments_by_weights", mutates_args=())
 def _moments_by_weights(
-    along: Tensor | None,
+    tangent: Tensor | None,
     grad_out: Tensor,
     vectors: Tensor,
     senders: Tensor,
@@ -188,9 +188,9 @@ def _moments_by_weights(
     spec: str,
     backend: str,
 ) -> list[Tensor]:
-    """Return dE/dweight of dE/dA; with ``along``, its change when vectors change so."""
+    """Return dE/dweight of dE/dA; with ``tangent``, its change when vectors change so."""
     edges = _of_edges((vectors, senders, receivers, species), weights, spec, backend)
-    found = edges.by_weights(grad_out, along)
+    found = edges.by_weights(grad_out, tangent)
     every = shared.named(weights, shared.read(spec)).items()
     # messages of the same representation have no part in A
     return [found[n].to(w) if n in found else torch.zeros_like(w) for n, w in every]
@@ -198,7 +198,7 @@ def _moments_by_weights(
 
 @_moments_by_weights.register_fake
 def _(
-    along: Tensor | None,
+    tangent: Tensor | None,
     grad_out: Tensor,
     vectors: Tensor,
     senders: Tensor,
@@ -210,33 +210,33 @@ def _(
     return [torch.empty_like(weight) for weight in weights]
 
 
-def _weights_gradient(ctx: Any, along: Tensor | None, arguments: tuple[Any, ...]) -> list[Any]:
-    """Return dE/dweight, or its change along ``along``, where a weight is trained."""
+def _weights_gradient(ctx: Any, tangent: Tensor | None, arguments: tuple[Any, ...]) -> list[Any]:
+    """Return dE/dweight, or its change along ``tangent``, where a weight is trained."""
     *_, weights, _, _ = arguments
     wanted = ctx.needs_input_grad[-3]  # in the place of the weights
     if not any(wanted):
         return [None] * len(weights)
-    found = _moments_by_weights(along, *arguments)
+    found = _moments_by_weights(tangent, *arguments)
     return [grad if want else None for grad, want in zip(found, wanted, strict=True)]
 
 
 def _backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
-    arguments = shared.arguments_of(ctx)
+    arguments = shared.saved_inputs(ctx)
     by_vectors = None
     if ctx.needs_input_grad[0]:
         by_vectors = _moments_gradient(grad_out, *arguments)
     by_weights = _weights_gradient(ctx, None, (grad_out, *arguments))
-    return shared.slopes(arguments, by_vectors, None, None, None, by_weights)
+    return shared.pad_grads(arguments, by_vectors, None, None, None, by_weights)
 
 
-def _gradient_backward(ctx: Any, along: Tensor) -> tuple[Any, ...]:
-    arguments = shared.arguments_of(ctx)
-    by_grad_out, by_vectors = _moments_rates(along, *arguments)
-    by_weights = _weights_gradient(ctx, along, arguments)
-    return shared.slopes(arguments, by_grad_out, by_vectors, None, None, None, by_weights)
+def _gradient_backward(ctx: Any, tangent: Tensor) -> tuple[Any, ...]:
+    arguments = shared.saved_inputs(ctx)
+    by_grad_out, by_vectors = _moments_jvps(tangent, *arguments)
+    by_weights = _weights_gradient(ctx, tangent, arguments)
+    return shared.pad_grads(arguments, by_grad_out, by_vectors, None, None, None, by_weights)
 
 
 shared.differentiable(_moments, _backward)
 shared.differentiable(_moments_gradient, _gradient_backward)
-shared.differentiable(_moments_rates, shared.refuse("moments", "second"))
-shared.differentiable(_moments_by_weights, shared.refuse("moments", "second"))
+shared.differentiable(_moments_jvps, shared.no_higher_derivative("moments", "second"))
+shared.differentiable(_moments_by_weights, shared.no_higher_derivative("moments", "second"))

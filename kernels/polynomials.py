@@ -32,7 +32,7 @@ class Polynomials(NamedTuple):
 
     invariants: Any
     gradient: Any
-    rates: Any
+    jvps: Any
 
 
 @cache
@@ -42,9 +42,9 @@ def polynomials(l_max: int, nu_max: int) -> Polynomials:
 
 
 @cache
-def rates_of_tensors(l_max: int, nu_max: int) -> Callable[[Numbers, Numbers, Numbers], Numbers]:
-    """Return the function ``rates`` of a shape, on tensors."""
-    found: Callable[[Numbers, Numbers, Numbers], Numbers] = _made(l_max, nu_max, "", "").rates
+def jvps_of_tensors(l_max: int, nu_max: int) -> Callable[[Numbers, Numbers, Numbers], Numbers]:
+    """Return the function ``jvps`` of a shape, on tensors."""
+    found: Callable[[Numbers, Numbers, Numbers], Numbers] = _made(l_max, nu_max, "", "").jvps
     return found
 
 
@@ -60,7 +60,7 @@ def source(l_max: int, nu_max: int, head: str = TRITON, decorator: str = "@trito
     for title, arguments, program in (
         ("invariants", "a", invariants(l_max, nu_max)),
         ("gradient", "a, g", gradient(l_max, nu_max)),
-        ("rates", "a, g, v", rates(l_max, nu_max)),
+        ("jvps", "a, g, v", jvps(l_max, nu_max)),
     ):
         lines += ["", f"{decorator}def {title}_{l_max}_{nu_max}({arguments}):"]
         lines += [f"    {line}" for line in _python(program)]
@@ -153,7 +153,7 @@ def gradient(l_max: int, nu_max: int) -> Program:
     return program
 
 
-def rates(l_max: int, nu_max: int) -> Program:
+def jvps(l_max: int, nu_max: int) -> Program:
     """Return the program of the rates of B and of dE/dA."""
     values, program = Program(), Program()
     results = [*_add_invariants(values, l_max, nu_max), *_add_gradient(values, l_max, nu_max)]
@@ -162,10 +162,10 @@ def rates(l_max: int, nu_max: int) -> Program:
         if target in factors:
             program.add(target, factor, *product)
         for place, value in enumerate(product):
-            rate = value.replace("a[", "v[") if value.startswith("a[") else f"r{value}"
-            if rate.startswith("v[") or rate in program.begun:
+            jvp = value.replace("a[", "v[") if value.startswith("a[") else f"r{value}"
+            if jvp.startswith("v[") or jvp in program.begun:
                 rest = product[:place] + product[place + 1 :]
-                program.add(f"r{target}", factor, rate, *rest)
+                program.add(f"r{target}", factor, jvp, *rest)
     program.results = [f"r{name}" for name in results]
     return program
 

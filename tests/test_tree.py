@@ -23,7 +23,7 @@ MAY_HAVE_MORE_PARAMETERS = {
     ("cace_fast/potential.py", "__init__"): "a model's two parts and the options of `load`",
     ("cace_fast/loading.py", "load"): "a file and the options of a potential, one by one",
     ("reference/messages.py", "messages"): "a step needs both bases, the edges and the weights",
-    ("kernels/moments.py", "_moments_rates"): "an operator of torch takes tensors",
+    ("kernels/moments.py", "_moments_jvps"): "an operator of torch takes tensors",
     ("kernels/moments.py", "_moments_by_weights"): "an operator of torch takes tensors",
     ("kernels/messages.py", "messages"): "the same, and the backend",
     ("kernels/messages.py", "_messages"): "an operator of torch takes tensors, not structures",

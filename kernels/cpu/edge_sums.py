@@ -39,7 +39,7 @@ class _Sums(ctypes.Structure):
             for name in (
                 "first",
                 "vectors",
-                "along",
+                "tangent",
                 "grad_sums",
                 "sums",
                 "grad_vectors",
@@ -78,35 +78,35 @@ class EdgeSums:
         """Write rho [n_b n_A, S]."""
         rho.copy_(torch.from_numpy(self._values(edges, None)).T)
 
-    def rate(self, edges: Edges, along: Tensor, out: Tensor) -> None:
-        """Write the change of rho when vectors change by ``along`` [3, E]."""
-        out.copy_(torch.from_numpy(self._values(edges, along)).T)
+    def jvp(self, edges: Edges, tangent: Tensor, out: Tensor) -> None:
+        """Write the change of rho when vectors change by ``tangent`` [3, E]."""
+        out.copy_(torch.from_numpy(self._values(edges, tangent)).T)
 
     def backward(self, edges: Edges, grad_rho: Tensor, grad_vectors: Tensor) -> None:
         """Write dE/dd [3, E] of dE/drho."""
         grad_vectors.copy_(torch.from_numpy(self._gradients(edges, grad_rho, None)[0]).T)
 
-    def backward_rate(self, edges: Edges, along: Tensor, grad_rho: Tensor, out: Tensor) -> None:
+    def vjp_jvp(self, edges: Edges, tangent: Tensor, grad_rho: Tensor, out: Tensor) -> None:
         """Write the change of ``backward`` at a fixed dE/drho."""
-        out.copy_(torch.from_numpy(self._gradients(edges, grad_rho, along)[0]).T)
+        out.copy_(torch.from_numpy(self._gradients(edges, grad_rho, tangent)[0]).T)
 
-    def by_table(self, edges: Edges, grad_rho: Tensor, along: Tensor | None) -> Tensor:
-        """Return dE/da_n, dE/db_n [2 n_b] of dE/drho, or their change along ``along``."""
-        found = self._gradients(edges, grad_rho, along)[1].sum(0)
+    def by_table(self, edges: Edges, grad_rho: Tensor, tangent: Tensor | None) -> Tensor:
+        """Return dE/da_n, dE/db_n [2 n_b] of dE/drho, or their change along ``tangent``."""
+        found = self._gradients(edges, grad_rho, tangent)[1].sum(0)
         return torch.from_numpy(found).to(grad_rho)
 
-    def _values(self, edges: Edges, along: Tensor | None) -> Floats:
+    def _values(self, edges: Edges, tangent: Tensor | None) -> Floats:
         sums = np.empty((len(edges.seg_atom), self.n_b * self.n_a))
-        self._run(edges, {"along": _rows(along), "sums": sums})
+        self._run(edges, {"tangent": _rows(tangent), "sums": sums})
         return sums
 
     def _gradients(
-        self, edges: Edges, grad_rho: Tensor, along: Tensor | None
+        self, edges: Edges, grad_rho: Tensor, tangent: Tensor | None
     ) -> tuple[Floats, Floats]:
         """Return dE/dd [E, 3] and dE/dtable of every segment [S, 2 n_b]."""
         vectors = np.empty((edges.vectors.shape[1], 3))
         table = np.empty((len(edges.seg_atom), 2 * self.n_b))
-        given = {"along": _rows(along), "grad_sums": _rows(grad_rho)}
+        given = {"tangent": _rows(tangent), "grad_sums": _rows(grad_rho)}
         self._run(edges, given | {"grad_vectors": vectors, "grad_table": table})
         return vectors, table
 

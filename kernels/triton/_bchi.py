@@ -251,7 +251,7 @@ def _slope(total, value, h, DERIVATIVES: tl.constexpr, m: tl.constexpr, AXIS: tl
 
 
 @triton.jit
-def _bchi_rates(
+def _bchi_gradient(
     row,
     f,
     df,
@@ -333,7 +333,7 @@ def edge_gradient(
             weights = _weights(v + (i * C + c) * N_DEGREES, inside, N_DEGREES, BLOCK_EDGE)
             values = ()
             for degree in tl.static_range(N_DEGREES):
-                value, a, bx, by, bz = _bchi_rates(
+                value, a, bx, by, bz = _bchi_gradient(
                     row, f, df, h, inside, degree, N_RBF, C, DERIVATIVES
                 )
                 values = values + (value,)

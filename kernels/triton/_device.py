@@ -141,7 +141,7 @@ def monomials(ux, uy, uz, PARENT: tl.constexpr):
 
 
 @triton.jit
-def monomial_rates(y, ux, uy, uz, vx, vy, vz, PARENT: tl.constexpr):
+def monomial_tangents(y, ux, uy, uz, vx, vy, vz, PARENT: tl.constexpr):
     """Return how Y_m change along a change v of u."""
     u = (ux, uy, uz)
     v = (vx, vy, vz)

@@ -114,21 +114,21 @@ def contract_backward(
 
 
 @triton.jit(do_not_specialize=["n"])
-def contract_rates(
+def contract_jvps(
     a,
     grad_b,
-    along,
-    rate_b,
-    rate_grad,
+    tangent,
+    jvp_b,
+    jvp_grad,
     n,
-    RATES: tl.constexpr,
+    JVPS: tl.constexpr,
     N_MONOMIALS: tl.constexpr,
     N_INVARIANTS: tl.constexpr,
     N_RADIAL: tl.constexpr,
     C: tl.constexpr,
     BLOCK_ATOM: tl.constexpr,
 ):
-    """Write the change of B, and of dE/dA at a fixed dE/dB, when A changes by ``along``.
+    """Write the change of B, and of dE/dA at a fixed dE/dB, when A changes by ``tangent``.
 
     For training and Hessians: everything is in registers, which spill from l_max 4 on.
     """
@@ -136,11 +136,11 @@ def contract_rates(
     q, channel, stride = group // C, group % C, n
     moments = _load_moments(a, q, channel, stride, atom, exists, N_MONOMIALS, C)
     slopes = _load_moments(grad_b, q, channel, stride, atom, exists, N_INVARIANTS, C)
-    change = _load_moments(along, q, channel, stride, atom, exists, N_MONOMIALS, C)
-    found = RATES(moments, slopes, change)
+    change = _load_moments(tangent, q, channel, stride, atom, exists, N_MONOMIALS, C)
+    found = JVPS(moments, slopes, change)
     for f in tl.static_range(N_INVARIANTS):
-        place = rate_b + ((q * N_INVARIANTS + f) * C + channel) * stride + atom
+        place = jvp_b + ((q * N_INVARIANTS + f) * C + channel) * stride + atom
         tl.store(place, found[f], mask=exists)
     for m in tl.static_range(N_MONOMIALS):
-        place = rate_grad + ((q * N_MONOMIALS + m) * C + channel) * stride + atom
+        place = jvp_grad + ((q * N_MONOMIALS + m) * C + channel) * stride + atom
         tl.store(place, found[N_INVARIANTS + m], mask=exists)

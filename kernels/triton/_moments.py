@@ -14,7 +14,7 @@ from cace_fast.kernels.triton._device import (
     geometry,
     get,
     length,
-    monomial_rates,
+    monomial_tangents,
     monomials,
     opaque_row_index,
     radial_slopes,
@@ -109,10 +109,10 @@ def moments_backward(
         r, inverse, inv_r_eps, ux, uy, uz, f, df, ddf, h = edge_basis(
             x, y, z, table, FIRST_RBF, COUNT_RBF, N_RBF, RADIAL, PARENT
         )
-        along = g[0] * df[0]  # dE/dr at a fixed direction
+        tangent = g[0] * df[0]  # dE/dr at a fixed direction
         for n in tl.static_range(1, COUNT_RBF):
-            along += g[n * N_MONOMIALS] * df[n]
-        gx = along * 0.0
+            tangent += g[n * N_MONOMIALS] * df[n]
+        gx = tangent * 0.0
         gy = gx
         gz = gx
         for m in tl.static_range(1, N_MONOMIALS):
@@ -121,7 +121,7 @@ def moments_backward(
             for n in tl.static_range(1, COUNT_RBF):
                 u += g[n * N_MONOMIALS + m] * f[n]
                 w += g[n * N_MONOMIALS + m] * df[n]
-            along += w * h[m]
+            tangent += w * h[m]
             if get(DERIVATIVES, m, 0, 1) > 0:
                 gx += u * (h[get(DERIVATIVES, m, 0, 0)] * get(DERIVATIVES, m, 0, 1))
             if get(DERIVATIVES, m, 1, 1) > 0:
@@ -129,7 +129,7 @@ def moments_backward(
             if get(DERIVATIVES, m, 2, 1) > 0:
                 gz += u * (h[get(DERIVATIVES, m, 2, 0)] * get(DERIVATIVES, m, 2, 1))
         # d r/dd = d/r, and du/dd = (1 - u (d/r)^T)/(r + 1e-9)
-        radially = along - (gx * ux + gy * uy + gz * uz) * inv_r_eps
+        radially = tangent - (gx * ux + gy * uy + gz * uz) * inv_r_eps
         dx = radially * (x * inverse) + gx * inv_r_eps
         dy = radially * (y * inverse) + gy * inv_r_eps
         dz = radially * (z * inverse) + gz * inv_r_eps
@@ -143,12 +143,12 @@ def moments_backward(
 
 
 @triton.jit(do_not_specialize=["n_seg", "n_edges"])
-def moments_rate(
+def moments_jvp(
     vectors,
-    along,
+    tangent,
     seg_first,
     table,
-    rate,
+    jvp,
     n_seg,
     n_edges,
     FIRST_RBF: tl.constexpr,
@@ -159,21 +159,21 @@ def moments_rate(
     BLOCK_SEG: tl.constexpr,
     BLOCK_EDGE: tl.constexpr,
 ):
-    """Write how rho changes when edge vectors change by ``along`` [3, n_edges].
+    """Write how rho changes when edge vectors change by ``tangent`` [3, n_edges].
 
     This is also the derivative of ``moments_backward``, along a direction, by dE/drho.
     """
     N_MONOMIALS: tl.constexpr = length(PARENT)
     exists, first, end, wide = _segments(seg_first, n_seg, BLOCK_SEG, BLOCK_EDGE)
     lane = tl.arange(0, BLOCK_EDGE)[None, :]
-    sums = zeros(COUNT_RBF * N_MONOMIALS, BLOCK_SEG, BLOCK_EDGE, rate)
+    sums = zeros(COUNT_RBF * N_MONOMIALS, BLOCK_SEG, BLOCK_EDGE, jvp)
     for step in range(0, tl.max(end - first, 0), BLOCK_EDGE):
         e = first[:, None] + (lane + step)
         inside = e < end[:, None]
         x, y, z = edge_vector(vectors, e, inside, n_edges)
-        vx = tl.load(along + e, mask=inside, other=0.0)
-        vy = tl.load(along + n_edges + e, mask=inside, other=0.0)
-        vz = tl.load(along + 2 * n_edges + e, mask=inside, other=0.0)
+        vx = tl.load(tangent + e, mask=inside, other=0.0)
+        vy = tl.load(tangent + n_edges + e, mask=inside, other=0.0)
+        vz = tl.load(tangent + 2 * n_edges + e, mask=inside, other=0.0)
         r, inverse, inv_r_eps, ux, uy, uz, f, df, ddf, h = edge_basis(
             x, y, z, table, FIRST_RBF, COUNT_RBF, N_RBF, RADIAL, PARENT
         )
@@ -181,7 +181,7 @@ def moments_rate(
         wx = (vx - ux * dr) * inv_r_eps
         wy = (vy - uy * dr) * inv_r_eps
         wz = (vz - uz * dr) * inv_r_eps
-        dh = monomial_rates(h, ux, uy, uz, wx, wy, wz, PARENT)
+        dh = monomial_tangents(h, ux, uy, uz, wx, wy, wz, PARENT)
         added = ()
         for n in tl.static_range(COUNT_RBF):
             dn = df[n] * dr  # nothing beyond the end, where ``along`` is read as zero
@@ -192,13 +192,13 @@ def moments_rate(
     store = exists[:, None] & (lane == 0)
     for k in tl.static_range(COUNT_RBF * N_MONOMIALS):
         total = tl.broadcast_to(tl.sum(sums[k], 1, keep_dims=True), (BLOCK_SEG, BLOCK_EDGE))
-        tl.store(rate + (FIRST_RBF * N_MONOMIALS + k) * n_seg + wide, total, mask=store)
+        tl.store(jvp + (FIRST_RBF * N_MONOMIALS + k) * n_seg + wide, total, mask=store)
 
 
 @triton.jit(do_not_specialize=["n_seg", "n_edges"])
-def moments_backward_rate(
+def moments_vjp_jvp(
     vectors,
-    along,
+    tangent,
     segment,
     table,
     grad_rho,
@@ -212,7 +212,7 @@ def moments_backward_rate(
     DERIVATIVES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write how dE/dd changes when edge vectors change by ``along``, dE/drho fixed [3, n_edges].
+    """Write how dE/dd changes when edge vectors change by ``tangent``, dE/drho fixed [3, n_edges].
 
     One lane for each edge, which reads dE/drho of its segment as it goes: for training and
     Hessians, where simple is better than quick.
@@ -222,7 +222,7 @@ def moments_backward_rate(
     inside = e < count
     seg = tl.load(segment + e, mask=inside, other=0)
     x, y, z = edge_vector(vectors, e, inside, n_edges)
-    vx, vy, vz = edge_vector(along, e, inside, n_edges)
+    vx, vy, vz = edge_vector(tangent, e, inside, n_edges)
     r, inverse, inv_r_eps, ux, uy, uz, f, df, ddf, h = edge_basis(
         x, y, z, table, 0, N_RBF, N_RBF, RADIAL, PARENT
     )
@@ -230,7 +230,7 @@ def moments_backward_rate(
     wx = (vx - ux * dr) * inv_r_eps
     wy = (vy - uy * dr) * inv_r_eps
     wz = (vz - uz * dr) * inv_r_eps
-    dh = monomial_rates(h, ux, uy, uz, wx, wy, wz, PARENT)
+    dh = monomial_tangents(h, ux, uy, uz, wx, wy, wz, PARENT)
     zero = r * 0.0
     s = zero  # dE/dr at a fixed direction, and its rate
     ds = zero
@@ -281,7 +281,7 @@ def moments_backward_rate(
 @triton.jit(do_not_specialize=["n_seg", "n_edges", "count"])
 def moments_by_table(
     vectors,
-    along,
+    tangent,
     segment,
     table,
     grad_rho,
@@ -292,12 +292,12 @@ def moments_by_table(
     N_RBF: tl.constexpr,
     RADIAL: tl.constexpr,
     PARENT: tl.constexpr,
-    RATE: tl.constexpr,
+    TANGENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Write each edge's part of dE/da_n, dE/db_n [2 n_b, n_edges] of dE/drho.
 
-    With RATE: how it changes when edge vectors change by ``along``, dE/drho fixed.
+    With TANGENT: how it changes when edge vectors change by ``tangent``, dE/drho fixed.
     """
     N_MONOMIALS: tl.constexpr = length(PARENT)
     e = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -309,10 +309,10 @@ def moments_by_table(
     by_a, by_a_r, by_b, by_b_r = radial_slopes(r, inverse, table, N_RBF, RADIAL)
     dr = r * 0.0
     dh = h
-    if RATE:
-        vx, vy, vz = edge_vector(along, e, inside, n_edges)
+    if TANGENT:
+        vx, vy, vz = edge_vector(tangent, e, inside, n_edges)
         dr = (vx * x + vy * y + vz * z) * inverse
-        dh = monomial_rates(
+        dh = monomial_tangents(
             h,
             ux,
             uy,
@@ -324,15 +324,15 @@ def moments_by_table(
         )
     for n in tl.static_range(N_RBF):
         sum = r * 0.0
-        rate = r * 0.0
+        jvp = r * 0.0
         for m in tl.static_range(N_MONOMIALS):
             g = tl.load(grad_rho + (n * N_MONOMIALS + m) * n_seg + seg, mask=inside, other=0.0)
             sum += g * h[m]
-            rate += g * dh[m]
+            jvp += g * dh[m]
         a = sum * by_a[n]
         b = sum * by_b[n]
-        if RATE:
-            a = rate * by_a[n] + sum * by_a_r[n] * dr
-            b = rate * by_b[n] + sum * by_b_r[n] * dr
+        if TANGENT:
+            a = jvp * by_a[n] + sum * by_a_r[n] * dr
+            b = jvp * by_b[n] + sum * by_b_r[n] * dr
         tl.store(out + n * n_edges + e, a, mask=inside)
         tl.store(out + (N_RBF + n) * n_edges + e, b, mask=inside)

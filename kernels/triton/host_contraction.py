@@ -204,11 +204,11 @@ class ContractionFromA:
             a, grad_b, grad_a, n, GRADIENT=self.functions.gradient, ADD=add, **self.shape
         )
 
-    def rates(self, a: Tensor, grad_b: Tensor, along: Tensor, outs: tuple[Tensor, Tensor]) -> None:
-        """Write the change of B, and of dE/dA at a fixed dE/dB, when A changes by ``along``."""
+    def jvps(self, a: Tensor, grad_b: Tensor, tangent: Tensor, outs: tuple[Tensor, Tensor]) -> None:
+        """Write the change of B, and of dE/dA at a fixed dE/dB, when A changes by ``tangent``."""
         n = a.shape[1]
-        _invariants.contract_rates[(_blocks(n) * self.lanes,)](
-            a, grad_b, along, *outs, n, RATES=self.functions.rates, **self.shape
+        _invariants.contract_jvps[(_blocks(n) * self.lanes,)](
+            a, grad_b, tangent, *outs, n, JVPS=self.functions.jvps, **self.shape
         )
 
 

@@ -149,13 +149,13 @@ class Moments:
                 num_warps=tile.warps,
             )
 
-    def rate(self, edges: Edges, along: Tensor, out: Tensor) -> None:
-        """Write the change of rho [n_b n_A, S] when vectors change by ``along`` [3, E]."""
+    def jvp(self, edges: Edges, tangent: Tensor, out: Tensor) -> None:
+        """Write the change of rho [n_b n_A, S] when vectors change by ``tangent`` [3, E]."""
         tile, grid = tiles(out.shape[1])
         for first, count in self.chunks:
-            _moments.moments_rate[grid](
+            _moments.moments_jvp[grid](
                 edges.vectors,
-                along,
+                tangent,
                 edges.seg_first,
                 self.table,
                 out,
@@ -169,13 +169,13 @@ class Moments:
                 num_warps=tile.warps,
             )
 
-    def backward_rate(self, edges: Edges, along: Tensor, grad_rho: Tensor, out: Tensor) -> None:
-        """Write the change of ``backward`` [3, E] when vectors change by ``along`` [3, E]."""
+    def vjp_jvp(self, edges: Edges, tangent: Tensor, grad_rho: Tensor, out: Tensor) -> None:
+        """Write the change of ``backward`` [3, E] when vectors change by ``tangent`` [3, E]."""
         count = int(edges.sender.shape[0])
         segment = torch.repeat_interleave(edges.seg_first.diff())
-        _moments.moments_backward_rate[_blocks(count)](
+        _moments.moments_vjp_jvp[_blocks(count)](
             edges.vectors,
-            along,
+            tangent,
             segment.int(),
             self.table,
             grad_rho,
@@ -189,14 +189,14 @@ class Moments:
             num_warps=configs.BLOCK_WARPS,
         )
 
-    def by_table(self, edges: Edges, grad_rho: Tensor, along: Tensor | None) -> Tensor:
-        """Return dE/da_n, dE/db_n [2 n_b] of dE/drho, or their change along ``along`` [3, E]."""
+    def by_table(self, edges: Edges, grad_rho: Tensor, tangent: Tensor | None) -> Tensor:
+        """Return dE/da_n, dE/db_n [2 n_b] of dE/drho, or their change along ``tangent`` [3, E]."""
         count = int(edges.sender.shape[0])
         segment = torch.repeat_interleave(edges.seg_first.diff())
         out = grad_rho.new_empty(2 * self.n_b, count)
         _moments.moments_by_table[_blocks(count)](
             edges.vectors,
-            edges.vectors if along is None else along,
+            edges.vectors if tangent is None else tangent,
             segment.int(),
             self.table,
             grad_rho,
@@ -205,7 +205,7 @@ class Moments:
             edges.vectors.shape[1],
             count,
             **self.constants,
-            RATE=along is not None,
+            TANGENT=tangent is not None,
             BLOCK=configs.BLOCK,
             num_warps=configs.BLOCK_WARPS,
         )

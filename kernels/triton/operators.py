@@ -52,14 +52,14 @@ def contraction_gradient(grad_out: Tensor, a: Tensor, l_max: int, nu_max: int) -
     return _atoms(out, a, a.shape[2])
 
 
-def contraction_rates(
-    along: Tensor, grad_out: Tensor, a: Tensor, l_max: int, nu_max: int
+def contraction_jvps(
+    tangent: Tensor, grad_out: Tensor, a: Tensor, l_max: int, nu_max: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the change of B, and of dE/dA at a fixed dE/dB, when A changes by ``along``."""
+    """Return the change of B, and of dE/dA at a fixed dE/dB, when A changes by ``tangent``."""
     alone, moments = ContractionFromA(l_max, nu_max, a.shape[1], a.shape[3]), _components(a)
     slopes = _components(grad_out)
     outs = torch.empty_like(slopes), torch.empty_like(moments)
-    alone.rates(moments, slopes, _components(along), outs)
+    alone.jvps(moments, slopes, _components(tangent), outs)
     return _atoms(outs[0], a, alone.n_b), _atoms(outs[1], a, a.shape[2])
 
 

@@ -27,7 +27,7 @@ MODULE = Readout("E", NETWORKS["silu"], linear=True)
 
 
 # What second derivatives run; other operators have none.
-HIGHER = {"moments": ("moments_rates", "moments_by_weights"), "contraction": ("contraction_rates",)}
+HIGHER = {"moments": ("moments_jvps", "moments_by_weights"), "contraction": ("contraction_jvps",)}
 
 
 class Traced(NamedTuple):

@@ -87,13 +87,13 @@ inline void ar_sum(const StepData<T>& s, int l_max, ArPairs<T>& pairs, const Vec
 
 // Adds s Ar to A of the block, receiver by receiver .
 template <class T>
-void ar_sums(Work<T>& work, const Model& m, const StepData<T>& s, const Block& block,
+void ar_sums(ThreadWorkspace<T>& work, const Model& m, const StepData<T>& s, const Block& block,
              const cf_list& list, Vec<T>* a) {
   typedef Vec<T> V;
   constexpr int W = Simd<T>::width;
-  Section timer(work.ticks_of, kMessages);
+  ScopedTimer timer(work.ticks_of, kMessages);
   const size_t size = s.size() / W;
-  V* sums = work.ar.need(size * W);
+  V* sums = work.ar.ensure(size * W);
   ArPairs<T>& pairs = work.ar_pairs;
   const int64_t base = list.first[block.first];
   for (int lane = 0; lane < block.n_lanes; ++lane) {
@@ -112,9 +112,9 @@ void ar_sums(Work<T>& work, const Model& m, const StepData<T>& s, const Block& b
 
 // What a sender gets back through Ar: dE/dA of it, and dE/dr of each pair it sends.
 template <class T>
-void ar_sender_gradient(Work<T>& work, const Model& m, StepData<T>& s, const Cutoff<T>& cutoff,
-                        int64_t sender, const int32_t* sent, int64_t n_sent,
-                        const int32_t* receiver, const T* distance, T* pair_dr) {
+void ar_sender_gradient(ThreadWorkspace<T>& work, const Model& m, StepData<T>& s,
+                        const Cutoff<T>& cutoff, int64_t sender, const int32_t* sent,
+                        int64_t n_sent, const int32_t* receiver, const T* distance, T* pair_dr) {
   typedef Vec<T> V;
   constexpr int W = Simd<T>::width;
   ArPairs<T>& pairs = work.ar_pairs;
@@ -131,7 +131,7 @@ void ar_sender_gradient(Work<T>& work, const Model& m, StepData<T>& s, const Cut
     ::memcpy(pairs.f.data() + p, &f, sizeof f);
     ::memcpy(pairs.df.data() + p, &df, sizeof df);
   }
-  V* sum = work.ar.need(s.size() / W);
+  V* sum = work.ar.ensure(s.size() / W);
   ar_sum<T>(s, m.l_max, pairs, s.atom(s.a, sender), sum);
   for (int64_t p = 0; p < pairs.n; ++p) {
     T total = T(0);

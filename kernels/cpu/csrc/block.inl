@@ -19,7 +19,7 @@ namespace cace_fast {
 namespace CF_ISA {
 
 // An atom as the search for its neighbours reads it: one load for each candidate.
-struct alignas(32) Site {
+struct alignas(32) AtomRecord {
   double x, y, z;
   int64_t species;
 };
@@ -42,10 +42,10 @@ struct ArPairs {
 
   void begin(int64_t most) {
     n = 0;
-    for (Buffer<T>* list : {&r, &f, &df}) list->roomy(most + Simd<T>::width);
-    dr.roomy(most + 1);
-    from.roomy(most + 1);
-    pair.roomy(most + 1);
+    for (Buffer<T>* list : {&r, &f, &df}) list->reserve_slack(most + Simd<T>::width);
+    dr.reserve_slack(most + 1);
+    from.reserve_slack(most + 1);
+    pair.reserve_slack(most + 1);
   }
   void add(T distance, const V* other) {
     r[n] = distance;
@@ -57,7 +57,7 @@ struct ArPairs {
 };
 
 template <class T>
-struct Work {
+struct ThreadWorkspace {
   typedef Vec<T> V;
   static constexpr int W = Simd<T>::width;
 
@@ -88,10 +88,10 @@ struct Work {
 };
 
 // Adds the time of a scope to a part of the work.
-class Section {
+class ScopedTimer {
  public:
-  Section(uint64_t* parts, Part part) : to_(parts + part), start_(ticks()) {}
-  ~Section() { *to_ += ticks() - start_; }
+  ScopedTimer(uint64_t* parts, Part part) : to_(parts + part), start_(ticks()) {}
+  ~ScopedTimer() { *to_ += ticks() - start_; }
 
  private:
   uint64_t* to_;
@@ -110,29 +110,29 @@ constexpr int kSegments = 16;
 
 // Lockstep slots of the block's pairs within the cutoff.
 template <class T>
-void find_slots(Work<T>& work, const Block& block, const cf_list& list, const Site* sites,
-                const double* shifts, double cutoff, int n_groups) {
-  constexpr int W = Work<T>::W;
-  Section timer(work.ticks_of, kPairs);
+void find_slots(ThreadWorkspace<T>& work, const Block& block, const cf_list& list,
+                const AtomRecord* sites, const double* shifts, double cutoff, int n_groups) {
+  constexpr int W = ThreadWorkspace<T>::W;
+  ScopedTimer timer(work.ticks_of, kPairs);
   int64_t capacity = 1;
   for (int lane = 0; lane < block.n_lanes; ++lane) {
     const int64_t* range = list.first + block.first + lane;
     capacity = range[1] - range[0] > capacity ? range[1] - range[0] : capacity;
   }
-  T* lane_d = work.lane_d.roomy(size_t(W) * capacity * 3 + 4);
-  int* lane_pair = work.lane_pair.roomy(size_t(W) * capacity + 1);
+  T* lane_d = work.lane_d.reserve_slack(size_t(W) * capacity * 3 + 4);
+  int* lane_pair = work.lane_pair.reserve_slack(size_t(W) * capacity + 1);
   int count[W][Model::kMaxGroups] = {};
   const double limit = cutoff * cutoff;
   const int64_t base = list.first[block.first];
   bool unsorted = false;
   for (int lane = 0; lane < block.n_lanes; ++lane) {
-    const Site center = sites[block.first + lane];
+    const AtomRecord center = sites[block.first + lane];
     const int64_t end = list.first[block.first + lane + 1];
     T* d_to = lane_d + size_t(lane) * capacity * 3;
     int* pair_to = lane_pair + size_t(lane) * capacity;
     int64_t last_species = 0;
     for (int64_t e = list.first[block.first + lane]; e < end; ++e) {
-      const Site& site = sites[list.sender[e]];
+      const AtomRecord& site = sites[list.sender[e]];
       const double* shift = shifts + (list.shift ? 3 * int64_t(list.shift[e]) : 0);
       const double dx = center.x - site.x + shift[0], dy = center.y - site.y + shift[1],
                    dz = center.z - site.z + shift[2];
@@ -161,8 +161,8 @@ void find_slots(Work<T>& work, const Block& block, const cf_list& list, const Si
   }
   work.group[n_groups] = work.n_slots = total;
   // d goes where u will stand
-  T* geometry = reinterpret_cast<T*>(work.geometry.roomy(size_t(total) * kGeometry + 1));
-  int* pair = work.pair.roomy(size_t(total) * W + 1);
+  T* geometry = reinterpret_cast<T*>(work.geometry.reserve_slack(size_t(total) * kGeometry + 1));
+  int* pair = work.pair.reserve_slack(size_t(total) * W + 1);
   for (int lane = 0; lane < W; ++lane) {
     const T* d_from = lane_d + size_t(lane) * capacity * 3;
     const int* pair_from = lane_pair + size_t(lane) * capacity;
@@ -188,24 +188,24 @@ void find_slots(Work<T>& work, const Block& block, const cf_list& list, const Si
 
 // Unit vectors, cutoff function, g_n and dg_n/dr of every slot; notes an atom with another on it.
 template <class T>
-void radial_of_slots(Work<T>& work, const Block& block, const Radial<T>& radial) {
+void radial_of_slots(ThreadWorkspace<T>& work, const Block& block, const Radial<T>& radial) {
   typedef Vec<T> V;
-  Section timer(work.ticks_of, kRadial);
+  ScopedTimer timer(work.ticks_of, kRadial);
   const int n_b = radial.n_b;
-  V* g = work.g.roomy(size_t(work.n_slots) * n_b + 1);
-  V* dg = work.dg.roomy(size_t(work.n_slots) * n_b + 1);
-  V least = spread<T>(T(1));
+  V* g = work.g.reserve_slack(size_t(work.n_slots) * n_b + 1);
+  V* dg = work.dg.reserve_slack(size_t(work.n_slots) * n_b + 1);
+  V least = splat<T>(T(1));
   for (int slot = 0; slot < work.n_slots; ++slot) {
     V* geo = work.geometry.data() + size_t(slot) * kGeometry;
     const V x = geo[kUx], y = geo[kUy], z = geo[kUz];
-    const V r = root<T>(x * x + y * y + z * z);
+    const V r = sqrt<T>(x * x + y * y + z * z);
     const V inverse = T(1) / (r + T(kLengthShift));
     geo[kUx] = x * inverse;
     geo[kUy] = y * inverse;
     geo[kUz] = z * inverse;
     geo[kInverse] = inverse;
     geo[kR] = r;
-    least = lesser(least, r);
+    least = min(least, r);
     V f, df;
     radial.cutoff(r, f, df);
     geo[kFc] = f;

@@ -15,13 +15,13 @@
 #include "engine.h"
 #include "error.h"
 #include "messages.inl"
+#include "mlp_program.inl"
 #include "model.h"
 #include "moments.inl"
 #include "params.inl"
 #include "radial.inl"
+#include "sender_weighted_sums.inl"
 #include "simd.inl"
-#include "tape.inl"
-#include "weighted.inl"
 
 namespace cace_fast {
 namespace CF_ISA {
@@ -35,9 +35,9 @@ class EngineOf final : public Engine {
   explicit EngineOf(const Model& model)
       : m_(model), radial_(model), contraction_(model.l_max, model.nu_max),
         stacks_(new Stack<T>[model.stages]), steps_(new StepData<T>[model.stages]),
-        kept_a_(new Buffer<V>[model.stages]), tapes_(new Tape<T>[model.heads.size() + 1]) {
-    h_s_.need(model.h_s.size());
-    h_r_.need(model.h_r.size());
+        kept_a_(new Buffer<V>[model.stages]), programs_(new MlpProgram<T>[model.heads.size() + 1]) {
+    h_s_.ensure(model.h_s.size());
+    h_r_.ensure(model.h_r.size());
     for (size_t i = 0; i < model.h_s.size(); ++i) h_s_[i] = T(model.h_s[i]);
     for (size_t i = 0; i < model.h_r.size(); ++i) h_r_[i] = T(model.h_r[i]);
     n_groups_ = model.grouped() ? model.n_z : 1;
@@ -52,11 +52,11 @@ class EngineOf final : public Engine {
       steps_[t].prepare(model, model.steps[t]);
       const bool by_channel = model.steps[t].bchi && !model.steps[t].shared_channels;
       if (by_channel && !by_channel_.n_x) by_channel_.prepare(model, true);
-      largest_tape_ = larger(largest_tape_, model.steps[t].bchi ? steps_[t].tape.size() : 0);
+      largest_program_ = larger(largest_program_, model.steps[t].bchi ? steps_[t].mlp.size() : 0);
     }
     for (size_t h = 0; h < model.heads.size(); ++h) {
-      tapes_[h].prepare(model.heads[h].net);
-      largest_tape_ = larger(largest_tape_, tapes_[h].size());
+      programs_[h].prepare(model.heads[h].net);
+      largest_program_ = larger(largest_program_, programs_[h].size());
     }
     threads(1);
   }
@@ -64,14 +64,14 @@ class EngineOf final : public Engine {
     delete[] stacks_;
     delete[] steps_;
     delete[] kept_a_;
-    delete[] tapes_;
+    delete[] programs_;
     delete[] works_;
   }
 
   void threads(int n) override {
     if (n == n_works_) return;
     delete[] works_;
-    works_ = new Work<T>[n];
+    works_ = new ThreadWorkspace<T>[n];
     n_works_ = n;
   }
 
@@ -119,8 +119,8 @@ class EngineOf final : public Engine {
     if (t == 0 || !m_.steps[t - 1].bchi) return over_blocks(f);
     const size_t size = size_t(frame_.n_all) * steps_[t - 1].n_l * steps_[t - 1].n_x;
     n_segments_ = n_blocks_ < kSegments ? int(n_blocks_) : kSegments;
-    T* sums = segment_sums_.roomy(n_segments_ * size + 1);
-    over_blocks_of(frame_.n_owned, n_segments_, [&](Work<T>& work, const Block& block) {
+    T* sums = segment_sums_.reserve_slack(n_segments_ * size + 1);
+    over_blocks_of(frame_.n_owned, n_segments_, [&](ThreadWorkspace<T>& work, const Block& block) {
       if (block.number == block.segment * n_blocks_ / n_segments_)  // the segment's first block
         ::memset(sums + block.segment * size, 0, size * sizeof(T));
       f(work, block);
@@ -155,22 +155,23 @@ class EngineOf final : public Engine {
       throw NotFinite("energy or charge: not finite (atoms on top of each other?)", bad);
   }
 
-  void find_neighbors(Work<T>& work, const Block& block, int t);
-  void make_moments(Work<T>& work, const Block& block, int t, V* a);
-  void invariants(Work<T>& work, const Block& block, int t, const V* a, double* features);
-  void first_layers(Work<T>& work, const Block& block, int t);
-  void make_message(Work<T>& work, const Block& block, int t, const V* a);
-  void read_out(Work<T>& work, const Block& block, bool backward_too);
-  void message_rows_gradient(Work<T>& work, const Block& block, int t);
+  void find_neighbors(ThreadWorkspace<T>& work, const Block& block, int t);
+  void make_moments(ThreadWorkspace<T>& work, const Block& block, int t, V* a);
+  void invariants(ThreadWorkspace<T>& work, const Block& block, int t, const V* a,
+                  double* features);
+  void first_layers(ThreadWorkspace<T>& work, const Block& block, int t);
+  void make_message(ThreadWorkspace<T>& work, const Block& block, int t, const V* a);
+  void read_out(ThreadWorkspace<T>& work, const Block& block, bool backward_too);
+  void message_rows_gradient(ThreadWorkspace<T>& work, const Block& block, int t);
   void add_later_gradients(const Block& block, int t, V* grad_a);
-  void moments_gradient(Work<T>& work, const Block& block, int t, const V* a, V* grad_a);
-  void pass_to_previous(Work<T>& work, const Block& block, int t, V* grad_a);
-  void pairs_gradient(Work<T>& work, const Block& block, int t, const V* grad_a, bool first,
-                      PairSums<T>& sums);
-  const V* distance_gradients(Work<T>& work, const Block& block, int t);
+  void moments_gradient(ThreadWorkspace<T>& work, const Block& block, int t, const V* a, V* grad_a);
+  void pass_to_previous(ThreadWorkspace<T>& work, const Block& block, int t, V* grad_a);
+  void pairs_gradient(ThreadWorkspace<T>& work, const Block& block, int t, const V* grad_a,
+                      bool first, PairSums<T>& sums);
+  const V* distance_gradients(ThreadWorkspace<T>& work, const Block& block, int t);
   void take_message(const cf_message& in);
   void copy_edge_gradients(double* to) const;
-  void backward_block(Work<T>& work, const Block& block, int t, const V* a);
+  void backward_block(ThreadWorkspace<T>& work, const Block& block, int t, const V* a);
   void gather_at_senders(int t);
   void start_rows(const Block& block, V* rows) const;
   void count_systems();
@@ -185,8 +186,8 @@ class EngineOf final : public Engine {
   size_t a_size() const { return size_t(m_.r) * m_.c * m_.n_a; }
 
   // Where A of a block stands: with message steps all are kept, unless backward follows at once.
-  V* moments_of(Work<T>& work, const Block& block, bool keep, int t) {
-    if (m_.stages == 1 || (t == m_.stages - 1 && !keep)) return work.a.need(a_size());
+  V* moments_of(ThreadWorkspace<T>& work, const Block& block, bool keep, int t) {
+    if (m_.stages == 1 || (t == m_.stages - 1 && !keep)) return work.a.ensure(a_size());
     return kept_a_[t].data() + block.number * a_size();
   }
 
@@ -220,14 +221,14 @@ class EngineOf final : public Engine {
   Stack<T>* const stacks_;
   StepData<T>* const steps_;  // [stages - 1]
   Buffer<V>* const kept_a_;   // [stages] -> [block][R][C][n_A]
-  Tape<T>* const tapes_;
-  int largest_tape_ = 1, most_rows_ = 1, n_groups_ = 1;
+  MlpProgram<T>* const programs_;
+  int largest_program_ = 1, most_rows_ = 1, n_groups_ = 1;
   Buffer<T> h_s_, h_r_;
 
   cf_frame frame_{};
   cf_list list_{};
   int64_t n_blocks_ = 0;
-  Buffer<Site> sites_;
+  Buffer<AtomRecord> sites_;
   Buffer<T> pair_gradient_;                                    // [n_pairs][kRow] dE/dd
   Buffer<double> own_, energies_, charges_, charge_gradient_;  // own: gradient, d (x) gradient
   Buffer<double> system_size_;
@@ -239,7 +240,7 @@ class EngineOf final : public Engine {
   // With Ar, of every pair: r (-1 beyond the cutoff), dE/dr by Ar.
   Buffer<T> distance_, pair_dr_;
   Buffer<int32_t> receiver_;
-  Work<T>* works_ = nullptr;
+  ThreadWorkspace<T>* works_ = nullptr;
   int n_works_ = 0;
   uint64_t forces_ticks_ = 0;
 };

@@ -43,7 +43,7 @@ class NetProgram {
   const int n_features_, n_in_;
   Net net_;
   std::vector<int> sizes_;  // of each value
-  std::vector<int> order_;  // of each value: its op, or -1 - its root
+  std::vector<int> order_;  // of each value: its op, or -1 - its first layer
 };
 
 // Adds a network whose tensors are called "<prefix>.layers.*" and so on; returns its outputs.

@@ -4,7 +4,7 @@
 
 #include "engine.h"
 #include "engine_impl.inl"
-#include "exchange.inl"  // IWYU pragma: keep
+#include "ghost_exchange.inl"  // IWYU pragma: keep
 #include "isa.h"
 #include "model.h"
 #include "operations.inl"  // IWYU pragma: keep

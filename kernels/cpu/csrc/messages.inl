@@ -8,10 +8,10 @@
 #include <vector>
 
 #include "block.inl"
+#include "mlp_program.inl"
 #include "model.h"
 #include "packed.inl"
 #include "simd.inl"
-#include "tape.inl"
 #include "transpose.inl"
 
 namespace cace_fast {
@@ -26,7 +26,7 @@ struct StepData {
   const Step* step = nullptr;
   int n_l = 0, n_x = 0, n_w = 0;  // factors of the Bchi message, and numbers that its network gives
   int n_q = 0, n_a = 0;           // R C rounded up to whole vectors; n_A
-  Tape<T> tape;
+  MlpProgram<T> mlp;
   Buffer<T> memory, prefactor, inverse_range;  // [l][R C], [l][n_q], [l][n_q]
 
   Buffer<V> rows;                // [block] first layer of the Bchi network
@@ -40,7 +40,7 @@ struct StepData {
     n_q = (rc + W - 1) / W * W;
     n_a = m.n_a;
     if (s.bchi) {
-      tape.prepare(s.net);
+      mlp.prepare(s.net);
       n_l = s.shared_l ? 1 : m.l_max + 1;
       n_x = s.shared_channels ? m.k : m.c;
       n_w = s.net.n_out();
@@ -58,14 +58,14 @@ struct StepData {
 
   void begin(size_t n_all, size_t n_blocks) {
     if (step->bchi) {
-      rows.roomy(n_blocks * tape.n_roots());
-      w.roomy(n_all * n_w);
-      factors.roomy(n_all * n_l * n_x + 1);
-      grad_w.roomy(n_all * n_w + 1);
+      rows.reserve_slack(n_blocks * mlp.n_first_rows());
+      w.reserve_slack(n_all * n_w);
+      factors.reserve_slack(n_all * n_l * n_x + 1);
+      grad_w.reserve_slack(n_all * n_w + 1);
     }
     if (!step->ar) return;
     for (Buffer<T>* list : {&a, &grad_a, &grad_sum}) {
-      list->roomy(n_all * size());
+      list->reserve_slack(n_all * size());
     }
   }
 

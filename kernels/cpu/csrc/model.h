@@ -29,7 +29,7 @@ struct Affine {
   Numbers w, b;
 };
 
-// Networks as straight-line code over values.  The first values are the roots: affine maps of the
+// Networks as straight-line code over values.  The first values are the first layers: affine maps of the
 // features, which all networks of a model compute together in one product.
 struct Net {
   enum Kind { affine, activate, scale, add };
@@ -40,13 +40,13 @@ struct Net {
     Activation activation;
   };
   int n_in = 0;
-  std::vector<Affine> roots, layers;
-  std::vector<int> sizes;  // of each value, roots first
+  std::vector<Affine> first_layers, layers;
+  std::vector<int> sizes;  // of each value, first layers first
   std::vector<Op> ops;
   int output = 0;
 
   int n_out() const { return sizes[output]; }
-  int n_root_rows() const;
+  int n_first_rows() const;
 };
 
 struct Step {

@@ -25,7 +25,7 @@ struct Monomials {
   static constexpr int n = degree_offset(L + 1);
 
   static inline void values(const V* u, V* y) {
-    y[0] = spread<T>(T(1));
+    y[0] = splat<T>(T(1));
 #pragma GCC unroll 84
     for (int m = 1; m < n; ++m) y[m] = y[kMonomials.parent[m]] * u[kMonomials.axis[m]];
   }
@@ -50,7 +50,8 @@ inline void with_degree(int l_max, const F& f) {
 }
 
 template <class T>
-inline void monomials_of_slots(const Work<T>& work, int first, int n, int l_max, Vec<T>* y) {
+inline void monomials_of_slots(const ThreadWorkspace<T>& work, int first, int n, int l_max,
+                               Vec<T>* y) {
   with_degree(l_max, [&](auto degree) {
     typedef Monomials<T, decltype(degree)::value> M;
     for (int s = 0; s < n; ++s)
@@ -60,12 +61,12 @@ inline void monomials_of_slots(const Work<T>& work, int first, int n, int l_max,
 
 // rho [group][n_b][n_A]: for each element the sum over neighbours of that element.
 template <class T>
-void grouped_sums(Work<T>& work, const Model& m, int n_groups) {
+void grouped_sums(ThreadWorkspace<T>& work, const Model& m, int n_groups) {
   typedef Vec<T> V;
-  Section timer(work.ticks_of, kSums);
+  ScopedTimer timer(work.ticks_of, kSums);
   const int n_b = m.n_b, n_a = m.n_a;
   V* rho = work.rho.zeros(size_t(n_groups) * n_b * n_a);
-  V* y = work.y.need(size_t(kChunk) * n_a);
+  V* y = work.y.ensure(size_t(kChunk) * n_a);
   for (int s = 0; s < n_groups; ++s, rho += n_b * n_a)
     for (int first = work.group[s]; first < work.group[s + 1]; first += kChunk) {
       const int rest = work.group[s + 1] - first, n = rest < kChunk ? rest : kChunk;
@@ -83,10 +84,10 @@ struct PairSums {
 
 // dE/dd of a slot from dE/dr and dE/du; adds to the block's sums and writes it to its pairs.
 template <class T>
-inline void finish_slot(Work<T>& work, int slot, const Vec<T>* du, Vec<T> dr, T* pair_gradient,
-                        bool add, PairSums<T>& sums) {
+inline void finish_slot(ThreadWorkspace<T>& work, int slot, const Vec<T>* du, Vec<T> dr,
+                        T* pair_gradient, bool add, PairSums<T>& sums) {
   typedef Vec<T> V;
-  constexpr int W = Work<T>::W;
+  constexpr int W = ThreadWorkspace<T>::W;
   const V* geo = work.geometry.data() + size_t(slot) * kGeometry;
   const V inverse = geo[kInverse];
   const V ratio = T(1) + T(kLengthShift) * inverse;  // |d|/r of u to the last digit
@@ -114,7 +115,7 @@ inline void finish_slot(Work<T>& work, int slot, const Vec<T>* du, Vec<T> dr, T*
 
 // From dE/dg and dE/dY of a chunk of slots to dE/dd of its pairs.
 template <class T>
-void finish_slots(Work<T>& work, const Model& m, int first, int n, const Vec<T>* more_dr,
+void finish_slots(ThreadWorkspace<T>& work, const Model& m, int first, int n, const Vec<T>* more_dr,
                   T* pair_gradient, bool add, PairSums<T>& sums) {
   typedef Vec<T> V;
   with_degree(m.l_max, [&](auto degree) {
@@ -133,15 +134,15 @@ void finish_slots(Work<T>& work, const Model& m, int first, int n, const Vec<T>*
 
 // Backward of grouped_sums, from grad_rho [group][n_b][n_A] to the pairs.
 template <class T>
-void grouped_gradient(Work<T>& work, const Model& m, int n_groups, const Vec<T>* more_dr,
+void grouped_gradient(ThreadWorkspace<T>& work, const Model& m, int n_groups, const Vec<T>* more_dr,
                       T* pair_gradient, bool add, PairSums<T>& sums) {
   typedef Vec<T> V;
-  Section timer(work.ticks_of, kEdges);
+  ScopedTimer timer(work.ticks_of, kEdges);
   const int n_b = m.n_b, n_a = m.n_a;
   const V* grad_rho = work.grad_rho.data();
-  V* y = work.y.need(size_t(kChunk) * n_a);
-  V* grad_y = work.grad_y.need(size_t(kChunk) * n_a);
-  V* grad_g = work.grad_g.need(size_t(kChunk) * n_b);
+  V* y = work.y.ensure(size_t(kChunk) * n_a);
+  V* grad_y = work.grad_y.ensure(size_t(kChunk) * n_a);
+  V* grad_g = work.grad_g.ensure(size_t(kChunk) * n_b);
   for (int s = 0; s < n_groups; ++s, grad_rho += n_b * n_a)
     for (int first = work.group[s]; first < work.group[s + 1]; first += kChunk) {
       const int rest = work.group[s + 1] - first, n = rest < kChunk ? rest : kChunk;
@@ -155,7 +156,8 @@ void grouped_gradient(Work<T>& work, const Model& m, int n_groups, const Vec<T>*
 
 // Where no sum of products is: dE/dr alone.
 template <class T>
-void distance_gradient(Work<T>& work, const Vec<T>* dr, T* pair_gradient, PairSums<T>& sums) {
+void distance_gradient(ThreadWorkspace<T>& work, const Vec<T>* dr, T* pair_gradient,
+                       PairSums<T>& sums) {
   const Vec<T> du[3] = {};
   for (int slot = 0; slot < work.n_slots; ++slot)
     finish_slot(work, slot, du, dr[slot], pair_gradient, true, sums);

@@ -150,14 +150,14 @@ std::vector<int> widths_of(const Json& mlp, bool residual) {
 
 }  // namespace
 
-int Net::n_root_rows() const {
+int Net::n_first_rows() const {
   int rows = 0;
-  for (const Affine& a : roots) rows += a.out;
+  for (const Affine& a : first_layers) rows += a.out;
   return rows;
 }
 
 int NetProgram::take(const Affine& a, const Input& input) {
-  Affine root{a.out, n_in_, Numbers(size_t(a.out) * n_in_, 0.0), a.b};
+  Affine whole{a.out, n_in_, Numbers(size_t(a.out) * n_in_, 0.0), a.b};
   std::vector<std::pair<int, Affine>> others;
   int column = 0;
   for (const Columns& c : input) {
@@ -170,7 +170,7 @@ int NetProgram::take(const Affine& a, const Input& input) {
       for (int j = 0; j < c.width; ++j) {
         const double w = a.w[size_t(i) * a.in + column + j];
         if (own) part.w[size_t(i) * c.width + j] = w;
-        else root.w[size_t(i) * n_in_ + first + j] += w;  // what is taken twice counts twice
+        else whole.w[size_t(i) * n_in_ + first + j] += w;  // what is taken twice counts twice
       }
     if (own) others.emplace_back(c.first, std::move(part));
     column += c.width;
@@ -178,8 +178,8 @@ int NetProgram::take(const Affine& a, const Input& input) {
   if (column != a.in)
     throw JsonError("specification: a network does not have the width of its inputs");
   sizes_.push_back(a.out);
-  order_.push_back(-1 - int(net_.roots.size()));
-  net_.roots.push_back(std::move(root));
+  order_.push_back(-1 - int(net_.first_layers.size()));
+  net_.first_layers.push_back(std::move(whole));
   int x = int(sizes_.size()) - 1;
   for (auto& [value, part] : others) x = sum(x, affine(value, std::move(part)));
   return x;
@@ -204,13 +204,13 @@ int NetProgram::apply(Net::Kind kind, int from, int other, Affine layer, Activat
   return to;
 }
 
-// Values were numbered as they came; a Net has the roots first.
+// Values were numbered as they came; a Net has the first layers first.
 Net NetProgram::finish(int output) {
-  const int n_roots = int(net_.roots.size());
+  const int n_first_rows = int(net_.first_layers.size());
   std::vector<int> place(sizes_.size());
   net_.sizes.assign(sizes_.size(), 0);
   for (size_t v = 0; v < sizes_.size(); ++v) {
-    place[v] = order_[v] < 0 ? -1 - order_[v] : n_roots + order_[v];
+    place[v] = order_[v] < 0 ? -1 - order_[v] : n_first_rows + order_[v];
     net_.sizes[place[v]] = sizes_[v];
   }
   for (Net::Op& op : net_.ops) {

@@ -9,12 +9,12 @@
 #include "contraction.inl"
 #include "engine.h"
 #include "engine_impl.inl"
+#include "mlp_program.inl"
 #include "model.h"
 #include "moments.inl"
 #include "packed.inl"
 #include "params.inl"
 #include "simd.inl"
-#include "tape.inl"
 
 namespace cace_fast {
 namespace CF_ISA {
@@ -55,7 +55,7 @@ inline void contract_lanes(const ContractionCall& call) {
   const int n_a = n_monomials(call.l_max), n_b = n_invariants(call.l_max, call.nu_max);
   const int64_t c = call.n_channels;
   Buffer<Vec<T>> buffer;
-  Vec<T>* scratch = buffer.need(contraction.scratch() + c * (2 * n_a + n_b) + 1);
+  Vec<T>* scratch = buffer.ensure(contraction.scratch() + c * (2 * n_a + n_b) + 1);
   Vec<T>*a = scratch + contraction.scratch(), *grad_a = a + c * n_a, *b = grad_a + c * n_a;
   each_block<T>(call.n, [&](const Block& block) {
     load_lanes<T>(1, c, call.a, n_a, block, a);
@@ -80,9 +80,9 @@ void EngineOf<T>::copy_edge_gradients(double* to) const {
 
 template <class T>
 void EngineOf<T>::op_moments(double* a) {
-  over_blocks([&](Work<T>& work, const Block& block) {
+  over_blocks([&](ThreadWorkspace<T>& work, const Block& block) {
     find_neighbors(work, block, 0);
-    V* lanes = work.a.need(a_size());
+    V* lanes = work.a.ensure(a_size());
     make_moments(work, block, 0, lanes);
     store_lanes<T>(m_.r, m_.c, lanes, m_.n_a, block, a);
   });
@@ -90,9 +90,9 @@ void EngineOf<T>::op_moments(double* a) {
 
 template <class T>
 void EngineOf<T>::op_moments_gradient(const double* grad_out, double* grad_vectors) {
-  over_blocks([&](Work<T>& work, const Block& block) {
+  over_blocks([&](ThreadWorkspace<T>& work, const Block& block) {
     find_neighbors(work, block, 0);
-    V* grad_a = work.grad_a.need(a_size());
+    V* grad_a = work.grad_a.ensure(a_size());
     load_lanes<T>(m_.r, m_.c, grad_out, m_.n_a, block, grad_a);
     pass_to_previous(work, block, 0, grad_a);
     PairSums<T> sums = {};
@@ -107,10 +107,10 @@ void EngineOf<T>::op_moments_gradient(const double* grad_out, double* grad_vecto
 // A and B of the generation before the step, and what senders make of them.
 template <class T>
 void EngineOf<T>::take_message(const cf_message& in) {
-  over_blocks([&](Work<T>& work, const Block& block) {
+  over_blocks([&](ThreadWorkspace<T>& work, const Block& block) {
     V* kept = kept_a_[in.step].data() + block.number * a_size();
     load_lanes<T>(m_.r, m_.c, in.a, m_.n_a, block, kept);
-    load_lanes<T>(m_.r, m_.c, in.b, m_.n_inv, block, work.b.need(m_.n_features()));
+    load_lanes<T>(m_.r, m_.c, in.b, m_.n_inv, block, work.b.ensure(m_.n_features()));
     first_layers(work, block, in.step);
     make_message(work, block, in.step, kept);
   });
@@ -119,9 +119,9 @@ void EngineOf<T>::take_message(const cf_message& in) {
 template <class T>
 void EngineOf<T>::op_messages(const cf_message& in, double* out) {
   take_message(in);
-  over_blocks([&](Work<T>& work, const Block& block) {
+  over_blocks([&](ThreadWorkspace<T>& work, const Block& block) {
     find_neighbors(work, block, in.step + 1);
-    V* lanes = work.a.need(a_size());
+    V* lanes = work.a.ensure(a_size());
     make_moments(work, block, in.step + 1, lanes);
     store_lanes<T>(m_.r, m_.c, lanes, m_.n_a, block, out);
   });
@@ -132,9 +132,9 @@ void EngineOf<T>::op_messages_gradient(const cf_message& in, const double* grad_
                                        double* grad_b, double* grad_vectors) {
   take_message(in);
   const int step = in.step;
-  over_receivers(step + 1, [&](Work<T>& work, const Block& block) {
+  over_receivers(step + 1, [&](ThreadWorkspace<T>& work, const Block& block) {
     find_neighbors(work, block, step + 1);
-    V* gradient = work.grad_a.need(a_size());
+    V* gradient = work.grad_a.ensure(a_size());
     load_lanes<T>(m_.r, m_.c, grad_out, m_.n_a, block, gradient);
     pass_to_previous(work, block, step + 1, gradient);
     PairSums<T> sums = {};
@@ -146,15 +146,15 @@ void EngineOf<T>::op_messages_gradient(const cf_message& in, const double* grad_
   });
   gather_at_senders(step + 1);
   const Stack<T>& stack = stacks_[step];
-  over_blocks([&](Work<T>& work, const Block& block) {
-    V* gradient = work.grad_a.need(a_size());
+  over_blocks([&](ThreadWorkspace<T>& work, const Block& block) {
+    V* gradient = work.grad_a.ensure(a_size());
     for (size_t i = 0; i < a_size(); ++i) gradient[i] = V{};
     add_later_gradients(block, step, gradient);
     store_lanes<T>(m_.r, m_.c, gradient, m_.n_a, block, grad_a);
     V* kept = grad_rows_.data() + size_t(block.number) * stack.n_readout;
     for (int i = 0; i < stack.n_readout; ++i) kept[i] = V{};  // read-outs are not asked here
     message_rows_gradient(work, block, step);
-    V* to = work.grad_b.need(m_.n_features());
+    V* to = work.grad_b.ensure(m_.n_features());
     for (int f = 0; f < m_.n_features(); ++f) to[f] = V{};
     if (stack.n_message) add_weighted(stack.backward, work.grad_rows.data(), to);
     store_lanes<T>(m_.r, m_.c, to, m_.n_inv, block, grad_b);
@@ -168,9 +168,9 @@ void EngineOf<T>::op_messages_gradient(const cf_message& in, const double* grad_
 
 // Values of the first layers of one network, from inputs in the order of its file.
 template <class T>
-inline void root_values(const Net& net, const Tape<T>& tape, const double* x, const Block& block,
-                        Vec<T>* values) {
-  for (int i = 0; i < tape.n_roots(); ++i) values[i] = Vec<T>{};
+inline void first_layer_values(const Net& net, const MlpProgram<T>& mlp, const double* x,
+                               const Block& block, Vec<T>* values) {
+  for (int i = 0; i < mlp.n_first_rows(); ++i) values[i] = Vec<T>{};
   Vec<T> columns[kPart];
   for (int first = 0; first < net.n_in; first += kPart) {
     const int n = int(part_end(first, net.n_in)) - first;
@@ -180,15 +180,15 @@ inline void root_values(const Net& net, const Tape<T>& tape, const double* x, co
         columns[j][lane] = T(x[(block.first + lane) * net.n_in + first + j]);
     }
     Vec<T>* to = values;
-    for (const Affine& root : net.roots)
-      for (int i = 0; i < root.out; ++i, ++to) {
-        const double* w = root.w.data() + size_t(i) * net.n_in + first;
+    for (const Affine& layer : net.first_layers)
+      for (int i = 0; i < layer.out; ++i, ++to) {
+        const double* w = layer.w.data() + size_t(i) * net.n_in + first;
         Vec<T> sum = {};
         for (int j = 0; j < n; ++j) sum += T(w[j]) * columns[j];
         *to += sum;
       }
   }
-  tape.begin(values, values);
+  mlp.begin(values, values);
 }
 
 template <class T>
@@ -201,9 +201,9 @@ class NetworkOf final : public Network {
   void run(int64_t n, const double* x, double* y) const override {
     const int n_out = tape_.n_out();
     Buffer<V> buffer;
-    V *values = buffer.need(2 * size_t(tape_.size())), *slopes = values + tape_.size();
+    V *values = buffer.ensure(2 * size_t(tape_.size())), *slopes = values + tape_.size();
     each_block<T>(n, [&](const Block& block) {
-      root_values<T>(net_, tape_, x, block, values);
+      first_layer_values<T>(net_, tape_, x, block, values);
       tape_.forward(values, slopes);
       for (int lane = 0; lane < block.n_lanes; ++lane)
         for (int k = 0; k < n_out; ++k)
@@ -214,9 +214,10 @@ class NetworkOf final : public Network {
   void gradient(int64_t n, const double* x, const double* grad_out, double* grad_x) const override {
     const int size = tape_.size(), n_out = tape_.n_out();
     Buffer<V> buffer;
-    V *values = buffer.need(3 * size_t(size)), *slopes = values + size, *gradients = slopes + size;
+    V *values = buffer.ensure(3 * size_t(size)), *slopes = values + size,
+      *gradients = slopes + size;
     each_block<T>(n, [&](const Block& block) {
-      root_values<T>(net_, tape_, x, block, values);
+      first_layer_values<T>(net_, tape_, x, block, values);
       tape_.forward(values, slopes);
       for (int i = 0; i < size; ++i) gradients[i] = V{};
       for (int lane = 0; lane < block.n_lanes; ++lane)
@@ -232,16 +233,16 @@ class NetworkOf final : public Network {
     for (int j = 0; j < net_.n_in; ++j) {
       V sum = {};
       int row = 0;
-      for (const Affine& root : net_.roots)
-        for (int i = 0; i < root.out; ++i, ++row)
-          sum += T(root.w[size_t(i) * net_.n_in + j]) * gradients[row];
+      for (const Affine& layer : net_.first_layers)
+        for (int i = 0; i < layer.out; ++i, ++row)
+          sum += T(layer.w[size_t(i) * net_.n_in + j]) * gradients[row];
       for (int lane = 0; lane < block.n_lanes; ++lane)
         grad_x[(block.first + lane) * net_.n_in + j] = sum[lane];
     }
   }
 
   const Net& net_;
-  Tape<T> tape_;
+  MlpProgram<T> tape_;
 };
 
 }  // namespace CF_ISA

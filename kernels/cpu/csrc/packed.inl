@@ -19,7 +19,7 @@ class Packed {
     rows_ = rows;
     columns_ = columns;
     tiles_ = (rows + most - 1) / most;
-    T* to = data_.need(size_t(rows) * columns + 1);
+    T* to = data_.ensure(size_t(rows) * columns + 1);
     for (int t = 0, first = 0; t < tiles_; first += size(t), ++t)
       for (int k = 0; k < columns; ++k)
         for (int i = 0; i < size(t); ++i) *to++ = T(get(first + i, k));

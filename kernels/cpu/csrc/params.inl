@@ -24,7 +24,7 @@ struct RhoLayout {
     by_degree = degrees_apart;
     n_b = m.n_b;
     n_a = m.n_a;
-    source.need(size_t(m.l_max + 1) * n_b);
+    source.ensure(size_t(m.l_max + 1) * n_b);
     for (int l = 0; l <= m.l_max; ++l)
       for (int n = 0; n < n_b; ++n)
         source[l * n_b + n] = by_degree ? n * degree_size(l) : n * n_a + degree_offset(l);
@@ -50,8 +50,8 @@ struct Mixing {
     n_x = by_channel ? m.c : m.k;
     const int per_x = by_channel ? 1 : m.k;
     n_rows = m.r * per_x;
-    target.need(size_t(n_x) * n_rows);
-    receiver.need(size_t(n_x) * n_rows);
+    target.ensure(size_t(n_x) * n_rows);
+    receiver.ensure(size_t(n_x) * n_rows);
     const auto channel = [&](int x, int row) { return by_channel ? x : x * m.k + row % per_x; };
     for (int x = 0; x < n_x; ++x)
       for (int row = 0; row < n_rows; ++row) {
@@ -83,7 +83,7 @@ struct Mixing {
   size_t count_ = 0;
   void new_packed(Buffer<Packed<T>>& list, size_t count) {
     count_ = count;
-    list.need(count);
+    list.ensure(count);
     for (size_t i = 0; i < count; ++i) new (&list[i]) Packed<T>();
   }
   static void delete_packed(Buffer<Packed<T>>& list, size_t count) {
@@ -101,21 +101,21 @@ struct Stack {
   int rows() const { return n_readout + n_message; }
 
   void prepare(const Model& m, int t) {
-    for (const Head& head : m.heads) n_readout += head.net.n_root_rows();
+    for (const Head& head : m.heads) n_readout += head.net.n_first_rows();
     const bool message = t < m.stages - 1 && m.steps[t].bchi;
-    n_message = message ? m.steps[t].net.n_root_rows() : 0;
+    n_message = message ? m.steps[t].net.n_first_rows() : 0;
     const int n_f = m.n_features();
     Buffer<double> dense;
-    double* to = dense.need(size_t(rows()) * n_f + 1);
+    double* to = dense.ensure(size_t(rows()) * n_f + 1);
     for (const Head& head : m.heads)
-      for (const Affine& root : head.net.roots)
-        for (int i = 0; i < root.out; ++i)
+      for (const Affine& layer : head.net.first_layers)
+        for (int i = 0; i < layer.out; ++i)
           for (int f = 0; f < n_f; ++f)
-            *to++ = root.w[size_t(i) * root.in + size_t(feature(m, f)) * m.stages + t];
+            *to++ = layer.w[size_t(i) * layer.in + size_t(feature(m, f)) * m.stages + t];
     if (message)
-      for (const Affine& root : m.steps[t].net.roots)
-        for (int i = 0; i < root.out; ++i)
-          for (int f = 0; f < n_f; ++f) *to++ = root.w[size_t(i) * root.in + feature(m, f)];
+      for (const Affine& layer : m.steps[t].net.first_layers)
+        for (int i = 0; i < layer.out; ++i)
+          for (int f = 0; f < n_f; ++f) *to++ = layer.w[size_t(i) * layer.in + feature(m, f)];
     const auto at = [&](int row, int f) { return dense[size_t(row) * n_f + f]; };
     forward.fill(rows(), n_f, kTile, at);
     backward.fill(n_f, rows(), kTile, [&](int f, int row) { return at(row, f); });

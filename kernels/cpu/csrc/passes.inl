@@ -21,7 +21,7 @@ namespace CF_ISA {
 template <class T>
 void EngineOf<T>::forward(int t, bool backward_too, double* features) {
   const bool last = t == m_.stages - 1;
-  const auto body = [&](Work<T>& work, const Block& block) {
+  const auto body = [&](ThreadWorkspace<T>& work, const Block& block) {
     find_neighbors(work, block, t);
     V* a = moments_of(work, block, !backward_too, t);
     make_moments(work, block, t, a);
@@ -37,13 +37,13 @@ void EngineOf<T>::forward(int t, bool backward_too, double* features) {
 
 template <class T>
 void EngineOf<T>::backward(int t) {
-  over_receivers(t, [&](Work<T>& work, const Block& block) {
+  over_receivers(t, [&](ThreadWorkspace<T>& work, const Block& block) {
     find_neighbors(work, block, t);
     V* a = moments_of(work, block, true, t);
     if (m_.stages == 1) make_moments(work, block, t, a);
     if (t == m_.stages - 1) {
       const int n = stacks_[t].n_readout;
-      ::memcpy(work.rows.need(n + 1), rows_.data() + size_t(block.number) * n, n * sizeof(V));
+      ::memcpy(work.rows.ensure(n + 1), rows_.data() + size_t(block.number) * n, n * sizeof(V));
       read_out(work, block, true);
     }
     backward_block(work, block, t, a);

@@ -48,8 +48,8 @@ struct Radial {
   explicit Radial(const Model& m)
       : kind(m.radial_kind), n_b(m.n_b), prefactor(T(m.radial_prefactor)),
         scale(T(1.0 / m.cutoff_radius)), cutoff(m) {
-    a.need(n_b);
-    b.need(n_b);
+    a.ensure(n_b);
+    b.ensure(n_b);
     for (int n = 0; n < n_b; ++n) {
       a[n] = T(m.radial_a[n]);
       b[n] = T(m.radial_b[n]);

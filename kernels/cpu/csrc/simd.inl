@@ -36,28 +36,28 @@ template <class T>
 using IntVec = typename Simd<typename IntegerOf<T>::type>::type;
 
 template <class T>
-inline Vec<T> spread(T x) {
+inline Vec<T> splat(T x) {
   return Vec<T>{} + x;
 }
 
 template <class V>
-inline V lesser(V a, V b) {
+inline V min(V a, V b) {
   return a < b ? a : b;
 }
 
 template <class V>
-inline V greater(V a, V b) {
+inline V max(V a, V b) {
   return a > b ? a : b;
 }
 
 template <class T>
-inline Vec<T> root(Vec<T> x) {
+inline Vec<T> sqrt(Vec<T> x) {
   Vec<T> y;
   for (int i = 0; i < Simd<T>::width; ++i) y[i] = __builtin_sqrt(x[i]);
   return y;
 }
 template <>
-inline Vec<float> root<float>(Vec<float> x) {
+inline Vec<float> sqrt<float>(Vec<float> x) {
   Vec<float> y;
   for (int i = 0; i < Simd<float>::width; ++i) y[i] = __builtin_sqrtf(x[i]);
   return y;
@@ -74,7 +74,7 @@ class Buffer {
   ~Buffer() { ::free(data_); }
 
   // At least n elements; contents are lost when it grows.
-  E* need(size_t n) {
+  E* ensure(size_t n) {
     if (n > size_) {
       ::free(data_);
       data_ = nullptr;
@@ -87,11 +87,11 @@ class Buffer {
     return data_;
   }
   E* zeros(size_t n) {
-    ::memset(static_cast<void*>(need(n)), 0, n * sizeof(E));
+    ::memset(static_cast<void*>(ensure(n)), 0, n * sizeof(E));
     return data_;
   }
   // Like need, but with a quarter more than asked, for sizes that fluctuate from step to step.
-  E* roomy(size_t n) { return n > size_ ? need(n + n / 4) : data_; }
+  E* reserve_slack(size_t n) { return n > size_ ? ensure(n + n / 4) : data_; }
 
   E* data() { return data_; }
   const E* data() const { return data_; }

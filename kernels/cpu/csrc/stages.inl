@@ -11,13 +11,13 @@
 #include "engine.h"
 #include "engine_impl.inl"
 #include "messages.inl"
+#include "mlp_program.inl"
 #include "model.h"
 #include "moments.inl"
 #include "packed.inl"
 #include "params.inl"
+#include "sender_weighted_sums.inl"
 #include "simd.inl"
-#include "tape.inl"
-#include "weighted.inl"
 
 namespace cace_fast {
 namespace CF_ISA {
@@ -30,38 +30,38 @@ void EngineOf<T>::begin(const cf_frame& frame) {
   energies_too_ = true;
   const size_t n = frame.n_owned, n_all = frame.n_all, n_pairs = list_.n_pairs;
   n_blocks_ = (int64_t(n) + W - 1) / W;
-  Site* sites = sites_.roomy(n_all + 1);
+  AtomRecord* sites = sites_.reserve_slack(n_all + 1);
   for (size_t i = 0; i < n_all; ++i) {
     const double* r = frame.positions + 3 * i;
     if (!(::fabs(r[0]) < HUGE_VAL && ::fabs(r[1]) < HUGE_VAL && ::fabs(r[2]) < HUGE_VAL))
       throw NotFinite("positions: not finite", int64_t(i));
     sites[i] = {r[0], r[1], r[2], frame.species[i]};
   }
-  pair_gradient_.roomy(kRow * n_pairs + 1);
-  own_.roomy(12 * n + 1);
-  energies_.roomy(n + 1);
-  charges_.roomy(n * m_.n_charges + 1);
+  pair_gradient_.reserve_slack(kRow * n_pairs + 1);
+  own_.reserve_slack(12 * n + 1);
+  energies_.reserve_slack(n + 1);
+  charges_.reserve_slack(n * m_.n_charges + 1);
   charge_gradient_.zeros(n * m_.n_charges + 1);
-  rows_.roomy(size_t(n_blocks_) * stacks_[0].n_readout + 1);
+  rows_.reserve_slack(size_t(n_blocks_) * stacks_[0].n_readout + 1);
   count_systems();
   if (m_.stages == 1) return;
-  grad_rows_.roomy(size_t(n_blocks_) * stacks_[0].n_readout + 1);
-  for (int t = 0; t < m_.stages; ++t) kept_a_[t].roomy(size_t(n_blocks_) * a_size() + 1);
+  grad_rows_.reserve_slack(size_t(n_blocks_) * stacks_[0].n_readout + 1);
+  for (int t = 0; t < m_.stages; ++t) kept_a_[t].reserve_slack(size_t(n_blocks_) * a_size() + 1);
   for (int t = 0; t < m_.stages - 1; ++t) {
     steps_[t].begin(n_all, size_t(n_blocks_) + 1);
-    if (m_.steps[t].memory) kept_grad_.roomy(size_t(n_blocks_) * a_size() + 1);
+    if (m_.steps[t].memory) kept_grad_.reserve_slack(size_t(n_blocks_) * a_size() + 1);
   }
   if (!any_ar()) return;
-  distance_.roomy(n_pairs + 1);
-  pair_dr_.roomy(n_pairs + 1);
-  int32_t* receiver = receiver_.roomy(n_pairs + 1);
+  distance_.reserve_slack(n_pairs + 1);
+  pair_dr_.reserve_slack(n_pairs + 1);
+  int32_t* receiver = receiver_.reserve_slack(n_pairs + 1);
   for (size_t i = 0; i < n; ++i)
     for (int64_t e = list_.first[i]; e < list_.first[i + 1]; ++e) receiver[e] = int32_t(i);
 }
 
 template <class T>
 void EngineOf<T>::count_systems() {
-  double* size = system_size_.roomy(size_t(frame_.n_systems) + 1);
+  double* size = system_size_.reserve_slack(size_t(frame_.n_systems) + 1);
   for (int s = 0; s < frame_.n_systems; ++s)
     size[s] = frame_.system_size ? frame_.system_size[s] : 0;
   if (frame_.system_size) return;
@@ -69,7 +69,7 @@ void EngineOf<T>::count_systems() {
 }
 
 template <class T>
-void EngineOf<T>::find_neighbors(Work<T>& work, const Block& block, int t) {
+void EngineOf<T>::find_neighbors(ThreadWorkspace<T>& work, const Block& block, int t) {
   static const double no_shift[3] = {0.0, 0.0, 0.0};
   const bool shifted = list_.shift && frame_.shift_vectors;
   find_slots(work, block, list_, sites_.data(), shifted ? frame_.shift_vectors : no_shift,
@@ -87,7 +87,7 @@ void EngineOf<T>::find_neighbors(Work<T>& work, const Block& block, int t) {
 
 // A of generation t: moments, or messages.
 template <class T>
-void EngineOf<T>::make_moments(Work<T>& work, const Block& block, int t, V* a) {
+void EngineOf<T>::make_moments(ThreadWorkspace<T>& work, const Block& block, int t, V* a) {
   const size_t size = size_t(m_.n_b) * m_.n_a;
   const Step* step = t > 0 ? &m_.steps[t - 1] : nullptr;
   V h_r[kMaxEmbedding];
@@ -100,10 +100,10 @@ void EngineOf<T>::make_moments(Work<T>& work, const Block& block, int t, V* a) {
     } else {
       weighted_sums(work, m_, factors(block, t), list_, list_.first[block.first], frame_.species);
     }
-    Section timer(work.ticks_of, kMix);
+    ScopedTimer timer(work.ticks_of, kMix);
     const V* rho = work.rho.data();
     if (grouped(t)) {
-      V* mixed = work.rho_mixed.need(m_.k * size);
+      V* mixed = work.rho_mixed.ensure(m_.k * size);
       mix_groups<T>(m_, h_s_.data(), rho, mixed);
       rho = mixed;
     }
@@ -129,11 +129,11 @@ void EngineOf<T>::start_rows(const Block& block, V* rows) const {
   int row = 0;
   for (size_t h = 0; h < m_.heads.size(); ++h) {
     const Head& head = m_.heads[h];
-    for (const Affine& root : head.net.roots)
-      for (int i = 0; i < root.out; ++i, ++row) {
+    for (const Affine& layer : head.net.first_layers)
+      for (int i = 0; i < layer.out; ++i, ++row) {
         rows[row] = V{};
         for (int x = 0; x < head.n_extra; ++x) {
-          const T w = T(root.w[size_t(i) * root.in + root.in - head.n_extra + x]);
+          const T w = T(layer.w[size_t(i) * layer.in + layer.in - head.n_extra + x]);
           for (int lane = 0; lane < block.n_lanes; ++lane)
             rows[row][lane] += w * T(frame_.extras[h][(block.first + lane) * head.n_extra + x]);
         }
@@ -143,12 +143,12 @@ void EngineOf<T>::start_rows(const Block& block, V* rows) const {
 
 // B of A, and its part in the first layers of all networks.
 template <class T>
-void EngineOf<T>::invariants(Work<T>& work, const Block& block, int t, const V* a,
+void EngineOf<T>::invariants(ThreadWorkspace<T>& work, const Block& block, int t, const V* a,
                              double* features) {
-  V* b = work.b.need(size_t(m_.n_features()));
+  V* b = work.b.ensure(size_t(m_.n_features()));
   {
-    Section timer(work.ticks_of, kContract);
-    V* scratch = work.scratch.need(contraction_.scratch() + 1);
+    ScopedTimer timer(work.ticks_of, kContract);
+    V* scratch = work.scratch.ensure(contraction_.scratch() + 1);
     for (int i = 0; i < m_.r * m_.c; ++i)
       contraction_.values(a + size_t(i) * m_.n_a, b + size_t(i) * m_.n_inv, scratch);
   }
@@ -164,11 +164,11 @@ void EngineOf<T>::invariants(Work<T>& work, const Block& block, int t, const V* 
 
 // The part of the invariants work.b of generation t in the first layers of all networks.
 template <class T>
-void EngineOf<T>::first_layers(Work<T>& work, const Block& block, int t) {
-  Section timer(work.ticks_of, kReadout);
+void EngineOf<T>::first_layers(ThreadWorkspace<T>& work, const Block& block, int t) {
+  ScopedTimer timer(work.ticks_of, kReadout);
   const Stack<T>& stack = stacks_[t];
   if (!stack.rows()) return;
-  V* rows = work.rows.need(stack.rows());
+  V* rows = work.rows.ensure(stack.rows());
   V* kept = rows_.data() + size_t(block.number) * stack.n_readout;
   if (t == 0) {
     start_rows(block, rows);
@@ -182,46 +182,46 @@ void EngineOf<T>::first_layers(Work<T>& work, const Block& block, int t) {
 
 // What senders export after generation t.
 template <class T>
-void EngineOf<T>::make_message(Work<T>& work, const Block& block, int t, const V* a) {
+void EngineOf<T>::make_message(ThreadWorkspace<T>& work, const Block& block, int t, const V* a) {
   StepData<T>& s = steps_[t];
   if (s.step->bchi) {
-    Section timer(work.ticks_of, kReadout);
-    V* values = work.values.need(largest_tape_);
-    V* kept = s.rows.data() + size_t(block.number) * s.tape.n_roots();
-    for (int i = 0; i < s.tape.n_roots(); ++i) kept[i] = work.rows[stacks_[t].n_readout + i];
-    s.tape.begin(kept, values);
-    s.tape.forward(values, work.slopes.need(largest_tape_));
+    ScopedTimer timer(work.ticks_of, kReadout);
+    V* values = work.values.ensure(largest_program_);
+    V* kept = s.rows.data() + size_t(block.number) * s.mlp.n_first_rows();
+    for (int i = 0; i < s.mlp.n_first_rows(); ++i) kept[i] = work.rows[stacks_[t].n_readout + i];
+    s.mlp.begin(kept, values);
+    s.mlp.forward(values, work.slopes.ensure(largest_program_));
     for (int lane = 0; lane < block.n_lanes; ++lane) {
       const size_t atom = block.first + lane;
-      for (int i = 0; i < s.n_w; ++i) s.w[atom * s.n_w + i] = values[s.tape.output() + i][lane];
+      for (int i = 0; i < s.n_w; ++i) s.w[atom * s.n_w + i] = values[s.mlp.output() + i][lane];
       s.make_factors(m_, h_s_.data() + size_t(frame_.species[atom]) * m_.k, atom);
     }
   }
   if (!s.step->ar) return;
-  Section timer(work.ticks_of, kMessages);
+  ScopedTimer timer(work.ticks_of, kMessages);
   lanes_to_atoms<T>(a, block, m_, s, false, s.a.data());
 }
 
 // Energies and charges from the rows; with `backward_too` also dE/drows.
 template <class T>
-void EngineOf<T>::read_out(Work<T>& work, const Block& block, bool backward_too) {
-  Section timer(work.ticks_of, kReadout);
-  V* values = work.values.need(largest_tape_);
-  V* slopes = work.slopes.need(largest_tape_);
-  V* gradients = work.gradients.need(largest_tape_);
-  V* grad_rows = work.grad_rows.need(most_rows_);
+void EngineOf<T>::read_out(ThreadWorkspace<T>& work, const Block& block, bool backward_too) {
+  ScopedTimer timer(work.ticks_of, kReadout);
+  V* values = work.values.ensure(largest_program_);
+  V* slopes = work.slopes.ensure(largest_program_);
+  V* gradients = work.gradients.ensure(largest_program_);
+  V* grad_rows = work.grad_rows.ensure(most_rows_);
   double energy[W] = {}, bad[W] = {};
-  for (size_t h = 0, row = 0; h < m_.heads.size(); row += tapes_[h].n_roots(), ++h) {
-    const Tape<T>& tape = tapes_[h];
+  for (size_t h = 0, row = 0; h < m_.heads.size(); row += programs_[h].n_first_rows(), ++h) {
+    const MlpProgram<T>& mlp = programs_[h];
     const cf_head& info = m_.heads[h].info;
-    tape.begin(work.rows.data() + row, values);
-    tape.forward(values, slopes);
-    for (int i = 0; i < tape.size(); ++i) gradients[i] = V{};
+    mlp.begin(work.rows.data() + row, values);
+    mlp.forward(values, slopes);
+    for (int i = 0; i < mlp.size(); ++i) gradients[i] = V{};
     for (int lane = 0; lane < block.n_lanes; ++lane) {
       const int64_t atom = block.first + lane;
       const double size = info.average ? system_size_[frame_.system ? frame_.system[atom] : 0] : 1;
-      for (int k = 0; k < tape.n_out(); ++k) {
-        const double y = values[tape.output() + k][lane];
+      for (int k = 0; k < mlp.n_out(); ++k) {
+        const double y = values[mlp.output() + k][lane];
         double slope = 0.0;
         bad[lane] += y - y;  // NaN when y is not finite
         if (info.charges) {
@@ -233,12 +233,12 @@ void EngineOf<T>::read_out(Work<T>& work, const Block& block, bool backward_too)
           energy[lane] += info.energy_weight / size * y;
           if (energies_too_) slope += info.energy_weight / size;
         }
-        gradients[tape.output() + k][lane] = T(slope);
+        gradients[mlp.output() + k][lane] = T(slope);
       }
     }
     if (!backward_too) continue;
-    tape.backward(slopes, gradients);
-    for (int i = 0; i < tape.n_roots(); ++i) grad_rows[row + i] = gradients[i];
+    mlp.backward(slopes, gradients);
+    for (int i = 0; i < mlp.n_first_rows(); ++i) grad_rows[row + i] = gradients[i];
   }
   for (int lane = 0; lane < block.n_lanes; ++lane) {
     energies_[block.first + lane] = energy[lane];

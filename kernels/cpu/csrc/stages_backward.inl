@@ -15,13 +15,13 @@
 #include "engine.h"
 #include "engine_impl.inl"
 #include "messages.inl"
+#include "mlp_program.inl"
 #include "model.h"
 #include "moments.inl"
 #include "packed.inl"
 #include "params.inl"
+#include "sender_weighted_sums.inl"
 #include "simd.inl"
-#include "tape.inl"
-#include "weighted.inl"
 
 namespace cace_fast {
 namespace CF_ISA {
@@ -31,10 +31,10 @@ constexpr int kMaxInvariants = 40;  // 36 for l_max 6, nu_max 4
 // dE/drows of generation t into work.grad_rows: those of the read-outs were made at the last
 // generation, those of the Bchi network come from dE/dw.
 template <class T>
-void EngineOf<T>::message_rows_gradient(Work<T>& work, const Block& block, int t) {
-  Section timer(work.ticks_of, kReadout);
+void EngineOf<T>::message_rows_gradient(ThreadWorkspace<T>& work, const Block& block, int t) {
+  ScopedTimer timer(work.ticks_of, kReadout);
   const Stack<T>& stack = stacks_[t];
-  V* grad_rows = work.grad_rows.need(most_rows_);
+  V* grad_rows = work.grad_rows.ensure(most_rows_);
   if (m_.stages == 1) return;
   V* kept = grad_rows_.data() + size_t(block.number) * stack.n_readout;
   if (t == m_.stages - 1) {
@@ -44,32 +44,32 @@ void EngineOf<T>::message_rows_gradient(Work<T>& work, const Block& block, int t
   for (int i = 0; i < stack.n_readout; ++i) grad_rows[i] = kept[i];
   if (!stack.n_message) return;
   const StepData<T>& s = steps_[t];
-  const Tape<T>& tape = s.tape;
-  V* values = work.values.need(largest_tape_);
-  V* slopes = work.slopes.need(largest_tape_);
-  V* gradients = work.gradients.need(largest_tape_);
-  tape.begin(s.rows.data() + size_t(block.number) * tape.n_roots(), values);
-  tape.forward(values, slopes);
-  for (int i = 0; i < tape.size(); ++i) gradients[i] = V{};
+  const MlpProgram<T>& mlp = s.mlp;
+  V* values = work.values.ensure(largest_program_);
+  V* slopes = work.slopes.ensure(largest_program_);
+  V* gradients = work.gradients.ensure(largest_program_);
+  mlp.begin(s.rows.data() + size_t(block.number) * mlp.n_first_rows(), values);
+  mlp.forward(values, slopes);
+  for (int i = 0; i < mlp.size(); ++i) gradients[i] = V{};
   for (int lane = 0; lane < block.n_lanes; ++lane)
     for (int i = 0; i < s.n_w; ++i)
-      gradients[tape.output() + i][lane] = s.grad_w[size_t(block.first + lane) * s.n_w + i];
-  tape.backward(slopes, gradients);
-  for (int i = 0; i < tape.n_roots(); ++i) grad_rows[stack.n_readout + i] = gradients[i];
+      gradients[mlp.output() + i][lane] = s.grad_w[size_t(block.first + lane) * s.n_w + i];
+  mlp.backward(slopes, gradients);
+  for (int i = 0; i < mlp.n_first_rows(); ++i) grad_rows[stack.n_readout + i] = gradients[i];
 }
 
 // grad_a = dE/dA_t: through B, and for earlier generations through memory and Ar of the next step.
 template <class T>
-void EngineOf<T>::moments_gradient(Work<T>& work, const Block& block, int t, const V* a,
+void EngineOf<T>::moments_gradient(ThreadWorkspace<T>& work, const Block& block, int t, const V* a,
                                    V* grad_a) {
-  V* grad_b = work.grad_b.need(m_.n_features());
+  V* grad_b = work.grad_b.ensure(m_.n_features());
   {
-    Section timer(work.ticks_of, kReadout);
+    ScopedTimer timer(work.ticks_of, kReadout);
     for (int f = 0; f < m_.n_features(); ++f) grad_b[f] = V{};
     add_weighted(stacks_[t].backward, work.grad_rows.data(), grad_b);
   }
-  Section timer(work.ticks_of, kContract);
-  V* scratch = work.scratch.need(contraction_.scratch() + 1);
+  ScopedTimer timer(work.ticks_of, kContract);
+  V* scratch = work.scratch.ensure(contraction_.scratch() + 1);
   V h_r[kMaxEmbedding], g[kMaxInvariants];
   receivers(block, 1.0, h_r);
   for (int q = 0; q < m_.r * m_.c; ++q) {
@@ -102,8 +102,8 @@ void EngineOf<T>::add_later_gradients(const Block& block, int t, V* grad_a) {
 
 // Keeps what memory and Ar of the step before need of grad_a, and scales it for the way to rho.
 template <class T>
-void EngineOf<T>::pass_to_previous(Work<T>& work, const Block& block, int t, V* grad_a) {
-  Section timer(work.ticks_of, kMessages);
+void EngineOf<T>::pass_to_previous(ThreadWorkspace<T>& work, const Block& block, int t, V* grad_a) {
+  ScopedTimer timer(work.ticks_of, kMessages);
   if (t > 0 && m_.steps[t - 1].memory)
     ::memcpy(kept_grad_.data() + block.number * a_size(), grad_a, a_size() * sizeof(V));
   if (t > 0 && m_.steps[t - 1].ar)
@@ -116,10 +116,10 @@ void EngineOf<T>::pass_to_previous(Work<T>& work, const Block& block, int t, V* 
 
 // dE/dr of the block's slots through Ar of the step after generation t; null without.
 template <class T>
-const Vec<T>* EngineOf<T>::distance_gradients(Work<T>& work, const Block& block, int t) {
+const Vec<T>* EngineOf<T>::distance_gradients(ThreadWorkspace<T>& work, const Block& block, int t) {
   if (t >= m_.stages - 1 || !m_.steps[t].ar) return nullptr;
   const int64_t base = list_.first[block.first];
-  V* dr = work.more_dr.roomy(work.n_slots + 1);
+  V* dr = work.more_dr.reserve_slack(work.n_slots + 1);
   for (int slot = 0; slot < work.n_slots; ++slot)
     for (int lane = 0; lane < W; ++lane) {
       const int pair = work.pair[size_t(slot) * W + lane];
@@ -130,8 +130,8 @@ const Vec<T>* EngineOf<T>::distance_gradients(Work<T>& work, const Block& block,
 
 // From dE/dA, scaled for the way to rho, to dE/dd of the block's pairs.
 template <class T>
-void EngineOf<T>::pairs_gradient(Work<T>& work, const Block& block, int t, const V* grad_a,
-                                 bool first, PairSums<T>& sums) {
+void EngineOf<T>::pairs_gradient(ThreadWorkspace<T>& work, const Block& block, int t,
+                                 const V* grad_a, bool first, PairSums<T>& sums) {
   const int64_t base = list_.first[block.first];
   T* to = pair_gradient_.data() + kRow * base;
   if (first)
@@ -140,17 +140,17 @@ void EngineOf<T>::pairs_gradient(Work<T>& work, const Block& block, int t, const
   const size_t size = size_t(m_.n_b) * m_.n_a;
   if (grouped(t)) {
     {
-      Section timer(work.ticks_of, kMix);
-      V* mixed = work.rho_mixed.need(m_.k * size);
+      ScopedTimer timer(work.ticks_of, kMix);
+      V* mixed = work.rho_mixed.ensure(m_.k * size);
       unmix<T>(m_.l_max, mixing(t), layout(t), grad_a, mixed);
-      unmix_groups<T>(m_, h_s_.data(), mixed, work.grad_rho.need(n_groups_ * size));
+      unmix_groups<T>(m_, h_s_.data(), mixed, work.grad_rho.ensure(n_groups_ * size));
     }
     grouped_gradient(work, m_, n_groups_, more_dr, to, !first, sums);
   } else if (t == 0 || m_.steps[t - 1].bchi) {
     const Factors<T> f = factors(block, t);
     {
-      Section timer(work.ticks_of, kMix);
-      unmix<T>(m_.l_max, mixing(t), layout(t), grad_a, work.grad_rho.need(f.n_x * size));
+      ScopedTimer timer(work.ticks_of, kMix);
+      unmix<T>(m_.l_max, mixing(t), layout(t), grad_a, work.grad_rho.ensure(f.n_x * size));
     }
     weighted_gradient(work, m_, f, list_, base, frame_.species, more_dr, to, sums);
   } else if (more_dr) {
@@ -160,9 +160,9 @@ void EngineOf<T>::pairs_gradient(Work<T>& work, const Block& block, int t, const
 
 // From dE/drows to the pairs of the block.
 template <class T>
-void EngineOf<T>::backward_block(Work<T>& work, const Block& block, int t, const V* a) {
+void EngineOf<T>::backward_block(ThreadWorkspace<T>& work, const Block& block, int t, const V* a) {
   message_rows_gradient(work, block, t);
-  V* grad_a = work.grad_a.need(a_size());
+  V* grad_a = work.grad_a.ensure(a_size());
   moments_gradient(work, block, t, a, grad_a);
   if (m_.stages > 1) pass_to_previous(work, block, t, grad_a);
   const bool first = t == m_.stages - 1;
@@ -186,13 +186,13 @@ void EngineOf<T>::gather_at_senders(int t) {
   bool failed = false;
 #pragma omp parallel for schedule(dynamic, 16) num_threads(n_works_) if (n_works_ > 1 && n_all > 16)
   for (int i = 0; i < n_all; ++i) {
-    Work<T>& work = works_[omp_get_thread_num()];
-    Section timer(work.ticks_of, kMessages);
+    ThreadWorkspace<T>& work = works_[omp_get_thread_num()];
+    ScopedTimer timer(work.ticks_of, kMessages);
     const int32_t* sent = list_.sent + list_.sent_first[i];
     const int64_t n_sent = list_.sent_first[i + 1] - list_.sent_first[i];
     try {
       if (s.step->bchi) {
-        T* sum = reinterpret_cast<T*>(work.ar.need(size / W + 1));
+        T* sum = reinterpret_cast<T*>(work.ar.ensure(size / W + 1));
         for (int f = 0; f < size; ++f) sum[f] = T(0);
         for (int k = 0; k < n_segments_; ++k) {
           const T* from = segment_sums_.data() + (size_t(k) * n_all + i) * size;
@@ -216,7 +216,7 @@ void EngineOf<T>::gather_at_senders(int t) {
 template <class T>
 void EngineOf<T>::finish(const cf_result& result) {
   const int n_all = frame_.n_all, n = frame_.n_owned;
-  Section timer(&forces_ticks_, Part(0));
+  ScopedTimer timer(&forces_ticks_, Part(0));
   int64_t bad = INT64_MAX;
   if (result.forces) {
 #pragma omp parallel for schedule(static) num_threads(n_works_) if (n_works_ > 1 && n_all > kFew) \

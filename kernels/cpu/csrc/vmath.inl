@@ -51,10 +51,10 @@ inline SinCos<Vec<T>> sincospi_product(T a, Vec<T> r) {
   const I quadrant = (I)shifted;
   const Vec<T> y = (r * a - k * T(0.5)) * T(3.14159265358979323846);
   const Vec<T> z = -(y * y);
-  Vec<T> ps = spread<T>(T(kInverseFactorial[2 * P::sin_terms + 1]));
+  Vec<T> ps = splat<T>(T(kInverseFactorial[2 * P::sin_terms + 1]));
   for (int i = P::sin_terms - 1; i >= 1; --i) ps = ps * z + T(kInverseFactorial[2 * i + 1]);
   ps = ps * z * y + y;
-  Vec<T> pc = spread<T>(T(kInverseFactorial[2 * P::cos_terms]));
+  Vec<T> pc = splat<T>(T(kInverseFactorial[2 * P::cos_terms]));
   for (int i = P::cos_terms - 1; i >= 0; --i) pc = pc * z + T(kInverseFactorial[2 * i]);
   const I odd = (quadrant & 1) != 0;
   constexpr int sign_bit = int(sizeof(T)) * 8 - 1;
@@ -68,13 +68,13 @@ template <class T>
 inline Vec<T> exponential(Vec<T> x) {
   typedef Reduce<T> P;
   typedef IntVec<T> I;
-  x = greater(lesser(x, spread<T>(P::exp_high)), spread<T>(P::exp_low));  // NaN stays NaN
+  x = max(min(x, splat<T>(P::exp_high)), splat<T>(P::exp_low));  // NaN stays NaN
   const Vec<T> shifted = x * T(1.44269504088896340736) + P::magic;
   const Vec<T> k = shifted - P::magic;
   const Vec<T> y = (x - k * P::ln2[0]) - k * P::ln2[1];
-  Vec<T> p = spread<T>(T(kInverseFactorial[P::exp_terms]));
+  Vec<T> p = splat<T>(T(kInverseFactorial[P::exp_terms]));
   for (int i = P::exp_terms - 1; i >= 0; --i) p = p * y + T(kInverseFactorial[i]);
-  const I magic_bits = (I)spread<T>(P::magic);
+  const I magic_bits = (I)splat<T>(P::magic);
   const I power = (((I)shifted - magic_bits) + P::bias) << P::exponent_shift;
   return p * (Vec<T>)power;
 }
@@ -88,7 +88,7 @@ struct VectorMath {
   static SinCos<V> sincospi_product(S a, V r) {
     return cace_fast::CF_ISA::sincospi_product<T>(a, r);
   }
-  static V minimum(V x, S most) { return lesser(x, spread<T>(most)); }
+  static V minimum(V x, S most) { return min(x, splat<T>(most)); }
 };
 
 }  // namespace CF_ISA

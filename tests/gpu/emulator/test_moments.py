@@ -30,7 +30,7 @@ def nans(*shape: int, device: torch.device = CPU) -> torch.Tensor:
     return torch.full(shape, torch.nan, device=device)
 
 
-def check(device: torch.device, *, rates: bool = True, **options: object) -> None:
+def check(device: torch.device, *, jvps: bool = True, **options: object) -> None:
     rep = radial_representation(**options)  # type: ignore[arg-type]
     single = radial_weights(rep, F32)
     weights = {name: w.double() for name, w in single.items()}
@@ -38,10 +38,10 @@ def check(device: torch.device, *, rates: bool = True, **options: object) -> Non
     leaf = vectors.double().requires_grad_(True)
     rho = rho_of(leaf, edges, weights, rep)
     grad_rho = torch.randn(rho.shape, requires_grad=True)
-    along = torch.randn_like(vectors)
+    tangent = torch.randn_like(vectors)
     (grad,) = torch.autograd.grad((rho * grad_rho).sum(), leaf, create_graph=True)
-    bend, rate = torch.autograd.grad((grad * along).sum(), (leaf, grad_rho))
-    grad_rho, along = grad_rho.detach().to(device), along.T.contiguous().to(device)
+    bend, jvp = torch.autograd.grad((grad * tangent).sum(), (leaf, grad_rho))
+    grad_rho, tangent = grad_rho.detach().to(device), tangent.T.contiguous().to(device)
     edges = type(edges)(*(t.to(device) for t in edges))
     kernels = launch.Moments(rep, {name: w.to(device) for name, w in single.items()})
     found = nans(*rho.shape, device=device)
@@ -50,13 +50,13 @@ def check(device: torch.device, *, rates: bool = True, **options: object) -> Non
     found = nans(3, len(vectors), device=device)
     kernels.backward(edges, grad_rho, found)
     assert relative(found, grad.detach().T) < 2e-6
-    if not rates:  # they take long to compile
+    if not jvps:  # they take long to compile
         return
     found = nans(*rho.shape, device=device)
-    kernels.rate(edges, along, found)
-    assert relative(found, rate) < 2e-6
+    kernels.jvp(edges, tangent, found)
+    assert relative(found, jvp) < 2e-6
     found = nans(3, len(vectors), device=device)
-    kernels.backward_rate(edges, along, grad_rho, found)
+    kernels.vjp_jvp(edges, tangent, grad_rho, found)
     assert relative(found, bend.T) < 4e-6
 
 
@@ -71,7 +71,7 @@ def test_values_and_derivatives(name: str, device: torch.device) -> None:
 )
 def test_other_gpus_and_split_sums(architecture: str, l_max: int) -> None:
     with emulate(architecture):
-        check(CPU, l_max=l_max, n_rbf=6, rates=False)
+        check(CPU, l_max=l_max, n_rbf=6, jvps=False)
 
 
 @pytest.mark.parametrize("tile", [t for _, t in configs.TILES])
@@ -79,7 +79,7 @@ def test_every_shipped_tile(
     tile: Tile, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(configs, "TILES", ((2**31, tile),))
-    check(device, l_max=1, n_rbf=2, rates=False)
+    check(device, l_max=1, n_rbf=2, jvps=False)
 
 
 def test_forces_are_the_same_bits_from_run_to_run(device: torch.device) -> None:

@@ -17,7 +17,7 @@ from cace_fast.errors import InputError
 from cace_fast.kernels.edges import edges_of
 from cace_fast.kernels.triton import host_contraction, host_readout, operators
 from cace_fast.kernels.triton.host_contraction import Contraction
-from cace_fast.kernels.triton.host_ewald import EwaldSum
+from cace_fast.kernels.triton.host_ewald import DeviceEwaldSum
 from cace_fast.reference.ewald import ewald
 from cace_fast.spec import Ewald
 
@@ -69,7 +69,7 @@ def test_ewald_keeps_float32(cell: str, device: torch.device) -> None:
     leaves = [q.requires_grad_(True), r.requires_grad_(True)]
     exact = ewald(*leaves, box, module, periodic=periodic).energies
     by_q, by_r = torch.autograd.grad(exact.sum(), leaves)
-    total = EwaldSum(module, device, F32)
+    total = DeviceEwaldSum(module, device, F32)
     total.set_systems([0, n], box[None], [periodic])
     wide = torch.float64
     out = (

@@ -39,11 +39,11 @@ def test_values_and_all_derivatives_are_those_of_the_reference(name: str) -> Non
     leaf = vectors.clone().requires_grad_(True)
     rho = rho_of(leaf, edges, weights, rep)
     grad_rho = torch.randn(n_rho, n_segments, dtype=F64, requires_grad=True)
-    along = torch.randn_like(vectors)
+    tangent = torch.randn_like(vectors)
     (grad,) = torch.autograd.grad((rho * grad_rho).sum(), leaf, create_graph=True)
-    bend, rate = torch.autograd.grad((grad * along).sum(), (leaf, grad_rho))
+    bend, jvp = torch.autograd.grad((grad * tangent).sum(), (leaf, grad_rho))
     grad_rho = grad_rho.detach()
-    kernels, along = launch.Moments(rep, weights), along.T.contiguous()
+    kernels, tangent = launch.Moments(rep, weights), tangent.T.contiguous()
     with watch() as guard:
         found = nans(n_rho, n_segments)
         kernels.forward(edges, found)
@@ -56,10 +56,10 @@ def test_values_and_all_derivatives_are_those_of_the_reference(name: str) -> Non
         kernels.backward(edges, grad_rho, found, add=True)
         assert relative(found, 2.0 * grad.detach().T) < 1e-12
         found = nans(n_rho, n_segments)
-        kernels.rate(edges, along, found)
-        assert relative(found, rate) < 1e-12
+        kernels.jvp(edges, tangent, found)
+        assert relative(found, jvp) < 1e-12
         found = nans(3, len(vectors))
-        kernels.backward_rate(edges, along, grad_rho, found)
+        kernels.vjp_jvp(edges, tangent, grad_rho, found)
         assert guard.unwritten("out") == 0
         assert relative(found, bend.T) < 1e-12
 

@@ -51,7 +51,7 @@ inline void activate(Activation kind, Vec<T> x, Vec<T>& y, Vec<T>& slope) {
     slope = kind == Activation::silu ? s + y * (T(1) - s) : s * (T(1) - s);
   } else if (kind == Activation::identity) {
     y = x;
-    slope = spread<T>(T(1));
+    slope = splat<T>(T(1));
   } else {
     for (int i = 0; i < Simd<T>::width; ++i) {
       double value, derivative;
@@ -63,7 +63,7 @@ inline void activate(Activation kind, Vec<T> x, Vec<T>& y, Vec<T>& slope) {
 }
 
 template <class T>
-class Tape {
+class MlpProgram {
   typedef Vec<T> V;
 
  public:
@@ -71,15 +71,15 @@ class Tape {
     net_ = &net;
     int total = 0;
     const int n_values = int(net.sizes.size());
-    first_.need(n_values);
+    first_.ensure(n_values);
     for (int v = 0; v < n_values; ++v) {
       first_[v] = total;
       total += net.sizes[v];
     }
     size_ = total;
-    T* bias = bias_.need(n_roots() + 1);
-    for (const Affine& root : net.roots)
-      for (int i = 0; i < root.out; ++i) *bias++ = T(root.b[i]);
+    T* bias = bias_.ensure(n_first_rows() + 1);
+    for (const Affine& layer : net.first_layers)
+      for (int i = 0; i < layer.out; ++i) *bias++ = T(layer.b[i]);
     const size_t n_layers = net.layers.size();
     forward_ = new Packed<T>[n_layers];
     backward_ = new Packed<T>[n_layers];
@@ -91,10 +91,10 @@ class Tape {
                         [&](int i, int j) { return a.w[size_t(j) * a.in + i]; });
     }
   }
-  Tape() = default;
-  Tape(const Tape&) = delete;
-  Tape& operator=(const Tape&) = delete;
-  ~Tape() {
+  MlpProgram() = default;
+  MlpProgram(const MlpProgram&) = delete;
+  MlpProgram& operator=(const MlpProgram&) = delete;
+  ~MlpProgram() {
     delete[] forward_;
     delete[] backward_;
   }
@@ -102,15 +102,15 @@ class Tape {
   int size() const { return size_; }  // vectors for all values
   int output() const { return first_[net_->output]; }
   int n_out() const { return net_->n_out(); }
-  int n_roots() const { return net_->n_root_rows(); }
+  int n_first_rows() const { return net_->n_first_rows(); }
 
   // Roots of the sums that they are without bias.  A bias may be larger than the whole sum: to
   // begin with it would round every part of the sum to its size.
   void begin(const V* sums, V* values) const {
-    for (int i = 0; i < n_roots(); ++i) values[i] = sums[i] + bias_[i];
+    for (int i = 0; i < n_first_rows(); ++i) values[i] = sums[i] + bias_[i];
   }
 
-  // values [size]: roots are given, the rest is computed; slopes [size] is kept for backward.
+  // values [size]: first layers are given, the rest is computed; slopes [size] is kept for backward.
   void forward(V* values, V* slopes) const {
     for (const Net::Op& op : net_->ops) {
       const V* from = values + first_[op.from];
@@ -125,7 +125,7 @@ class Tape {
       } else {
         const Affine& layer = net_->layers[op.layer];
         for (int i = 0; i < n; ++i) {
-          to[i] = spread<T>(T(layer.b[i]));
+          to[i] = splat<T>(T(layer.b[i]));
           if (op.kind == Net::scale) to[i] += from[i] * T(layer.w[i]);
         }
         if (op.kind == Net::affine) add_weighted(forward_[op.layer], from, to);
@@ -134,7 +134,7 @@ class Tape {
   }
 
   // gradients [size]: that of the output is given and all others are zero; on return those of the
-  // roots are right.
+  // first layers are right.
   void backward(const V* slopes, V* gradients) const {
     for (size_t k = net_->ops.size(); k-- > 0;) {
       const Net::Op& op = net_->ops[k];
@@ -160,7 +160,7 @@ class Tape {
  private:
   const Net* net_ = nullptr;
   Buffer<int> first_;
-  Buffer<T> bias_;  // of the roots
+  Buffer<T> bias_;  // of the first layers
   int size_ = 0;
   Packed<T>*forward_ = nullptr, *backward_ = nullptr;
 };

@@ -32,9 +32,9 @@ struct Factors {
 };
 
 template <class T>
-void factors_of_slots(Work<T>& work, const Factors<T>& factors, const cf_list& list, int64_t base,
-                      const int32_t* species, int first, int n) {
-  constexpr int W = Work<T>::W;
+void factors_of_slots(ThreadWorkspace<T>& work, const Factors<T>& factors, const cf_list& list,
+                      int64_t base, const int32_t* species, int first, int n) {
+  constexpr int W = ThreadWorkspace<T>::W;
   const int size = factors.size();
   for (int s = 0; s < n; ++s) {
     const int* pair = work.pair.data() + size_t(first + s) * W;
@@ -49,11 +49,11 @@ void factors_of_slots(Work<T>& work, const Factors<T>& factors, const cf_list& l
 
 // Adds the factors' gradients of a chunk of slots to the sums of their senders.
 template <class T>
-inline void factor_gradients_to_senders(Work<T>& work, const Factors<T>& factors,
+inline void factor_gradients_to_senders(ThreadWorkspace<T>& work, const Factors<T>& factors,
                                         const cf_list& list, int64_t base, int first, int n) {
-  constexpr int W = Work<T>::W;
+  constexpr int W = ThreadWorkspace<T>::W;
   const int size = factors.size();
-  T* own = reinterpret_cast<T*>(work.ar.need(size));  // [lane][size]
+  T* own = reinterpret_cast<T*>(work.ar.ensure(size));  // [lane][size]
   T* rows[W];
   for (int lane = 0; lane < W; ++lane) rows[lane] = own + lane * size;
   for (int s = 0; s < n; ++s) {
@@ -123,15 +123,15 @@ inline V* piece_of(V* rho, const Model& m, int n_x, const Piece& piece) {
 }
 
 template <class T>
-void weighted_sums(Work<T>& work, const Model& m, const Factors<T>& factors, const cf_list& list,
-                   int64_t base, const int32_t* species) {
+void weighted_sums(ThreadWorkspace<T>& work, const Model& m, const Factors<T>& factors,
+                   const cf_list& list, int64_t base, const int32_t* species) {
   typedef Vec<T> V;
-  Section timer(work.ticks_of, kSums);
+  ScopedTimer timer(work.ticks_of, kSums);
   const int n_a = m.n_a, n_x = factors.n_x, size = factors.size();
   V* rho = work.rho.zeros(size_t(n_x) * m.n_b * n_a);
-  V* y = work.y.need(size_t(kForwardChunk) * n_a);
-  V* z = work.outer.need(size_t(kForwardChunk) * (n_a > kPieceSize ? n_a : kPieceSize));
-  const V* factor = work.factor.need(size_t(kForwardChunk) * size);
+  V* y = work.y.ensure(size_t(kForwardChunk) * n_a);
+  V* z = work.outer.ensure(size_t(kForwardChunk) * (n_a > kPieceSize ? n_a : kPieceSize));
+  const V* factor = work.factor.ensure(size_t(kForwardChunk) * size);
   for (int first = 0; first < work.n_slots; first += kForwardChunk) {
     const int rest = work.n_slots - first, n = rest < kForwardChunk ? rest : kForwardChunk;
     monomials_of_slots(work, first, n, m.l_max, y);
@@ -173,20 +173,20 @@ inline void split_gradient(const Vec<T>* h, const Piece& piece, const Model& m, 
 // Backward of weighted_sums, from grad_rho of the same layout.  With H = sum_x f_x dE/drho_x, what
 // is left for g and Y is small.
 template <class T>
-void weighted_gradient(Work<T>& work, const Model& m, const Factors<T>& factors,
+void weighted_gradient(ThreadWorkspace<T>& work, const Model& m, const Factors<T>& factors,
                        const cf_list& list, int64_t base, const int32_t* species,
                        const Vec<T>* more_dr, T* pair_gradient, PairSums<T>& sums) {
   typedef Vec<T> V;
-  Section timer(work.ticks_of, kEdges);
+  ScopedTimer timer(work.ticks_of, kEdges);
   const int n_b = m.n_b, n_a = m.n_a, n_x = factors.n_x, size = factors.size();
   const size_t piece_most = n_a > kPieceSize ? n_a : kPieceSize;
-  V* y = work.y.need(size_t(kBackwardChunk) * n_a);
-  V* grad_y = work.grad_y.need(size_t(kBackwardChunk) * n_a);
-  V* grad_g = work.grad_g.need(size_t(kBackwardChunk) * n_b);
-  V* z = work.outer.need(kBackwardChunk * 2 * piece_most);
+  V* y = work.y.ensure(size_t(kBackwardChunk) * n_a);
+  V* grad_y = work.grad_y.ensure(size_t(kBackwardChunk) * n_a);
+  V* grad_g = work.grad_g.ensure(size_t(kBackwardChunk) * n_b);
+  V* z = work.outer.ensure(kBackwardChunk * 2 * piece_most);
   V* h = z + kBackwardChunk * piece_most;
-  const V* factor = work.factor.need(size_t(kBackwardChunk) * size);
-  V* grad_factor = work.grad_factor.need(size_t(kBackwardChunk) * size);
+  const V* factor = work.factor.ensure(size_t(kBackwardChunk) * size);
+  V* grad_factor = work.grad_factor.ensure(size_t(kBackwardChunk) * size);
   for (int first = 0; first < work.n_slots; first += kBackwardChunk) {
     const int rest = work.n_slots - first, n = rest < kBackwardChunk ? rest : kBackwardChunk;
     const V* g = work.g.data() + size_t(first) * n_b;
