@@ -14,7 +14,7 @@ from cace_fast.engine import ReferenceEngine
 from cace_fast.engine.triton import TritonEngine
 from cace_fast.graph import join
 from cace_fast.kernels.triton import configs, ewald_tables
-from cace_fast.kernels.triton.host_ewald import EwaldSum
+from cace_fast.kernels.triton.host_ewald import DeviceEwaldSum
 from cace_fast.reference.ewald import ewald
 from cace_fast.spec import Ewald
 from cace_fast.structures import graph_of
@@ -55,7 +55,7 @@ def test_several_systems_with_a_weight_are_written_and_added(
     parts = zip(q.split(sizes), r.split(sizes), cells, periodic, strict=True)
     expected = [torch.cat(rows, -1) for rows in zip(*(exact(module, *x) for x in parts),
                                                     strict=True)]  # fmt: skip
-    total = EwaldSum(module, torch.device("cpu"), F64, WEIGHT)
+    total = DeviceEwaldSum(module, torch.device("cpu"), F64, WEIGHT)
     first = [0, *torch.tensor(sizes).cumsum(0).tolist()]
     total.set_systems(first, cells, periodic)
     pad = torch.nn.functional.pad
