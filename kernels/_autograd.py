@@ -70,7 +70,7 @@ def refuse(name: str, order: str) -> Callable[..., NoReturn]:
     def backward(ctx: Any, *gradients: Any) -> NoReturn:
         raise PropertyNotImplementedError(
             f"{name}: this operator has {order} derivatives at most in autograd "
-            f"(docs/training.md has the list); use cace_fast.reference.{name} for higher ones"
+            f"(docs/developer/training.md lists them); use cace_fast.reference.{name} for more"
         )
 
     return backward
