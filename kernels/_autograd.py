@@ -70,7 +70,7 @@ def refuse(name: str, order: str) -> Callable[..., NoReturn]:
     def backward(ctx: Any, *gradients: Any) -> NoReturn:
         raise PropertyNotImplementedError(
             f"{name}: this operator has {order} derivatives at most in autograd "
-            f"(docs/developer/training.md lists them); use cace_fast.reference.{name} for more"
+            f"(docs/developer/training.md); use cace_fast.reference.{name} for higher ones"
         )
 
     return backward
