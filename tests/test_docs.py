@@ -104,6 +104,24 @@ def test_every_error_and_exit_code_is_explained():
     assert codes | set(re.findall(r"\b\d+\b", app.CODES)) == explained
 
 
+def test_texts_of_errors_are_those_of_the_code():
+    """Every longer piece between numbers, dots and names of a quoted text is in the sources."""
+    page = (DOCS / "user" / "errors.md").read_text()
+    folders = ("cace_fast", "kernels", "reference")
+    paths = [path for folder in folders for path in (REPOSITORY / folder).rglob("*.py")]
+    sources = re.sub(r'"\s*f?"', "", "".join(path.read_text() for path in paths))
+    holes = r"\.\.\.|[A-Z]{3,}|[\d.,]*\d|: expected|, got|'[^']*'|\w+="
+    pieces = {
+        piece
+        for cell in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
+        for text in re.findall(r"`([^`]+)`", cell)
+        for part in re.split(holes, text)
+        if len(piece := part.strip(" :,;'")) >= 10
+    }
+    assert len(pieces) > 30
+    assert {piece for piece in pieces if piece not in sources} == set()
+
+
 def test_every_decision_is_listed():
     decisions = DOCS / "developer" / "decisions"
     text = (decisions / "README.md").read_text()
