@@ -1,6 +1,6 @@
 """Error of the long-range sum by Fourier transforms against what was asked for.
 
-    python bench/accuracy.py --output docs/long_range_accuracy.png
+    python bench/accuracy.py --output docs/developer/long_range_accuracy.png
 
 Forces against the direct sum, relative to the largest force: ten thousand random charges in a cubic
 box and in one of 1:20, and a barely rattled crystal, whose forces are small differences. Single

@@ -28,7 +28,7 @@ from cace_fast.weights import Weights
 
 REBUILD_EVERY = 20
 REPEATS, WARM = 10, 3
-PAGE = Path(__file__).resolve().parents[1] / "docs"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "developer"
 NO_PAIRS = NeighborList(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 3), np.int64))
 
 
@@ -165,7 +165,7 @@ def _like() -> str:
 
 
 def predicted(model: str, n_atoms: int) -> float | str:
-    """Return what ``docs/roofline.csv`` says of this GPU in us per atom, or nothing."""
+    """Return what ``docs/developer/roofline.csv`` says of this GPU in us per atom, or nothing."""
     with open(PAGE / "roofline.csv", newline="") as file:
         rows = [r for r in csv.DictReader(file) if r["model"] == model and r["device"] in _like()]
     if not rows or n_atoms > 2 * max(int(r["atoms"]) for r in rows):
@@ -175,7 +175,7 @@ def predicted(model: str, n_atoms: int) -> float | str:
 
 
 def predicted_kernel(model: str, kernel: str, n_atoms: int) -> float | str:
-    """Return what ``docs/roofline_kernels.csv`` says of all calls of a kernel in us, or nothing."""
+    """Return what ``roofline_kernels.csv`` says there of all calls of a kernel, us, or nothing."""
     with open(PAGE / "roofline_kernels.csv", newline="") as file:
         rows = [r for r in csv.DictReader(file) if r["model"] == model and r["kernel"] == kernel
                 and r["device"] in _like() and 0.5 < int(r["atoms"]) / n_atoms < 2]  # fmt: skip

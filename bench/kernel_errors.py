@@ -1,6 +1,6 @@
 """The error of every GPU kernel in float32 against itself in float64, on the emulated device.
 
-python bench/kernel_errors.py             # print the table and write it into docs/performance.md
+python bench/kernel_errors.py             # write the table into docs/developer/accuracy.md
 python bench/kernel_errors.py --print     # print it only
 
 Each launch of a step is done twice, on its float32 arrays and on the same numbers in float64, and
@@ -25,7 +25,7 @@ from triton.runtime.jit import JITFunction
 from cace_fast.engine.triton import TritonEngine
 from cace_fast.structures import graph_of
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "developer" / "accuracy.md"
 BEGIN, END = "<!-- kernel errors: begin -->", "<!-- kernel errors: end -->"
 MODELS = ("water-mp0-sr", "licl-gaf3-lr0")
 

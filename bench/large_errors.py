@@ -1,6 +1,6 @@
 """Errors of float32 where sums are long: hub atoms, wide read-outs, many charges and vectors k.
 
-python bench/large_errors.py             # print the table and write it into docs/performance.md
+python bench/large_errors.py             # write the table into docs/developer/accuracy.md
 python bench/large_errors.py --print     # print it only
 
 Plain torch in float32, the C++ kernels and the GPU kernels (executed by the emulator) get the same

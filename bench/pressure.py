@@ -2,7 +2,8 @@
 
 python bench/pressure.py WATER_FOLDER --k-set sphere --output water-sphere.npz
 python bench/pressure.py crystal --k-set frozen --output crystal-frozen.npz
-python bench/pressure.py --plot water-*.npz crystal-*.npz --output docs/long_range_pressure.png
+python bench/pressure.py --plot water-*.npz crystal-*.npz \\
+    --output docs/developer/long_range_pressure.png
 
 A folder holds model.pth and structures.xyz, of which the largest periodic structure is taken, and
 relaxed first: recorded structures may be rattled, and molecules that break find holes of a model.
@@ -152,8 +153,9 @@ def plot(paths: list[Path], output: Path) -> None:
         lower.set_xlabel("time, ps")
     axes[0, 0].set_ylabel("conserved quantity, meV/atom")
     axes[1, 0].set_ylabel("volume, A$^3$")
-    axes[0, -1].legend(frameon=False, loc="center left")
-    figure.tight_layout()
+    lines = axes[0, -1].get_legend_handles_labels()
+    figure.legend(*lines, frameon=False, loc="lower center", ncols=len(paths))
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
     figure.savefig(output, dpi=110)
 
 

@@ -1,12 +1,13 @@
 """Predicts the time of a step on GPUs that are not here, from counted instructions and bytes.
 
     python bench/roofline.py --write                      # all models and devices: CSV and figure
+    python bench/roofline.py --draw                       # the figure alone, from the tables
     python bench/roofline.py water-mp0-sr --device H100   # one model: its kernels and their bounds
 
 A step of a small crystal runs on the emulator, once for each tile of `configs.TILES`; counts grow
 in proportion to the atoms, those of sums over k with their square. A new neighbour list every 20
 steps is counted in the same way; an operation of torch is one launch. Everything printed here is a
-**prediction** (docs/kernels.md says what it leaves out).
+**prediction** (docs/developer/roofline.md says what it leaves out).
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from cace_fast.kernels.triton.host_ewald import TURN
 
 SIZES = (96, 192, 768, 3_072, 12_288, 98_304, 786_432)
 SMALL, LARGE = 192, (3_072, 98_304)  # of the table of all launches
-DETAILED = "H100"
+DETAILED, COMPARED = "H100", "water-mp0-sr"  # the device and the model of the figure
 # What goes as the square of the atoms: pairs of an atom and a vector k, and parts of their sums.
 PAIRS = ("structure_factors", "potentials", "sum_factors", "sum_potentials")
 REBUILD_EVERY = 20  # steps
 SEGMENTS = 1.9  # of an atom: elements among its neighbours
-PAGE = Path(__file__).resolve().parents[1] / "docs"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "developer"
 
 
 @cache
@@ -206,26 +207,61 @@ def show(model: str, device: roofline.Device, sizes: Sequence[int]) -> None:
             print(f"  {cost.time:9.2f} us  {cost.name:<22} {cost.bound:<11} ({terms})")
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw predicted times against the number of atoms."""
+def draw(rows: list[dict[str, Any]], launches: list[dict[str, Any]], path: Path) -> None:
+    """Draw one panel for each question: which model, which device, and what a step waits for."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    devices = list(dict.fromkeys(row["device"] for row in rows))
-    figure, axes = pyplot.subplots(1, len(devices), figsize=(3.2 * len(devices), 3.4), sharey=True)
-    for axis, device in zip(np.atleast_1d(axes), devices, strict=True):
-        for model in dict.fromkeys(row["model"] for row in rows):
-            chosen = [r for r in rows if r["model"] == model and r["device"] == device]
-            axis.loglog([r["atoms"] for r in chosen], [r["us/atom"] for r in chosen], label=model)
-        axis.set_title(f"{device} (prediction)", fontsize=9)
-        axis.set_xlabel("atoms")
-        axis.grid(alpha=0.3)
-    np.atleast_1d(axes)[0].set_ylabel("us per atom and step")
-    np.atleast_1d(axes)[0].legend(fontsize=6)
+    figure, (models, devices, bounds) = pyplot.subplots(1, 3, figsize=(15, 4.6))
+    _lines(models, [r for r in rows if r["device"] == DETAILED], "model")
+    models.set_title(f"Which model? All on one {DETAILED}")
+    _lines(devices, [r for r in rows if r["model"] == COMPARED], "device")
+    devices.set_title(f"Which device? All with {COMPARED}")
+    _shares(bounds, launches)
+    bounds.set_title(f"What bounds a step? {DETAILED}, largest size")
+    figure.suptitle("Predicted, not measured: float32, one new neighbour list in 20 steps")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
+
+
+def _lines(axis: Any, rows: list[dict[str, Any]], what: str) -> None:
+    """Draw time against size, a line for each value of ``what``, named below the panel."""
+    for value in dict.fromkeys(row[what] for row in rows):
+        chosen = [row for row in rows if row[what] == value]
+        x, y = [r["atoms"] for r in chosen], [r["us/atom"] for r in chosen]
+        axis.loglog(x, y, "o-", markersize=3, label=value)
+    axis.set_xlabel("atoms")
+    axis.set_ylabel("us per atom and step")
+    axis.grid(alpha=0.3)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize=8, frameon=False)
+
+
+def _shares(axis: Any, launches: list[dict[str, Any]]) -> None:
+    """Draw the share of a step's time that each resource bounds, a bar for each model."""
+    names = list(dict.fromkeys(row["model"] for row in launches))
+    largest = {m: max(row["atoms"] for row in launches if row["model"] == m) for m in names}
+    left = np.zeros(len(names))
+    for bound in dict.fromkeys(row["bound"] for row in launches):
+        time = [
+            sum(
+                row["us"]
+                for row in launches
+                if (row["model"], row["atoms"], row["bound"]) == (model, largest[model], bound)
+            )
+            for model in names
+        ]
+        whole = [
+            sum(r["us"] for r in launches if (r["model"], r["atoms"]) == (m, largest[m]))
+            for m in names
+        ]
+        share = 100 * np.divide(time, whole)
+        axis.barh(names, share, left=left, label=bound)
+        left += share
+    axis.set_xlabel("% of the step")
+    axis.set_xlim(0, 100)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, fontsize=8, frameon=False)
 
 
 def main() -> None:
@@ -234,9 +270,13 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=list(SHAPES))
     parser.add_argument("--device", choices=[d.name for d in roofline.DEVICES])
     parser.add_argument("--atoms", type=int, nargs="+", default=[192, 98_304])
-    parser.add_argument("--write", action="store_true", help="docs/roofline.csv and .png")
+    parser.add_argument("--write", action="store_true", help="docs/developer/roofline*.csv, .png")
+    parser.add_argument("--draw", action="store_true", help="roofline.png of the tables that exist")
     options = parser.parse_args()
     devices = [d for d in roofline.DEVICES if options.device in (None, d.name)]
+    if options.draw:
+        draw(_held("roofline.csv"), _held("roofline_kernels.csv"), PAGE / "roofline.png")
+        return
     if not options.write:
         for model in options.models:
             for device in devices:
@@ -246,17 +286,21 @@ def main() -> None:
     here = [d for d in devices if d.name == DETAILED]
     if here:
         _kept("roofline_kernels.csv", bounds(options.models, here))
-    draw(rows, PAGE / "roofline.png")
+    draw(rows, _held("roofline_kernels.csv"), PAGE / "roofline.png")
+
+
+def _held(name: str) -> list[dict[str, Any]]:
+    """Return the rows of a table of an earlier run."""
+    with open(PAGE / name, newline="") as file:
+        return [_numbers(row) for row in csv.DictReader(file)]
 
 
 def _kept(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Write rows to a table in which those of other models and devices stay; return all."""
     path = PAGE / name
     if path.exists():
-        with open(path, newline="") as file:
-            held = list(csv.DictReader(file))
         done = {(row["model"], row["device"]) for row in rows}
-        rows = rows + [_numbers(r) for r in held if (r["model"], r["device"]) not in done]
+        rows = rows + [r for r in _held(name) if (r["model"], r["device"]) not in done]
     rows.sort(key=lambda row: (row["model"], row["device"], row["atoms"], row.get("launch", 0)))
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")

@@ -1,6 +1,6 @@
 """Cost of a step against the number of atoms, for one model or several; table and picture.
 
-    python bench/sizes.py ../shared/data/upstream/water-mp0-sr --plot docs/cpu_sizes.png
+    python bench/sizes.py ../shared/data/upstream/water-mp0-sr --plot docs/user/cpu_sizes.png
 
 Water at 300 K: three molecules without a cell, and copies of one box that Langevin dynamics has
 brought to 300 K. Rebuilds of the list are included; thread counts alternate in one process.

@@ -26,7 +26,7 @@ def load(
 ) -> Potential:
     """Return the potential of a file: upstream's ``.pth``, our ``.safetensors``, or a shipped name.
 
-    No code of the file is run (``docs/security.md``).
+    No code of the file is run (``docs/user/security.md``).
 
     Parameters
     ----------

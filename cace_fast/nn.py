@@ -1,7 +1,7 @@
 """The descriptor as modules of torch, for your own models: :class:`Moments`, :class:`Contraction`.
 
 Both run on the kernels of the device and have the derivatives that training on energies and forces
-needs; ``docs/training.md`` shows a whole model.
+needs; ``docs/developer/training.md`` shows a whole model.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class Potential:
         Which energy of the model to take, by default its total; which of a read-out's several.
     long_range_tolerance, k_set, long_range, slab_vacuum
         Tolerance (None: 1e-6 in float32, 1e-10 in float64), k_set, method and vacuum of slabs in A
-        (docs/slabs.md) of :class:`cace_fast.engine.LongRange`, which is at :attr:`long_range`.
+        (docs/user/slabs.md) of :class:`cace_fast.engine.LongRange`, which is at :attr:`long_range`.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Slabs: systems that are periodic along two lattice vectors, with charges (``docs/slabs.md``).
+"""Slabs: systems periodic along two lattice vectors, with charges (``docs/user/slabs.md``).
 
 Their long range is the sum over k of a box with vacuum, and what takes the interaction of its
 images along the normal out again (``docs/theory.md``, equations 35 to 37). Plain torch, float64.

@@ -194,7 +194,8 @@ def no_higher_derivative(name: str, order: str) -> Callable[..., NoReturn]:
     def backward(ctx: Any, *gradients: Any) -> NoReturn:
         raise PropertyNotImplementedError(
             f"{name}: this operator has {order} derivatives at most in autograd "
-            f"(docs/training.md has the list); use cace_fast.reference.{name} for higher ones"
+            "(docs/developer/training.md has the list); use "
+            f"cace_fast.reference.{name} for higher ones"
         )
 
     return backward

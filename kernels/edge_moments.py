@@ -1,8 +1,8 @@
 """Moments of edges in any order, with the derivatives that training needs.
 
-A is linear in rho, the sums over the edges of each segment (docs/kernels.md), and in every weight
-of the mixing and the embeddings. So derivatives by these are sums of products over atoms, plain
-torch on either backend; those of rho are a backend's own (:class:`EdgeSums`).
+A is linear in rho, the sums over the edges of each segment (docs/developer/kernels.md), and in
+every weight of the mixing and the embeddings. So derivatives by these are sums of products over
+atoms, plain torch on either backend; those of rho are a backend's own (:class:`EdgeSums`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Edges by segments, and the numbers of radial functions, as kernels of both backends take them.
 
 Arrays are component-major and contiguous, [component, lane]; lanes are edges, segments or atoms,
-and their number may be a capacity: what stands behind the last one is empty (docs/kernels.md).
+and their number may be a capacity: places behind the last one are empty
+(docs/developer/kernels.md).
 """
 
 from __future__ import annotations

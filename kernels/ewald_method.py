@@ -14,7 +14,7 @@ METHODS = ("auto", "direct", "nufft")
 OF_PAIR = (0.85e-3, 0.30e-3)  # of an atom and a vector k, and more for each channel
 OF_CALL = 250.0  # of each transform, whatever its size
 OF_ATOM = (0.7, 0.11)  # of an atom in each transform, and more for each digit
-MOST_PAIRS_ON_GPU = 3e8  # of an atom and a vector k; a prediction, docs/kernels.md
+MOST_PAIRS_ON_GPU = 3e8  # of an atom and a vector k; a prediction, docs/developer/kernels.md
 TIGHTEST = 1e-12  # relative accuracy of forces that transforms can promise
 
 

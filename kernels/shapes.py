@@ -9,7 +9,7 @@ from cace_fast import tables
 from cace_fast.kernels.formulas import BASES, CUTOFFS
 from cace_fast.spec import Representation
 
-MOST_ACCUMULATORS = 200  # of one lane: with more of them registers spill (docs/kernels.md)
+MOST_ACCUMULATORS = 200  # of one lane: with more, registers spill (docs/developer/kernels.md)
 
 Radial = tuple[int, int, float]
 

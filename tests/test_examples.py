@@ -1,4 +1,4 @@
-"""The examples run, and the shipped copper potential is what docs/demo.md says."""
+"""The examples run, and the shipped copper potential is what docs/user/demo.md says."""
 
 from __future__ import annotations
 
@@ -151,8 +151,8 @@ def test_the_shipped_file_says_what_it_is(copper):
 
 
 def test_the_documentation_states_the_errors_of_the_file(copper):
-    """The table of docs/demo.md and the note in the file are the same numbers."""
-    page = (REPOSITORY / "docs" / "demo.md").read_text()
+    """The table of docs/user/demo.md and the note in the file are the same numbers."""
+    page = (REPOSITORY / "docs" / "user" / "demo.md").read_text()
     noted = re.findall(r"(\w[\w ]*) ([\d.]+) meV/atom, ([\d.]+) meV/A", copper.spec.provenance.note)
     stated = re.findall(r"^\| ([\w ]+) \| ([\d.]+) \| ([\d.]+) \|", page, re.MULTILINE)
     assert len(noted) == 10

@@ -116,12 +116,23 @@ def test_links_of_a_page_lead_somewhere(page):
             assert anchor in anchors(path.read_text()), f"{name_of(page)}: {link}: no such heading"
 
 
+def test_pages_that_files_name_exist():
+    """Comments, docstrings and messages name pages from the top of the repository."""
+    missing = {}
+    for path in tracked():
+        text = path.read_bytes().decode("utf-8", errors="replace")
+        named = set(re.findall(r"(?<![\w/.])docs/[\w./-]+\.(?:md|png|csv)", text))
+        if absent := sorted(page for page in named if not (REPOSITORY / page).exists()):
+            missing[name_of(path)] = absent
+    assert missing == {}
+
+
 def test_markdown_is_read_as_meant():
     page = (
-        "# A title: of `x`\n[one](docs/a.md) and ![two](b.png)\n"
+        "# A title: of `x`\n[one](pages/a.md) and ![two](b.png)\n"
         "```bash\nls [no](link.md)\n```\n```bash no-run\nrm\n```\n```python\n1\n```\n"
     )
-    assert links(page) == ["docs/a.md", "b.png"]
+    assert links(page) == ["pages/a.md", "b.png"]
     assert anchors(page) == {"a-title-of-x"}
     assert [b.line for b in blocks(page)] == [4, 7, 10]
     assert [b.code for b in commands(page)] == ["ls [no](link.md)\n"]

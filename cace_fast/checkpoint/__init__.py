@@ -2,7 +2,7 @@
 
 `read` takes a file and `from_module` a module in memory; both return the specification and the
 tensors of the model. Upstream is never imported, and nothing that a file names is ever called
-(docs/security.md).
+(docs/user/security.md).
 """
 
 from __future__ import annotations

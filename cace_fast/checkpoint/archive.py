@@ -1,6 +1,6 @@
 """The zip layer of model files: finds the pickle and the storages, and distrusts every number.
 
-Source: specification of checkpoints, section 2; docs/security.md.
+Source: specification of checkpoints, section 2; docs/user/security.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What reading one file may cost, and the exception that says it would cost more.
 
-Source: docs/security.md.
+Source: docs/user/security.md.
 """
 
 from __future__ import annotations

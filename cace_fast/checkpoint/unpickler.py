@@ -5,7 +5,7 @@ plain data, tensors and inert records, and refuses everything else. Python's own
 used: its ``Unpickler`` calls what a file names, and its memo is an array that a nine-byte file can
 make gigabytes large.
 
-Source: specification of checkpoints, section 3; docs/security.md.
+Source: specification of checkpoints, section 3; docs/user/security.md.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ DtypeOption = Annotated[Dtype, typer.Option("--default-dtype", help="Working pre
 BackendOption = Annotated[str, typer.Option(help="auto, reference, cpu or triton.")]
 SlabOption = Annotated[
     float | None,
-    typer.Option(help="A of vacuum of slabs with charges (docs/slabs.md); without it refused."),
+    typer.Option(help="Vacuum of slabs with charges, A (docs/user/slabs.md); without it refused."),
 ]
 MinDistOption = Annotated[
     str,

@@ -189,7 +189,7 @@ def _energies(spec: ModelSpec) -> dict[str, Any]:
             if isinstance(m, Ewald)
         ],
         "long range of a slab": [
-            f"{m.output_key}: where its vacuum is stated (slab_vacuum, docs/slabs.md)"
+            f"{m.output_key}: where its vacuum is stated (slab_vacuum, docs/user/slabs.md)"
             if m.exponent == 1
             else f"{m.output_key}: none for 1/r^{m.exponent}"
             for m in ewalds

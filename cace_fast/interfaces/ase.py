@@ -94,7 +94,7 @@ class CACECalculator(Calculator):
         Shortest distance allowed between two atoms in A; ``"auto"``: 0.35 times the sum of their
         covalent radii; None allows any.
     slab_vacuum
-        Vacuum of slabs with charges in A (docs/slabs.md); None refuses them, and leaves a
+        Vacuum of slabs with charges in A (docs/user/slabs.md); None refuses them, and leaves a
         :class:`~cace_fast.Potential` that was given as it is.
 
     Attributes

@@ -2,7 +2,7 @@
 
 BA segments (or atoms) by BE lanes of their edges for each program of one warp. More lanes for each
 segment fill a device when there are few segments; fewer waste less at ends. How many fill a device
-goes as its multiprocessors: limits are for `UNITS` of them and scale (``docs/kernels.md``).
+goes as its multiprocessors: limits are for `UNITS` of them and scale (docs/developer/kernels.md).
 """
 
 from __future__ import annotations

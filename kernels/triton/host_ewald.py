@@ -328,7 +328,7 @@ class DeviceEwaldSum:
             found = total.evaluate(exact[:, own].T.contiguous(), positions[own], cell, k_cell)
             rows[:n_q, own], rows[n_q:, own] = norm * found.potential.T, -norm * found.forces.T
             virials[:, s] = norm * _voigt(found.virial)
-        for s, slab in self.slabs.items():  # docs/slabs.md
+        for s, slab in self.slabs.items():  # docs/user/slabs.md
             own, (first, end) = places[s], t.ranges[s]
             box = sums[: -(-(end - first) // RUN), n_q:, own].sum(0, dtype=torch.float64)
             pull = -(rows[n_q:, own] + box).T / norm

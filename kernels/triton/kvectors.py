@@ -27,7 +27,7 @@ def method_of(how: SumMethod, n: int, cell: Tensor, dl: float) -> str:
     """Return ``"direct"`` or ``"nufft"`` for a periodic system of n atoms.
 
     By itself a GPU sums directly for longer than a processor: all its lanes have work, and the sum
-    is part of the captured step. MOST_PAIRS_ON_GPU is a prediction (docs/kernels.md).
+    is part of the captured step. MOST_PAIRS_ON_GPU is a prediction (docs/developer/kernels.md).
     """
     n_k = n_k_vectors(cell.numpy(), dl)
     if how.method == "auto" and (n * n_k <= MOST_PAIRS_ON_GPU or how.tolerance < TIGHTEST):

@@ -1,7 +1,7 @@
 """Networks as chains of dense layers: norms, residuals and linear read-outs are rows of them.
 
 Rows that a network does not touch in a layer pass through it, so that networks of any depth, and
-the linear read-outs beside them, are rows of the same few products (docs/kernels.md).
+the linear read-outs beside them, are rows of the same few products (docs/developer/kernels.md).
 """
 
 from __future__ import annotations

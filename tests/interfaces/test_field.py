@@ -179,8 +179,8 @@ def test_wrong_uses_are_refused(charged):
 
 
 def test_the_page_shows_how():
-    """The block of docs/dynamics.md runs, and its energy changes by the work."""
-    page = (REPOSITORY / "docs" / "dynamics.md").read_text()
+    """The block of docs/user/electric_fields.md runs, and its energy changes by the work."""
+    page = (REPOSITORY / "docs" / "user" / "electric_fields.md").read_text()
     (block,) = (b for b in blocks(page) if b.info == ("python",))
     names = {}
     exec(block.code, names)

@@ -236,7 +236,7 @@ def test_a_model_compiles_whole_and_exports_with_any_number_of_edges():
 
 
 def test_the_page_on_training_runs():
-    page = (REPOSITORY / "docs" / "training.md").read_text()
+    page = (REPOSITORY / "docs" / "developer" / "training.md").read_text()
     (code,) = [block.code for block in blocks(page) if block.info[:1] == ("python",)]
     names = {"__name__": "page"}
     with torch.random.fork_rng():

@@ -1,8 +1,8 @@
 """Proof of the GPU kernels without a GPU: an emulator of their compiled code, and its tools.
 
 ``CACE_FAST_EMULATE=sm_90`` in the environment, for tests only, lets ``backend="triton"`` take CPU
-tensors: kernels are compiled for that GPU and their PTX is executed here (docs/environment.md).
-This is a package of development: no wheel has it (docs/decisions/0015).
+tensors: kernels are compiled for that GPU and their PTX is run here (docs/developer/kernels.md).
+This is a package of development: no wheel has it (docs/developer/decisions/0015).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A launch takes the longest of what it needs of each resource (instruction issue, arithmetic units,
 the two caches, memory, and the time that a warp waits while too few others run), after the time
-that any launch takes. docs/kernels.md says what the prediction leaves out.
+that any launch takes. docs/developer/roofline.md says what the prediction leaves out.
 """
 
 from __future__ import annotations

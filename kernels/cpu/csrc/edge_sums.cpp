@@ -1,5 +1,5 @@
 // Sums R_n f_c Y_m over segments of edges with the derivatives that training needs.  There is one
-// text: on numbers that carry a derivative along it gives the next one (docs/kernels.md).
+// text: on numbers that carry a derivative along it gives the next one (docs/developer/kernels.md).
 #include <math.h>
 
 #include <cmath>
