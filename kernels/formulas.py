@@ -33,9 +33,9 @@ def sincospi(x: float) -> tuple[float, float]:
     return math.sin(PI * x), math.cos(PI * x)
 
 
-def sincospi_product(a: float, r: float) -> tuple[float, float]:
-    """Return sin(pi a r) and cos(pi a r)."""
-    return sincospi(a * r)
+def sincos_product(w: float, r: float) -> tuple[float, float]:
+    """Return sin(w r) and cos(w r)."""
+    return math.sin(w * r), math.cos(w * r)
 
 
 def where(condition: bool, x: float, y: float) -> float:
@@ -65,14 +65,17 @@ class Basis(NamedTuple):
 
 
 def bessel(n: int, r: float, inverse: float, scale: float, a: float, b: float, g: float) -> Numbers:
-    """Equation 3; ``inverse`` is 1/r, a = w/pi."""
-    s, c = sincospi_product(a, r)
-    w = a * PI
+    """Equation 3; ``inverse`` is 1/r, a = w.
+
+    Not w/pi: frequencies of files are float32 numbers, and rounded again they would be wrong by the
+    same factor for all pairs.
+    """
+    s, c = sincos_product(a, r)
     f = s * (g * inverse)
-    f_r = (c * (w * g) - f) * inverse
-    f_rr = -w * w * f - 2.0 * f_r * inverse
-    f_a = c * (g * PI)
-    f_ar = s * (a * g * -PI2)
+    f_r = (c * (a * g) - f) * inverse
+    f_rr = -a * a * f - 2.0 * f_r * inverse
+    f_a = c * g
+    f_ar = -s * (a * g)
     zero = r * 0.0
     return f, f_r, f_rr, f_a, f_ar, zero, zero
 
@@ -223,7 +226,7 @@ def dispersion(k2: float, sigma: float) -> Numbers:
 
 # Kernels know a function by its place here; files and specifications by its name.
 BASES = {
-    "bessel": Basis(bessel, Parameter("frequencies", 1.0 / PI)),
+    "bessel": Basis(bessel, Parameter("frequencies")),
     "gaussian": Basis(gaussian, Parameter("offsets"), Parameter("widths", inverse=True)),
     "exponential": Basis(exponential, Parameter("ranges", inverse=True)),
     "chebyshev": Basis(chebyshev),

@@ -9,7 +9,7 @@ from typing import Any
 
 from cace_fast.kernels import formulas
 from cace_fast.kernels.source import compiled
-from cace_fast.kernels.triton._math import sincospi, sincospi_product
+from cace_fast.kernels.triton._math import sincos_product, sincospi
 
 HEAD = "import triton\nimport triton.language as tl\n"
 LANGUAGE = {
@@ -64,5 +64,5 @@ def source() -> str:
     return "\n".join(parts)
 
 
-_made = compiled(source(), __name__, sincospi=sincospi, sincospi_product=sincospi_product)
+_made = compiled(source(), __name__, sincospi=sincospi, sincos_product=sincos_product)
 radial_function, cutoff_function = _made["radial_function"], _made["cutoff_function"]

@@ -16,13 +16,16 @@ def sincospi(turns):
 
 
 @triton.jit
-def sincospi_product(a, r):
-    """Return sin(pi a r), cos(pi a r): in float32 the product is not rounded before reduction."""
+def sincos_product(w, r):
+    """Return sin(w r), cos(w r): in float32 the product is not rounded before reduction."""
     if r.dtype == tl.float64:
-        return sincospi(a * r)
+        return sincospi(w * 0.3183098861837907 * r)
     else:
-        even = tl.fma(0.5 * a, r, 12582912.0) - 12582912.0
-        return _sincospi_reduced(tl.fma(a, r, -2.0 * even))
+        even = tl.fma(w * 0.15915494309189535, r, 12582912.0) - 12582912.0
+        # 2 pi in two parts: the first has few bits, so that whole turns times it are exact
+        rest = tl.fma(w, r, even * -6.28125)
+        rest = tl.fma(even, -0.0019353071795864769, rest)
+        return _sincospi_reduced(rest * 0.3183098861837907)
 
 
 @triton.jit

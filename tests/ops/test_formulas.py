@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.edges import radial_representation, radial_weights
 from torch import Tensor
 
 from cace_fast.kernels import kspace
 from cace_fast.kernels.formulas import BASES, CUTOFFS, KERNELS
+from cace_fast.kernels.moments import moments
 from cace_fast.reference import ewald
 from cace_fast.reference.radial import cutoff_function, radial_basis
 from cace_fast.spec import CutoffFunction, Ewald, RadialBasis
@@ -112,3 +114,27 @@ def test_kernels_of_k_are_those_of_the_reference(exponent: int, k2: float) -> No
     expected = pytest.approx([g.item(), slope.item()], rel=1e-11)
     assert KERNELS[exponent](k2, spec.sigma) == expected
     assert [x.item() for x in kspace.kernel(at.detach(), spec.sigma, exponent)] == expected
+
+
+def test_float32_takes_the_frequencies_of_a_file_as_they_are() -> None:
+    """Rounded again, a frequency is wrong by the same factor for all pairs: energies get a bias."""
+    n, k = 4096, 6
+    rep = radial_representation("bessel", l_max=0, n_rbf=k)
+    weights = radial_weights(rep, torch.float32)  # numbers of float32, as those of files
+    weights["embedding.sender"] = torch.ones_like(weights["embedding.sender"])
+    weights["embedding.receiver"] = weights["embedding.sender"]
+    mixing = torch.zeros(k, rep.n_radial, rep.n_channels)
+    mixing[:, :, 0] = torch.eye(k)[:, -rep.n_radial :]
+    weights["mixing.0"] = mixing
+    r = torch.linspace(1.0, 3.0, n, dtype=torch.float64).float()
+    vectors = torch.stack([r, torch.zeros(n), torch.zeros(n)], 1)
+    atoms, zeros = torch.arange(n), torch.zeros(n, dtype=torch.int64)
+    edges = (vectors, (atoms + 1) % n, atoms, zeros)
+    single = moments(*edges, weights, rep)[:, :, 0, 0].double()
+    wide = {name: t.double() for name, t in weights.items()}
+    exact = moments(vectors.double(), *edges[1:], wide, rep)[:, :, 0, 0]
+    f_c = cutoff_function(r.double(), rep.cutoff_function)[:, None]
+    w = wide["radial.frequencies"][-rep.n_radial :]
+    by_w = rep.radial.prefactor * torch.cos(w * r.double()[:, None]) * f_c
+    error = ((single - exact) * by_w).sum(0) / (by_w * by_w).sum(0) / w
+    assert error.abs().max() < 4e-9, error

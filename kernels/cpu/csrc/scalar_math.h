@@ -21,7 +21,7 @@ struct ScalarMath {
   static double minimum(double x, double y) { return x < y ? x : y; }
   static double where(bool condition, double x, double y) { return condition ? x : y; }
   static SinCos sincospi(double x) { return {::sin(M_PI * x), ::cos(M_PI * x)}; }
-  static SinCos sincospi_product(double a, double r) { return sincospi(a * r); }
+  static SinCos sincos_product(double w, double r) { return {::sin(w * r), ::cos(w * r)}; }
 };
 
 }  // namespace

@@ -13,7 +13,9 @@ template <>
 struct Reduce<float> {
   // Adding this pushes the fraction out: rounds, and leaves the integer in the low bits.
   static constexpr float magic = 12582912.0f;  // 1.5 * 2^23
-  // ln 2 in parts with few bits, so that k times a part is exact.
+  // pi/2 and ln 2 in parts with few bits, so that k times a part is exact.
+  static constexpr float half_pi[3] = {1.5703125f, 4.837512969970703125e-4f,
+                                       7.54978995489188216e-8f};
   static constexpr float ln2[2] = {0.693359375f, -2.12194440054690583e-4f};
   static constexpr float exp_low = -87.0f, exp_high = 88.0f;
   static constexpr int sin_terms = 4, cos_terms = 4, exp_terms = 7, exponent_shift = 23, bias = 127;
@@ -21,6 +23,8 @@ struct Reduce<float> {
 template <>
 struct Reduce<double> {
   static constexpr double magic = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr double half_pi[3] = {1.57079625129699707031, 7.54978941586159635336e-8,
+                                        5.39030285815811905290e-15};
   static constexpr double ln2[2] = {6.93145751953125e-1, 1.42860682030941723212e-6};
   static constexpr double exp_low = -708.0, exp_high = 709.0;
   static constexpr int sin_terms = 7, cos_terms = 8, exp_terms = 13, exponent_shift = 52;
@@ -40,16 +44,15 @@ struct SinCos {
   V s, c;
 };
 
-// sin(pi a r) and cos(pi a r).  The product enters a fused multiply-add that takes whole quadrants
-// away, where the processor has one.
+// sin(w r) and cos(w r).
 template <class T>
-inline SinCos<Vec<T>> sincospi_product(T a, Vec<T> r) {
+inline SinCos<Vec<T>> sincos_product(T w, Vec<T> r) {
   typedef Reduce<T> P;
   typedef IntVec<T> I;
-  const Vec<T> shifted = r * (a + a) + P::magic;
+  const Vec<T> shifted = r * (w * T(0.63661977236758134308)) + P::magic;
   const Vec<T> k = shifted - P::magic;
   const I quadrant = (I)shifted;
-  const Vec<T> y = (r * a - k * T(0.5)) * T(3.14159265358979323846);
+  const Vec<T> y = ((r * w - k * P::half_pi[0]) - k * P::half_pi[1]) - k * P::half_pi[2];
   const Vec<T> z = -(y * y);
   Vec<T> ps = splat<T>(T(kInverseFactorial[2 * P::sin_terms + 1]));
   for (int i = P::sin_terms - 1; i >= 1; --i) ps = ps * z + T(kInverseFactorial[2 * i + 1]);
@@ -85,9 +88,7 @@ struct VectorMath {
   typedef Vec<T> V;
   typedef T S;
   static V exp(V x) { return exponential<T>(x); }
-  static SinCos<V> sincospi_product(S a, V r) {
-    return cace_fast::CF_ISA::sincospi_product<T>(a, r);
-  }
+  static SinCos<V> sincos_product(S w, V r) { return cace_fast::CF_ISA::sincos_product<T>(w, r); }
   static V minimum(V x, S most) { return min(x, splat<T>(most)); }
 };
 
