@@ -66,7 +66,7 @@ def rows_of_atom(model: str, kernel: str) -> float:
     channels = shape.embedding**2
     rows: dict[str, float] = {
         "bchi_sum": channels, "bchi_backward": channels * (shape.l_max + 1),
-        "carry": channels * shape.radial,
+        "memory_and_ar": channels * shape.radial,
     }  # fmt: skip
     return rows.get(kernel, min(SEGMENTS, shape.elements))
 
