@@ -271,7 +271,7 @@ def test_an_interrupted_step_leaves_no_list_behind(error, where, monkeypatch):
 
 
 def test_an_interrupted_search_keeps_the_list_before_it(monkeypatch):
-    from cace_fast.engine import skin
+    from cace_fast.engine import verlet
 
     atoms = structure()
     verlet = VerletList(4.0, 0.4)
@@ -283,7 +283,7 @@ def test_an_interrupted_search_keeps_the_list_before_it(monkeypatch):
         raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(skin, "neighbor_list", stop)
+        patch.setattr(verlet, "neighbor_list", stop)
         with pytest.raises(Stop):
             verlet(moved, *arrays)
     assert verlet(atoms.positions, *arrays) is before
