@@ -271,24 +271,22 @@ def test_an_interrupted_step_leaves_no_list_behind(error, where, monkeypatch):
 
 
 def test_an_interrupted_search_keeps_the_list_before_it(monkeypatch):
-    from cace_fast.engine import verlet
-
     atoms = structure()
-    verlet = VerletList(4.0, 0.4)
+    kept = VerletList(4.0, 0.4)
     arrays = (atoms.cell.array, np.array(atoms.pbc))
-    before = verlet(atoms.positions, *arrays)
+    before = kept(atoms.positions, *arrays)
     moved = atoms.positions + np.linspace(0, 3, len(atoms))[:, None]
 
     def stop(*_, **__):
         raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(verlet, "neighbor_list", stop)
+        patch.setattr("cace_fast.engine.verlet.neighbor_list", stop)
         with pytest.raises(Stop):
-            verlet(moved, *arrays)
-    assert verlet(atoms.positions, *arrays) is before
+            kept(moved, *arrays)
+    assert kept(atoms.positions, *arrays) is before
     fresh = VerletList(4.0, 0.4)(moved, *arrays)
-    for got, want in zip(verlet(moved, *arrays), fresh, strict=True):
+    for got, want in zip(kept(moved, *arrays), fresh, strict=True):
         np.testing.assert_array_equal(got, want)
 
 
