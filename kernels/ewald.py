@@ -178,7 +178,16 @@ def _bare(
         module = Ewald("q", "e", dl, sigma, exponent, remove_self_interaction=not periodic)
         return BareSum(*operators.ewald(q, r, cell, k_cell, module, periodic=periodic))
     # the open sum removes its self terms itself
-    spec = EwaldSpec(dl, sigma, 1.0, 0.0, 0.0, exponent, not periodic, 0)
+    spec = EwaldSpec(
+        dl=dl,
+        sigma=sigma,
+        norm=1.0,
+        field=0.0,
+        neutral_lambda=0.0,
+        exponent=exponent,
+        remove_self=not periodic,
+        field_direction=0,
+    )
     total = EwaldSum(spec, shared.array(k_cell) if periodic else None)
     found = total.evaluate(
         shared.array(q),

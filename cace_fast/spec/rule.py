@@ -99,14 +99,14 @@ class _Maker:
                 self._heads.append(self._energy(term, term.module))
         sums = tuple(self._sum(t, t.module) for t in terms if isinstance(t.module, Ewald))
         return EnergyProgram(
-            key,
-            self._output_index,
-            tuple(self._heads),
-            sums,
-            spec.atomic_energies,
-            charge_unit_of(sums),
-            spec.energy_unit,
-            spec.length_unit,
+            energy_key=key,
+            output_index=self._output_index,
+            heads=tuple(self._heads),
+            terms=sums,
+            isolated=spec.atomic_energies,
+            charge_unit=charge_unit_of(sums),
+            energy_unit=spec.energy_unit,
+            length_unit=spec.length_unit,
         )
 
     def _energy(self, term: EnergyTerm, module: Readout) -> EnergyHead:
@@ -114,14 +114,14 @@ class _Maker:
         _, extras = self._inputs(term.submodel, term.index)
         average = module.aggregation == "avg"
         return EnergyHead(
-            term.submodel,
-            term.index,
-            "energy",
-            module.n_out,
-            column,
-            float(term.weight),
-            average,
-            extras,
+            submodel=term.submodel,
+            index=term.index,
+            gives="energy",
+            n_out=module.n_out,
+            column=column,
+            weight=float(term.weight),
+            average=average,
+            extras=extras,
         )
 
     def _sum(self, term: EnergyTerm, module: Ewald) -> EwaldTerm:

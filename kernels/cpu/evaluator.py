@@ -215,15 +215,15 @@ class Evaluator:
             pointers = (None if e is None else e.ctypes.data for e in s.extras)
             extras = (c_void_p * self._n_heads)(*pointers)
         given = library.StructuresC(
-            len(s.species),
-            len(s.cells),
-            address(s.species),
-            address(s.positions),
-            address(s.first_atom),
-            address(s.cells),
-            address(s.periodic),
-            None if extras is None else ctypes.addressof(extras),
-            s.min_dist,
+            n_atoms=len(s.species),
+            n_systems=len(s.cells),
+            species=address(s.species),
+            positions=address(s.positions),
+            first_atom=address(s.first_atom),
+            cells=address(s.cells),
+            periodic=address(s.periodic),
+            extras=None if extras is None else ctypes.addressof(extras),
+            min_dist=s.min_dist,
         )
         return given, extras
 

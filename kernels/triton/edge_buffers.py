@@ -107,25 +107,25 @@ class EdgeBuffers:
             return torch.zeros(size, dtype=dtype, device=device)
 
         self.edges = Edges(
-            floats(3, c.edges),
-            ints(c.edges),
-            ints(c.edges),
-            ints(c.segments + 1),
-            ints(c.segments),
-            ints(c.segments),
-            ints(c.atoms + 1),
-            ints(c.atoms + 1),
-            ints(c.edges),
+            vectors=floats(3, c.edges),
+            sender=ints(c.edges),
+            receiver=ints(c.edges),
+            seg_first=ints(c.segments + 1),
+            seg_atom=ints(c.segments),
+            seg_species=ints(c.segments),
+            atom_first=ints(c.atoms + 1),
+            sent_first=ints(c.atoms + 1),
+            sent_edge=ints(c.edges),
         )
         cells = torch.zeros(c.systems + 1, 3, 3, dtype=torch.float64, device=device)
         cells[-1, 0, 0] = 4.0 * cutoff  # no system's: padding edges go along it
         self.lists = EdgeGeometry(
-            ints(c.edges),
-            ints(3, c.shifts),
-            ints(c.shifts),
-            cells,
-            (floats(3, c.atoms), floats(3, c.atoms)),
-            (floats(3, c.shifts), floats(3, c.shifts)),
+            shift=ints(c.edges),
+            numbers=ints(3, c.shifts),
+            system=ints(c.shifts),
+            cells=cells,
+            atoms=(floats(3, c.atoms), floats(3, c.atoms)),
+            shifts=(floats(3, c.shifts), floats(3, c.shifts)),
         )
 
     def fill(self, found: Listed) -> None:

@@ -90,20 +90,20 @@ def tables(
         return 1 + max((item[-1] for item in items), default=-1)
 
     return Tables(
-        torch.cat(list(vectors)).T.to(torch.int32).contiguous(),
-        k.to(dtype),
-        potential,
-        virial,
-        ranges,
-        _owners(ranges),
-        _owners(atoms),
-        _ints(_spans(atoms, ranges, periodic), 7),
-        torch.cat(numbers, 1),
-        _ints(factors, 5),
-        _ints(sums, 5),
-        _ints(pairs, 5),
-        n_parts(factors),
-        n_parts(sums + pairs),
+        turns=torch.cat(list(vectors)).T.to(torch.int32).contiguous(),
+        k=k.to(dtype),
+        potential=potential,
+        virial=virial,
+        ranges=ranges,
+        k_system=_owners(ranges),
+        system_of=_owners(atoms),
+        spans=_ints(_spans(atoms, ranges, periodic), 7),
+        systems=torch.cat(numbers, 1),
+        factors=_ints(factors, 5),
+        sums=_ints(sums, 5),
+        pairs=_ints(pairs, 5),
+        n_factors=n_parts(factors),
+        n_sums=n_parts(sums + pairs),
     )
 
 

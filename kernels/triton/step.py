@@ -147,23 +147,23 @@ class Step:
         self.grad_vectors = floats(3, n_edges)
         ints = torch.zeros(n_systems + 1, dtype=torch.int32, device=k.device)
         self.inputs = Inputs(
-            doubles(n, 3),
-            torch.zeros(n, dtype=torch.int32, device=k.device),
-            ints,
-            doubles(self.n_out, n),
-            floats(self.n_out, n),
-            [None] * len(k.program.heads),
+            positions=doubles(n, 3),
+            species=torch.zeros(n, dtype=torch.int32, device=k.device),
+            first_atom=ints,
+            energy_weights=doubles(self.n_out, n),
+            grad_outputs=floats(self.n_out, n),
+            extras=[None] * len(k.program.heads),
         )
         self.results = Results(
-            doubles(2, n),
-            doubles(2, n_systems),
-            floats(launch.n_blocks(n_edges)),
-            floats(self.n_out, n),
-            floats(3, n),
-            floats(6, n),
-            doubles(6, n_systems),
-            doubles(6, n_systems),
-            doubles(5),
+            energies=doubles(2, n),
+            totals=doubles(2, n_systems),
+            closest=floats(launch.n_blocks(n_edges)),
+            outputs=floats(self.n_out, n),
+            forces=floats(3, n),
+            virials=floats(6, n),
+            virial_sums=doubles(6, n_systems),
+            long_virials=doubles(6, n_systems),
+            status=doubles(5),
         )
         terms = k.program.terms
         self.long_forces = floats(3, n) if terms else None

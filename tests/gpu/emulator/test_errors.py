@@ -16,7 +16,9 @@ MORE, LEAST = 4.0, 3e-7  # times the error of plain torch in float32; of the lar
 
 def test_no_kernel_of_the_table_is_worse_than_float32() -> None:
     table = held()
-    assert {"moments_forward", "contraction_backward", "layer", "memory_and_ar", "bchi_sum"} <= set(table)
+    assert {"moments_forward", "contraction_backward", "layer", "memory_and_ar", "bchi_sum"} <= set(
+        table
+    )
     assert all(error < LIMIT for error in table.values()), table
 
 
