@@ -98,7 +98,7 @@ class BackendUnavailableError(CaceFastError, RuntimeError):
 
 
 def renamed(old: str, new: str, function: Callable[P, R]) -> Callable[P, R]:
-    """Return a function under its old name, which warns; it goes with the next release."""
+    """Return a deprecated alias of a function, which warns."""
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:

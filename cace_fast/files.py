@@ -40,7 +40,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object], *, writer: str
 
 
 def append_whole(file: FileIO, data: bytes) -> None:
-    """Append to a file without a buffer; if that is interrupted nothing of ``data`` stays in it."""
+    """Append to an unbuffered file; an interrupted call leaves nothing of ``data`` in it."""
     place = os.fstat(file.fileno()).st_size
     rest = memoryview(data)
     try:

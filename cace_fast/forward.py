@@ -75,7 +75,7 @@ class Forward:
     def of(
         cls, spec: ModelSpec, weights: Mapping[str, Tensor], long_range: LongRange, backend: str
     ) -> Forward:
-        """Return it with the engines of a backend, for weights that do not change."""
+        """Return an instance with the engines of a backend, for constant weights."""
         return cls(spec, weights, long_range, Inference(spec, weights, backend, long_range))
 
     @ordinary

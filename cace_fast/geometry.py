@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 
 
 def check_geometry(positions: Floats, cell: Floats, pbc: NDArray[np.bool_], cutoff: float) -> None:
-    """Raise InputError for positions, cell and periodicity that have no neighbour list."""
+    """Raise InputError for positions, cell or pbc for which no neighbour list exists."""
     if positions.ndim != 2 or positions.shape[1] != 3:
         raise InputError("positions", "an array of shape [n_atoms, 3]", positions.shape)
     check_finite(np.flatnonzero(~np.isfinite(positions).all(axis=1)))
@@ -62,7 +62,7 @@ def check_wraps(far: NDArray[np.intp]) -> None:
 
 
 def check_crowd(n_pairs: int, n_atoms: int, cutoff: float) -> None:
-    """Raise InputError where so many pairs were found within a cutoff in A that a list is refused.
+    """Raise InputError for more pairs within a cutoff in A than a list may hold.
 
     A search that counts as it goes calls this often, so that the error comes before the memory.
     """
@@ -90,6 +90,6 @@ def complete_cell(cell: Floats, pbc: NDArray[np.bool_]) -> Floats:
 
 
 def some(indices: NDArray[np.intp]) -> str:
-    """Return the first few of indices as text, and how many more there are."""
+    """Return the first few indices as text, with the number of the others."""
     shown = ", ".join(str(i) for i in indices[:5])
     return shown + (f" and {len(indices) - 5} more" if len(indices) > 5 else "")

@@ -76,7 +76,7 @@ class AtomicGraph:
         return AtomicGraph(**{n: getattr(self, n).to(device) for n in names}, inputs=inputs)
 
     def select(self, edges: Tensor) -> AtomicGraph:
-        """Return the graph with only the edges that a mask keeps, or those numbered, in order."""
+        """Return the graph with the edges of a mask, or of indices in their order."""
         return replace(
             self,
             senders=self.senders[edges],
@@ -110,7 +110,7 @@ def join(graphs: Sequence[AtomicGraph]) -> AtomicGraph:
 
 
 def same_memory(some: Iterable[Tensor], others: Iterable[Tensor]) -> bool:
-    """Tell whether two lists hold the same tensors; those held must be kept alive meanwhile."""
+    """Return whether two lists hold the same tensors; the first must be kept alive."""
     return all(
         a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.dtype == b.dtype
         for a, b in zip(some, others, strict=True)
@@ -119,7 +119,7 @@ def same_memory(some: Iterable[Tensor], others: Iterable[Tensor]) -> bool:
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """What an engine returns for a graph; None where it was not asked for or does not exist.
+    """Results of an engine for a graph; None for those not asked for.
 
     Attributes
     ----------

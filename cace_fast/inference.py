@@ -55,7 +55,7 @@ class Inference:
         self._programs: dict[int | None, dict[tuple[int, str], EnergyProgram] | None] = {}
 
     def serves(self, output_index: int | None) -> bool:
-        """Return whether a fast engine gives all derivatives among the outputs."""
+        """Return whether a fast engine gives all forces among the outputs."""
         if output_index not in self._programs:
             self._programs[output_index] = self._programs_of(output_index)
         return self._programs[output_index] is not None
@@ -170,7 +170,7 @@ class _Differentiable(torch.autograd.Function):
 def differentiable(
     values: Outputs, again: Callable[[Sequence[Tensor]], Outputs], leaves: Sequence[Tensor]
 ) -> Outputs:
-    """Return values that are differentiated as those that ``again`` computes of the leaves."""
+    """Return values whose derivatives are those of what ``again`` computes."""
     names = list(values)
 
     def in_order(leaves: Sequence[Tensor]) -> list[Tensor]:

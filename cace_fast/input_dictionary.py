@@ -66,7 +66,7 @@ def graph_of_dict(data: Mapping[str, Tensor], positions: Tensor, spec: ModelSpec
 
 
 def tensor_of(data: Mapping[str, Tensor], key: str) -> Tensor:
-    """Return an entry that has to be a tensor."""
+    """Return an entry of the dictionary; InputError unless it is a tensor."""
     if key not in data or not isinstance(data[key], Tensor):
         raise InputError(f"data[{key!r}]", "a tensor", type(data.get(key)).__name__)
     return data[key]

@@ -26,7 +26,7 @@ def check_min_dist(min_dist: MinDist) -> None:
 
 
 def half_distances(elements: tuple[int, ...], min_dist: MinDist) -> NDArray[np.float64] | None:
-    """Return what each element adds to the shortest distance of a pair in A; None: any distance.
+    """Return half the shortest allowed distance of each element in A; None if any is allowed.
 
     Parameters
     ----------

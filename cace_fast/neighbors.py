@@ -119,7 +119,7 @@ def _near(
 
 
 class Searcher:
-    """What searches neighbours of about ``n_atoms``, on as many threads as torch uses.
+    """Searches neighbours with vesin, for structures of about ``n_atoms`` atoms.
 
     Its memory is used again: memory that is new to a process can cost more than the search.
     """

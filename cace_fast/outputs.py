@@ -32,7 +32,7 @@ Derivatives = Callable[[str], tuple[Tensor, Tensor | None]]
 
 @dataclass
 class State:
-    """What the modules of one sub-model share while they run."""
+    """State that the modules of a sub-model share in a call."""
 
     graph: AtomicGraph
     feats: Tensor
@@ -45,7 +45,7 @@ class State:
 
 
 def value_of(state: State, key: str) -> Tensor:
-    """Return the latest value of a key: of an earlier module, or an input."""
+    """Return the latest value of a key, of an earlier module or of the inputs."""
     if key in state.values:
         return state.values[key]
     if key in state.graph.inputs:
@@ -77,7 +77,7 @@ def ewald(module: Ewald, state: State) -> None:
 
 
 def forces(module: Forces, state: State, stress: bool) -> None:
-    """Write forces, and with ``stress`` also virials and stress, of an energy as it stands."""
+    """Write forces of the present value of an energy, and with ``stress`` virials and stress."""
     energy = value_of(state, module.energy_key)
     columns = energy.flatten(1).unbind(1) if energy.dim() > 1 else (energy,)
     gradients = [_derivatives(module.energy_key, column, state) for column in columns]

@@ -48,7 +48,7 @@ BATCH_EDGES, BATCH_ATOMS = 200_000, 2_000
 
 
 class Potential:
-    """A model that is ready to compute.
+    """A model that computes energies, forces and other properties of structures.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ class Potential:
         self._extra_inputs = extra_inputs(spec)
 
     def replace(self, **options: Any) -> Potential:
-        """Return a potential of the same model with these options, and its own for the others."""
+        """Return a potential of the same model with these options changed."""
         how = self.long_range
         own: dict[str, Any] = {
             "device": self.device,
@@ -149,7 +149,7 @@ class Potential:
 
     @property
     def backend_note(self) -> str:
-        """Which code of the backend runs; why a faster one could not be chosen, if so."""
+        """The code of the backend that runs, and why ``auto`` chose no faster one."""
         note = f" ({self._engine.note})" if self._engine.note else ""
         return self._engine.description + note
 
@@ -221,7 +221,7 @@ class Potential:
         inputs: Mapping[str, str] | None = None,
         min_dist: MinDist = AUTO,
     ) -> list[Result]:
-        """Return :meth:`compute` of every frame, with a source of candidate pairs of one's own.
+        """Return :meth:`compute` of every frame, with a given source of candidate pairs.
 
         Parameters
         ----------
@@ -284,7 +284,7 @@ class Potential:
         skin: float = 1.0,
         min_dist: MinDist = AUTO,
     ) -> Batch:
-        """Return systems that stay on the device as one, with a list kept while they move.
+        """Return systems that stay on the device and move there, evaluated together.
 
         Parameters
         ----------
@@ -327,7 +327,7 @@ class Potential:
         return Batch(self._engine, graph, skin, min_dist=min_dist, isolated=table)
 
     def resident(self, frames: Frames, skin: float = 1.0, *, min_dist: MinDist = AUTO) -> Batch:
-        """Return :meth:`batch`, as it is called now."""
+        """Return :meth:`batch`; the old name."""
         warnings.warn("Potential.resident is Potential.batch now", DeprecationWarning, stacklevel=2)
         return self.batch(frames, skin=skin, min_dist=min_dist)
 

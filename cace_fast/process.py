@@ -26,7 +26,7 @@ _n_modes: Callable[[], int] = getattr(torch._C, "_len_torch_function_stack", lam
 
 
 def ordinary(function: Callable[P, R]) -> Callable[P, R]:
-    """Make a function compute the same under all of torch's modes.
+    """Make a function independent of torch's modes.
 
     It runs without inference mode, in which nothing is differentiated; without autocast, which
     would round to 16 bits; and with the CPU as the default device. Whether gradients are enabled
@@ -59,14 +59,14 @@ def ordinary_tensor(tensor: Tensor) -> Tensor:
 
 
 class Stateful(Protocol):
-    """What keeps something between evaluations."""
+    """An object that keeps state between evaluations."""
 
     def reset(self) -> None:
-        """Forget it: what another thread was doing to it at a fork is half done in the child."""
+        """Drop the state: at a fork another thread may have changed half of it."""
 
 
 class Lock:
-    """A reentrant lock which a forked child finds open.
+    """A reentrant lock that is open in a forked child.
 
     Copies and pickles of what it guards get a lock of their own.
 

@@ -27,7 +27,7 @@ CHARGE_UNIT = 1.0 / E2_PER_INTERNAL**0.5  # e per internal unit, as upstream's c
 
 
 class Evaluated(NamedTuple):
-    """What an engine gave for structures.
+    """Results of an engine for structures.
 
     ``term`` is the Ewald sum that charges belong to, ``isolated`` the energies of isolated atoms by
     atomic number, which are added.
@@ -102,7 +102,7 @@ PROPERTIES = {
 
 
 def needed(properties: Sequence[str]) -> list[str]:
-    """Return what an engine has to give for these properties beyond energies."""
+    """Return what these properties need from an engine beyond energies."""
     return sorted({need for name in properties if (need := PROPERTIES[name].needs)})
 
 
@@ -149,7 +149,7 @@ def volume(atoms: Atoms) -> float:
 
 
 def has_stress(atoms: Atoms) -> bool:
-    """Tell whether a structure is periodic enough to have a stress."""
+    """Return whether a structure has a stress."""
     try:
         volume(atoms)
     except PropertyNotImplementedError:

@@ -28,7 +28,7 @@ class Slab(NamedTuple):
 
 
 def slab_of(cell: Tensor, open_axis: int, vacuum: float) -> Slab:
-    """Return the box that is summed for a slab; differentiable with respect to the cell.
+    """Return the periodic box in which a slab is summed; differentiable in the cell.
 
     Parameters
     ----------

@@ -60,7 +60,7 @@ def constant(function: Function) -> Function:
 
 
 def described(spec: Representation) -> tuple[tuple[str, ...], str]:
-    """Return the names of a representation's tensors, and itself as text for operators."""
+    """Return the names of a representation's tensors, and its text for operators."""
     return spec.derive(_described)
 
 
@@ -189,7 +189,7 @@ def _nothing(argument: Any) -> list[None] | None:
 
 
 def no_higher_derivative(name: str, order: str) -> Callable[..., NoReturn]:
-    """Return the backward of an operator's highest derivative, which says that there is no more."""
+    """Return a backward that refuses derivatives beyond the highest one."""
 
     def backward(ctx: Any, *gradients: Any) -> NoReturn:
         raise PropertyNotImplementedError(
@@ -247,7 +247,7 @@ class _Kept:
             self._entries = kept
 
     def reset(self) -> None:
-        """Forget everything; a forked child builds its own."""
+        """Drop everything: a forked child builds its own."""
         self._entries = []
 
 
@@ -261,7 +261,7 @@ def compiled(
     weights: Sequence[Tensor],
     dtype: torch.dtype,
 ) -> Iterator[Made]:
-    """Give what the library makes for an operator, made only where no call before had the same.
+    """Yield the compiled object of an operator, reused from earlier calls with equal inputs.
 
     The weights are compared by value, in microseconds. Their version numbers would be quicker but
     miss changes through ``tensor.data`` and numpy, which averages of weights are made with.

@@ -21,7 +21,7 @@ OLDEST_GPU = (7, 5)  # compute capability; older ones lack what Triton emits
 
 @dataclass(frozen=True)
 class BackendState:
-    """Whether a backend can run here; if not, why not and how to get it.
+    """Whether a backend can run here, the reason if not, and a remedy.
 
     ``devices`` are the torch device types that it serves, ``detail`` says which variant runs.
     """

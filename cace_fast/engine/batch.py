@@ -18,7 +18,7 @@ from .protocol import Engine
 
 
 class Batch:
-    """Several systems as one, for loops that move atoms; made by ``Potential.batch``.
+    """Several systems that are evaluated together while their atoms move; see ``Potential.batch``.
 
     Pairs are found on the device and kept while atoms move less than the skin. With the Triton
     engine a step is one captured graph, with a new list or without one, and the host reads five
@@ -83,12 +83,12 @@ class Batch:
 
     @property
     def n_systems(self) -> int:
-        """How many systems there are."""
+        """Number of systems."""
         return self._graph.n_systems
 
     @property
     def n_atoms(self) -> int:
-        """How many atoms all systems have."""
+        """Number of atoms of all systems."""
         return self._graph.n_atoms
 
     @property
@@ -125,7 +125,7 @@ class Batch:
 
     @property
     def n_builds(self) -> int:
-        """How often pairs were searched."""
+        """Number of neighbour searches so far."""
         return self._built_before + self._moving.n_builds
 
     @ordinary

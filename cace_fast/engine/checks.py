@@ -23,7 +23,7 @@ BY_SYSTEM = ("energy", "virials")
 
 
 class Sums(Protocol):
-    """What an engine sums, and how: all that checks ask of it."""
+    """What the checks ask of an engine: its Ewald sums and their settings."""
 
     program: EnergyProgram
     long_range: LongRange
@@ -36,7 +36,7 @@ E = TypeVar("E", bound=Sums)
 def checked(
     evaluate: Callable[Concatenate[E, AtomicGraph, P], ModelOutput],
 ) -> Callable[Concatenate[E, AtomicGraph, P], ModelOutput]:
-    """Make ``evaluate`` of an engine refuse graphs that make no sense, and results that are none.
+    """Make ``evaluate`` of an engine check its graph, and that its results are finite.
 
     Its errors are those of :func:`check_input` and :func:`check_output`.
     """
@@ -63,14 +63,14 @@ def check_graph(graph: AtomicGraph) -> None:
 
 
 def check_input(engine: Sums, graph: AtomicGraph) -> None:
-    """Raise InputError for what :func:`check_graph` names, or too large a box for charges."""
+    """Raise InputError as :func:`check_graph`, or for a box with too many vectors k."""
     check_graph(graph)
     if engine.program.terms:
         engine.long_range.check_size(graph, finest(t.ewald for t in engine.program.terms))
 
 
 def check_output(output: ModelOutput) -> ModelOutput:
-    """Return the results; raise CaceFastError where they are not finite, with the atoms."""
+    """Return the results; raise CaceFastError, with the atoms, if they are not finite."""
     parts = {name: t for name, t in vars(output).items() if t is not None}
     if _sums_are_finite(parts.values()):
         return output

@@ -87,14 +87,14 @@ class CpuEngine:
         return type(self), (self._reference,)
 
     def reset(self) -> None:
-        """Forget the list that the library holds, and plans of transforms."""
+        """Drop the list that the library holds, and the plans of transforms."""
         self._held = None
         if self._host is not None:
             self._host.reset()
 
     @property
     def description(self) -> str:
-        """Which code runs: instruction set, and the path of the contraction."""
+        """Instruction set and path of the contraction."""
         path = "unrolled" if self._evaluator.query("unrolled") == 1 else "general"
         return f"{library.isa()}, {path} contraction"
 

@@ -25,7 +25,7 @@ def find_device(device: str | torch.device) -> torch.device:
 
 
 def find_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """Return the torch dtype called ``dtype``."""
+    """Return the torch dtype of a name."""
     found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if found is None or found not in DTYPES.values():
         raise InputError("dtype", "'float32' or 'float64'", repr(dtype))

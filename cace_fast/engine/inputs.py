@@ -42,7 +42,7 @@ def _extra(extra: Extra, spec: Representation, graph: AtomicGraph) -> Tensor:
 def fields(
     program: EnergyProgram, graph: AtomicGraph
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]] | None:
-    """Return fields and directions [n_terms, n_systems]; None where the modules have them."""
+    """Return external fields and directions [n_terms, n_systems]; None if modules hold them."""
     if not any(term.ewald.takes_field for term in program.terms):
         return None
     ends = torch.bincount(graph.batch, minlength=graph.n_systems).cumsum(0).tolist()

@@ -65,7 +65,7 @@ class LongRange:
         k_set: str = "sphere",
         slab_vacuum: float | None = None,
     ) -> LongRange:
-        """Return settings with the default tolerance of a working precision where it is None."""
+        """Return settings, with the default tolerance of the precision if it is None."""
         tolerance = DEFAULT_TOLERANCE.get(dtype, 1e-6) if tolerance is None else tolerance
         return cls(method, tolerance, k_set, slab_vacuum=slab_vacuum)
 
@@ -87,7 +87,7 @@ class LongRange:
             raise InputError("slab_vacuum", "a length above 0 A, or None", self.slab_vacuum)
 
     def boundaries(self, pbc: Tensor) -> NDArray[np.int32]:
-        """Return for each system with pbc [n_systems, 3] whether it is OPEN, PERIODIC or SLAB + a.
+        """Return the kind of each system by its pbc [n_systems, 3]: OPEN, PERIODIC or SLAB + axis.
 
         Raises
         ------
@@ -108,7 +108,7 @@ class LongRange:
         }
 
     def check_size(self, graph: AtomicGraph, dl: float | None) -> None:
-        """Raise InputError for a periodic box whose vectors k would fill the memory.
+        """Raise InputError for a periodic box with too many vectors k for memory.
 
         Parameters
         ----------
@@ -167,7 +167,7 @@ class LongRange:
     def summation(
         self, graph: AtomicGraph, *, twice: bool = False, cheapest: bool = False
     ) -> Summation:
-        """Return how the reference is to sum.
+        """Return the settings of the sum for the reference.
 
         By itself on the CPU, whatever the cost, as it is there to be trusted; by transforms on
         other devices, and if ``cheapest``, where these are cheaper; and as ``method`` says where

@@ -34,7 +34,7 @@ class MovingGraph:
 
     @property
     def n_builds(self) -> int:
-        """How often pairs were searched."""
+        """Number of neighbour searches so far."""
         return self._list.n_builds
 
     @property
@@ -47,11 +47,11 @@ class MovingGraph:
         self._graph = replace(self._graph, cell=cell)
 
     def pairs(self) -> DevicePairs:
-        """Return a list that holds for the positions as they stand."""
+        """Return a list that is valid for the present positions."""
         g = self._graph
         return self._list(g.positions, g.cell, g.pbc, g.batch)
 
     def evaluate(self, wanted: Collection[str], min_dist: MinDist) -> ModelOutput:
-        """Return what is wanted of the positions as they stand."""
+        """Evaluate the present positions and cells."""
         whole = replace(self._graph, **self.pairs()._asdict())
         return self._engine.evaluate(whole, wanted, min_dist=min_dist)

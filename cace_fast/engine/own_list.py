@@ -28,7 +28,7 @@ NO_POSITIONS = np.zeros((0, 3))
 
 
 class OwnList:
-    """The list of systems that move, and the systems.
+    """Systems that move, and their neighbour list.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ class OwnList:
         return initial_capacity(self.graph.n_atoms, self.search.n_shifts, self.graph.n_systems)
 
     def fill(self, step: Step) -> None:
-        """Give new buffers the positions, which move in them from now on, shifts and cells."""
+        """Write positions, shifts and cells to new buffers, in which positions move from now on."""
         self.due = True  # there is no list in them
         step.inputs.positions = self.graph.positions
         lists = step.pairs.lists
@@ -103,7 +103,7 @@ class OwnList:
         lists.cells[:-1] = self.graph.cell
 
     def room(self, status: Status, have: Capacity) -> Capacity | None:
-        """Return the capacity that a new list needs; None if it fits bins and buffers.
+        """Return the capacity that a new list needs; None if bins and buffers suffice.
 
         Bins that are too small are chosen anew.
 
@@ -132,7 +132,7 @@ class OwnList:
         return status.displacement_ratio > REBUILD_AT**2
 
     def check_places(self) -> None:
-        """Raise InputError for atoms that are nowhere, or too many cells away for a list."""
+        """Raise InputError for positions that are not finite, or too many cells away."""
         g = self.graph
         check_positions(g.positions)
         frames = torch.where(g.pbc[:, :, None], g.cell, self.search.kept.frames)
@@ -142,7 +142,7 @@ class OwnList:
         check_wraps(torch.nonzero(~(away < MAX_WRAPS)).flatten().cpu().numpy())
 
     def pairs(self, step: Step) -> DevicePairs:
-        """Return the list in the buffers, with shifts of the positions as they are given."""
+        """Return the list in the buffers, with shifts for the positions as given."""
         edges, lists, n = step.pairs.edges, step.pairs.lists, int(self.search.found.need[0])
         senders, receivers = edges.sender[:n].long(), edges.receiver[:n].long()
         wraps = self.search.kept.wraps.T.long()

@@ -18,24 +18,24 @@ class Moving(Protocol):
 
     @property
     def n_builds(self) -> int:
-        """How often pairs were searched."""
+        """Number of neighbour searches so far."""
 
     @property
     def positions(self) -> Tensor:
         """The positions [n, 3] float64 in A, which may be written in place."""
 
     def set_cell(self, cell: Tensor) -> None:
-        """Take new cells [n_systems, 3, 3] at the next evaluation, which says what is wrong."""
+        """Take new cells [n_systems, 3, 3] at the next evaluation, which checks them."""
 
     def pairs(self) -> DevicePairs:
         """Return the list: all pairs within the cutoff, and some beyond."""
 
     def evaluate(self, wanted: Collection[str], min_dist: MinDist) -> ModelOutput:
-        """Return what is wanted of the systems as they stand; see :meth:`Engine.evaluate`."""
+        """Evaluate the present positions and cells; see :meth:`Engine.evaluate`."""
 
 
 class Engine(Protocol):
-    """What evaluates a model; :func:`cace_fast.engine.make_engine` makes one.
+    """Evaluates a model; made by :func:`cace_fast.engine.make_engine`.
 
     Attributes
     ----------
@@ -63,7 +63,7 @@ class Engine(Protocol):
         """Return the time spent in each part so far; empty where that is not measured."""
 
     def to_device(self, graph: AtomicGraph) -> AtomicGraph:
-        """Return the graph where :meth:`evaluate` wants it."""
+        """Return the graph on the device that :meth:`evaluate` needs."""
 
     def evaluate(
         self, graph: AtomicGraph, /, wanted: Collection[str] = (), *, min_dist: MinDist = None

@@ -52,7 +52,7 @@ class ReferenceEngine:
         return "plain torch"
 
     def seconds(self) -> dict[str, float]:
-        """Return no times: they are not measured."""
+        """Return an empty dictionary: times are not measured."""
         return {}
 
     def to_device(self, graph: AtomicGraph) -> AtomicGraph:

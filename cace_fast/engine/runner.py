@@ -92,7 +92,7 @@ class Runner:
 
     @property
     def step(self) -> Step:
-        """The buffers, which there are once something was evaluated."""
+        """The buffers; they exist after the first evaluation."""
         assert self._step is not None
         return self._step
 
@@ -109,7 +109,7 @@ class Runner:
 
     @property
     def n_builds(self) -> int:
-        """How often a list was made."""
+        """Number of lists made so far."""
         return self.own.n_builds
 
     @property
@@ -122,17 +122,17 @@ class Runner:
         self._new_cell = cell
 
     def make_list(self) -> None:
-        """Make the list of the positions as they stand: a step does so itself when it is due."""
+        """Make a list for the present positions; a step does so itself when it is due."""
         with self.exclusive():
             self.step.make_list()
 
     def pairs(self) -> DevicePairs:
-        """Return the list as it stands."""
+        """Return the present list."""
         with self.exclusive():
             return self.own.pairs(self.step)
 
     def evaluate(self, wanted: Collection[str], min_dist: MinDist) -> ModelOutput:
-        """Return what is wanted of systems that move, as they stand."""
+        """Evaluate the present positions and cells of systems that move."""
         return check_output(self.run(None, wanted, min_dist))
 
     def run(

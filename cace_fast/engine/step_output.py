@@ -40,7 +40,7 @@ def check_distances(step: Step, status: Status, min_dist: MinDist) -> None:
 
 
 def output_of(step: Step, wanted: Collection[str]) -> ModelOutput:
-    """Return the results in tensors of their own, on the device."""
+    """Return copies of the results, on the device."""
     results, virials = step.results, None
     if "virials" in wanted:
         rows = torch.tensor(VIRIAL_ROWS, device=results.virial_sums.device)

@@ -70,7 +70,7 @@ class TritonEngine:
 
     @property
     def description(self) -> str:
-        """Which GPU runs, or is emulated."""
+        """Name of the GPU, or of the one that is emulated."""
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
         target = backend.emulated()
@@ -82,13 +82,13 @@ class TritonEngine:
         return self._runner.n_bytes
 
     def seconds(self) -> dict[str, float]:
-        """Return no times: they are not measured."""
+        """Return an empty dictionary: times are not measured."""
         return {}
 
     def bytes_per_atom(
         self, density: float, skin: float, n_segments: float, n_atoms: int = PROBE
     ) -> float:
-        """Return the memory of the buffers for each atom of a system that makes its own list.
+        """Return the memory of the buffers in bytes per atom, for a system that makes its own list.
 
         Parameters
         ----------
@@ -122,7 +122,7 @@ class TritonEngine:
         return _moved(self._runner.run(graph, wanted, min_dist), graph.positions.device)
 
     def moving(self, graph: AtomicGraph, skin: float) -> Moving:
-        """Return systems that move, with a list that steps make as it is due."""
+        """Return systems that move; steps make a new list when it is due."""
         if not graph.n_atoms:
             return MovingGraph(self, graph, skin)
         self.program.check()
@@ -130,7 +130,7 @@ class TritonEngine:
         return Runner(self._launchers, self._reference, own)
 
     def to_device(self, graph: AtomicGraph) -> AtomicGraph:
-        """Return the graph itself: what is new in it is copied to the device as it is needed."""
+        """Return the graph itself: what is new in it is copied to the device at evaluation."""
         return graph
 
     def features(self, graph: AtomicGraph) -> Tensor:

@@ -68,12 +68,12 @@ class VerletList:
 
     @property
     def made_for(self) -> tuple[Floats, Floats, NDArray[np.bool_]] | None:
-        """Positions, cell and pbc that the list was searched for; None without one."""
+        """Positions, cell and pbc of the last search; None before it."""
         built = self._built
         return None if built is None else (built.positions, built.cell, built.pbc)
 
     def reset(self) -> None:
-        """Forget the list, so that the next call searches again."""
+        """Drop the list: the next call searches again."""
         self._built, self._last, self._search = None, None, None
 
     def graph(self, atoms: Atoms, spec: Representation, inputs: dict[str, str]) -> AtomicGraph:

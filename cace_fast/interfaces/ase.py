@@ -34,7 +34,7 @@ from .structure_inputs import copy_of, input_of, is_same
 
 
 class NotAvailableError(PropertyNotImplementedError, AseNotImplementedError):
-    """A property that this model or structure does not have, as ASE expects to see it."""
+    """A property that this model or structure does not have, as ASE's own error."""
 
 
 class CACECalculator(Calculator):
@@ -279,7 +279,7 @@ class CACECalculator(Calculator):
         properties: Sequence[str] = ("energy",),
         system_changes: Sequence[str] = all_changes,
     ) -> None:
-        """Compute ``properties`` of ``atoms`` into ``results``, which hold no other's; see ASE."""
+        """Compute ``properties`` of ``atoms`` and set ``results``; see ASE."""
         with self._lock:
             changes = [] if atoms is None else self.check_state(atoms)
             if changes or system_changes:
@@ -313,7 +313,7 @@ class CACECalculator(Calculator):
         self._habits |= {"stress", "charges", "dipole"} & set(properties)
 
     def reset_neighbors(self, positions: Vector | None = None, cell: Vector | None = None) -> None:
-        """Search neighbours anew at the next calculation.
+        """Search neighbours again at the next calculation.
 
         Where positions [n, 3] and cell [3, 3] are given, search those of the last structure there,
         now, and use them as long as the skin allows: what a run did that is continued.
@@ -325,7 +325,7 @@ class CACECalculator(Calculator):
 
     @property
     def neighbors_made_for(self) -> tuple[Vector, Vector] | None:
-        """Positions [n, 3] and cell [3, 3] that neighbours were searched for; None before that."""
+        """Positions [n, 3] and cell [3, 3] of the last neighbour search; None before it."""
         made = self._list.made_for
         return None if made is None else (made[0], made[1])
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class FieldWork:
-    """Tells a calculator the time of each step, and adds up the work of its field.
+    """Sets the time of a calculator at each step, and adds up the work of its field.
 
     The work is the integral of f.Z*.v over time, by the trapezoidal rule over the steps. Without a
     thermostat, ``atoms.get_total_energy() - calc.field_energy - work.work`` stays what it was, to
@@ -48,7 +48,7 @@ class FieldWork:
         dynamics.attach(self)
 
     def begin(self, work: float = 0.0) -> None:
-        """Take the present state of the atoms as the one after ``work`` eV."""
+        """Start from the present state of the atoms, after ``work`` eV."""
         self.work = work
         self._calculator.time = self._time(self._dynamics.nsteps)
         self._calculator.results = {}

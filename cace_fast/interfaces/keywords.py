@@ -74,7 +74,7 @@ def settings_of(potential: Potential) -> dict[str, Any]:
 def changed_potential(
     potential: Potential | Committee, keywords: dict[str, Any]
 ) -> Potential | Committee:
-    """Return a potential with new values of its own among the keywords; itself if there is none."""
+    """Return a potential with the changed keywords; itself if none has changed."""
     options = {OPTIONS[name]: value for name, value in keywords.items() if name in OPTIONS}
     if not options:
         return potential
@@ -88,7 +88,7 @@ def changed_potential(
 def check_keys(
     spec: ModelSpec, energy_key: str | None, forces_key: str | None, charge_key: str | None
 ) -> None:
-    """Refuse keys that the file lacks, and forces of another energy than the one reported."""
+    """Raise InputError for keys that the file lacks, or forces of another energy."""
     if forces_key is not None:
         reported = energy_key if energy_key is not None else total_energy_key(spec)
         own = _energy_of_forces(spec, forces_key)

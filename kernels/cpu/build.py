@@ -55,7 +55,7 @@ ISA_FLAGS: dict[str, tuple[str, ...]] = {
 
 
 class BuildError(RuntimeError):
-    """The library cannot be compiled here; the text says why."""
+    """The library cannot be compiled here, for the reason in the text."""
 
 
 class Unit(NamedTuple):
