@@ -26,14 +26,14 @@ from cace_fast.spec import Ewald
 TOLERANCE = 1e-10  # of forces, where nothing else is asked for
 
 
-class EwaldResult(NamedTuple):
+class EwaldOutput(NamedTuple):
     """Energy of each atom and channel [n, n_q] in eV, and the potential dE_c/dq_c [n, n_q]."""
 
     energies: Tensor
     potential: Tensor
 
 
-class Summation(NamedTuple):
+class EwaldOptions(NamedTuple):
     """How periodic systems are summed.
 
     ``k_cell`` [3, 3]: the cell whose sphere chooses the integer vectors k; by default each cell's
@@ -48,7 +48,7 @@ class Summation(NamedTuple):
     slab_vacuum: float | None = None
 
 
-BEST = Summation()
+BEST = EwaldOptions()
 
 
 def ewald(
@@ -58,10 +58,10 @@ def ewald(
     spec: Ewald,
     *,
     periodic: bool,
-    how: Summation = BEST,
+    how: EwaldOptions = BEST,
     open_axis: int | None = None,
     backend: str | None = None,
-) -> EwaldResult:
+) -> EwaldOutput:
     """Return the long-range energies and potentials of one system.
 
     Parameters
@@ -85,7 +85,7 @@ def ewald(
 
     Returns
     -------
-    EwaldResult
+    EwaldOutput
         float64; ``energies`` sum over atoms and channels to E.
 
     Raises
@@ -124,7 +124,7 @@ def ewald(
         potential = potential - 2.0 * own * q
     elif not periodic and not spec.remove_self_interaction:
         energies, potential = energies + own * q * q, potential + 2.0 * own * q
-    return EwaldResult(spec.norm_factor * energies, spec.norm_factor * potential)
+    return EwaldOutput(spec.norm_factor * energies, spec.norm_factor * potential)
 
 
 def potentials(
@@ -147,7 +147,7 @@ def potentials(
     spec
         The Ewald module.
     way
-        A method as :class:`Summation` has it, or ``"open"``, and the tolerance.
+        A method as :class:`EwaldOptions` has it, or ``"open"``, and the tolerance.
     backend
         Who sums directly; transforms belong to the device.
     """

@@ -111,7 +111,7 @@ def test_a_frozen_set_of_vectors():
     of = torch.from_numpy(cell)
     want = ref_ewald.ewald(*given, spec, periodic=True, how=ref_ewald.Summation(of)).energies
     for method in ("direct", "nufft"):
-        how = kernel_ewald.Summation(of, method)
+        how = kernel_ewald.EwaldOptions(of, method)
         got = kernel_ewald.ewald(*given, spec, periodic=True, how=how).energies
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
 
@@ -143,7 +143,7 @@ def test_gradients_of_the_operator(n_q):
     spec = Ewald("q", "e", DL, SIGMA, remove_self_interaction=True)
     found = []
     for module, how in (
-        (kernel_ewald, kernel_ewald.Summation(method="nufft", tolerance=1e-11)),
+        (kernel_ewald, kernel_ewald.EwaldOptions(method="nufft", tolerance=1e-11)),
         (ref_ewald, ref_ewald.Summation()),
     ):
         leaves = [torch.tensor(x, requires_grad=True) for x in (q, r, cell)]

@@ -132,7 +132,7 @@ def test_evaluators_agree(axis):
         reference.ewald, q, r, cell, open_axis=axis, how=reference.Summation(slab_vacuum=12.0)
     )
     for method, limit in (("direct", 1e-14), ("nufft", 1e-11)):
-        how = kernel.Summation(method=method, slab_vacuum=12.0)
+        how = kernel.EwaldOptions(method=method, slab_vacuum=12.0)
         got = derivatives(kernel.ewald, q, r, cell, open_axis=axis, how=how)
         for a, b in zip(got, want, strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=limit * max(1.0, np.abs(b).max()))
@@ -192,9 +192,9 @@ def test_operators_refuse_too():
     with pytest.raises(InputError, match="positions: expected atoms of a slab within 5"):
         kernel.ewald(
             given[0], 4.0 * given[1], given[2], Ewald("q", "e", 1.5, SIGMA), periodic=True,
-            open_axis=2, how=kernel.Summation(slab_vacuum=9.0),
+            open_axis=2, how=kernel.EwaldOptions(slab_vacuum=9.0),
         )  # fmt: skip
-    for module, how in ((kernel, kernel.Summation), (reference, reference.Summation)):
+    for module, how in ((kernel, kernel.EwaldOptions), (reference, reference.Summation)):
         with pytest.raises(InputError, match="pbc: expected a periodic system"):
             module.ewald(
                 *given, Ewald("q", "e", 1.5, SIGMA, exponent=6), periodic=True, open_axis=2,

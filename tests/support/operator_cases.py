@@ -160,7 +160,7 @@ def ewald(cell, part="energies", n=9, n_q=3, exponent=1, removed=False):
 
         return run
 
-    direct = kernel_ewald.Summation(method="direct")
+    direct = kernel_ewald.EwaldOptions(method="direct")
     return Case(
         lambda backend: call(kernel_ewald.ewald, how=direct, backend=backend),
         call(ref_ewald.ewald),

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from cace_fast import tables
 from cace_fast.kernels.contraction import contraction
-from cace_fast.kernels.ewald import Summation, ewald
+from cace_fast.kernels.ewald import EwaldOptions, ewald
 from cace_fast.kernels.messages import messages
 from cace_fast.kernels.moments import moments
 from cace_fast.kernels.readout import readout
@@ -67,7 +67,7 @@ def operators(
     net = {name: w.to(device, dtype) for name, w in net.items()}
     shape = (REP.n_radial, REP.n_monomials, REP.n_channels)
     b_shape = (REP.n_radial, tables.n_features(1, 2), REP.n_channels)
-    module, how = Ewald("q", "e", 1.9, 0.8), Summation(method="direct")
+    module, how = Ewald("q", "e", 1.9, 0.8), EwaldOptions(method="direct")
     cell = torch.tensor(CELLS["triclinic"], dtype=torch.float64)
     found = {
         "moments": Traced(
