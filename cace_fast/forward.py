@@ -7,7 +7,7 @@ where derivatives of forces are wanted; derivatives of outputs always are those 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -127,19 +127,17 @@ class Forward:
         how = self.long_range.summation(graph, twice=False, cheapest=True)
         call = Call(False, asked.output_index, how)
         feats = fast.features(graph)
-        results = []
-        for number, sub in enumerate(self.spec.submodels):
 
-            def derivatives(key: str, number: int = number) -> tuple[Tensor, Tensor | None]:
+        def state_of(number: int) -> State:
+            def derivatives(key: str) -> tuple[Tensor, Tensor | None]:
                 found, of_strain = fast.derivatives(
                     number, key, graph, asked.output_index, stress=stress
                 )
                 return found.to(positions), of_strain
 
-            state = State(graph, feats, positions, strain, call, derivatives)
-            results.append(self._run(number, sub, state, self.weights, asked))
-            _check_finite(results[-1], without=_forces_stress(sub))
-        return self._combine(results, asked.like_upstream)
+            return State(graph, feats, positions, strain, call, derivatives)
+
+        return self._outputs(state_of, self.weights, asked)
 
     def _by_reference(
         self, data: Mapping[str, Tensor], weights: Mapping[str, Tensor], asked: _Asked
@@ -157,13 +155,22 @@ class Forward:
             feats = model.features(moved, weights, self.spec.representation)
             how = self.long_range.summation(graph, twice=asked.training, cheapest=True)
             call = Call(asked.training, asked.output_index, how)
-            results = []
-            for number, sub in enumerate(self.spec.submodels):
-                state = State(moved, feats, positions, strain, call)
-                results.append(self._run(number, sub, state, weights, asked))
-                _check_finite(results[-1], without=_forces_stress(sub))
-            out = self._combine(results, asked.like_upstream)
+
+            def state_of(_number: int) -> State:
+                return State(moved, feats, positions, strain, call)
+
+            out = self._outputs(state_of, weights, asked)
         return out if grad_mode else {key: value.detach() for key, value in out.items()}
+
+    def _outputs(
+        self, state_of: Callable[[int], State], weights: Mapping[str, Tensor], asked: _Asked
+    ) -> dict[str, Tensor]:
+        """Return the outputs of all sub-models, each run from its state."""
+        results = []
+        for number, sub in enumerate(self.spec.submodels):
+            results.append(self._run(number, sub, state_of(number), weights, asked))
+            _check_finite(results[-1], without=_forces_stress(sub))
+        return self._combine(results, asked.like_upstream)
 
     def _graph(self, data: Mapping[str, Tensor], positions: Tensor) -> AtomicGraph:
         graph = graph_of_dict(data, positions, self.spec)

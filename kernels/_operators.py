@@ -18,7 +18,7 @@ from cace_fast.kernels.cpu.library import Floats
 from cace_fast.kernels.cpu.operations import EdgeOperations, Graph, Network
 from cace_fast.process import Lock
 from cace_fast.spec import ModelSpec, Representation, from_json, to_json
-from cace_fast.weights import expected_shapes
+from cace_fast.weights import expected_shapes, same_values
 
 FLOATS = (torch.float32, torch.float64)
 INTS = (torch.int64,)
@@ -215,8 +215,7 @@ class _Entry(NamedTuple):
     n_bytes: int
 
     def is_for(self, key: tuple[str, int], weights: Sequence[Tensor]) -> bool:
-        alike = self.key == key and len(self.weights) == len(weights)
-        return alike and all(map(_same, self.weights, weights))
+        return self.key == key and same_values(self.weights, weights)
 
 
 class _Kept:
@@ -263,8 +262,7 @@ def compiled(
 ) -> Iterator[Made]:
     """Yield the compiled object of an operator, reused from earlier calls with equal inputs.
 
-    The weights are compared by value, in microseconds. Their version numbers would be quicker but
-    miss changes through ``tensor.data`` and numpy, which averages of weights are made with.
+    The weights are compared by value, as :func:`cace_fast.weights.same_values` does.
 
     Parameters
     ----------
@@ -293,10 +291,6 @@ def edge_operations(text: str, weights: Sequence[Tensor], precision: int) -> Edg
     spec = read(text)
     arrays = {name: array(tensor) for name, tensor in named(weights, spec).items()}
     return EdgeOperations(spec, arrays, precision)
-
-
-def _same(kept: Tensor, given: Tensor) -> bool:
-    return kept.dtype == given.dtype and torch.equal(kept, given)
 
 
 def graph_of(vectors: Tensor, senders: Tensor, receivers: Tensor, species: Tensor) -> Graph:

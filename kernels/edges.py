@@ -131,7 +131,7 @@ def radial_table(spec: Representation, weights: Mapping[str, Tensor]) -> Tensor:
 
 def _column(parameter: Parameter, weights: Mapping[str, Tensor]) -> Tensor:
     tensor = weights[f"radial.{parameter.tensor}"].double()
-    return parameter.factor / tensor if parameter.inverse else parameter.factor * tensor
+    return 1.0 / tensor if parameter.inverse else tensor
 
 
 def by_radial_weights(
@@ -143,10 +143,6 @@ def by_radial_weights(
         if parameter is None:
             continue
         name = f"radial.{parameter.tensor}"
-        slope = parameter.factor
-        found[name] = (
-            -slope * gradient / weights[name].to(gradient) ** 2
-            if parameter.inverse
-            else slope * gradient
-        )
+        squares = weights[name].to(gradient) ** 2 if parameter.inverse else None
+        found[name] = gradient if squares is None else -gradient / squares
     return found

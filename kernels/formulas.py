@@ -49,10 +49,9 @@ def minimum(x: float, y: float) -> float:
 
 
 class Parameter(NamedTuple):
-    """A column of the table of radial functions: ``factor`` times a tensor, or over it."""
+    """A column of the table of radial functions: a tensor, or one over it."""
 
     tensor: str
-    factor: float = 1.0
     inverse: bool = False
 
 

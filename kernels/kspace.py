@@ -32,6 +32,15 @@ def k2_limit(dl: float) -> float:
     return (2.0 * pi / dl) ** 2 * formulas.SPHERE
 
 
+def require_cell(cell: Tensor) -> None:
+    """Raise InputError for a cell [3, 3] that is singular."""
+    lengths = torch.linalg.vector_norm(cell, dim=1)
+    if not bool(torch.linalg.det(cell).abs() > 1e-9 * lengths.prod()):
+        raise InputError(
+            "cell", "three independent lattice vectors for a periodic Ewald sum", cell.tolist()
+        )
+
+
 def axes_of(cell: Tensor, dl: float) -> list[Tensor]:
     """Return the integers -m .. m along each axis among which the sphere of a cell [3, 3] lies.
 
@@ -40,10 +49,7 @@ def axes_of(cell: Tensor, dl: float) -> list[Tensor]:
     InputError
         If the cell is singular.
     """
-    lengths = torch.linalg.vector_norm(cell, dim=1)
-    if not bool(torch.linalg.det(cell).abs() > 1e-9 * lengths.prod()):
-        raise InputError(
-            "cell", "three independent lattice vectors for a periodic Ewald sum", cell.tolist()
-        )
-    limits = [max(1, int(length / dl)) for length in lengths.tolist()]
+    require_cell(cell)
+    lengths = torch.linalg.vector_norm(cell, dim=1).tolist()
+    limits = [max(1, int(length / dl)) for length in lengths]
     return [torch.arange(-m, m + 1, dtype=cell.dtype, device=cell.device) for m in limits]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cace_fast.errors import InputError
-from cace_fast.kernels.kspace import axes_of, k2_limit, kernel
+from cace_fast.kernels.kspace import axes_of, k2_limit, kernel, require_cell
 
 SINGLE_FROM = 3e-3  # tolerances that transforms in single precision keep, also in crystals
 SAFETY = 0.003  # accuracy that a transform has to have, as a fraction of that of the forces
@@ -228,7 +228,7 @@ def accuracy(tolerance: float) -> tuple[float, torch.dtype]:
 
 
 def _grid(cell: Tensor, k_cell: Tensor, dl: float, sigma: float, exponent: int) -> _Grid:
-    axes_of(cell, dl)  # which is singular or not
+    require_cell(cell)
     x, y, z = axes_of(k_cell, dl)
     if (points := len(x) * len(y) * len(z)) >= MAX_POINTS:
         raise InputError("cell", f"one with fewer k vectors than {MAX_POINTS}", f"{points}")

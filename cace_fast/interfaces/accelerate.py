@@ -12,7 +12,7 @@ from cace_fast import checkpoint
 from cace_fast.engine import LongRange
 from cace_fast.forward import Forward
 from cace_fast.inference import Inference
-from cace_fast.weights import Weights
+from cace_fast.weights import Weights, same_values
 
 
 class Accelerated(nn.Module):
@@ -81,12 +81,9 @@ class Accelerated(nn.Module):
         )
 
     def _inference_of(self, weights: dict[str, Tensor]) -> Inference:
-        """Return the fast engines of these weights: those of the last call if none has changed.
-
-        Weights are compared by value, in microseconds: version numbers of tensors miss changes
-        through ``tensor.data``, which averages of weights are made with.
-        """
-        if self._held is None or not _equal(self._held[0], weights):
+        """Return the fast engines of these weights: those of the last call if none has changed."""
+        values = list(weights.values())
+        if self._held is None or not same_values(list(self._held[0].values()), values):
             own = {name: t.detach().clone() for name, t in weights.items()}
             self._held = own, Inference(self.spec, own, "auto", self.long_range)
         return self._held[1]
@@ -107,13 +104,6 @@ class Accelerated(nn.Module):
             if name == "wrapped":  # not set yet
                 raise
             return getattr(self.wrapped, name)
-
-
-def _equal(held: dict[str, Tensor], weights: dict[str, Tensor]) -> bool:
-    return all(
-        (own := held[name]).dtype == t.dtype and own.device == t.device and torch.equal(own, t)
-        for name, t in weights.items()
-    )
 
 
 def accelerate(

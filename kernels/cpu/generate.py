@@ -208,9 +208,9 @@ def choice(name: str, functions: dict[int, Formula], result: str) -> str:
 
 def _parameter(parameter: formulas.Parameter | None) -> str:
     if parameter is None:
-        return "{nullptr, 0.0, false}"
+        return "{nullptr, false}"
     inverse = str(parameter.inverse).lower()
-    return f'{{"{parameter.tensor}", {parameter.factor!r}, {inverse}}}'
+    return f'{{"{parameter.tensor}", {inverse}}}'
 
 
 def all_formulas() -> str:
@@ -226,8 +226,8 @@ def all_formulas() -> str:
     whole, real = (list(formulas.CUTOFFS).index(f"{kind}polynomial") for kind in ("", "real "))
     return "\n".join([
         NOTE + "#pragma once\n\nnamespace cace_fast {\n",
-        "// A column of the table of radial functions: factor times a tensor, or over it.",
-        "struct RadialParameter {\n  const char* tensor;\n  double factor;\n  bool inverse;\n};",
+        "// A column of the table of radial functions: a tensor, or one over it.",
+        "struct RadialParameter {\n  const char* tensor;\n  bool inverse;\n};",
         "struct RadialBasis {\n  const char* name;\n  RadialParameter a, b;\n};",
         f"constexpr RadialBasis kRadialBases[] = {{\n{bases}}};",
         f"constexpr const char* kCutoffs[] = {{\n{names}}};",

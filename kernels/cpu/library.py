@@ -135,23 +135,16 @@ HOST_SUM = ctypes.CFUNCTYPE(
     c_void_p,
 )
 
+# a description, and how many tensors with their names, numbers and sizes
+_TENSORS = (c_char_p, c_int32, POINTER(c_char_p), POINTER(c_void_p), POINTER(c_int64))
+
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cf_abi_version": (ctypes.c_int, ()),
     "cf_invalid": (c_char_p, (c_int32,)),
     "cf_isa": (c_char_p, (c_char_p,)),
     "cf_model_create": (
         ctypes.c_int,
-        (
-            c_char_p,
-            c_int32,
-            POINTER(c_char_p),
-            POINTER(c_void_p),
-            POINTER(c_int64),
-            c_int32,
-            POINTER(Head),
-            POINTER(c_void_p),
-            c_char_p,
-        ),
+        (*_TENSORS, c_int32, POINTER(Head), POINTER(c_void_p), c_char_p),
     ),
     "cf_model_open": (ctypes.c_int, (c_char_p, c_char_p, c_int32, POINTER(c_void_p), c_char_p)),
     "cf_model_open_bytes": (
@@ -209,19 +202,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         ctypes.c_int,
         (c_int32, c_int32, c_int32, c_int64, c_int64, *(c_void_p,) * 3),
     ),
-    "cf_network_create": (
-        ctypes.c_int,
-        (
-            c_char_p,
-            c_int32,
-            POINTER(c_char_p),
-            POINTER(c_void_p),
-            POINTER(c_int64),
-            c_int32,
-            POINTER(c_void_p),
-            c_char_p,
-        ),
-    ),
+    "cf_network_create": (ctypes.c_int, (*_TENSORS, c_int32, POINTER(c_void_p), c_char_p)),
     "cf_network_free": (None, (c_void_p,)),
     "cf_network_run": (ctypes.c_int, (c_void_p, c_int64, *(c_void_p,) * 2)),
     "cf_network_gradient": (ctypes.c_int, (c_void_p, c_int64, *(c_void_p,) * 3)),

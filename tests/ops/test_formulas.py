@@ -50,14 +50,11 @@ def test_bases_are_those_of_the_reference(kind: str, r: float, n: int) -> None:
     basis, spec = BASES[kind], RadialBasis(kind, N, PREFACTOR)
     parameters = [p for p in (basis.a, basis.b) if p is not None]
     assert {p.tensor for p in parameters} == set(spec.tensors)
-    columns = [
-        p.factor / TENSORS[p.tensor] if p.inverse else p.factor * TENSORS[p.tensor]
-        for p in parameters
-    ]
+    columns = [1.0 / TENSORS[p.tensor] if p.inverse else TENSORS[p.tensor] for p in parameters]
 
     def of_table(x: Tensor, *columns: Tensor) -> Tensor:
         weights = {
-            f"radial.{p.tensor}": p.factor / c if p.inverse else c / p.factor
+            f"radial.{p.tensor}": 1.0 / c if p.inverse else c
             for p, c in zip(parameters, columns, strict=True)
         }
         return radial_basis(x[None], weights, spec, R_C)[0, n]

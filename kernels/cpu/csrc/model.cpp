@@ -36,7 +36,8 @@ std::vector<Numbers> by_degree(const Tensors& tensors, const std::string& prefix
 Numbers column(const RadialParameter& parameter, const Tensors& tensors, int n_b) {
   if (!parameter.tensor) return Numbers(n_b, 0.0);
   Numbers found = tensor(tensors, std::string("radial.") + parameter.tensor, n_b);
-  for (double& x : found) x = parameter.inverse ? parameter.factor / x : parameter.factor * x;
+  if (parameter.inverse)
+    for (double& x : found) x = 1.0 / x;
   return found;
 }
 
