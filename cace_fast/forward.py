@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import outputs
-from .engine import LongRange, finest
+from .engine import LongRange
 from .errors import CaceFastError, UnsupportedModelError
 from .graph import AtomicGraph
 from .inference import Inference, differentiable
@@ -175,7 +175,7 @@ class Forward:
     def _graph(self, data: Mapping[str, Tensor], positions: Tensor) -> AtomicGraph:
         graph = graph_of_dict(data, positions, self.spec)
         modules = (m for sub in self.spec.submodels for m in sub.modules)
-        self.long_range.check_size(graph, finest(modules))
+        self.long_range.check_size(graph, modules)
         return graph
 
     def _derivatives_among(self, out: Mapping[str, Tensor]) -> set[str]:

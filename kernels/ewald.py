@@ -17,9 +17,9 @@ from cace_fast.errors import InputError
 from cace_fast.kernels import _operators as shared
 from cace_fast.kernels.cpu.library import EwaldSpec
 from cace_fast.kernels.cpu.long_range import EwaldSum
-from cace_fast.kernels.ewald_method import choose
-from cace_fast.kernels.nufft import BareSum, NufftSum, accuracy
-from cace_fast.kernels.transforms import make_transforms
+from cace_fast.kernels.ewald_method import Sphere, choose, require_method
+from cace_fast.kernels.mesh import BareSum, MeshSum
+from cace_fast.kernels.plain_mesh import PlainMesh
 from cace_fast.slab import planar_potential, require_fit, slab_of
 from cace_fast.spec import Ewald
 
@@ -37,9 +37,9 @@ class EwaldOptions(NamedTuple):
     """How periodic systems are summed.
 
     ``k_cell`` [3, 3]: the cell whose sphere chooses the integer vectors k; by default each cell's
-    own. ``method``: ``"direct"``, ``"nufft"``, or ``"auto"`` for the cheaper one. ``tolerance``:
-    largest error of forces by transforms, relative to the largest force. ``slab_vacuum``: what the
-    box of a slab has beyond the height of its cell, in A.
+    own. ``method``: ``"direct"``, ``"mesh"``, or ``"auto"`` for the cheaper one. ``tolerance``: the
+    error of forces by a mesh, relative to max(max |F|, F0) (docs/theory.md, "The mesh").
+    ``slab_vacuum``: what the box of a slab has beyond the height of its cell, in A.
     """
 
     k_cell: Tensor | None = None
@@ -149,7 +149,7 @@ def potentials(
     way
         A method as :class:`EwaldOptions` has it, or ``"open"``, and the tolerance.
     backend
-        Who sums directly; transforms belong to the device.
+        ``"cpu"``, ``"triton"``, or ``"torch"``: a mesh alone, in plain torch.
     """
     numbers = [spec.dl, spec.sigma, float(spec.exponent), way[1]]
     found: Tensor = _ewald(q, r, cell, k_cell.detach(), numbers, way[0], backend)
@@ -165,38 +165,44 @@ def _bare(
     """
     q, r, cell, k_cell = tensors
     dl, sigma, exponent = numbers[0], numbers[1], int(numbers[2])
+    tolerance = numbers[3]
+    if way != "open":
+        require_method(way, tolerance)
+    if backend == "cpu":
+        spec = EwaldSpec(
+            dl=dl,
+            sigma=sigma,
+            norm=1.0,
+            field=0.0,
+            neutral_lambda=0.0,
+            exponent=exponent,
+            remove_self=way == "open",  # the open sum removes its self terms itself
+            field_direction=0,
+        )
+        summed = EwaldSum(
+            spec,
+            None if way == "open" else shared.array(k_cell),
+            method="direct" if way == "open" else way,
+            tolerance=tolerance,
+        )
+        found = summed.evaluate(
+            shared.array(q),
+            shared.array(r),
+            shared.array(cell),
+            periodic=way != "open",
+            n_threads=torch.get_num_threads(),
+        )
+        return BareSum(*(torch.from_numpy(x) for x in found[1:]))
+    plan = None
     if way != "open":  # here and not where it is called: a traced call has no cell to look at
-        way = choose(way, q.shape[0], q.shape[1], k_cell.cpu().numpy(), dl, numbers[3])
-    if way == "nufft":
-        wanted, dtype = accuracy(numbers[3])
-        transforms = make_transforms(q.device, wanted, dtype)
-        return NufftSum(dl, sigma, exponent, transforms, dtype).evaluate(q, r, cell, k_cell)
-    periodic = way == "direct"
-    if backend == "triton":
-        from cace_fast.kernels.triton import operators
+        cells, sphere = (cell.cpu().numpy(), k_cell.cpu().numpy()), Sphere(dl, sigma)
+        plan = choose(way, tolerance, *q.shape, cells[0], sphere, cells[1]).plan
+    if plan is not None:
+        return MeshSum(dl, sigma, exponent, PlainMesh()).evaluate(plan, q, r, cell, k_cell)
+    from cace_fast.kernels.triton import operators
 
-        module = Ewald("q", "e", dl, sigma, exponent, remove_self_interaction=not periodic)
-        return BareSum(*operators.ewald(q, r, cell, k_cell, module, periodic=periodic))
-    # the open sum removes its self terms itself
-    spec = EwaldSpec(
-        dl=dl,
-        sigma=sigma,
-        norm=1.0,
-        field=0.0,
-        neutral_lambda=0.0,
-        exponent=exponent,
-        remove_self=not periodic,
-        field_direction=0,
-    )
-    total = EwaldSum(spec, shared.array(k_cell) if periodic else None)
-    found = total.evaluate(
-        shared.array(q),
-        shared.array(r),
-        shared.array(cell),
-        periodic=periodic,
-        n_threads=torch.get_num_threads(),
-    )
-    return BareSum(*(torch.from_numpy(x) for x in found[1:]))
+    module = Ewald("q", "e", dl, sigma, exponent, remove_self_interaction=way == "open")
+    return BareSum(*operators.ewald(q, r, cell, k_cell, module, periodic=way != "open"))
 
 
 @torch.library.custom_op("cace_fast::ewald", mutates_args=())

@@ -21,7 +21,7 @@ from .charges import physical_charges
 from .checks import check_graph
 from .cpu import CpuEngine
 from .device_dtype import find_device, find_dtype
-from .long_range import LongRange, finest
+from .long_range import LongRange
 from .protocol import Engine
 from .reference import ReferenceEngine
 from .verlet import VerletList
@@ -38,7 +38,6 @@ __all__ = [
     "choose_backend",
     "find_device",
     "find_dtype",
-    "finest",
     "make_engine",
     "physical_charges",
 ]

@@ -17,7 +17,7 @@ from cace_fast.graph import AtomicGraph, ModelOutput
 from cace_fast.reference.atomic import columns_of
 from cace_fast.spec import EnergyProgram
 
-from .long_range import LongRange, finest
+from .long_range import LongRange
 
 BY_SYSTEM = ("energy", "virials")
 
@@ -66,7 +66,7 @@ def check_input(engine: Sums, graph: AtomicGraph) -> None:
     """Raise InputError as :func:`check_graph`, or for a box with too many vectors k."""
     check_graph(graph)
     if engine.program.terms:
-        engine.long_range.check_size(graph, finest(t.ewald for t in engine.program.terms))
+        engine.long_range.check_size(graph, (t.ewald for t in engine.program.terms))
 
 
 def check_output(output: ModelOutput) -> ModelOutput:

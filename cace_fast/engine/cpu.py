@@ -13,7 +13,6 @@ from torch import Tensor
 from cace_fast.errors import CaceFastError, InputError
 from cace_fast.graph import AtomicGraph, ModelOutput, same_memory
 from cace_fast.kernels.cpu import evaluator, library
-from cace_fast.kernels.cpu.long_range import HostSum
 from cace_fast.kernels.cpu.program import evaluator_of
 from cace_fast.min_dist import MinDist, check_min_dist, too_close
 from cace_fast.process import Lock
@@ -72,14 +71,8 @@ class CpuEngine:
         arrays = {name: t.numpy() for name, t in exact.items()}
         precision = 64 if self._dtype == torch.float64 else 32
         self._evaluator = evaluator_of(self.spec, self.program, arrays, precision)
-        host = None
-        ewalds = [t.ewald for t in self.program.terms]
-        if ewalds:
-            sums = [(e.dl, e.sigma, e.exponent) for e in ewalds]
-            how = self.long_range
-            host = HostSum(sums, how.method, how.tolerance)
-            self._evaluator.sum_by(host)
-        self._host = host
+        if self.program.terms:
+            self._evaluator.sum_by(self.long_range.method, self.long_range.tolerance)
         self._lock = Lock(self)
         self._held: _Held | None = None
 
@@ -87,10 +80,8 @@ class CpuEngine:
         return type(self), (self._reference,)
 
     def reset(self) -> None:
-        """Drop the list that the library holds, and the plans of transforms."""
+        """Drop the list that the library holds."""
         self._held = None
-        if self._host is not None:
-            self._host.reset()
 
     @property
     def description(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from cace_fast.errors import InputError
 from cace_fast.graph import AtomicGraph
 from cace_fast.kernels.ewald import potentials
-from cace_fast.kernels.ewald_method import METHODS, TIGHTEST, choose, n_k_vectors
+from cace_fast.kernels.ewald_method import Sphere, choose, require_method, require_size
 from cace_fast.reference.ewald import Summation
 from cace_fast.reference.long_range import boundary
 from cace_fast.slab import Slab, slab_of
@@ -22,8 +23,6 @@ from cace_fast.spec import Ewald
 K_SETS = ("sphere", "frozen")
 DEFAULT_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-10}
 OPEN, PERIODIC, SLAB = 0, 1, 2  # of a system; SLAB + a: periodic in all directions but a
-# Of a box: 4 GB, as measured on transforms, or what so many atoms of a liquid have.
-MOST_VECTORS, VECTORS_OF_ATOM, BYTES_OF_VECTOR = 1.2e7, 10, 350.0
 STRETCH = 1.5  # how far a cell may be stretched or compressed from that of a frozen k set
 
 
@@ -34,10 +33,11 @@ class LongRange:
     Attributes
     ----------
     method
-        Of periodic systems: ``"direct"``, ``"nufft"`` (non-uniform Fourier transforms) or
-        ``"auto"``, the cheaper one.
+        Of periodic systems: ``"direct"``, ``"mesh"`` or ``"auto"``, the cheaper one. ``"nufft"``
+        is what the mesh was called; it is accepted with a DeprecationWarning.
     tolerance
-        Largest error of long-range forces by transforms, relative to the largest such force.
+        Error of long-range forces by the mesh relative to max(max |F|, F0), where F0 =
+        (norm/2 pi) q_rms^2/sigma^2 (docs/theory.md, "The mesh").
     k_set
         ``"sphere"``: the vectors k of each cell, as the models were trained. ``"frozen"``: the
         integer vectors of one reference cell in every cell.
@@ -70,19 +70,15 @@ class LongRange:
         return cls(method, tolerance, k_set, slab_vacuum=slab_vacuum)
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise InputError("long_range", f"one of {', '.join(METHODS)}", repr(self.method))
+        if self.method == "nufft":
+            text = "long_range='nufft' is called 'mesh' now; the old name goes in the next release"
+            warnings.warn(text, DeprecationWarning, stacklevel=3)
+            self.method = "mesh"
+        require_method(self.method, self.tolerance)
         if self.k_set not in K_SETS:
             raise InputError("k_set", f"one of {', '.join(K_SETS)}", repr(self.k_set))
         if not 0 < self.tolerance < 1:
             raise InputError("long_range_tolerance", "a number between 0 and 1", self.tolerance)
-        if self.method == "nufft" and self.tolerance < TIGHTEST:
-            raise InputError(
-                "long_range_tolerance",
-                f"at least {TIGHTEST:g} for long_range='nufft'",
-                self.tolerance,
-                "Use long_range='direct', which has no error of its own.",
-            )
         if self.slab_vacuum is not None and not 0 < self.slab_vacuum < np.inf:
             raise InputError("slab_vacuum", "a length above 0 A, or None", self.slab_vacuum)
 
@@ -107,33 +103,28 @@ class LongRange:
             for s in np.flatnonzero(kinds >= SLAB)
         }
 
-    def check_size(self, graph: AtomicGraph, dl: float | None) -> None:
-        """Raise InputError for a periodic box with too many vectors k for memory.
+    def check_size(self, graph: AtomicGraph, modules: Iterable[object]) -> None:
+        """Raise InputError for a periodic box whose sum takes too much memory or time.
 
         Parameters
         ----------
         graph
             The systems.
-        dl
-            Finest resolution of the sums in A; None where nothing is summed.
+        modules
+            Ewald modules; others are passed over. One channel counts.
         """
-        if dl is None or graph.cell is self._checked:
+        ewalds = [m for m in modules if isinstance(m, Ewald)]
+        if not ewalds or graph.cell is self._checked:
             return
         cells = graph.cell.detach().cpu().numpy()
-        boxes = [cells[s] for s in np.flatnonzero(graph.pbc.cpu().numpy().all(1))]
-        boxes += [slab.cell.detach().cpu().numpy() for slab in self.slabs(graph).values()]
-        most = max(MOST_VECTORS, VECTORS_OF_ATOM * graph.n_atoms)
-        for box in boxes:
-            n_vectors = n_k_vectors(box, dl)
-            if not n_vectors <= most:
-                volume = abs(float(np.linalg.det(box)))
-                raise InputError(
-                    "cell",
-                    f"a box with at most {most:.3g} vectors k for the long range",
-                    f"{n_vectors:.2g} of them, for {volume:.3g} A^3 at a resolution of {dl:g} A "
-                    f"(about {n_vectors * BYTES_OF_VECTOR / 1e9:.3g} GB)",
-                    "A molecule or cluster is open: set pbc=False; else take a smaller cell.",
-                )
+        boxes = {int(s): cells[s] for s in np.flatnonzero(graph.pbc.cpu().numpy().all(1))}
+        boxes |= {s: b.cell.detach().cpu().numpy() for s, b in self.slabs(graph).items()}
+        counts = torch.bincount(graph.batch, minlength=graph.n_systems).tolist()
+        for s, box in boxes.items():
+            n, volume = counts[s], abs(float(np.linalg.det(box)))
+            for module in ewalds:
+                sphere = Sphere(module.dl, module.sigma)
+                require_size(choose(self.method, self.tolerance, n, 1, box, sphere), n, volume)
         self._checked = graph.cell
 
     def k_cell(self, graph: AtomicGraph) -> NDArray[np.float64] | None:
@@ -181,13 +172,8 @@ class LongRange:
     def _potential(
         self, q: Tensor, r: Tensor, cell: Tensor, k_cell: Tensor, spec: Ewald
     ) -> Tensor | None:
-        n, n_q = q.shape
-        where = k_cell.cpu().numpy()
-        if choose(self.method, n, n_q, where, spec.dl, self.tolerance) == "direct":
+        cells, sphere = (cell.detach().cpu().numpy(), k_cell.cpu().numpy()), Sphere(spec.dl, spec.sigma)
+        choice = choose(self.method, self.tolerance, *q.shape, cells[0], sphere, cells[1])
+        if choice.plan is None:
             return None
-        return potentials(q, r, cell, k_cell, spec, ("nufft", self.tolerance), "nufft")
-
-
-def finest(modules: Iterable[object]) -> float | None:
-    """Return the finest resolution in A of the Ewald sums among modules; None without one."""
-    return min((m.dl for m in modules if isinstance(m, Ewald)), default=None)
+        return potentials(q, r, cell, k_cell, spec, ("mesh", self.tolerance), "torch")

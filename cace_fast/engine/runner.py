@@ -30,7 +30,7 @@ from cace_fast.slab import Slab, require_fit
 
 from .checks import check_output
 from .inputs import extra_inputs
-from .long_range import OPEN, finest
+from .long_range import OPEN
 from .own_list import OwnList
 from .reference import ReferenceEngine
 from .step_output import check_distances, output_of
@@ -248,7 +248,7 @@ class Runner:
         cells = torch.cat([graph.cell.flatten(1), graph.pbc.double()], 1).cpu()
         if self._cells is not None and torch.equal(cells, self._cells):
             return
-        settings.check_size(graph, finest(term.ewald for term in terms))
+        settings.check_size(graph, (term.ewald for term in terms))
         kinds, slabs = settings.boundaries(graph.pbc), settings.slabs(graph)
         boxes, k_cell = graph.cell.cpu().clone(), settings.k_cell(graph)
         for s, slab in slabs.items():
@@ -309,7 +309,7 @@ class Runner:
             step.long_range()
             last()
 
-        if step.by_transforms:
+        if step.by_mesh:
             self._replay((rebuild,), first)
             step.long_range()
             self._replay((rebuild, derivatives, True), last)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cace_fast.kernels.cpu import library
 from cace_fast.kernels.cpu.library import Handle, address
-from cace_fast.kernels.cpu.long_range import HostSum
+from cace_fast.kernels.cpu.long_range import Transform
 from cace_fast.process import Lock
 
 PARTS = ("pairs", "radial", "sums", "mix", "contract", "readout", "edges", "messages", "forces")
@@ -85,21 +85,28 @@ class Evaluator:
         native = (library.LongRange * len(terms))(*terms)
         self._step = Handle("step", self._model, self._state, len(terms), native)
         self.n_charges = self.query("n_charges")
-        self._host: HostSum | None = None
+        self._transform: Transform | None = None
 
-    def sum_by(self, host: HostSum) -> None:
-        """Offer the sums over k of periodic systems to ``host`` from now on."""
+    def sum_by(self, method: str, tolerance: float) -> None:
+        """Sum the long range of periodic systems by a method from now on.
+
+        Parameters
+        ----------
+        method, tolerance
+            ``"direct"``, ``"mesh"`` or ``"auto"``, and the error of forces by a mesh relative to
+            max(max |F|, F0).
+        """
         with self._lock:
-            self._host = host
-            self._lib.cf_step_host(self._step, host.callback, None)
+            self._transform = Transform()
+            given = byref(self._transform.given)
+            number = library.METHODS[method]
+            self._finish(self._lib.cf_step_method(self._step, number, tolerance, given))
 
     def freeze(self, cell: library.Floats | None) -> None:
         """Take the integer vectors k of one cell [3, 3] in every cell; None: of each its own."""
         kept = None if cell is None else np.ascontiguousarray(cell, dtype=np.float64)
         with self._lock:
             self._lib.cf_step_freeze(self._step, None if kept is None else kept.ctypes.data)
-            if self._host is not None:
-                self._host.k_cell = kept
 
     def slabs(self, vacuum: float | None) -> None:
         """Sum slabs in boxes with this vacuum in A beyond the height of their cells."""
@@ -173,7 +180,7 @@ class Evaluator:
         with self._lock:
             given, _kept = self._given(structures)
             self._prepare(given, pairs, n_threads)
-            with nullcontext() if self._host is None else self._host.keeping():
+            with nullcontext() if self._transform is None else self._transform.keeping():
                 code = self._lib.cf_step_run(self._step, byref(given), byref(out))
             self._finish(code)
         return result
@@ -248,8 +255,8 @@ class Evaluator:
             )
 
     def _finish(self, code: int) -> None:
-        if self._host is not None:
-            self._host.raise_kept()
+        if self._transform is not None:
+            self._transform.raise_kept()
         if code == library.TOO_CLOSE:
             atoms, distance, allowed = (c_int32 * 2)(), c_double(), c_double()
             self._lib.cf_step_closest(self._step, atoms, byref(distance), byref(allowed))

@@ -13,7 +13,8 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,7 +30,7 @@ if __name__ == "__main__":  # of a build: nothing is installed yet, so nothing e
         sys.modules[name].__path__ = [str(home)]
 
 from cace_fast import tables
-from cace_fast.kernels import formulas, polynomials
+from cace_fast.kernels import formulas, polynomials, window
 from cace_fast.spec import units
 
 UNROLLED = ((2, 2), (2, 3), (3, 2), (3, 3), (4, 2), (4, 3))
@@ -265,10 +266,56 @@ def constants() -> str:
     )
 
 
+def windows() -> str:
+    """Return the header with the windows of the mesh."""
+    arrays: list[str] = []
+
+    def array(values: Iterable[float]) -> str:
+        name = f"kWindowNumbers{len(arrays)}"
+        numbers = ", ".join(map(repr, values))
+        arrays.append(f"inline constexpr double {name}[] = {{{numbers}}};\n")
+        return name
+
+    rows = []
+    for made in window.WINDOWS:
+        degrees = [made.width + more for more in window.MORE_TERMS.values()]
+        fitted = [window.polynomials(made, degree) for degree in degrees]
+        values, slopes = (
+            ", ".join(array(chain.from_iterable(pair[k])) for pair in fitted) for k in (0, 1)
+        )
+        nodes, weights = zip(*window.quadrature(made), strict=True)
+        rows.append(
+            f"    {{{made.error!r}, {made.width}, {made.oversampling!r}, "
+            f"{{{', '.join(map(str, degrees))}}},\n     {{{values}}}, {{{slopes}}},\n"
+            f"     {len(nodes)}, {array(nodes)}, {array(weights)}}},\n"
+        )
+    return "".join([
+        NOTE,
+        '#pragma once\n\n#include "mesh.h"\n\nnamespace cace_fast {\n\n',
+        *arrays,
+        "\ninline constexpr MeshWindow kWindows[] = {\n",
+        *rows,
+        "};\n\n// The choice of a method; kernels/window.py says what each number is.\n",
+        *(_constant(name, value) for name, value in vars(window).items() if name.isupper()),
+        "\n}  // namespace cace_fast\n",
+    ])  # fmt: skip
+
+
+def _constant(name: str, value: Any) -> str:
+    """Return the C++ of a module's constant: a number, or a pair of numbers."""
+    camel = "k" + "".join(word.capitalize() for word in name.split("_"))
+    if isinstance(value, (int, float)):
+        return f"inline constexpr double {camel} = {float(value)!r};\n"
+    if all(isinstance(x, float) for x in value):
+        return f"inline constexpr double {camel}[] = {{{', '.join(map(repr, value))}}};\n"
+    return ""
+
+
 FILES: dict[str, Callable[[], str]] = {
     "contraction_generated.inl": contraction,
     "formulas_generated.h": all_formulas,
     "constants_generated.h": constants,
+    "windows_generated.h": windows,
 }
 
 

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from cace_fast.errors import CaceFastError, InputError, UnsupportedModelError
 from cace_fast.kernels.cpu.build import LIBRARY
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 ERROR_LENGTH = 512
 INVALID, UNSUPPORTED, NOT_FINITE, MEMORY, TOO_CLOSE = 1, 2, 3, 4, 100
-DECLINED = -1  # of a HOST_SUM: the library is to do it
+METHODS = {"auto": 0, "direct": 1, "mesh": 2}  # CF_EWALD_...
 REMEDY = (
     "Install a C++ compiler with OpenMP (g++, or clang++ with libomp) and run "
     "'python -m cace_fast.kernels.cpu.build'."
@@ -119,21 +119,26 @@ class MessageC(ctypes.Structure):
     _fields_ = (("step", c_int32), ("a", c_void_p), ("b", c_void_p))
 
 
-# cf_host_sum
-HOST_SUM = ctypes.CFUNCTYPE(
-    ctypes.c_int,
-    c_void_p,
-    c_int32,
-    c_int64,
-    c_int32,
-    c_void_p,
-    c_void_p,
-    c_void_p,
-    c_double,
-    c_void_p,
-    c_void_p,
-    c_void_p,
-)
+class GridsC(ctypes.Structure):
+    """``cf_grids``."""
+
+    _fields_ = (
+        ("n_grids", c_int32),
+        ("precision", c_int32),
+        ("size", c_int64 * 3),
+        ("modes", c_int64 * 3),
+    )
+
+
+# context, grids, forward, points, modes
+TRANSFORM = ctypes.CFUNCTYPE(ctypes.c_int, c_void_p, POINTER(GridsC), c_int32, c_void_p, c_void_p)
+
+
+class TransformC(ctypes.Structure):
+    """``cf_transform``."""
+
+    _fields_ = (("run", TRANSFORM), ("context", c_void_p))
+
 
 # a description, and how many tensors with their names, numbers and sizes
 _TENSORS = (c_char_p, c_int32, POINTER(c_char_p), POINTER(c_void_p), POINTER(c_int64))
@@ -172,7 +177,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cf_step_freeze": (None, (c_void_p, c_void_p)),
     "cf_step_slab": (None, (c_void_p, c_double)),
     "cf_step_fields": (ctypes.c_int, (c_void_p, c_int32, c_void_p, c_void_p)),
-    "cf_step_host": (None, (c_void_p, HOST_SUM, c_void_p)),
+    "cf_step_method": (ctypes.c_int, (c_void_p, c_int32, c_double, POINTER(TransformC))),
     "cf_step_pairs": (
         ctypes.c_int,
         (c_void_p, POINTER(StructuresC), c_int64, c_void_p, c_void_p, c_void_p),
@@ -190,6 +195,10 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cf_state_seconds": (c_double, (c_void_p, c_char_p)),
     "cf_ewald_freeze": (None, (c_void_p, c_void_p)),
     "cf_ewald_slab": (None, (c_void_p, c_double)),
+    "cf_ewald_method": (
+        ctypes.c_int,
+        (c_void_p, c_int32, c_double, POINTER(TransformC), c_char_p),
+    ),
     "cf_ewald_cell": (ctypes.c_int, (c_void_p, c_void_p, POINTER(c_int64), c_char_p)),
     "cf_ewald_structure_factors": (None, (c_void_p, c_int64, c_int32, *(c_void_p,) * 3)),
     "cf_ewald_finish": (ctypes.c_int, (c_void_p, c_int64, c_int32, *(c_void_p,) * 6, c_char_p)),

@@ -1,22 +1,21 @@
-"""The long-range sum of the compiled library by itself, and sums that it leaves to Python."""
+"""The long-range sum of the compiled library by itself, and the transforms that its mesh takes."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from ctypes import byref
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cace_fast.kernels.cpu import library
-from cace_fast.kernels.ewald_method import choose
-from cace_fast.kernels.nufft import NufftSum, accuracy
-from cace_fast.kernels.transforms import make_transforms
+from cace_fast.kernels.mesh import to_modes, to_points
 
 
 class EwaldSum:
@@ -31,6 +30,14 @@ class EwaldSum:
         its own sphere.
     slab_vacuum
         What the box of a slab has beyond the height of its cell, in A; 0 refuses slabs.
+    method, tolerance
+        ``"direct"``, ``"mesh"`` or ``"auto"``, and the error of forces by a mesh relative to
+        max(max |F|, F0).
+
+    Raises
+    ------
+    InputError
+        For parameters that make no sense.
     """
 
     def __init__(
@@ -38,6 +45,9 @@ class EwaldSum:
         spec: library.EwaldSpec,
         k_cell: library.Floats | None = None,
         slab_vacuum: float = 0.0,
+        *,
+        method: str = "direct",
+        tolerance: float = 1e-10,
     ) -> None:
         self._lib = library.library()
         self._handle = library.Handle("ewald", byref(spec))
@@ -46,6 +56,15 @@ class EwaldSum:
             kept = np.ascontiguousarray(k_cell, dtype=np.float64)
             self._lib.cf_ewald_freeze(self._handle, kept.ctypes.data)
         self._lib.cf_ewald_slab(self._handle, slab_vacuum)
+        self._transform = Transform()
+        code = self._lib.cf_ewald_method(
+            self._handle,
+            library.METHODS[method],
+            tolerance,
+            byref(self._transform.given),
+            self._text,
+        )
+        library.raise_for(code, self._said)
 
     @property
     def _said(self) -> str:
@@ -70,20 +89,22 @@ class EwaldSum:
         energies, slopes = np.empty((n, n_q)), np.empty((n, n_q))
         forces, virial = np.zeros((n, 3)), np.zeros((3, 3))
         self._lib.cf_ewald_threads(self._handle, n_threads)
-        code = self._lib.cf_ewald_evaluate(
-            self._handle,
-            n,
-            n_q,
-            charges.ctypes.data,
-            positions.ctypes.data,
-            cell.ctypes.data,
-            int(periodic),
-            energies.ctypes.data,
-            slopes.ctypes.data,
-            forces.ctypes.data,
-            virial.ctypes.data,
-            self._text,
-        )
+        with self._transform.keeping():
+            code = self._lib.cf_ewald_evaluate(
+                self._handle,
+                n,
+                n_q,
+                charges.ctypes.data,
+                positions.ctypes.data,
+                cell.ctypes.data,
+                int(periodic),
+                energies.ctypes.data,
+                slopes.ctypes.data,
+                forces.ctypes.data,
+                virial.ctypes.data,
+                self._text,
+            )
+        self._transform.raise_kept()
         library.raise_for(code, self._said)
         return energies, slopes, forces, virial
 
@@ -137,44 +158,16 @@ class EwaldSum:
         return size.value
 
 
-class _Given(NamedTuple):
-    """Arrays of one call from the library, which owns their memory."""
+class Transform:
+    """Fourier transforms by torch for a mesh of the library.
 
-    q: library.Floats
-    r: library.Floats
-    cell: library.Floats
-    potentials: library.Floats
-    forces: library.Floats | None
-    virial: library.Floats | None
-
-
-class HostSum:
-    """Sums over k by Fourier transforms for a step of the library, where they are cheaper.
-
-    ``callback`` is for ``cf_step_host``; what it raises is kept for :meth:`raise_kept`.
-
-    Parameters
-    ----------
-    terms
-        dl, sigma and exponent of each Ewald term.
-    method
-        ``"auto"``, ``"direct"`` or ``"nufft"``.
-    tolerance
-        Largest relative error of forces.
+    ``given`` is what ``cf_step_method`` and ``cf_ewald_method`` take. No exception can pass through
+    the library: one that comes meanwhile is kept for :meth:`raise_kept`.
     """
 
-    def __init__(
-        self, terms: Sequence[tuple[float, float, int]], method: str, tolerance: float
-    ) -> None:
-        self._terms, self._method, self._tolerance = tuple(terms), method, tolerance
-        self.k_cell: library.Floats | None = None
-        self._sums: dict[int, tuple[int, NufftSum]] = {}
+    def __init__(self) -> None:
         self._kept: BaseException | None = None
-        self.callback = library.HOST_SUM(self._call)
-
-    def reset(self) -> None:
-        """Forget the plans of transforms."""
-        self._sums, self._kept = {}, None
+        self.given = library.TransformC(library.TRANSFORM(self._run), None)
 
     @contextmanager
     def keeping(self) -> Iterator[None]:
@@ -189,7 +182,7 @@ class HostSum:
         before = sys.unraisablehook
 
         def keep(dropped: sys.UnraisableHookArgs) -> None:
-            if dropped.object == self._call or "ctypes callback" in (dropped.err_msg or ""):
+            if dropped.object == self._run or "ctypes callback" in (dropped.err_msg or ""):
                 self._kept = dropped.exc_value
             else:
                 before(dropped)
@@ -206,53 +199,26 @@ class HostSum:
         if error is not None:
             raise error
 
-    def _call(self, context: Any, term: int, n: int, n_q: int, *rest: Any) -> int:
-        q, r, cell, weight, potentials, forces, virial = rest
+    def _run(self, context: Any, grids: Any, forward: int, points: int, modes: int) -> int:
         try:
-            own = _array(cell, (3, 3))
-            of = own if self.k_cell is None else self.k_cell
-            dl = self._terms[term][0]
-            if choose(self._method, n, n_q, of, dl, self._tolerance) == "direct":
-                return library.DECLINED
-            given = _Given(
-                _array(q, (n, n_q)),
-                _array(r, (n, 3)),
-                own,
-                _array(potentials, (n, n_q)),
-                None if forces is None else _array(forces, (n, 3)),
-                None if virial is None else _array(virial, (3, 3)),
-            )
-            self._evaluate(term, given, of, weight)
-        except BaseException as error:  # no exception can pass through the library
+            g = grids.contents
+            size, (m1, m2, m3) = tuple(g.size), tuple(g.modes)
+            real = torch.float32 if g.precision == 32 else torch.float64
+            grid = _tensor(points, (g.n_grids, *size), real)
+            pairs = _tensor(modes, (g.n_grids, 2 * m1 + 1, 2 * m2 + 1, m3 + 1, 2), real)
+            spectrum = torch.view_as_complex(pairs)
+            if forward:
+                spectrum.copy_(to_modes(grid, (m1, m2, m3)))
+            else:
+                grid.copy_(to_points(spectrum, size))
+        except BaseException as error:
             self._kept = error
             return library.INVALID
         return 0
 
-    def _evaluate(self, term: int, given: _Given, k_cell: library.Floats, weight: float) -> None:
-        q, r, cell, of = map(torch.from_numpy, (given.q, given.r, given.cell, k_cell))
-        wanted = given.forces is not None or given.virial is not None
-        found = self._sum(term).evaluate(q, r, cell, of, derivatives=wanted)
-        given.potentials[:] = found.potential.numpy()
-        if given.forces is not None:
-            given.forces[:] += weight * found.forces.numpy()
-        if given.virial is not None:
-            given.virial[:] += weight * found.virial.numpy()
 
-    def _sum(self, term: int) -> NufftSum:
-        """Return the sum of a term for the current number of threads, with its plans."""
-        threads = torch.get_num_threads()
-        held = self._sums.get(term)
-        if held is None or held[0] != threads:
-            wanted, dtype = accuracy(self._tolerance)
-            transforms = make_transforms(torch.device("cpu"), wanted, dtype)
-            held = self._sums[term] = (threads, NufftSum(*self._terms[term], transforms, dtype))
-        return held[1]
-
-
-def _array(address: int, shape: tuple[int, ...]) -> library.Floats:
-    """Return the doubles at an address as an array that shares their memory."""
-    count = int(np.prod(shape))
-    if count == 0:
-        return np.zeros(shape)
-    memory = (ctypes.c_double * count).from_address(address)
-    return np.ctypeslib.as_array(memory).reshape(shape)
+def _tensor(address: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return the numbers at an address as a tensor that shares their memory."""
+    number = ctypes.c_float if dtype == torch.float32 else ctypes.c_double
+    memory = (number * int(np.prod(shape))).from_address(address)
+    return torch.frombuffer(memory, dtype=dtype).reshape(shape)

@@ -2,7 +2,7 @@
 
 The sums over atoms, k vectors and pairs are kernels in the working precision; their parts are added
 up in float64 by others. Operations of torch are left where something is rare: slabs, the neutrality
-penalty, and transforms, which belong to libraries.
+penalty, and the mesh of large systems.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from cace_fast.errors import InputError
-from cace_fast.kernels.nufft import NufftSum, accuracy
-from cace_fast.kernels.transforms import make_transforms
+from cace_fast.kernels.ewald_method import MeshPlan, Sphere
+from cace_fast.kernels.mesh import MeshSum
+from cace_fast.kernels.plain_mesh import PlainMesh
 from cace_fast.kernels.triton import _ewald, _ewald_parts, configs, launch
 from cace_fast.kernels.triton.ewald_tables import LANES, RUN, VOIGT, Tables, tables
-from cace_fast.kernels.triton.kvectors import DIRECT, SumMethod, k_vectors, method_of
+from cace_fast.kernels.triton.kvectors import DIRECT, SumMethod, k_vectors, plan_of
 from cace_fast.slab import Slab, planar_sum
 from cace_fast.spec import Ewald
 from cace_fast.spec.units import E2_PER_INTERNAL
@@ -35,13 +36,13 @@ class _Given(NamedTuple):
     virials: Tensor
 
 
-class _Transformed(NamedTuple):
-    """Who sums a system by transforms, its cell and that of the vectors k, and the tolerance."""
+class _OnMesh(NamedTuple):
+    """Who sums a system on a mesh, which one, its cell and that of the vectors k."""
 
-    total: NufftSum
+    total: MeshSum
+    plan: MeshPlan
     cell: Tensor
     k_cell: Tensor
-    tolerance: float
 
 
 class DeviceEwaldSum:
@@ -64,7 +65,7 @@ class DeviceEwaldSum:
         self.first_atom: list[int] = []
         self.periodic: list[bool] = []
         self.slabs: dict[int, Slab] = {}
-        self._transforms: dict[int, _Transformed] = {}
+        self._meshes: dict[int, _OnMesh] = {}
         self._tables: Tables | None = None
         sharp = 1.0 / (module.sigma * sqrt(2.0))
         pairs = [sharp, 2.0 / sqrt(pi) * sharp, module.norm_factor / (2.0 * pi)]
@@ -73,9 +74,9 @@ class DeviceEwaldSum:
         self._settings = torch.tensor([weight, field], dtype=torch.float64).to(device)
 
     @property
-    def by_transforms(self) -> bool:
-        """Whether a system is summed by transforms, which cannot be captured."""
-        return bool(self._transforms)
+    def by_mesh(self) -> bool:
+        """Whether a system is summed on a mesh, which is not captured."""
+        return bool(self._meshes)
 
     def set_systems(
         self,
@@ -114,20 +115,21 @@ class DeviceEwaldSum:
                 "pbc", "a periodic system for an Ewald sum of exponent 6", "an open one"
             )
         chosen = (cells if k_cells is None else k_cells).double()
-        transformed = [
-            here and method_of(how, b - a, cell, self.module.dl) == "nufft"
-            for a, b, cell, here in zip(first_atom, first_atom[1:], chosen, periodic, strict=False)
+        sphere, exact = Sphere(self.module.dl, self.module.sigma), cells.double()
+        plans = [
+            plan_of(how, b - a, exact[s], chosen[s], sphere) if periodic[s] else None
+            for s, (a, b) in enumerate(pairwise(first_atom))
         ]
         vectors = [
-            k_vectors(cell, self.module.dl) if here and not other else torch.zeros(0, 3).double()
-            for cell, here, other in zip(chosen, periodic, transformed, strict=True)
+            k_vectors(cell, self.module.dl) if here and plan is None else torch.zeros(0, 3).double()
+            for cell, here, plan in zip(chosen, periodic, plans, strict=True)
         ]
-        before, shape = self._tables, (self.first_atom, self.periodic, list(self._transforms))
+        before, shape = self._tables, (self.first_atom, self.periodic, list(self._meshes))
         self.first_atom, self.periodic = list(first_atom), list(periodic)
-        given = (self.first_atom, self.periodic, cells.double(), vectors)
+        given = (self.first_atom, self.periodic, exact, vectors)
         made = tables(self.module, *given, self.dtype).to(self.device)
-        self._set_transforms(transformed, cells.double(), chosen, how)
-        same = shape == (self.first_atom, self.periodic, list(self._transforms))
+        self._set_meshes(plans, exact, chosen)
+        same = shape == (self.first_atom, self.periodic, list(self._meshes))
         flat = not self.slabs and not slabs
         self.slabs = {s: Slab(*(t.to(self.device) for t in x)) for s, x in (slabs or {}).items()}
         if before is None or not same or before.ranges != made.ranges:
@@ -136,25 +138,21 @@ class DeviceEwaldSum:
         for held, new in zip(before, made, strict=True):
             if isinstance(held, Tensor) and isinstance(new, Tensor):
                 held.copy_(new)
-        return flat or self.by_transforms  # slabs are new; with transforms nothing is captured
+        return flat or self.by_mesh  # slabs are new; with a mesh nothing is captured
 
-    def _set_transforms(
-        self, transformed: Sequence[bool], cells: Tensor, chosen: Tensor, how: SumMethod
+    def _set_meshes(
+        self, plans: Sequence[MeshPlan | None], cells: Tensor, chosen: Tensor
     ) -> None:
-        """Keep what transforms a system as long as it does: libraries have plans in it."""
-        held, self._transforms = self._transforms, {}
+        """Keep what sums a system as long as it does: it holds what modes are multiplied by."""
+        held, self._meshes = self._meshes, {}
         module = self.module
-        for s, here in enumerate(transformed):
-            if not here:
+        for s, plan in enumerate(plans):
+            if plan is None:
                 continue
-            if s in held and held[s].tolerance == how.tolerance:
-                total = held[s].total
-            else:
-                wanted, dtype = accuracy(how.tolerance)
-                by = make_transforms(self.device, wanted, dtype)
-                total = NufftSum(module.dl, module.sigma, module.exponent, by, dtype)
-            places = (cells[s].to(self.device), chosen[s].to(self.device))
-            self._transforms[s] = _Transformed(total, *places, how.tolerance)
+            new = MeshSum(module.dl, module.sigma, module.exponent, PlainMesh())
+            total = held[s].total if s in held else new
+            of = (cells[s].to(self.device), chosen[s].to(self.device))
+            self._meshes[s] = _OnMesh(total, plan, *of)
 
     def evaluate(
         self,
@@ -192,7 +190,7 @@ class DeviceEwaldSum:
             self._periodic(q, positions, sums, squares)
         if len(t.pairs):
             self._open(q, positions, sums)
-        elsewhere = self._transforms or self.slabs
+        elsewhere = self._meshes or self.slabs
         given = self._given(q, positions, sums, squares) if elsewhere else None
         moved = self._axis >= 0 or not all(self.periodic)
         moments = q.new_empty(6, n if moved else 0, dtype=torch.float64)
@@ -318,14 +316,15 @@ class DeviceEwaldSum:
         )
 
     def _given(self, q: Tensor, positions: Tensor, sums: Tensor, squares: Tensor) -> _Given:
-        """Return what transforms give for their systems, and what makes slabs of their boxes."""
+        """Return what meshes give for their systems, and what makes slabs of their boxes."""
         t, n_q, norm = self._tables, len(q), self.module.norm_factor
         assert t is not None
         exact, places = q.double(), [slice(a, b) for a, b in self._bounds()]
         rows, virials = exact.new_zeros(n_q + 3, q.shape[1]), exact.new_zeros(6, len(places))
-        for s, (total, cell, k_cell, _) in self._transforms.items():
+        for s, (total, plan, cell, k_cell) in self._meshes.items():
             own = places[s]
-            found = total.evaluate(exact[:, own].T.contiguous(), positions[own], cell, k_cell)
+            charges = exact[:, own].T.contiguous()
+            found = total.evaluate(plan, charges, positions[own], cell, k_cell)
             rows[:n_q, own], rows[n_q:, own] = norm * found.potential.T, -norm * found.forces.T
             virials[:, s] = norm * _voigt(found.virial)
         for s, slab in self.slabs.items():  # docs/user/slabs.md

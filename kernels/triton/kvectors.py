@@ -8,8 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cace_fast.kernels.ewald_method import MOST_PAIRS_ON_GPU, TIGHTEST, choose, n_k_vectors
+from cace_fast.kernels.ewald_method import TIGHTEST, MeshPlan, Sphere, choose, n_k_vectors
 from cace_fast.kernels.kspace import axes_of, k2_limit
+
+
+MOST_PAIRS_ON_GPU = 3e8  # of an atom and a vector k: the direct sum up to here
 
 
 class SumMethod(NamedTuple):
@@ -23,17 +26,20 @@ class SumMethod(NamedTuple):
 DIRECT = SumMethod("direct", 0.0, 1)
 
 
-def method_of(how: SumMethod, n: int, cell: Tensor, dl: float) -> str:
-    """Return ``"direct"`` or ``"nufft"`` for a periodic system of n atoms.
+def plan_of(
+    how: SumMethod, n: int, cell: Tensor, k_cell: Tensor, sphere: Sphere
+) -> MeshPlan | None:
+    """Return the mesh of a periodic system of n atoms, None for the direct sum.
 
     By itself a GPU sums directly for longer than a processor: all its lanes have work, and the sum
     is part of the captured step. MOST_PAIRS_ON_GPU is a prediction (docs/developer/kernels.md).
     """
-    n_k = n_k_vectors(cell.numpy(), dl)
+    n_k = n_k_vectors(k_cell.numpy(), sphere.dl)
     if how.method == "auto" and (n * n_k <= MOST_PAIRS_ON_GPU or how.tolerance < TIGHTEST):
-        return "direct"
-    method = "nufft" if how.method == "auto" else how.method
-    return choose(method, n, how.n_q, cell.numpy(), dl, how.tolerance)
+        return None
+    method = "mesh" if how.method == "auto" else how.method
+    cells = cell.numpy(), k_cell.numpy()
+    return choose(method, how.tolerance, n, how.n_q, cells[0], sphere, cells[1]).plan
 
 
 def k_vectors(cell: Tensor, dl: float) -> Tensor:

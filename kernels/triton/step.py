@@ -203,9 +203,9 @@ class Step:
         return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
 
     @property
-    def by_transforms(self) -> bool:
+    def by_mesh(self) -> bool:
         """Whether a system is summed by transforms: :meth:`long_range` cannot be captured then."""
-        return any(total.by_transforms for total in self.sums)
+        return any(total.by_mesh for total in self.sums)
 
     def take_atoms(self, graph: AtomicGraph) -> None:
         """Take elements, systems, and what each output counts in the energy."""

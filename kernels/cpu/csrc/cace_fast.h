@@ -30,7 +30,7 @@
 extern "C" {
 #endif
 
-#define CF_ABI_VERSION 3
+#define CF_ABI_VERSION 4
 #define CF_ERROR_LENGTH 512
 
 /* What every function that can fail returns; the text is in the error buffer or cf_state_error. */

@@ -72,6 +72,28 @@ CF_API void cf_ewald_freeze(cf_ewald *ewald, const double *cell);
  * of docs/theory.md, whose three moments add up over ranks. */
 CF_API void cf_ewald_slab(cf_ewald *ewald, double vacuum);
 
+/* Fourier transforms, which a mesh takes from its host.  They connect n_grids periodic grids
+ * [size 0][size 1][size 2] of real numbers with their complex modes [2 m0 + 1][2 m1 + 1][m2 + 1]: wave
+ * numbers 0 .. m, -m .. -1 along the first two axes, 0 .. m along the last.  Forward: sums of points
+ * times exp(-i k x).  Backward: sums of modes times exp(i k x); modes that are not here are conjugates
+ * of these, or zero.  Neither has a factor.  precision, 32 or 64, is that of both.  It is called by the
+ * thread that asked for the sum, and returns CF_OK or a code, which ends the sum. */
+typedef struct {
+  int32_t n_grids, precision;
+  int64_t size[3], modes[3];
+} cf_grids;
+typedef struct {
+  int (*run)(void *context, const cf_grids *grids, int32_t forward, void *points, void *modes);
+  void *context;
+} cf_transform;
+
+/* How periodic systems are summed: directly over the vectors k, by a mesh, or by the cheaper of the two.
+ * `tolerance` is the error of forces by the mesh relative to max(max |F|, F0), docs/theory.md.  Without a
+ * transform (NULL) all are summed directly, as at first, and CF_EWALD_MESH is refused. */
+enum { CF_EWALD_AUTO = 0, CF_EWALD_DIRECT = 1, CF_EWALD_MESH = 2 };
+CF_API int cf_ewald_method(cf_ewald *ewald, int32_t method, double tolerance,
+                           const cf_transform *transform, char error[CF_ERROR_LENGTH]);
+
 /* One system, all of its atoms here: energies [n][n_q] (they sum to E), slopes [n][n_q] = dE/dq of
  * that sum, forces [n][3] = -dE/dr, virial [3][3] = -dE/dstrain with the k set fixed.  Forces and
  * virial are added to what is there, and may be NULL.  cell is ignored for an open system.
@@ -135,7 +157,9 @@ typedef struct cf_step cf_step;
 CF_API int cf_step_create(const cf_model *model, cf_state *state, int32_t n_terms,
                           const cf_long_range *terms, cf_step **step, char error[CF_ERROR_LENGTH]);
 CF_API void cf_step_free(cf_step *step);
-/* As cf_ewald_freeze and cf_ewald_slab, for all terms. */
+/* As cf_ewald_method, cf_ewald_freeze and cf_ewald_slab, for all terms. */
+CF_API int cf_step_method(cf_step *step, int32_t method, double tolerance,
+                          const cf_transform *transform);
 CF_API void cf_step_freeze(cf_step *step, const double *cell);
 CF_API void cf_step_slab(cf_step *step, double vacuum);
 /* External fields of the structures to come and their directions [n_terms][n_systems], in the place of
@@ -143,17 +167,6 @@ CF_API void cf_step_slab(cf_step *step, double vacuum);
 CF_API int cf_step_fields(cf_step *step, int32_t n_systems, const double *fields,
                           const int32_t *directions);
 
-/* A sum over k of the host's own, such as a fast Fourier transform: for the periodic system and the
- * term, potentials [n][n_q] = K q without norm and self terms; and it adds to forces [n][3] and virial
- * [3][3], where these are not NULL, weight times those of the energy sum q K q / 2, the k set fixed.
- * Of a slab it sums the box, `cell`; the library does the rest.
- * Returns CF_OK, CF_DECLINED to leave the system to the library, or another code.  It is called by
- * the thread that calls cf_step_run.  NULL: none, as at first. */
-enum { CF_DECLINED = -1 };
-typedef int (*cf_host_sum)(void *context, int32_t term, int64_t n, int32_t n_q, const double *q,
-                           const double *r, const double *cell, double weight, double *potentials,
-                           double *forces, double *virial);
-CF_API void cf_step_host(cf_step *step, cf_host_sum sum, void *context);
 CF_API void cf_step_threads(cf_step *step, int32_t n_threads);
 /* A new pair list for these structures; positions are not looked at. */
 CF_API int cf_step_pairs(cf_step *step, const cf_structures *structures, int64_t n_pairs,

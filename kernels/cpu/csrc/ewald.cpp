@@ -12,6 +12,7 @@
 #include "constants_generated.h"
 #include "engine.h"
 #include "formulas_generated.h"
+#include "mesh_sum.h"
 #include "scalar_math.h"
 
 namespace cace_fast {
@@ -35,31 +36,6 @@ Kernels kernels() {
   if (std::strcmp(name, "avx2") == 0) return {avx2::ewald_accumulate, avx2::ewald_gather};
 #endif
   return {base::ewald_accumulate, base::ewald_gather};
-}
-
-bool invert(const double* h, double* inverse, double& volume) {
-  const double c[9] = {
-      h[4] * h[8] - h[5] * h[7], h[2] * h[7] - h[1] * h[8], h[1] * h[5] - h[2] * h[4],
-      h[5] * h[6] - h[3] * h[8], h[0] * h[8] - h[2] * h[6], h[2] * h[3] - h[0] * h[5],
-      h[3] * h[7] - h[4] * h[6], h[1] * h[6] - h[0] * h[7], h[0] * h[4] - h[1] * h[3]};
-  const double det = h[0] * c[0] + h[1] * c[3] + h[2] * c[6];
-  double lengths = 1.0;
-  for (int a = 0; a < 3; ++a)
-    lengths *=
-        std::sqrt(h[3 * a] * h[3 * a] + h[3 * a + 1] * h[3 * a + 1] + h[3 * a + 2] * h[3 * a + 2]);
-  volume = std::fabs(det);
-  if (!(volume > 1e-9 * lengths)) return false;
-  for (int a = 0; a < 9; ++a) inverse[a] = c[a] / det;
-  return true;
-}
-
-double norm2_of(const double* inverse, const double* n) {
-  double k2 = 0.0;
-  for (int x = 0; x < 3; ++x) {
-    const double k = inverse[3 * x] * n[0] + inverse[3 * x + 1] * n[1] + inverse[3 * x + 2] * n[2];
-    k2 += k * k;
-  }
-  return 4.0 * PI * PI * k2;
 }
 
 int64_t phase_length(const KVectors& k) {
@@ -111,6 +87,31 @@ void grow(std::vector<double>& v, int64_t size) {
 
 }  // namespace
 
+bool ewald_invert(const double* h, double* inverse, double& volume) {
+  const double c[9] = {
+      h[4] * h[8] - h[5] * h[7], h[2] * h[7] - h[1] * h[8], h[1] * h[5] - h[2] * h[4],
+      h[5] * h[6] - h[3] * h[8], h[0] * h[8] - h[2] * h[6], h[2] * h[3] - h[0] * h[5],
+      h[3] * h[7] - h[4] * h[6], h[1] * h[6] - h[0] * h[7], h[0] * h[4] - h[1] * h[3]};
+  const double det = h[0] * c[0] + h[1] * c[3] + h[2] * c[6];
+  double lengths = 1.0;
+  for (int a = 0; a < 3; ++a)
+    lengths *=
+        std::sqrt(h[3 * a] * h[3 * a] + h[3 * a + 1] * h[3 * a + 1] + h[3 * a + 2] * h[3 * a + 2]);
+  volume = std::fabs(det);
+  if (!(volume > 1e-9 * lengths)) return false;
+  for (int a = 0; a < 9; ++a) inverse[a] = c[a] / det;
+  return true;
+}
+
+double ewald_norm2(const double* inverse, const double* n) {
+  double k2 = 0.0;
+  for (int x = 0; x < 3; ++x) {
+    const double k = inverse[3 * x] * n[0] + inverse[3 * x + 1] * n[1] + inverse[3 * x + 2] * n[2];
+    k2 += k * k;
+  }
+  return 4.0 * PI * PI * k2;
+}
+
 void ewald_freeze(EwaldSpec& spec, const double* cell) {
   spec.frozen = cell != nullptr;
   if (spec.frozen) std::memcpy(spec.reference, cell, sizeof spec.reference);
@@ -126,9 +127,9 @@ EwaldStatus ewald_select(KVectors& k, const EwaldSpec& spec, const double* cell)
     return EWALD_OK;
   k.selected = false;
   double volume, ignored, chosen[9];
-  if (!invert(cell, k.inverse, volume)) return EWALD_SINGULAR_CELL;
+  if (!ewald_invert(cell, k.inverse, volume)) return EWALD_SINGULAR_CELL;
   const double* of = spec.frozen ? spec.reference : cell;  // whose sphere it is
-  if (!invert(of, chosen, ignored)) return EWALD_SINGULAR_CELL;
+  if (!ewald_invert(of, chosen, ignored)) return EWALD_SINGULAR_CELL;
   double points = 1.0;
   for (int a = 0; a < 3; ++a) {
     const double* h = of + 3 * a;
@@ -147,8 +148,8 @@ EwaldStatus ewald_select(KVectors& k, const EwaldSpec& spec, const double* cell)
       KVectors::Row row{n0, n1, 0, 0, static_cast<int32_t>(k.size)};
       for (int n2 = n0 == 0 && n1 == 0 ? 1 : -k.limits[2]; n2 <= k.limits[2]; ++n2) {
         const double n[3] = {double(n0), double(n1), double(n2)};
-        if (!(norm2_of(chosen, n) < top)) continue;
-        const auto found = k_kernel<ScalarMath>(spec.exponent, norm2_of(k.inverse, n), spec.sigma);
+        if (!(ewald_norm2(chosen, n) < top)) continue;
+        const auto found = k_kernel<ScalarMath>(spec.exponent, ewald_norm2(k.inverse, n), spec.sigma);
         if (row.count == 0) row.first = n2;  // |k|^2 is convex along a row: no gaps
         ++row.count;
         k.factor.push_back(found.g / volume);
@@ -353,6 +354,33 @@ void ewald_complete(const EwaldSpec& spec, int64_t n, int n_q, const double* q, 
   extras(spec, n, n_q, q, r, periodic, weight, energies, slopes, forces, virial);
 }
 
+namespace {
+
+// The sum over k of a box, by the cheaper method or the one that was asked for.
+EwaldStatus k_sum(const EwaldSpec& spec, EwaldWork& work, const EwaldSystem& in, double unit,
+                  double* slopes, double* forces, double* virial) {
+  MeshPlan plan;
+  EwaldStatus status = ewald_choose(plan, spec, in.n, in.n_q, in.cell);
+  if (status != EWALD_OK) return status;
+  if (plan.window != nullptr) {
+    if (work.mesh == nullptr) work.mesh = std::make_shared<MeshSum>();
+    work.transform_code =
+        work.mesh->evaluate(spec, plan, work.n_threads, in, unit, slopes, forces, virial);
+    return work.transform_code == CF_OK ? EWALD_OK : EWALD_TRANSFORM;
+  }
+  status = ewald_select(work.k, spec, in.cell);
+  if (status != EWALD_OK) return status;
+  const int64_t length = 2 * in.n_q * work.k.size;
+  grow(work.structure, length);
+  std::fill_n(work.structure.begin(), length, 0.0);
+  ewald_structure_factors(work, in.n, in.n_q, in.q, in.r, work.structure.data());
+  ewald_potentials(work, in.n, in.n_q, in.q, in.r, work.structure.data(), unit, slopes, forces);
+  if (virial != nullptr) ewald_virial(work.k, in.n_q, work.structure.data(), unit, virial);
+  return EWALD_OK;
+}
+
+}  // namespace
+
 EwaldStatus ewald_evaluate(const EwaldSpec& spec, EwaldWork& work, int64_t n, int n_q,
                            const double* q, const double* r, const double* cell, int boundary,
                            double weight, double* energies, double* slopes, double* forces,
@@ -360,17 +388,13 @@ EwaldStatus ewald_evaluate(const EwaldSpec& spec, EwaldWork& work, int64_t n, in
   if (boundary != EWALD_OPEN) {
     EwaldSlab& slab = work.slab;
     EwaldStatus status = ewald_slab_begin(slab, spec, cell, boundary, n, r);
-    if (status == EWALD_OK) status = ewald_select(work.k, spec, slab.present ? slab.cell : cell);
     if (status != EWALD_OK) return status;
     const double unit = weight * spec.norm;
-    const int64_t length = 2 * n_q * work.k.size;
-    grow(work.structure, length);
-    std::fill_n(work.structure.begin(), length, 0.0);
-    ewald_structure_factors(work, n, n_q, q, r, work.structure.data());
-    ewald_potentials(work, n, n_q, q, r, work.structure.data(), unit, slopes,
-                     slab.present ? slab.forces.data() : forces);
-    double* strain = slab.present ? slab.virial : virial;
-    if (virial != nullptr) ewald_virial(work.k, n_q, work.structure.data(), unit, strain);
+    const EwaldSystem in = {n, n_q, q, r, slab.present ? slab.cell : cell};
+    const bool strained = virial != nullptr;
+    status = k_sum(spec, work, in, unit, slopes, slab.present ? slab.forces.data() : forces,
+                   slab.present && strained ? slab.virial : virial);
+    if (status != EWALD_OK) return status;
     if (slab.present) ewald_slab_finish(slab, spec, unit, n, n_q, q, slopes, forces, virial);
   } else {
     if (spec.exponent != 1) return EWALD_OPEN_EXPONENT;

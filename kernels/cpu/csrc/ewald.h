@@ -4,9 +4,14 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
+#include "cace_fast_step.h"
+
 namespace cace_fast {
+
+class MeshSum;
 
 struct EwaldSpec {
   double dl = 2.0;     // A: the sum runs over |k| < 2 pi / dl
@@ -22,7 +27,15 @@ struct EwaldSpec {
   // frozen: the integer vectors of `reference` [3][3] whatever the cell, not those of its own sphere.
   bool frozen = false;
   double reference[9] = {0};
+  // How periodic systems are summed: CF_EWALD_AUTO is the cheaper way. A mesh needs transforms.
+  int method = CF_EWALD_AUTO;
+  double tolerance = 1e-10;  // of the mesh: error of forces, relative to max(max |F|, F0)
+  cf_transform transform = {nullptr, nullptr};
 };
+
+// The inverse and volume of a cell [3][3]; false if its vectors are not independent.
+bool ewald_invert(const double* cell, double* inverse, double& volume);
+double ewald_norm2(const double* inverse, const double* n);  // k^2 of k = 2 pi n h^-T
 
 void ewald_freeze(EwaldSpec& spec, const double* cell);  // null: the sphere of each cell
 
@@ -65,6 +78,8 @@ struct EwaldWork {
   std::vector<double> phases;     // exp(i n theta) of a block of atoms
   std::vector<std::vector<double>> own;  // the same for one atom, of each thread
   EwaldSlab slab;
+  std::shared_ptr<MeshSum> mesh;
+  int transform_code = 0;  // what the host's transform returned, if not CF_OK
 };
 
 enum EwaldStatus {
@@ -73,7 +88,8 @@ enum EwaldStatus {
   EWALD_OPEN_EXPONENT = 2,
   EWALD_TOO_MANY = 3,
   EWALD_SLAB_VACUUM = 4,
-  EWALD_SLAB_EXTENT = 5
+  EWALD_SLAB_EXTENT = 5,
+  EWALD_TRANSFORM = 6
 };
 
 // Chooses the k vectors of a cell [3][3] (rows are lattice vectors) and their factors; nothing to do

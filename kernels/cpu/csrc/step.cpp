@@ -132,7 +132,7 @@ int cf_step_create(const cf_model* model, cf_state* state, int32_t n_terms,
             error, "long range",
             "terms of the " + std::to_string(n_charges) + " charges of the model",
             "columns " + std::to_string(t.first_charge) + " to " + std::to_string(last - 1));
-      made.push_back({ewald_spec_of(t.ewald), t.weight, t.first_charge, t.n_charges, {}, {}, {}});
+      made.push_back({ewald_spec_of(t.ewald), t.weight, t.first_charge, t.n_charges, {}, {}});
       if (t.fixed != nullptr) made.back().fixed.assign(t.fixed, t.fixed + n_elements);
     }
     *step = new cf_step;

@@ -32,14 +32,11 @@ struct cf_step {
     int first, count;
     std::vector<double> fixed;
     std::vector<cace_fast::EwaldWork> works;
-    cace_fast::EwaldSlab slab;  // of a system that the host sums
   };
   std::vector<Term> terms;
   // of every term and system: external field and its direction; empty: those of the terms
   std::vector<double> fields;
   std::vector<int32_t> directions;
-  cf_host_sum host = nullptr;
-  void* host_context = nullptr;
   cf_pairs pairs;
   int64_t n_evaluated = -1;  // atoms of the last run, while its list is here
   // buffers of a step; they grow and are reused
@@ -71,6 +68,13 @@ inline int invalid(char* error, const std::string& argument, const std::string& 
   return fail(error, CF_INVALID, parts.what());
 }
 
+// A transform of the host returned this code.
+struct TransformFailed : std::exception {
+  explicit TransformFailed(int code) : code(code) {}
+  const char* what() const noexcept override { return "long range: the host's transform failed"; }
+  const int code;
+};
+
 // Runs `body`, turning what it throws into a code: no exception may cross the C interface.
 template <class Body>
 int guarded(char* error, Body body) {
@@ -82,6 +86,8 @@ int guarded(char* error, Body body) {
   } catch (const Invalid& e) {
     remember(&e);
     return fail(error, CF_INVALID, e.what());
+  } catch (const TransformFailed& e) {
+    return fail(error, e.code, e.what());
   } catch (const std::exception& e) {
     return fail(error, CF_INVALID, e.what());
   }

@@ -11,30 +11,29 @@
 
 #include "engine.h"
 #include "step.h"
+#include "mesh_sum.h"
 
 using namespace cace_fast;
 
 namespace {
 
-int ewald_code(EwaldStatus status, char* error) {
+// Throws what a status stands for.
+void require(EwaldStatus status, const EwaldWork& work) {
   switch (status) {
     case EWALD_OK:
-      return CF_OK;
+      return;
     case EWALD_SINGULAR_CELL:
-      return invalid(error, "cell", "three independent lattice vectors for a periodic Ewald sum",
-                     "others");
+      throw Invalid("cell", "three independent lattice vectors for a periodic Ewald sum", "others");
     case EWALD_OPEN_EXPONENT:
-      return invalid(error, "pbc", "a periodic system for an Ewald sum of exponent 6",
-                     "an open one");
+      throw Invalid("pbc", "a periodic system for an Ewald sum of exponent 6", "an open one");
     case EWALD_SLAB_VACUUM:
-      return invalid(error, "pbc", "all or no directions periodic, or two with a vacuum above 0",
-                     "others");
+      throw Invalid("pbc", "all or no directions periodic, or two with a vacuum above 0", "others");
     case EWALD_SLAB_EXTENT:
-      return invalid(error, "positions", "atoms of a slab within the height of its cell",
-                     "some outside");
+      throw Invalid("positions", "atoms of a slab within the height of its cell", "some outside");
+    case EWALD_TRANSFORM:
+      throw TransformFailed(work.transform_code);
     default:
-      return invalid(error, "cell", "one with fewer k vectors, which a direct sum can hold",
-                     "too many");
+      throw Invalid("cell", "one with fewer k vectors, which a direct sum can hold", "too many");
   }
 }
 
@@ -83,71 +82,64 @@ EwaldSpec spec_of(const cf_step& step, size_t number, const cf_structures& in, i
   return spec;
 }
 
-// Offers the periodic systems to the host, one after the other; those that it did are marked done.
-int by_host(cf_step& step, int32_t number, const cf_structures& in, const cf_step_result& out) {
+// One system by ewald.h, in this thread or with its threads.
+void sum_one(cf_step& step, size_t number, EwaldWork& work, const EwaldSpec& spec,
+             const cf_structures& in, const cf_step_result& out, int32_t s) {
   cf_step::Term& term = step.terms[number];
-  for (int32_t s = 0; s < in.n_systems; ++s) {
-    if (in.periodic[s] == 0) continue;
-    const EwaldSpec spec = spec_of(step, number, in, s);
-    const Part part = part_of(step, term, in, out, s);
-    const double *r = in.positions + 3 * part.first, *cell = in.cells + 9 * s;
-    EwaldSlab& slab = term.slab;
-    int code =
-        ewald_code(ewald_slab_begin(slab, spec, cell, in.periodic[s], part.n, r), step.error);
-    if (code != CF_OK) return code;
-    const bool strained = part.virial != nullptr;
-    double* forces =
-        slab.present && (part.forces != nullptr || strained) ? slab.forces.data() : part.forces;
-    double* virial = slab.present && strained ? slab.virial : part.virial;
-    const double unit = term.weight * spec.norm;
-    // a host that an interrupt keeps from its work, and that does not say so, must not pass
-    std::fill(part.slopes, part.slopes + part.n * term.count,
-              std::numeric_limits<double>::quiet_NaN());
-    code = step.host(step.host_context, number, part.n, term.count, part.q, r,
-                     slab.present ? slab.cell : cell, unit, part.slopes, forces, virial);
-    if (code == CF_DECLINED) continue;
-    if (code != CF_OK) return fail(step.error, code, "long range: the sum of the host failed");
-    if (slab.present)
-      ewald_slab_finish(slab, spec, unit, part.n, term.count, part.q, part.slopes, part.forces,
-                        part.virial);
-    ewald_complete(spec, part.n, term.count, part.q, r, true, term.weight, part.energies,
-                   part.slopes, part.forces, part.virial);
-    add_part(step, term, part, out);
-    step.done[s] = 1;
-  }
-  return CF_OK;
+  const Part part = part_of(step, term, in, out, s);
+  require(ewald_evaluate(spec, work, part.n, term.count, part.q, in.positions + 3 * part.first,
+                         in.cells + 9 * s, in.periodic[s], term.weight, part.energies, part.slopes,
+                         part.forces, part.virial),
+          work);
+  add_part(step, term, part, out);
 }
 
-// The systems that are left, by the sums of ewald.h.
-int by_library(cf_step& step, size_t number, const cf_structures& in, const cf_step_result& out) {
+// Whether a mesh is to sum system s.
+bool takes_mesh(const cf_step& step, size_t number, const cf_structures& in, int32_t s) {
+  const cf_step::Term& term = step.terms[number];
+  if (in.periodic[s] == EWALD_OPEN || term.spec.transform.run == nullptr) return false;
+  const int64_t first = in.first_atom[s], n = in.first_atom[s + 1] - first;
+  EwaldSlab slab;
+  MeshPlan plan;
+  const double* cell = in.cells + 9 * s;
+  EwaldStatus status =
+      ewald_slab_begin(slab, term.spec, cell, in.periodic[s], n, in.positions + 3 * first);
+  if (status == EWALD_OK)
+    status = ewald_choose(plan, term.spec, n, term.count, slab.present ? slab.cell : cell);
+  return status == EWALD_OK && plan.window != nullptr;
+}
+
+// All systems of a term: those of a mesh one after the other, as its transforms are the host's and belong
+// to this thread; the others side by side.
+void sum_term(cf_step& step, size_t number, const cf_structures& in, const cf_step_result& out) {
   cf_step::Term& term = step.terms[number];
   const int threads = team_size(step.n_threads);
   const bool across = threads > 1 && in.n_systems >= 2 * threads;
   if (static_cast<int>(term.works.size()) < (across ? threads : 1))
     term.works.resize(across ? threads : 1);
-  for (EwaldWork& work : term.works) work.n_threads = across ? 1 : threads;
-  int worst = EWALD_OK;
-  bool memory = false;
-#pragma omp parallel for schedule(dynamic) num_threads(across ? threads : 1) \
-    reduction(max : worst) if (across)
+  for (EwaldWork& work : term.works) work.n_threads = threads;
+  step.done.assign(in.n_systems, 0);
+  for (int32_t s = 0; s < in.n_systems; ++s) {
+    if (across && !takes_mesh(step, number, in, s)) continue;
+    sum_one(step, number, term.works[0], spec_of(step, number, in, s), in, out, s);
+    step.done[s] = 1;
+  }
+  if (!across) return;
+  for (EwaldWork& work : term.works) work.n_threads = 1;
+  std::exception_ptr error;
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
   for (int32_t s = 0; s < in.n_systems; ++s) {
     if (step.done[s]) continue;
     try {
-      EwaldWork& work = term.works[across ? omp_get_thread_num() : 0];
-      const Part part = part_of(step, term, in, out, s);
-      const EwaldStatus status =
-          ewald_evaluate(spec_of(step, number, in, s), work, part.n, term.count, part.q,
-                         in.positions + 3 * part.first, in.cells + 9 * s, in.periodic[s],
-                         term.weight, part.energies, part.slopes, part.forces, part.virial);
-      worst = std::max(worst, static_cast<int>(status));
-      add_part(step, term, part, out);
-    } catch (const std::bad_alloc&) {
-#pragma omp atomic write
-      memory = true;
+      EwaldSpec spec = spec_of(step, number, in, s);
+      spec.method = CF_EWALD_DIRECT;
+      sum_one(step, number, term.works[omp_get_thread_num()], spec, in, out, s);
+    } catch (...) {
+#pragma omp critical
+      error = std::current_exception();
     }
   }
-  if (memory) return fail(step.error, CF_MEMORY, "out of memory");
-  return ewald_code(static_cast<EwaldStatus>(worst), step.error);
+  if (error) std::rethrow_exception(error);
 }
 
 }  // namespace
@@ -179,6 +171,23 @@ int ewald_check(const cf_ewald_spec& s, char* error) {
   return CF_OK;
 }
 
+namespace {
+
+void set_method(EwaldSpec& spec, int method, double tolerance, const cf_transform* transform) {
+  if (method < CF_EWALD_AUTO || method > CF_EWALD_MESH)
+    throw Invalid("method", "0, 1 or 2", std::to_string(method));
+  if (!(tolerance > 0 && tolerance < 1))
+    throw Invalid("tolerance", "a number between 0 and 1", std::to_string(tolerance));
+  const bool none = transform == nullptr || transform->run == nullptr;
+  if (method == CF_EWALD_MESH && none)
+    throw Invalid("transform", "Fourier transforms for a mesh", "none");
+  spec.method = method;
+  spec.tolerance = tolerance;
+  spec.transform = none ? cf_transform{nullptr, nullptr} : *transform;
+}
+
+}  // namespace
+
 int long_range(cf_step& step, const cf_structures& in, const cf_step_result& out) {
   if (!step.fields.empty() && step.fields.size() != step.terms.size() * in.n_systems)
     return invalid(step.error, "fields", "one for each term and structure", "others");
@@ -187,11 +196,7 @@ int long_range(cf_step& step, const cf_structures& in, const cf_step_result& out
     const size_t size = static_cast<size_t>(in.n_atoms) * term.count;
     for (std::vector<double>* v : {&step.own_q, &step.own_energies, &step.own_slopes})
       if (v->size() < size) v->resize(size);
-    step.done.assign(in.n_systems, 0);
-    int code = CF_OK;
-    if (step.host != nullptr) code = by_host(step, static_cast<int32_t>(k), in, out);
-    if (code == CF_OK) code = by_library(step, k, in, out);
-    if (code != CF_OK) return code;
+    sum_term(step, k, in, out);
   }
   return CF_OK;
 }
@@ -218,17 +223,18 @@ int cf_ewald_evaluate(cf_ewald* ewald, int64_t n, int32_t n_q, const double* q, 
                       const double* cell, int32_t periodic, double* energies, double* slopes,
                       double* forces, double* virial, char* error) {
   return guarded(error, [&] {
-    return ewald_code(ewald_evaluate(ewald->spec, ewald->work, n, n_q, q, r, cell, periodic, 1.0,
-                                     energies, slopes, forces, virial),
-                      error);
+    require(ewald_evaluate(ewald->spec, ewald->work, n, n_q, q, r, cell, periodic, 1.0, energies,
+                           slopes, forces, virial),
+            ewald->work);
+    return int(CF_OK);
   });
 }
 
 int cf_ewald_cell(cf_ewald* ewald, const double* cell, int64_t* size, char* error) {
   return guarded(error, [&] {
-    const int code = ewald_code(ewald_select(ewald->work.k, ewald->spec, cell), error);
+    require(ewald_select(ewald->work.k, ewald->spec, cell), ewald->work);
     *size = ewald->work.k.size;
-    return code;
+    return int(CF_OK);
   });
 }
 
@@ -251,9 +257,21 @@ void cf_ewald_virial(const cf_ewald* ewald, int32_t n_q, const double* structure
   ewald_virial(ewald->work.k, n_q, structure, ewald->spec.norm, virial);
 }
 
-void cf_step_host(cf_step* step, cf_host_sum sum, void* context) {
-  step->host = sum;
-  step->host_context = context;
+int cf_ewald_method(cf_ewald* ewald, int32_t method, double tolerance,
+                    const cf_transform* transform, char* error) {
+  return guarded(error, [&] {
+    set_method(ewald->spec, method, tolerance, transform);
+    return int(CF_OK);
+  });
+}
+
+int cf_step_method(cf_step* step, int32_t method, double tolerance,
+                   const cf_transform* transform) {
+  return guarded(step->error, [&] {
+    for (cf_step::Term& term : step->terms)
+      set_method(term.spec, method, tolerance, transform);
+    return int(CF_OK);
+  });
 }
 
 void cf_ewald_slab(cf_ewald* ewald, double vacuum) { ewald->spec.slab_vacuum = vacuum; }

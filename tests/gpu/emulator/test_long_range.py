@@ -70,7 +70,7 @@ def test_each_method_gives_what_the_reference_gives(
         given = system(stretch=stretch, reach=0.5)
         assert_equal(engine.evaluate(given, WANTED), reference.evaluate(given, WANTED))
     (total,) = engine._runner.step.sums
-    assert total.by_transforms == (method == "nufft")
+    assert total.by_mesh == (method == "nufft")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -123,7 +123,7 @@ def test_by_itself_the_sum_is_direct_up_to_a_number_of_pairs(
         monkeypatch.setattr(kvectors, "choose", lambda method, *rest: method)
         engine, reference = engines(device, LongRange("auto", 1e-7))
         assert_equal(engine.evaluate(given, WANTED), reference.evaluate(given, WANTED))
-        assert engine._runner.step.sums[0].by_transforms == transformed
+        assert engine._runner.step.sums[0].by_mesh == transformed
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,230 @@
+"""The sum over k of large periodic systems by a mesh (``docs/theory.md``, "The mesh").
+
+Charges are spread on a periodic grid by a smooth window, a Fourier transform makes structure factors
+of the grid, which are multiplied by g(k)/window^2 inside the sphere, a second transform makes a grid
+of potentials, and the same window gathers potential and gradient at the atoms. Here is what is the
+same on every device, in torch: the transforms and the product. Kernels spread and gather.
+"""
+
+from __future__ import annotations
+
+from math import pi
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from cace_fast.kernels.ewald_method import MeshPlan
+from cace_fast.kernels.kspace import k2_limit, kernel, require_cell
+from cace_fast.kernels.window import quadrature
+
+
+class BareSum(NamedTuple):
+    """phi = K q [n, n_q] without norm and self terms, and of E = sum q phi/2 forces and virial."""
+
+    potential: Tensor
+    forces: Tensor
+    virial: Tensor
+
+
+class MeshKernels(Protocol):
+    """Spreading and gathering on one kind of device, in the precision of the plan."""
+
+    def spread(self, plan: MeshPlan, inverse: Tensor, r: Tensor, q: Tensor) -> Tensor:
+        """Return the charges on the grid [n_q, N1, N2, N3].
+
+        ``inverse`` [3, 3] is h^-1 in 1/A, ``r`` [n, 3] in A and ``q`` [n, n_q] are float64.
+        """
+
+    def gather(
+        self, plan: MeshPlan, inverse: Tensor, r: Tensor, q: Tensor, grid: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return potentials [n, n_q], and sum_c q_c dphi_c/dr [n, 3] in 1/A, both float64."""
+
+
+class _Factors(NamedTuple):
+    """What modes are multiplied by, and what the virial is made of, for the modes of a plan."""
+
+    reciprocal: Tensor  # [3, 3] rows 2 pi h^-T
+    factor: Tensor  # [2 m1 + 1, 2 m2 + 1, m3 + 1] 2 g/(|V| window^2) inside the sphere, 0 outside
+    slope: Tensor  # 2 dg/dk^2/(|V| window^2)
+
+
+class MeshSum:
+    """The sum over k of one periodic system after another, on the device of its tensors.
+
+    Parameters
+    ----------
+    dl, sigma, exponent
+        Of the Ewald module: resolution and width in A, and 1 or 6.
+    kernels
+        Who spreads and gathers.
+    """
+
+    def __init__(self, dl: float, sigma: float, exponent: int, kernels: MeshKernels) -> None:
+        self._dl, self._sigma, self._exponent = dl, sigma, exponent
+        self._kernels = kernels
+        self._held: tuple[Tensor, Tensor, MeshPlan, _Factors] | None = None
+
+    def evaluate(
+        self, plan: MeshPlan, q: Tensor, r: Tensor, cell: Tensor, k_cell: Tensor
+    ) -> BareSum:
+        """Return potentials, forces and virial.
+
+        Parameters
+        ----------
+        plan
+            Window and grid, from :func:`cace_fast.kernels.ewald_method.choose`.
+        q, r, cell
+            Charges [n, n_q], positions [n, 3] and cell [3, 3] in A, float64.
+        k_cell
+            The cell [3, 3] whose sphere chooses the integer vectors: ``cell`` itself, or the
+            reference of a frozen set.
+
+        Raises
+        ------
+        InputError
+            If a cell is singular.
+        """
+        inverse = torch.linalg.inv(cell)
+        factors = self._factors(plan, cell, k_cell)
+        modes = to_modes(self._kernels.spread(plan, inverse, r, q), plan.modes)
+        virial = _virial(factors, plan, modes)
+        grid = to_points(modes * factors.factor, plan.size)
+        potential, gradient = self._kernels.gather(plan, inverse, r, q, grid)
+        return BareSum(potential, -gradient, virial)
+
+    def _factors(self, plan: MeshPlan, cell: Tensor, k_cell: Tensor) -> _Factors:
+        """Return the factors of a cell, those of the last call where they are the same."""
+        held = self._held
+        if (
+            held is None
+            or held[2] != plan
+            or not (torch.equal(held[0], cell) and torch.equal(held[1], k_cell))
+        ):
+            made = self._make_factors(plan, cell, k_cell)
+            held = self._held = (cell.clone(), k_cell.clone(), plan, made)
+        return held[3]
+
+    def _make_factors(self, plan: MeshPlan, cell: Tensor, k_cell: Tensor) -> _Factors:
+        require_cell(cell)
+        require_cell(k_cell)
+        axes = mode_axes(plan.modes, cell)
+        k2 = _squares(axes, torch.linalg.inv(cell))
+        chosen = k2 if torch.equal(cell, k_cell) else _squares(axes, torch.linalg.inv(k_cell))
+        inside = chosen < k2_limit(self._dl)
+        inside[0, 0, 0] = False
+        scale = 2.0 / torch.linalg.det(cell).abs()
+        for axis, (n, size) in enumerate(zip(axes, plan.size, strict=True)):
+            shape = [-1 if a == axis else 1 for a in range(3)]
+            scale = scale / _transform(plan, n.flatten(), size).reshape(shape) ** 2
+        g, slope = kernel(k2[inside], self._sigma, self._exponent)
+        factor, slopes = torch.zeros_like(k2), torch.zeros_like(k2)
+        factor[inside], slopes[inside] = scale[inside] * g, scale[inside] * slope
+        reciprocal = 2.0 * pi * torch.linalg.inv(cell).T
+        return _Factors(reciprocal, factor.to(plan.dtype), slopes.to(plan.dtype))
+
+
+def mode_axes(modes: tuple[int, int, int], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the wave numbers 0 .. m, -m .. -1 of two axes and 0 .. m of the last, to broadcast.
+
+    Parameters
+    ----------
+    modes
+        m of each axis.
+    like
+        A tensor of their dtype and device.
+    """
+    x, y, z = (
+        torch.arange(m + 1, dtype=like.dtype, device=like.device)
+        if a == 2
+        else torch.cat(
+            [
+                torch.arange(m + 1, dtype=like.dtype, device=like.device),
+                torch.arange(-m, 0, dtype=like.dtype, device=like.device),
+            ]
+        )
+        for a, m in enumerate(modes)
+    )
+    return x[:, None, None], y[:, None], z
+
+
+def to_modes(points: Tensor, modes: tuple[int, int, int]) -> Tensor:
+    """Return the modes -m .. m of real grids, without factors.
+
+    One-dimensional passes, each on what the modes need: they give the same bits whatever the
+    number of threads.
+
+    Parameters
+    ----------
+    points
+        [t, N1, N2, N3] real.
+    modes
+        m of each axis.
+
+    Returns
+    -------
+    Tensor
+        [t, 2 m1 + 1, 2 m2 + 1, m3 + 1] complex: sums of points times exp(-i k x), in the order of
+        :func:`mode_axes`.
+    """
+    m1, m2, m3 = modes
+    x = torch.fft.rfft(points, dim=3).narrow(3, 0, m3 + 1)
+    x = _cut(torch.fft.fft(x, dim=2), m2, 2)
+    return _cut(torch.fft.fft(x, dim=1), m1, 1)
+
+
+def to_points(modes: Tensor, size: tuple[int, int, int]) -> Tensor:
+    """Return real grids [t, N1, N2, N3], sums of modes times exp(i k x), without factors.
+
+    ``modes`` are as :func:`to_modes` makes them; what they leave out is zero.
+    """
+    x = torch.fft.ifft(_widen(modes, size[0], 1), dim=1, norm="forward")
+    x = torch.fft.ifft(_widen(x, size[1], 2), dim=2, norm="forward")
+    return torch.fft.irfft(x, n=size[2], dim=3, norm="forward")
+
+
+def _cut(x: Tensor, m: int, dim: int) -> Tensor:
+    """Return modes 0 .. m, -m .. -1 along an axis of all modes."""
+    return torch.cat([x.narrow(dim, 0, m + 1), x.narrow(dim, x.shape[dim] - m, m)], dim)
+
+
+def _widen(x: Tensor, size: int, dim: int) -> Tensor:
+    """Return all ``size`` modes along an axis of modes 0 .. m, -m .. -1."""
+    m = x.shape[dim] // 2
+    shape = [*x.shape]
+    shape[dim] = size - x.shape[dim]
+    return torch.cat([x.narrow(dim, 0, m + 1), x.new_zeros(shape), x.narrow(dim, m + 1, m)], dim)
+
+
+def _transform(plan: MeshPlan, n: Tensor, size: int) -> Tensor:
+    """Return the Fourier transform of the window at modes n of a grid axis of ``size`` points."""
+    x, w = torch.tensor(quadrature(plan.window), dtype=torch.float64).to(n).T
+    return torch.cos(torch.outer(n * (2.0 * pi / size), x)) @ w
+
+
+def _squares(axes: tuple[Tensor, Tensor, Tensor], inverse: Tensor) -> Tensor:
+    """Return k^2 of modes, k = 2 pi n h^-T."""
+    k = [sum(n * (2.0 * pi * inverse[x, a]) for a, n in enumerate(axes)) for x in range(3)]
+    return k[0] * k[0] + k[1] * k[1] + k[2] * k[2]
+
+
+def _virial(factors: _Factors, plan: MeshPlan, modes: Tensor) -> Tensor:
+    """Return -dE/dstrain [3, 3], float64, the k set fixed."""
+    power = (modes.real**2 + modes.imag**2).sum(0)
+    power[:, :, 0] *= 0.5  # every other mode stands for its conjugate too
+    energy = (factors.factor * power).sum(dtype=torch.float64)
+    steep = factors.slope * power
+    x, y, z = (n.flatten() for n in mode_axes(plan.modes, factors.reciprocal))
+    xy = steep.sum(2, dtype=torch.float64)
+    along_z = steep.double() @ torch.stack([z, z * z], 1)
+    xz, zz = along_z.unbind(2)
+    entries = [
+        [x**2 @ xy.sum(1), x @ xy @ y, x @ xz.sum(1)],
+        [x @ xy @ y, xy.sum(0) @ y**2, xz.sum(0) @ y],
+        [x @ xz.sum(1), xz.sum(0) @ y, zz.sum()],
+    ]
+    moments = torch.stack([torch.stack(row) for row in entries])
+    eye = torch.eye(3, dtype=torch.float64, device=modes.device)
+    virial: Tensor = energy * eye + 2.0 * factors.reciprocal.T @ moments @ factors.reciprocal
+    return virial

@@ -1,0 +1,82 @@
+"""Spreading and gathering in plain torch, for any device; the reference of the kernels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cace_fast.kernels.ewald_method import MeshPlan
+from cace_fast.kernels.window import MORE_TERMS, polynomials
+
+POINTS_AT_ONCE = 2_000_000  # atoms x points of their stencils in one block
+
+
+class PlainMesh:
+    """See :class:`cace_fast.kernels.mesh.MeshKernels`."""
+
+    def spread(self, plan: MeshPlan, inverse: Tensor, r: Tensor, q: Tensor) -> Tensor:
+        """Return the charges on the grid [n_q, N1, N2, N3]."""
+        size, n_q = plan.size, q.shape[1]
+        grid = torch.zeros(n_q, size[0] * size[1] * size[2], dtype=plan.dtype, device=q.device)
+        for part in _blocks(len(r), plan):
+            index, (x, y, z), _ = _stencils(plan, inverse, r[part])
+            weights = torch.einsum("ni,nj,nk->nijk", x, y, z).flatten(1)
+            values = q[part].T.to(plan.dtype)[:, :, None] * weights
+            grid.index_add_(1, index.flatten(), values.flatten(1))
+        return grid.reshape(n_q, *size)
+
+    def gather(
+        self, plan: MeshPlan, inverse: Tensor, r: Tensor, q: Tensor, grid: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return potentials [n, n_q], and sum_c q_c dphi_c/dr [n, 3] in 1/A."""
+        potential, gradient = torch.zeros_like(q), torch.zeros_like(r)
+        size = torch.tensor(plan.size, dtype=r.dtype, device=r.device)
+        flat = grid.flatten(1)
+        for part in _blocks(len(r), plan):
+            index, (x, y, z), (dx, dy, dz) = _stencils(plan, inverse, r[part])
+            points = flat[:, index.flatten()].reshape(len(flat), *index.shape)
+            points = points.unflatten(2, (plan.window.width,) * 3)
+            found = [
+                torch.einsum("cnijk,ni,nj,nk->nc", points, a, b, c).to(q)
+                for a, b, c in ((x, y, z), (dx, y, z), (x, dy, z), (x, y, dz))
+            ]
+            potential[part] = found[0]
+            by_axis = torch.stack([(q[part] * f).sum(1) for f in found[1:]], 1)
+            gradient[part] = (by_axis * size) @ inverse.T
+        return potential, gradient
+
+
+def _blocks(n: int, plan: MeshPlan) -> list[slice]:
+    step = max(1, POINTS_AT_ONCE // plan.window.width**3)
+    return [slice(start, start + step) for start in range(0, n, step)]
+
+
+def _stencils(
+    plan: MeshPlan, inverse: Tensor, r: Tensor
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Return the points [n, width^3] of each atom, and along each axis weights and slopes [n, width]."""
+    width, degree = plan.window.width, plan.window.width + MORE_TERMS[str(plan.dtype)[6:]]
+    coefficients = torch.tensor(polynomials(plan.window, degree), dtype=torch.float64).to(r.device)
+    fraction = r @ inverse
+    fraction = fraction - torch.floor(fraction)
+    offsets = torch.arange(width, device=r.device)
+    index = torch.zeros((len(r), 1), dtype=torch.int64, device=r.device)
+    weights, slopes = [], []
+    for axis, size in enumerate(plan.size):
+        u = fraction[:, axis] * size
+        begin = torch.ceil(u - 0.5 * width)
+        x = (2.0 * (begin - u + 0.5 * width) - 1.0).to(plan.dtype)
+        value, slope = (_horner(c.to(plan.dtype), x) for c in coefficients)
+        weights.append(value)
+        slopes.append(slope)
+        points = (begin.long()[:, None] + offsets) % size
+        index = (index[:, :, None] * size + points[:, None, :]).flatten(1)
+    return index, weights, slopes
+
+
+def _horner(coefficients: Tensor, x: Tensor) -> Tensor:
+    """Return polynomials [n, width] of x [n], coefficients [degree + 1, width]."""
+    total = coefficients[-1].expand(len(x), -1)
+    for row in coefficients.flip(0)[1:]:
+        total = total * x[:, None] + row
+    return total
