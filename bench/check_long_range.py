@@ -50,9 +50,10 @@ def force(method: str, k_set: str, seen: dict[str, bool]) -> None:
         return potential
 
     def calculator(
-        model_path: Path, device: str, default_dtype: str, backend: str
+        model_path: Path, device: str, default_dtype: str, backend: str, output_index: int | None
     ) -> cace_fast.CACECalculator:
-        return CALCULATOR(noted(model_path, device=device, dtype=default_dtype, backend=backend))
+        potential = noted(model_path, device=device, dtype=default_dtype, backend=backend)
+        return CALCULATOR(potential, output_index=output_index)
 
     cace_fast.load, cace_fast.CACECalculator = noted, calculator  # type: ignore[assignment,misc]
 
@@ -74,7 +75,7 @@ def main() -> int:
     parser.add_argument("tool", type=Path)
     parser.add_argument("--backend", nargs="+", default=["cpu", "reference"])
     parser.add_argument("--dtype", nargs="+", default=["float64", "float32"])
-    parser.add_argument("--method", nargs="+", default=["direct", "nufft"])
+    parser.add_argument("--method", nargs="+", default=["direct", "mesh"])
     parser.add_argument("--k-set", choices=["sphere", "frozen"], default="sphere")
     options, rest = parser.parse_known_args()
     tool, failed = tool_at(options.tool), 0

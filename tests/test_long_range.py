@@ -53,7 +53,7 @@ def _one_thread():
 def test_methods_agree(name, backend, dtype):
     atoms = structure()
     want = potential(name, dtype=dtype, backend=backend, long_range="direct")
-    got = potential(name, dtype=dtype, backend=backend, long_range="nufft")
+    got = potential(name, dtype=dtype, backend=backend, long_range="mesh")
     limit = 1e-9 if dtype == "float64" else 3e-6
     for key in PROPERTIES:
         a, b = (np.asarray(p.compute(atoms, PROPERTIES)[key]) for p in (got, want))
@@ -63,20 +63,21 @@ def test_methods_agree(name, backend, dtype):
 def test_the_cheaper_method_is_taken(monkeypatch):
     taken = []
 
-    class Watched(cpu_long_range.NufftSum):
-        def evaluate(self, q, r, cell, k_cell, **options):
-            taken.append(len(q))
-            return super().evaluate(q, r, cell, k_cell, **options)
+    def watched(points, modes):
+        taken.append(tuple(points.shape[1:]))
+        return to_modes(points, modes)
 
-    monkeypatch.setattr(cpu_long_range, "NufftSum", Watched)
+    to_modes = cpu_long_range.to_modes
+    monkeypatch.setattr(cpu_long_range, "to_modes", watched)
     small, large = structure(2), structure(14)
     auto = potential(backend="cpu")
     auto.compute([small, large, structure(2, pbc=False), small])
-    assert taken == [len(large)]
+    assert len(taken) == 1
     potential(backend="cpu", long_range="direct").compute(large)
-    assert taken == [len(large)]
-    potential(backend="cpu", long_range="nufft").compute([small, structure(2, pbc=False)])
-    assert taken == [len(large), len(small)]
+    assert len(taken) == 1
+    potential(backend="cpu", long_range="mesh").compute([small, structure(2, pbc=False)])
+    assert len(taken) == 2
+    assert taken[0] > taken[1]
 
 
 def test_both_methods_agree_where_auto_changes_over():
@@ -84,7 +85,7 @@ def test_both_methods_agree_where_auto_changes_over():
     for side in sizes:
         results = [
             potential(backend="cpu", long_range=method).compute(structure(side))["forces"]
-            for method in ("direct", "nufft")
+            for method in ("direct", "mesh")
         ]
         jumps.append(np.abs(results[0] - results[1]).max())
     assert max(jumps) < 1e-9
@@ -92,7 +93,7 @@ def test_both_methods_agree_where_auto_changes_over():
 
 def test_batches_of_different_cells():
     frames = [structure(3), structure(4), structure(3, pbc=False), structure(2)]
-    for method in ("nufft", "direct"):
+    for method in ("mesh", "direct"):
         one = potential(backend="cpu", long_range=method)
         for got, atoms in zip(one.compute(frames, PROPERTIES), frames, strict=True):
             alone = potential(backend="cpu", long_range="direct").compute(atoms, PROPERTIES)
@@ -102,29 +103,38 @@ def test_batches_of_different_cells():
 
 def test_threads_change_nothing_but_rounding():
     atoms = structure(5)
-    own = potential(backend="cpu", long_range="nufft")
+    own = potential(backend="cpu", long_range="mesh")
     one = own.compute(atoms)["forces"]
     torch.set_num_threads(2)
     np.testing.assert_allclose(own.compute(atoms)["forces"], one, rtol=0, atol=1e-10)
 
 
 def test_errors_of_transforms_reach_the_caller(monkeypatch):
-    own = potential(backend="cpu", long_range="nufft")
+    own = potential(backend="cpu", long_range="mesh")
     atoms = structure()
     want = own.compute(atoms)["energy"]
 
-    def broken(*arguments, **options):
+    def broken(*arguments):
         raise MemoryError("no memory for the grid")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(cpu_long_range.NufftSum, "evaluate", broken)
-        with pytest.raises(MemoryError, match="no memory for the grid"):
-            own.compute(atoms)
+    for name in ("to_modes", "to_points"):
+        with monkeypatch.context() as patch:
+            patch.setattr(cpu_long_range, name, broken)
+            with pytest.raises(MemoryError, match="no memory for the grid"):
+                own.compute(atoms)
     assert own.compute(atoms)["energy"] == want
 
 
+def test_the_old_name_of_the_mesh_is_accepted():
+    with pytest.warns(DeprecationWarning, match="long_range='nufft' is called 'mesh' now"):
+        old = potential(backend="cpu", long_range="nufft")
+    atoms = structure()
+    new = potential(backend="cpu", long_range="mesh")
+    np.testing.assert_array_equal(old.compute(atoms)["forces"], new.compute(atoms)["forces"])
+
+
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-@pytest.mark.parametrize("method", ["direct", "nufft"])
+@pytest.mark.parametrize("method", ["direct", "mesh"])
 def test_a_frozen_set_makes_stress_exact(backend, method):
     """Also where a vector crosses the sphere, and both backends have the same set."""
     atoms = structure(3)
@@ -175,7 +185,7 @@ def test_forward_takes_the_method_too():
     atoms = structure(3)
     data = dictionary(atoms)
     results = []
-    for method in ("direct", "nufft"):
+    for method in ("direct", "mesh"):
         own = potential("three channels", long_range=method)
         out = own(data)
         results.append(out)
@@ -185,7 +195,7 @@ def test_forward_takes_the_method_too():
     assert not torch.equal(results[0]["CACE_forces"], results[1]["CACE_forces"])
     # second derivatives: the direct sum has them
     leaf = data["positions"].clone().requires_grad_(True)
-    out = potential(long_range="nufft")(data | {"positions": leaf}, training=True)
+    out = potential(long_range="mesh")(data | {"positions": leaf}, training=True)
     (second,) = torch.autograd.grad(out["CACE_forces"].square().sum(), leaf)
     assert torch.isfinite(second).all()
 
@@ -205,7 +215,7 @@ def dictionary(atoms):
 
 def test_hessian_is_that_of_the_direct_sum():
     atoms = structure(2)
-    got, want = (potential(long_range=m).hessian(atoms) for m in ("nufft", "direct"))
+    got, want = (potential(long_range=m).hessian(atoms) for m in ("mesh", "direct"))
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
 
 

@@ -209,7 +209,7 @@ def test_further_inputs_from_info_or_arrays():
         ({"backend": "fortran"}, InputError, "backend: expected one of auto, reference, cpu"),
         ({"backend": "triton"}, BackendUnavailableError, "'triton' is not available here"),
         ({"k_set": "cube"}, InputError, "k_set: expected one of sphere, frozen, got 'cube'"),
-        ({"long_range": "fmm"}, InputError, "long_range: expected one of auto, direct, nufft"),
+        ({"long_range": "fmm"}, InputError, "long_range: expected one of auto, direct, mesh"),
         ({"long_range_tolerance": 2.0}, InputError, "long_range_tolerance: expected"),
         ({"energy_key": "enthalpy"}, InputError, "energy_key: expected one of .*total"),
     ],

@@ -215,7 +215,7 @@ def test_one_potential_and_one_list_in_several_threads(backend):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.parametrize("threads", [False, True], ids=["alone", "while a thread evaluates"])
 @pytest.mark.parametrize(
-    ("backend", "method"), [("reference", "direct"), ("cpu", "direct"), ("cpu", "nufft")]
+    ("backend", "method"), [("reference", "direct"), ("cpu", "direct"), ("cpu", "mesh")]
 )
 def test_a_child_forked_after_use_never_hangs(backend, method, threads):
     code = FORK.format(

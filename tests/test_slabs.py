@@ -41,7 +41,7 @@ def slab(axis=2, seed=2):
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-@pytest.mark.parametrize("method", ["direct", "nufft"])
+@pytest.mark.parametrize("method", ["direct", "mesh"])
 @pytest.mark.parametrize("name", MODELS)
 def test_evaluators_of_models_agree(name, method, backend):
     want = potential(name, backend="reference", long_range="auto").compute(slab(), PROPERTIES)
@@ -110,7 +110,7 @@ def test_no_neighbours_across_the_open_direction():
     np.testing.assert_allclose(a["energies_sr"], b["energies_sr"], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", ["direct", "nufft"])
+@pytest.mark.parametrize("method", ["direct", "mesh"])
 def test_batches_of_slabs_and_others(method):
     bulk, free = slab(), slab()
     bulk.pbc, free.pbc = True, False
@@ -170,7 +170,7 @@ def test_the_calculator_takes_the_vacuum():
 
 
 def test_another_potential_of_the_same_model_keeps_the_settings():
-    first = potential(long_range="nufft", long_range_tolerance=1e-7, k_set="frozen")
+    first = potential(long_range="mesh", long_range_tolerance=1e-7, k_set="frozen")
     first.compute(slab())
     second = first.replace(energy_key="E_lr")
     assert second.long_range == first.long_range

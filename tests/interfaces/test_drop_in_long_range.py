@@ -34,15 +34,15 @@ def batch():
 
 @pytest.fixture
 def taken(monkeypatch):
-    """Numbers of atoms whose sums were done by transforms."""
+    """Numbers of atoms whose sums were done by a mesh."""
     seen = []
 
-    class Watched(ewald.NufftSum):
-        def evaluate(self, q, *rest, **options):
+    class Watched(ewald.MeshSum):
+        def evaluate(self, plan, q, *rest):
             seen.append(len(q))
-            return super().evaluate(q, *rest, **options)
+            return super().evaluate(plan, q, *rest)
 
-    monkeypatch.setattr(ewald, "NufftSum", Watched)
+    monkeypatch.setattr(ewald, "MeshSum", Watched)
     return seen
 
 
@@ -63,22 +63,22 @@ def test_a_forced_method_is_taken_in_batches_of_different_cells(way, tmp_path, t
     module = like.water_like()
     data = dictionary(batch(), CUTOFF)
     found = {}
-    for method in ("direct", "nufft"):
+    for method in ("direct", "mesh"):
         fast = ways(tmp_path, module.float(), long_range=method)[way]
         out = fast(data)
         found[method] = {key: value.detach() for key, value in out.items()}
         periodic = [27, 27, 108]
         assert sorted(set(taken)) == ([] if method == "direct" else [27, 108])
         assert method == "direct" or sorted(taken[:3]) == periodic
-    assert set(found["direct"]) == set(found["nufft"])
+    assert set(found["direct"]) == set(found["mesh"])
     for key, want in found["direct"].items():
-        torch.testing.assert_close(found["nufft"][key], want, rtol=1e-8, atol=1e-8)
-    assert not torch.equal(found["direct"]["ewald_forces"], found["nufft"]["ewald_forces"])
+        torch.testing.assert_close(found["mesh"][key], want, rtol=1e-8, atol=1e-8)
+    assert not torch.equal(found["direct"]["ewald_forces"], found["mesh"]["ewald_forces"])
 
 
 def test_the_ways_agree(tmp_path):
     data = dictionary(batch(), CUTOFF)
-    ours = ways(tmp_path, like.water_like(weight=0.25), long_range="nufft")
+    ours = ways(tmp_path, like.water_like(weight=0.25), long_range="mesh")
     results = {name: fast(data) for name, fast in ours.items()}
     for name in ("file", "script"):
         for key in ("CACE_energy", "CACE_forces"):
@@ -102,7 +102,7 @@ def test_large_boxes_take_the_cheaper_way(taken):
 
 
 def test_training_sums_directly(taken):
-    fast = accelerate(like.water_like().double(), long_range="nufft")
+    fast = accelerate(like.water_like().double(), long_range="mesh")
     out = fast(dictionary(box(2), CUTOFF), training=True)
     out["CACE_forces"].square().sum().backward()
     assert taken == []
@@ -119,7 +119,7 @@ def test_tolerance_and_set_of_vectors(taken):
     default(dictionary(box(2), CUTOFF))
     assert default.long_range.tolerance == 1e-10
     module.float()
-    fast = accelerate(module, long_range="nufft", k_set="frozen", long_range_tolerance=1e-5)
+    fast = accelerate(module, long_range="mesh", k_set="frozen", long_range_tolerance=1e-5)
     fast.double()
     fast(dictionary(box(3), CUTOFF))
     assert fast.long_range.tolerance == 1e-5

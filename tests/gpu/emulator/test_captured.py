@@ -52,7 +52,7 @@ def moving(how: LongRange, **options: object) -> Runner:
 
 @pytest.mark.parametrize("kind", ["plain", "messages", "charges", "transforms"])
 def test_a_moving_system(kind: str) -> None:
-    how = LongRange("nufft" if kind == "transforms" else "direct", 1e-5)
+    how = LongRange("mesh" if kind == "transforms" else "direct", 1e-5)
     with emulate("sm_90"):
         plain = moving(how, **KINDS[kind])
         with graphs() as made:

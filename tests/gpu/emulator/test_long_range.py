@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,15 +15,14 @@ from cace_fast.engine.long_range import LongRange
 from cace_fast.engine.triton import TritonEngine
 from cace_fast.errors import InputError
 from cace_fast.graph import AtomicGraph, join
-from cace_fast.kernels import transforms
-from cace_fast.kernels.triton import host_ewald, kvectors
+from cace_fast.kernels.triton import kvectors
 from cace_fast.neighbors import neighbor_list
 from cace_fast.spec import energy_program
 from cace_fast.structures import graph_of
 
 WANTED = ("forces", "virials")
 SPEC = tiny_spec(l_max=1, n_rbf=2, n_radial=2, ewald_channels=3)
-METHODS = {"direct": LongRange("direct", 1e-7), "nufft": LongRange("nufft", 1e-7)}
+METHODS = {"direct": LongRange("direct", 1e-7), "mesh": LongRange("mesh", 1e-7)}
 
 
 def engines(device: torch.device, how: LongRange) -> tuple[TritonEngine, ReferenceEngine]:
@@ -56,21 +54,17 @@ def assert_equal(found: Any, expected: Any) -> None:
         assert float((got - want).abs().max()) < 5e-6 * scale, name
 
 
-@pytest.mark.parametrize("by", ["library", "torch"])
 @pytest.mark.parametrize("k_set", ["sphere", "frozen"])
 @pytest.mark.parametrize("method", METHODS)
 def test_each_method_gives_what_the_reference_gives(
-    method: str, k_set: str, by: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    method: str, k_set: str, device: torch.device
 ) -> None:
-    if by == "torch":
-        made = partial(transforms.make_transforms, by="torch")
-        monkeypatch.setattr(host_ewald, "make_transforms", made)
     engine, reference = engines(device, LongRange(method, 1e-7, k_set))
     for stretch in (1.0, 1.15):
         given = system(stretch=stretch, reach=0.5)
         assert_equal(engine.evaluate(given, WANTED), reference.evaluate(given, WANTED))
     (total,) = engine._runner.step.sums
-    assert total.by_mesh == (method == "nufft")
+    assert total.by_mesh == (method == "mesh")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -118,12 +112,11 @@ def test_by_itself_the_sum_is_direct_up_to_a_number_of_pairs(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = system()
-    for most, transformed in ((3e8, False), (1.0, True)):
+    for most, by_mesh_wanted in ((3e8, False), (1.0, True)):
         monkeypatch.setattr(kvectors, "MOST_PAIRS_ON_GPU", most)
-        monkeypatch.setattr(kvectors, "choose", lambda method, *rest: method)
         engine, reference = engines(device, LongRange("auto", 1e-7))
         assert_equal(engine.evaluate(given, WANTED), reference.evaluate(given, WANTED))
-        assert engine._runner.step.sums[0].by_mesh == transformed
+        assert engine._runner.step.sums[0].by_mesh == by_mesh_wanted
 
 
 @pytest.mark.parametrize(
@@ -131,9 +124,9 @@ def test_by_itself_the_sum_is_direct_up_to_a_number_of_pairs(
     [
         (LongRange("direct", 1e-7), False),
         (LongRange("direct", 1e-7, "frozen"), True),
-        (LongRange("nufft", 1e-7), True),
+        (LongRange("mesh", 1e-7), True),
     ],
-    ids=["direct", "direct, frozen", "nufft"],
+    ids=["direct", "direct, frozen", "mesh"],
 )
 def test_a_cell_that_changes_keeps_what_was_captured_where_it_can(
     how: LongRange, always: bool, device: torch.device
