@@ -7,6 +7,8 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include "cace_fast.h"
 #include "constants_generated.h"
@@ -56,6 +58,71 @@ struct ArPairs {
   }
 };
 
+// Memory that is given out in pieces, and taken back all at once to be given out again.
+class Arena {
+ public:
+  Arena() = default;
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  ~Arena() {
+    for (Chunk* chunk = first_; chunk;) {
+      Chunk* next = chunk->next;
+      ::free(chunk);
+      chunk = next;
+    }
+  }
+
+  void reset() {
+    current_ = first_;
+    used_ = 0;
+  }
+  void* get(size_t bytes) {
+    bytes = (bytes + 63) / 64 * 64;
+    while (current_ && used_ + bytes > current_->size) {
+      if (!current_->next) break;
+      current_ = current_->next;
+      used_ = 0;
+    }
+    if (!current_ || used_ + bytes > current_->size) add(bytes > kChunkBytes ? bytes : kChunkBytes);
+    void* found = reinterpret_cast<char*>(current_) + kHeader + used_;
+    used_ += bytes;
+    return found;
+  }
+  int64_t bytes() const { return total_; }
+
+ private:
+  static constexpr size_t kChunkBytes = size_t(1) << 20, kHeader = 64;
+  struct Chunk {
+    Chunk* next;
+    size_t size;
+  };
+
+  void add(size_t bytes) {
+    void* made = nullptr;
+    if (::posix_memalign(&made, 64, kHeader + bytes)) throw OutOfMemory();
+    Chunk* chunk = static_cast<Chunk*>(made);
+    chunk->next = nullptr;
+    chunk->size = bytes;
+    (current_ ? current_->next : first_) = chunk;
+    current_ = chunk;
+    used_ = 0;
+    total_ += int64_t(bytes);
+  }
+
+  Chunk *first_ = nullptr, *current_ = nullptr;
+  size_t used_ = 0;
+  int64_t total_ = 0;
+};
+
+// Slots of a block that a later pass takes as they are: d of each, and its pairs.
+template <class T>
+struct KeptSlots {
+  int n_slots;  // -1: none
+  int group[Model::kMaxGroups + 1];
+  Vec<T>* d;  // [slot][3]
+  int* pair;  // [slot][lane]
+};
+
 template <class T>
 struct ThreadWorkspace {
   typedef Vec<T> V;
@@ -71,6 +138,7 @@ struct ThreadWorkspace {
   Buffer<V> y, grad_y, outer, grad_g, factor, grad_factor;  // of a chunk of slots
   Buffer<V> ar, more_dr;  // sums of a block's atoms; dE/dr of each slot by Ar
   ArPairs<T> ar_pairs;
+  Arena kept_slots;
   uint64_t ticks_of[kParts] = {};
   int64_t bad_atom = INT64_MAX;
   bool unsorted = false;
@@ -83,7 +151,7 @@ struct ThreadWorkspace {
                    grad_rows.bytes() + values.bytes() + slopes.bytes() + gradients.bytes() +
                    scratch.bytes() + y.bytes() + grad_y.bytes() + outer.bytes() + grad_g.bytes() +
                    factor.bytes() + grad_factor.bytes() + ar.bytes() + more_dr.bytes() +
-                   ar_pairs.bytes());
+                   ar_pairs.bytes() + kept_slots.bytes());
   }
 };
 
@@ -184,6 +252,33 @@ void find_slots(ThreadWorkspace<T>& work, const Block& block, const cf_list& lis
       }
     }
   }
+}
+
+// Keeps the slots that find_slots has just made, before geometry takes the place of d.
+template <class T>
+void keep_slots(ThreadWorkspace<T>& work, int n_groups, KeptSlots<T>& kept) {
+  constexpr int W = ThreadWorkspace<T>::W;
+  const size_t n = size_t(work.n_slots);
+  kept.d = static_cast<Vec<T>*>(work.kept_slots.get(3 * n * sizeof(Vec<T>)));
+  kept.pair = static_cast<int*>(work.kept_slots.get(n * W * sizeof(int)));
+  for (size_t slot = 0; slot < n; ++slot)
+    for (int x = 0; x < 3; ++x) kept.d[3 * slot + x] = work.geometry[slot * kGeometry + x];
+  ::memcpy(kept.pair, work.pair.data(), n * W * sizeof(int));
+  ::memcpy(kept.group, work.group, sizeof(int) * (n_groups + 1));
+  kept.n_slots = work.n_slots;
+}
+
+template <class T>
+void take_slots(ThreadWorkspace<T>& work, int n_groups, const KeptSlots<T>& kept) {
+  constexpr int W = ThreadWorkspace<T>::W;
+  ScopedTimer timer(work.ticks_of, kPairs);
+  const size_t n = size_t(kept.n_slots);
+  Vec<T>* geometry = work.geometry.reserve_slack(n * kGeometry + 1);
+  for (size_t slot = 0; slot < n; ++slot)
+    for (int x = 0; x < 3; ++x) geometry[slot * kGeometry + x] = kept.d[3 * slot + x];
+  ::memcpy(work.pair.reserve_slack(n * W + 1), kept.pair, n * W * sizeof(int));
+  ::memcpy(work.group, kept.group, sizeof(int) * (n_groups + 1));
+  work.n_slots = kept.n_slots;
 }
 
 // Unit vectors, cutoff function, g_n and dg_n/dr of every slot; notes an atom with another on it.

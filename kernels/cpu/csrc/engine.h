@@ -65,6 +65,8 @@ class Engine {
   virtual void set_charge_gradient(const double* de_dq) = 0;
   // Whether backward passes hold the energies of read-outs too, as they do from begin() on.
   virtual void energies_count(bool too) = 0;
+  // Leave energies to the backward passes of this step: forward ones make charges alone.
+  virtual void energies_later() = 0;
   virtual void get_messages(int t, double* w, double* a) const = 0;
   virtual void set_messages(int t, const double* w, const double* a) = 0;
   virtual void get_gradients(int t, double* dw, double* da) const = 0;

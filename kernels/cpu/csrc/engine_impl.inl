@@ -73,6 +73,7 @@ class EngineOf final : public Engine {
     delete[] works_;
     works_ = new ThreadWorkspace<T>[n];
     n_works_ = n;
+    forget_slots();
   }
 
   void begin(const cf_frame& frame) override;
@@ -89,6 +90,7 @@ class EngineOf final : public Engine {
              sizeof(double) * size_t(frame_.n_owned) * m_.n_charges);
   }
   void energies_count(bool too) override { energies_too_ = too; }
+  void energies_later() override { energies_later_ = true; }
   void get_messages(int t, double* w, double* a) const override;
   void set_messages(int t, const double* w, const double* a) override;
   void get_gradients(int t, double* dw, double* da) const override;
@@ -155,7 +157,9 @@ class EngineOf final : public Engine {
       throw NotFinite("energy or charge: not finite (atoms on top of each other?)", bad);
   }
 
-  void find_neighbors(ThreadWorkspace<T>& work, const Block& block, int t);
+  // `keep`: a later pass of this step will ask again.
+  void find_neighbors(ThreadWorkspace<T>& work, const Block& block, int t, bool keep = false);
+  void forget_slots();
   void make_moments(ThreadWorkspace<T>& work, const Block& block, int t, V* a);
   void invariants(ThreadWorkspace<T>& work, const Block& block, int t, const V* a,
                   double* features);
@@ -229,6 +233,7 @@ class EngineOf final : public Engine {
   cf_list list_{};
   int64_t n_blocks_ = 0;
   Buffer<AtomRecord> sites_;
+  Buffer<KeptSlots<T>> kept_slots_[2];  // [block] ungrouped, grouped by species
   Buffer<T> pair_gradient_;                                    // [n_pairs][kRow] dE/dd
   Buffer<double> own_, energies_, charges_, charge_gradient_;  // own: gradient, d (x) gradient
   Buffer<double> system_size_;
@@ -236,7 +241,7 @@ class EngineOf final : public Engine {
   Buffer<V> kept_grad_;         // [block][R][C][n_A] dE/dA of the generation after, for memory
   Buffer<T> segment_sums_;      // [segment][n_all][n_l n_x] dE/d(factors)
   int n_segments_ = 0;
-  bool energies_too_ = true;
+  bool energies_too_ = true, energies_later_ = false;
   // With Ar, of every pair: r (-1 beyond the cutoff), dE/dr by Ar.
   Buffer<T> distance_, pair_dr_;
   Buffer<int32_t> receiver_;

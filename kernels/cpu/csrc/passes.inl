@@ -22,7 +22,7 @@ template <class T>
 void EngineOf<T>::forward(int t, bool backward_too, double* features) {
   const bool last = t == m_.stages - 1;
   const auto body = [&](ThreadWorkspace<T>& work, const Block& block) {
-    find_neighbors(work, block, t);
+    find_neighbors(work, block, t, !(last && backward_too));
     V* a = moments_of(work, block, !backward_too, t);
     make_moments(work, block, t, a);
     invariants(work, block, t, a, features);

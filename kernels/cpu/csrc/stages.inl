@@ -28,8 +28,10 @@ void EngineOf<T>::begin(const cf_frame& frame) {
   list_ = *frame.list;
   frame_.list = &list_;
   energies_too_ = true;
+  energies_later_ = false;
   const size_t n = frame.n_owned, n_all = frame.n_all, n_pairs = list_.n_pairs;
   n_blocks_ = (int64_t(n) + W - 1) / W;
+  forget_slots();
   AtomRecord* sites = sites_.reserve_slack(n_all + 1);
   for (size_t i = 0; i < n_all; ++i) {
     const double* r = frame.positions + 3 * i;
@@ -60,6 +62,15 @@ void EngineOf<T>::begin(const cf_frame& frame) {
 }
 
 template <class T>
+void EngineOf<T>::forget_slots() {
+  for (Buffer<KeptSlots<T>>& blocks : kept_slots_) {
+    KeptSlots<T>* kept = blocks.reserve_slack(size_t(n_blocks_) + 1);
+    for (int64_t block = 0; block < n_blocks_; ++block) kept[block].n_slots = -1;
+  }
+  for (int i = 0; i < n_works_; ++i) works_[i].kept_slots.reset();
+}
+
+template <class T>
 void EngineOf<T>::count_systems() {
   double* size = system_size_.reserve_slack(size_t(frame_.n_systems) + 1);
   for (int s = 0; s < frame_.n_systems; ++s)
@@ -69,11 +80,18 @@ void EngineOf<T>::count_systems() {
 }
 
 template <class T>
-void EngineOf<T>::find_neighbors(ThreadWorkspace<T>& work, const Block& block, int t) {
+void EngineOf<T>::find_neighbors(ThreadWorkspace<T>& work, const Block& block, int t, bool keep) {
   static const double no_shift[3] = {0.0, 0.0, 0.0};
   const bool shifted = list_.shift && frame_.shift_vectors;
-  find_slots(work, block, list_, sites_.data(), shifted ? frame_.shift_vectors : no_shift,
-             m_.cutoff, grouped(t) ? n_groups_ : 1);
+  const int n_groups = grouped(t) ? n_groups_ : 1;
+  KeptSlots<T>& kept = kept_slots_[grouped(t) ? 1 : 0][block.number];
+  if (kept.n_slots >= 0) {
+    take_slots(work, n_groups, kept);
+  } else {
+    find_slots(work, block, list_, sites_.data(), shifted ? frame_.shift_vectors : no_shift,
+               m_.cutoff, n_groups);
+    if (keep) keep_slots(work, n_groups, kept);
+  }
   radial_of_slots(work, block, radial_);
   if (!any_ar()) return;
   const int64_t base = list_.first[block.first], end = list_.first[block.first + block.n_lanes];
@@ -214,6 +232,7 @@ void EngineOf<T>::read_out(ThreadWorkspace<T>& work, const Block& block, bool ba
   for (size_t h = 0, row = 0; h < m_.heads.size(); row += programs_[h].n_first_rows(), ++h) {
     const MlpProgram<T>& mlp = programs_[h];
     const cf_head& info = m_.heads[h].info;
+    if (energies_later_ && !backward_too && !info.charges) continue;
     mlp.begin(work.rows.data() + row, values);
     mlp.forward(values, slopes);
     for (int i = 0; i < mlp.size(); ++i) gradients[i] = V{};

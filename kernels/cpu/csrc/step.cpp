@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "constants_generated.h"
+#include "api.h"
 #include "engine.h"
 
 using namespace cace_fast;
@@ -70,7 +71,9 @@ int of_state(cf_step& step, int code) {
 int run_phases(cf_step& step, const cf_structures& in, const cf_frame& frame,
                const cf_step_result& out) {
   const int stages = static_cast<int>(cf_model_query(step.model, "n_stages"));
+  const bool derivatives = out.forces != nullptr || out.virials != nullptr;
   int code = of_state(step, cf_begin(step.state, &frame));
+  if (code == CF_OK && derivatives) step.state->engine->energies_later();
   for (int t = 0; code == CF_OK && t < stages; ++t)
     code = of_state(step, cf_forward(step.state, t));
   if (code != CF_OK) return code;
@@ -99,7 +102,6 @@ int run_phases(cf_step& step, const cf_structures& in, const cf_frame& frame,
   if (code != CF_OK) return code;
   if (step.n_charges > 0)
     code = of_state(step, cf_set_charge_gradient(step.state, step.slopes.data()));
-  const bool derivatives = out.forces != nullptr || out.virials != nullptr;
   for (int t = stages - 1; code == CF_OK && derivatives && t >= 0; --t)
     code = of_state(step, cf_backward(step.state, t));
   if (code != CF_OK) return code;
