@@ -111,7 +111,7 @@ def step(
 def sizes(model: str, wanted: Sequence[int] = SIZES) -> list[int]:
     """Return the sizes that a model is predicted for: where its long range is a direct sum.
 
-    Transforms of larger systems are the work of libraries, whose kernels are not counted.
+    The mesh of larger systems is not counted.
     """
     if not SHAPES[model].charges:
         return list(wanted)

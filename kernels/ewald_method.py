@@ -19,6 +19,7 @@ from cace_fast.kernels.window import WINDOWS, Window
 
 METHODS = ("auto", "direct", "mesh")
 TIGHTEST = WINDOWS[-1].error  # of tolerances that a mesh keeps
+MOST_PAIRS_ON_GPU = 3e8  # of an atom and a vector k: direct sums there; a prediction
 
 
 class Sphere(NamedTuple):

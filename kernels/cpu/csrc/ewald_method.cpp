@@ -89,12 +89,14 @@ double choose_window(MeshPlan& plan, const EwaldSpec& spec, int64_t n) {
 }
 
 void require_size(double bytes, double seconds, int64_t n) {
-  if (bytes <= std::max(kMostBytes, kAtomBytes * double(n)) &&
-      seconds <= std::max(kMostSeconds, kAtomSeconds * double(n)))
-    return;
-  char got[100];
+  const double most_bytes = std::max(kMostBytes, kAtomBytes * double(n));
+  const double most_seconds = std::max(kMostSeconds, kAtomSeconds * double(n));
+  if (bytes <= most_bytes && seconds <= most_seconds) return;
+  char most[100], got[100];
+  std::snprintf(most, sizeof most, "a box whose long range takes at most %.3g GB and %.3g s",
+                1e-9 * most_bytes, most_seconds);
   std::snprintf(got, sizeof got, "about %.3g GB and %.3g s", 1e-9 * bytes, seconds);
-  throw Invalid("cell", "a box whose long range takes at most 4 GB and a minute", got);
+  throw Invalid("cell", most, got);
 }
 
 }  // namespace
