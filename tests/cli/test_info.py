@@ -35,7 +35,7 @@ def test_what_a_person_looks_for(model):
         "further inputs charge_states",
         "long range E_lr: Ewald sum over 'q', 1/r^1, dl 1.7 A, sigma 1 A",
         "direct sum below about",
-        "on a GPU about 8,400, a prediction of one side only",
+        "on a GPU about 8,400, a prediction",
         "long range of a slab E_lr: where its vacuum is stated (slab_vacuum",
         "precision of the file float64",
         "licence MIT",

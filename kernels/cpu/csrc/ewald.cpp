@@ -288,8 +288,8 @@ void open_sum(const EwaldSpec& spec, int n_threads, int64_t n, int n_q, const do
 
 // Field and neutrality penalty are added to every entry of a result: to each channel of a periodic
 // system, and to the one entry of an open system, which here is shared among the channels.
-void extras(const EwaldSpec& spec, int64_t n, int n_q, const double* q, const double* r,
-            bool periodic, double weight, double* energies, double* slopes, double* forces,
+void extras(const EwaldSpec& spec, const EwaldTotals& all, int64_t n, int n_q, const double* q,
+            const double* r, bool periodic, double weight, double* energies, double* slopes, double* forces,
             double* virial) {
   const double share = periodic ? 1.0 : 1.0 / n_q;
   if (spec.field != 0.0 && spec.exponent == 1) {
@@ -311,13 +311,13 @@ void extras(const EwaldSpec& spec, int64_t n, int n_q, const double* q, const do
         }
     }
   }
-  if (spec.neutral_lambda != 0.0 && n > 0) {
+  if (spec.neutral_lambda != 0.0 && all.n > 0) {
     double mean = 0.0;
-    for (int64_t i = 0; i < n * n_q; ++i) mean += q[i];
-    mean /= static_cast<double>(n * n_q);
+    for (int c = 0; c < n_q; ++c) mean += all.moments[c];
+    mean /= static_cast<double>(all.n * n_q);
     for (int64_t i = 0; i < n * n_q; ++i) {
-      energies[i] += share * spec.neutral_lambda * mean * mean / n;
-      slopes[i] += share * 2.0 * spec.neutral_lambda * mean / n;
+      energies[i] += share * spec.neutral_lambda * mean * mean / all.n;
+      slopes[i] += share * 2.0 * spec.neutral_lambda * mean / all.n;
     }
   }
 }
@@ -347,11 +347,11 @@ void ewald_finish(const EwaldSpec& spec, int64_t n, int n_q, const double* q, bo
   }
 }
 
-void ewald_complete(const EwaldSpec& spec, int64_t n, int n_q, const double* q, const double* r,
-                    bool periodic, double weight, double* energies, double* slopes, double* forces,
-                    double* virial) {
+void ewald_complete(const EwaldSpec& spec, const EwaldTotals& all, int64_t n, int n_q, const double* q,
+                    const double* r, bool periodic, double weight, double* energies, double* slopes,
+                    double* forces, double* virial) {
   ewald_finish(spec, n, n_q, q, periodic, energies, slopes);
-  extras(spec, n, n_q, q, r, periodic, weight, energies, slopes, forces, virial);
+  extras(spec, all, n, n_q, q, r, periodic, weight, energies, slopes, forces, virial);
 }
 
 namespace {
@@ -364,8 +364,8 @@ EwaldStatus k_sum(const EwaldSpec& spec, EwaldWork& work, const EwaldSystem& in,
   if (status != EWALD_OK) return status;
   if (plan.window != nullptr) {
     if (work.mesh == nullptr) work.mesh = std::make_shared<MeshSum>();
-    work.transform_code =
-        work.mesh->evaluate(spec, plan, work.n_threads, in, unit, slopes, forces, virial);
+    work.mesh->begin(spec, plan, work.n_threads);
+    work.transform_code = work.mesh->evaluate(in, unit, slopes, forces, virial);
     return work.transform_code == CF_OK ? EWALD_OK : EWALD_TRANSFORM;
   }
   status = ewald_select(work.k, spec, in.cell);
@@ -385,8 +385,9 @@ EwaldStatus ewald_evaluate(const EwaldSpec& spec, EwaldWork& work, int64_t n, in
                            const double* q, const double* r, const double* cell, int boundary,
                            double weight, double* energies, double* slopes, double* forces,
                            double* virial) {
+  EwaldSlab& slab = work.slab;
+  slab.present = false;
   if (boundary != EWALD_OPEN) {
-    EwaldSlab& slab = work.slab;
     EwaldStatus status = ewald_slab_begin(slab, spec, cell, boundary, n, r);
     if (status != EWALD_OK) return status;
     const double unit = weight * spec.norm;
@@ -395,12 +396,16 @@ EwaldStatus ewald_evaluate(const EwaldSpec& spec, EwaldWork& work, int64_t n, in
     status = k_sum(spec, work, in, unit, slopes, slab.present ? slab.forces.data() : forces,
                    slab.present && strained ? slab.virial : virial);
     if (status != EWALD_OK) return status;
-    if (slab.present) ewald_slab_finish(slab, spec, unit, n, n_q, q, slopes, forces, virial);
   } else {
     if (spec.exponent != 1) return EWALD_OPEN_EXPONENT;
     open_sum(spec, work.n_threads, n, n_q, q, r, weight, slopes, forces, virial);
   }
-  ewald_complete(spec, n, n_q, q, r, boundary != EWALD_OPEN, weight, energies, slopes, forces,
+  work.moments.assign(3 * n_q, 0.0);
+  ewald_moments(slab, n, n_q, q, work.moments.data());
+  const EwaldTotals all = {n, 1.0, work.moments.data()};
+  if (slab.present)
+    ewald_slab_finish(slab, spec, weight * spec.norm, all, n, n_q, q, slopes, forces, virial);
+  ewald_complete(spec, all, n, n_q, q, r, boundary != EWALD_OPEN, weight, energies, slopes, forces,
                  virial);
   return EWALD_OK;
 }

@@ -78,6 +78,7 @@ struct EwaldWork {
   std::vector<double> phases;     // exp(i n theta) of a block of atoms
   std::vector<std::vector<double>> own;  // the same for one atom, of each thread
   EwaldSlab slab;
+  std::vector<double> moments;  // [3][n_q]
   std::shared_ptr<MeshSum> mesh;
   int transform_code = 0;  // what the host's transform returned, if not CF_OK
 };
@@ -113,20 +114,33 @@ void ewald_finish(const EwaldSpec& spec, int64_t n, int n_q, const double* q, bo
 void ewald_virial(const KVectors& k, int n_q, const double* structure, double weight,
                   double* virial);
 
+// What all atoms of a system share, where a call has a part of them.
+struct EwaldTotals {
+  int64_t n;              // atoms
+  double share;           // of what belongs to all atoms, such as a virial: shares add up to 1
+  const double* moments;  // [3][n_q] sums of q, q z and q z^2, z along the normal of a slab
+};
+
+// Adds the moments of atoms to `moments`; those of z are zero without a slab.
+void ewald_moments(const EwaldSlab& slab, int64_t n, int n_q, const double* q, double* moments);
+
 // What is left when the potentials of all atoms are in `slopes`, and weight times the forces and
 // virial of sum q phi / 2 have been added: ewald_finish, external field, neutrality.
-void ewald_complete(const EwaldSpec& spec, int64_t n, int n_q, const double* q, const double* r,
-                    bool periodic, double weight, double* energies, double* slopes, double* forces,
-                    double* virial);
+void ewald_complete(const EwaldSpec& spec, const EwaldTotals& all, int64_t n, int n_q, const double* q,
+                    const double* r, bool periodic, double weight, double* energies, double* slopes,
+                    double* forces, double* virial);
 
 // A slab takes the sum over k of `slab.cell`, with `slab.forces` and `slab.virial`, which are zero at
 // first, in the places of its own. Nothing happens (present is false) for other boundaries.
 EwaldStatus ewald_slab_begin(EwaldSlab& slab, const EwaldSpec& spec, const double* cell,
                              int boundary, int64_t n, const double* r);
+// The places of atoms along its normal, from their mean if `centred`; the cell is that of begin.
+EwaldStatus ewald_slab_places(EwaldSlab& slab, int64_t n, const double* r, bool centred);
 // Then: what is missing is added to the potentials in `slopes`, and the forces and virial of the slab
 // are added, where not null. `weight` is that of the sum, norm included.
-void ewald_slab_finish(EwaldSlab& slab, const EwaldSpec& spec, double weight, int64_t n, int n_q,
-                       const double* q, double* slopes, double* forces, double* virial);
+void ewald_slab_finish(EwaldSlab& slab, const EwaldSpec& spec, double weight, const EwaldTotals& all,
+                       int64_t n, int n_q, const double* q, double* slopes, double* forces,
+                       double* virial);
 
 // Energies and slopes of one system.
 //   energies [n][n_q]: of each atom and channel, eV; they sum to E

@@ -12,11 +12,6 @@ namespace {
 
 double dot(const double* a, const double* b) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; }
 
-// Sums over the atoms of one channel: of q, q z and q z^2.
-struct Moments {
-  double total = 0.0, first = 0.0, second = 0.0;
-};
-
 }  // namespace
 
 EwaldStatus ewald_slab_begin(EwaldSlab& slab, const EwaldSpec& spec, const double* cell,
@@ -40,6 +35,10 @@ EwaldStatus ewald_slab_begin(EwaldSlab& slab, const EwaldSpec& spec, const doubl
     slab.normal[x] = across[x] / area;
     slab.cell[3 * open + x] = slab.period * slab.normal[x];
   }
+  return ewald_slab_places(slab, n, r, true);
+}
+
+EwaldStatus ewald_slab_places(EwaldSlab& slab, int64_t n, const double* r, bool centred) {
   slab.along.resize(n);
   slab.forces.assign(3 * n, 0.0);
   std::fill_n(slab.virial, 9, 0.0);
@@ -52,12 +51,24 @@ EwaldStatus ewald_slab_begin(EwaldSlab& slab, const EwaldSpec& spec, const doubl
     high = std::max(high, z);
   }
   if (n > 0 && !(high - low <= slab.height * (1.0 + 1e-9))) return EWALD_SLAB_EXTENT;
-  for (double& z : slab.along) z -= mean / n;
+  if (centred)
+    for (double& z : slab.along) z -= mean / n;
   return EWALD_OK;
 }
 
-void ewald_slab_finish(EwaldSlab& slab, const EwaldSpec& spec, double weight, int64_t n, int n_q,
-                       const double* q, double* slopes, double* forces, double* virial) {
+void ewald_moments(const EwaldSlab& slab, int64_t n, int n_q, const double* q, double* moments) {
+  for (int c = 0; c < n_q; ++c)
+    for (int64_t i = 0; i < n; ++i) {
+      const double charge = q[i * n_q + c], z = slab.present ? slab.along[i] : 0.0;
+      moments[c] += charge;
+      moments[n_q + c] += charge * z;
+      moments[2 * n_q + c] += charge * z * z;
+    }
+}
+
+void ewald_slab_finish(EwaldSlab& slab, const EwaldSpec& spec, double weight, const EwaldTotals& all,
+                       int64_t n, int n_q, const double* q, double* slopes, double* forces,
+                       double* virial) {
   const double *z = slab.along.data(), *normal = slab.normal, share = slab.height / slab.period;
   const double constant = slab.period * slab.period / 6.0 + spec.sigma * spec.sigma;
   // the virial of the sum over k: only in the plane does its strain move its box as it moves the slab
@@ -70,13 +81,9 @@ void ewald_slab_finish(EwaldSlab& slab, const EwaldSpec& spec, double weight, in
 
   double energy = 0.0, rise = 0.0;
   for (int c = 0; c < n_q; ++c) {
-    Moments m;
-    for (int64_t i = 0; i < n; ++i) {
-      const double charge = q[i * n_q + c];
-      m.total += charge;
-      m.first += charge * z[i];
-      m.second += charge * z[i] * z[i];
-    }
+    const struct {
+      double total, first, second;
+    } m = {all.moments[c], all.moments[n_q + c], all.moments[2 * n_q + c]};
     for (int64_t i = 0; i < n; ++i) {
       slopes[i * n_q + c] +=
           (2.0 * m.first * z[i] - m.second - m.total * (z[i] * z[i] + constant)) / slab.volume;
@@ -97,8 +104,8 @@ void ewald_slab_finish(EwaldSlab& slab, const EwaldSpec& spec, double weight, in
           slab.virial[3 * x + y] - across[x] * normal[y] - normal[x] * across[y] + upright * outer;
       const double tilt =
           normal[x] * (lean[y] - along * normal[y]) + normal[y] * (lean[x] - along * normal[x]);
-      virial[3 * x + y] +=
-          plane + tilt + rest * outer + weight * (energy * (flat + share * outer) - rise * outer);
+      virial[3 * x + y] += plane + tilt + rest * outer +
+                           all.share * weight * (energy * (flat + share * outer) - rise * outer);
     }
 }
 

@@ -27,30 +27,57 @@ struct EwaldSystem {
 };
 
 // The cheaper method for a system, or the one that the specification names. Sums that would take more
-// than 4 GB or a minute, and more than what is usual for so many atoms, are refused.
+// than 4 GB or a minute, and more than what is usual for so many atoms, are refused (Invalid).
 EwaldStatus ewald_choose(MeshPlan& plan, const EwaldSpec& spec, int64_t n, int n_q,
                          const double* cell);
 
+// Wave numbers along each axis. `half`: the last axis has none below 0, and modes stand for their
+// conjugates too.
+struct MeshModes {
+  std::vector<int64_t> axis[3];
+  bool half = true;
+};
+
 class MeshSum {
  public:
-  // Potentials [n][n_q] = K q without self terms and norm; forces and virial of sum q K q / 2 are added,
-  // times weight, where not null. Returns what the transform returned, CF_OK if all is well.
-  int evaluate(const EwaldSpec& spec, const MeshPlan& plan, int n_threads, const EwaldSystem& in,
-               double weight, double* potential, double* forces, double* virial);
+  // Takes the grid and what modes are multiplied by; nothing to do where they are those of the last call.
+  void begin(const EwaldSpec& spec, const MeshPlan& plan, int n_threads);
+  // All of it: potentials [n][n_q] = K q without self terms and norm; forces and virial of sum q K q / 2
+  // are added, times weight, where not null. Returns what the transform returned, CF_OK if all is well.
+  int evaluate(const EwaldSystem& in, double weight, double* potential, double* forces,
+               double* virial);
+
+  // The same in parts, the whole grid on each rank. Adds the charges of atoms to grids [n_q][size] in
+  // double; then, from the sum of those of all ranks, the results of atoms, and `share` of the virial.
+  void add_charges(const EwaldSystem& in, double* grids);
+  int finish(const EwaldSystem& in, const double* grids, double weight, double share,
+             double* potential, double* forces, double* virial);
+
+  // The same in bricks, with the transforms of a host: see cf_ewald_spread and what follows it.
+  int64_t spread(const MeshBrick& brick, const EwaldSystem& in, void* with_halo);
+  void multiply(const MeshModes& modes, int n_q, void* values, double weight, double* virial);
+  int64_t gather(const MeshBrick& brick, const EwaldSystem& in, void* with_halo, double weight,
+                 double* potential, double* forces);
 
  private:
   template <class T>
-  void multiply(int n_q, double weight, double* virial);
-  void select(const EwaldSpec& spec, const MeshPlan& plan);
+  void fill();
+  template <class T>
+  void multiply(int n_q, void* values, double weight, double* virial);
+  void choose(const MeshModes& modes);
+  void charges_on_grid(const EwaldSystem& in);
+  int transform_and_gather(const EwaldSystem& in, double weight, double share, double* potential,
+                           double* forces, double* virial);
 
   std::unique_ptr<Mesh> mesh_;
   MeshPlan plan_ = {};
   EwaldSpec spec_;
+  MeshModes modes_, inner_;  // of the factors; of the whole sum
   int n_threads_ = 1;
-  // 2 g / volume / window^2 and the same of dg/dk^2, [2 m0 + 1][2 m1 + 1][m2 + 1]; 0 outside the sphere
+  // 2 g / volume / window^2 and the same of dg/dk^2, for each mode; 0 outside the sphere
   std::vector<float> single_[2];
   std::vector<double> double_[2];
-  std::vector<double> halo_, grid_, modes_;  // bytes of either type
+  std::vector<double> halo_, grid_, values_;  // bytes of either type
 };
 
 }  // namespace cace_fast
