@@ -32,7 +32,7 @@ __all__ = ["StateDictOptions", "from_module", "read"]
 def read(
     path: str | PathLike[str], **state_dict_options: Any
 ) -> tuple[ModelSpec, dict[str, Tensor]]:
-    """Read an upstream file, whose kind its content tells.
+    """Read an upstream file; its content tells its kind (``docs/developer/file_reader.md``).
 
     Parameters
     ----------
@@ -80,6 +80,8 @@ def read(
 
 def from_module(module: torch.nn.Module) -> tuple[ModelSpec, dict[str, Tensor]]:
     """Read an upstream model in memory, recognised by the names of its classes.
+
+    ``docs/developer/file_reader.md`` describes what is read.
 
     Parameters
     ----------

@@ -76,7 +76,7 @@ class _BoundedFile:
 
 
 class Archive:
-    """A model file opened for reading; use it in a ``with`` statement.
+    """A model file opened for reading; use it in a ``with`` statement (``docs/user/security.md``).
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ class Archive:
         return f"{self._folder}/data.pkl"
 
     def names(self, below: str) -> list[str]:
-        """Return the names of entries below a folder, relative to the archive's own folder."""
+        """Return the names of entries below a folder, relative to the archive's top folder."""
         start = len(self._folder) + 1
         prefix = f"{self._folder}/{below}/"
         return [name[start:] for name in self._entries if name.startswith(prefix)]
@@ -140,11 +140,16 @@ class Archive:
         Parameters
         ----------
         name
-            Relative to the archive's own folder, e.g. ``data/0``.
+            Relative to the archive's top folder, e.g. ``data/0``.
         expected
             Its exact size in bytes, where known.
         largest
             Its largest allowed size in bytes.
+
+        Raises
+        ------
+        Refused
+            If the entry is missing, damaged, of another size or too large, or the budget is spent.
         """
         info = self._entries.get(f"{self._folder}/{name}")
         if info is None:
@@ -168,7 +173,13 @@ class Archive:
         return content
 
     def pickle(self) -> bytes:
-        """Return the pickle, after a look at the byte order."""
+        """Return the pickle, after a look at the byte order.
+
+        Raises
+        ------
+        Refused
+            As for :meth:`read`, and if the byte order is not little.
+        """
         if f"{self._folder}/byteorder" in self._entries:
             order = self.read("byteorder", largest=64)
             if order.strip() != b"little":
@@ -178,7 +189,13 @@ class Archive:
         return self.read("data.pkl", largest=PICKLE_BYTES)
 
     def storage(self, key: str, n_bytes: int) -> bytes:
-        """Return the bytes of one storage."""
+        """Return the bytes of one storage.
+
+        Raises
+        ------
+        Refused
+            As for :meth:`read`.
+        """
         return self.read(f"data/{key}", expected=n_bytes)
 
 

@@ -36,6 +36,8 @@ _CUTOFF = (
 def read_representation(view: ModuleView) -> tuple[Representation, dict[str, Tensor]]:
     """Read a representation.
 
+    See ``docs/theory.md``, sections 1 to 6; ``docs/developer/file_reader.md``.
+
     Returns
     -------
     Representation, dict

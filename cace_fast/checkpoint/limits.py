@@ -23,11 +23,11 @@ TENSOR_DIMENSIONS = 8
 
 
 class Refused(Exception):
-    """Something in the file is not allowed; the caller adds where it was found."""
+    """The file holds something that is not allowed; the caller adds the place in the file."""
 
 
 def short(value: object) -> str:
-    """Return a short description of any value of a file."""
+    """Return a value of a file as short text, of numbers and containers their size."""
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         return f"a number of {value.bit_length()} bits"
     if value is None or isinstance(value, bool | int | float):
@@ -57,7 +57,13 @@ class Budget:
         self._deadline = time.thread_time() + SECONDS
 
     def charge(self, n_bytes: int) -> None:
-        """Account for ``n_bytes`` that are about to be allocated, or raise `Refused`."""
+        """Account for ``n_bytes`` that are about to be allocated.
+
+        Raises
+        ------
+        Refused
+            If the limit of memory (``docs/user/security.md``) is exceeded.
+        """
         self.memory_used += n_bytes
         if self.memory_used > self.memory_limit:
             raise Refused(
@@ -67,7 +73,7 @@ class Budget:
             )
 
     def check_time(self) -> None:
-        """Raise `Refused` when the file has taken too long."""
+        """Raise `Refused` when the file has taken more than 10 s (``docs/user/security.md``)."""
         if time.thread_time() > self._deadline:
             raise Refused(
                 f"reading took more than {SECONDS:g} s of processor time, which no genuine model "

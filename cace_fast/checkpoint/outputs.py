@@ -41,7 +41,7 @@ Tensors = dict[str, Tensor]
 
 
 def read_output(view: ModuleView, prefix: str) -> tuple[OutputModule, Tensors]:
-    """Read one output module.
+    """Read one output module (``docs/theory.md``, sections 7 to 10).
 
     Parameters
     ----------
@@ -57,6 +57,8 @@ def read_output(view: ModuleView, prefix: str) -> tuple[OutputModule, Tensors]:
 
     Raises
     ------
+    CheckpointError
+        A part is missing or contradicts another.
     UnsupportedModelError
         The module, or a setting of it, is not provided.
     """

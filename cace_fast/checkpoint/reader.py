@@ -19,7 +19,7 @@ _CODE_BYTES = 1 * MIB
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What one model file holds.
+    """What one model file holds (``docs/developer/file_reader.md``).
 
     Attributes
     ----------

@@ -39,8 +39,8 @@ class Attribute:
     Attributes
     ----------
     owner
-        Class of the object that was to be asked (the object itself is not kept: upstream's files
-        ask for an attribute of the very object that holds the result).
+        Class of the object whose attribute is asked for. The object itself is not kept: upstream's
+        files ask for an attribute of the very object that holds the result.
     name
         Name of the attribute.
     """
@@ -56,7 +56,7 @@ class Record:
     Attributes
     ----------
     module, name
-        Where the class lives, as written in the file.
+        Module and name of the class, as written in the file.
     args
         Arguments the file gives at creation (``torch.device`` and ``numpy.dtype`` have some).
     state
@@ -129,7 +129,7 @@ def find_global(module: str, name: str, known: frozenset[tuple[str, str]]) -> Gl
 
 
 def is_class(found: Global) -> bool:
-    """Whether objects of this name become records."""
+    """Tell whether objects of this name become records."""
     if "." in found.name:
         return False
     return found.name in _CLASSES.get(found.module, ()) or f"{found.module}.".startswith(

@@ -1,8 +1,8 @@
 """Files of state dicts: training checkpoints (``checkpoint.pt``), Lightning's ``.ckpt``.
 
-They hold tensors by name and no architecture. What names and shapes tell is inferred, the rest
-comes from the caller; both together make the records that a whole-model file would have held,
-which are then read and checked as any other model.
+They hold tensors by name and no architecture. Names and shapes tell part of it, the caller tells
+the rest. Both together make the records that a whole-model file would have held, which are then
+read and checked like any other model.
 
 Source: specification of checkpoints, section 9.
 """
@@ -31,7 +31,7 @@ _WRAPPERS = ("model.", "module.", "_orig_mod.")
 
 @dataclass(frozen=True)
 class StateDictOptions:
-    """Arguments that a file of state dicts does not hold.
+    """Arguments that a file of state dicts does not hold (``docs/user/evaluate_and_convert.md``).
 
     Attributes
     ----------
@@ -52,6 +52,11 @@ class StateDictOptions:
         "CACE_forces"}]]``.
     potential_keys
         For combinations, upstream's list of dictionaries of names with an optional "weight".
+
+    Raises
+    ------
+    InputError
+        If ``weights`` or ``activation`` is not one of its choices.
     """
 
     weights: Weights | None = None
@@ -88,7 +93,7 @@ class Missing:
         return value
 
     def complain(self) -> None:
-        """Raise `InputError` when anything was missing."""
+        """Raise `InputError` that names all that was missing, if anything was."""
         if self.names:
             raise InputError(
                 ", ".join(self.names),
@@ -103,6 +108,15 @@ def select(
     root: Mapping[Any, Any], options: StateDictOptions, missing: Missing
 ) -> dict[str, Tensor]:
     """Return the state dict that was asked for, without the prefixes of wrappers.
+
+    Parameters
+    ----------
+    root
+        The dictionary in the file.
+    options
+        Which weights to take.
+    missing
+        Notes that ``options.weights`` has to choose.
 
     Raises
     ------
@@ -155,7 +169,13 @@ def _without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def tree_of(state: Mapping[str, Tensor]) -> Node:
-    """Return a state dict as nested dictionaries, split at the dots of its names."""
+    """Return a state dict as nested dictionaries, split at the dots of its names.
+
+    Raises
+    ------
+    CheckpointError
+        If two names exclude each other.
+    """
     tree: Node = {}
     for name, value in state.items():
         *parents, last = name.split(".")
@@ -171,7 +191,13 @@ def tree_of(state: Mapping[str, Tensor]) -> Node:
 
 
 def node_of(parent: Node, name: str) -> Node:
-    """Return the node of a name; an empty one if there is none."""
+    """Return the node of a name; an empty one if there is none.
+
+    Raises
+    ------
+    CheckpointError
+        If the name is that of a tensor.
+    """
     found = parent.get(name, {})
     if not isinstance(found, dict):
         raise CheckpointError(f"{name!r} is a tensor where modules are expected")
@@ -179,7 +205,13 @@ def node_of(parent: Node, name: str) -> Node:
 
 
 def numbered(node: Node) -> list[str]:
-    """Return the names 0, 1, ... of the members of a list, which must have no gap."""
+    """Return the names 0, 1, ... of the members of a list.
+
+    Raises
+    ------
+    CheckpointError
+        If the numbers have a gap or other names stand among them.
+    """
     names = sorted((name for name in node if name.isdigit()), key=int)
     if names != [str(k) for k in range(len(names))] or len(names) != len(node):
         raise CheckpointError("a list of modules or weights has a gap")

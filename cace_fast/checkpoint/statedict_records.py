@@ -1,4 +1,4 @@
-"""Records of a whole model made from a state dict and what the caller knows.
+"""Records of a whole model, made from a state dict and the options of the caller.
 
 The tensors tell sizes, sharing and which parts there are; the result is read and checked like any
 other model.
@@ -61,6 +61,8 @@ def model_of_state_dict(root: Mapping[Any, Any], options: StateDictOptions) -> R
         Arguments are needed that were not given; all of them are named.
     CheckpointError
         The dictionary is no state dict of a CACE model.
+    UnsupportedModelError
+        The tensors belong to a part that is not provided.
     """
     missing = Missing()
     tree = tree_of(select(root, options, missing))

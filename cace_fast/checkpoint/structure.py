@@ -1,4 +1,4 @@
-"""A last look at the object graph: no cycles, no abyss, no exponential sharing."""
+"""Checks of the object graph of a file: no cycles, no deep nesting, no exponential sharing."""
 
 from __future__ import annotations
 

@@ -30,6 +30,8 @@ _MOST_MODELS = 100
 def read_model(view: ModuleView) -> tuple[ModelSpec, dict[str, Tensor]]:
     """Read a potential, a combination of potentials, or a bare representation.
 
+    ``docs/developer/file_reader.md`` describes the reader.
+
     Parameters
     ----------
     view

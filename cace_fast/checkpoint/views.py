@@ -31,7 +31,7 @@ _FUNCTIONS = frozenset({"activation", "operation", "post_process", "_compiled_ca
 
 
 class ModuleView:
-    """What a module is called and holds.
+    """Class, tensors, sub-modules and attributes of a module (``docs/developer/file_reader.md``).
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ class ModuleView:
         return f"{self.where} ({self.path})" if self.where else f"the model ({self.path})"
 
     def tensor_names(self) -> list[str]:
-        """Return the names of its own parameters and buffers."""
+        """Return the names of the parameters and buffers of this module, sub-modules left out."""
         raise NotImplementedError
 
     def child_names(self) -> list[str]:
@@ -67,18 +67,24 @@ class ModuleView:
         raise NotImplementedError
 
     def code(self) -> str | None:
-        """Return the source text of a scripted module (may be empty); None for others."""
+        """Return the source text of a scripted module (may be empty); None for other modules."""
         return None
 
     def changes(self) -> list[str]:
-        """Return what makes upstream run other code than that of the class.
+        """Return the names of hooks, and of functions that replace methods.
 
-        Hooks, and functions that stand in the places of methods.
+        See ``docs/user/security.md``.
         """
         return []
 
     def charge(self, n_bytes: int) -> None:
-        """Account for memory that reading a file is about to take; see `limits.Budget`."""
+        """Account for ``n_bytes`` of memory that reading a file is about to take.
+
+        Raises
+        ------
+        Refused
+            As for :meth:`limits.Budget.charge`.
+        """
 
     def _tensor(self, name: str) -> Any:
         raise NotImplementedError
@@ -91,11 +97,17 @@ class ModuleView:
         return f"{self.where}.{name}" if self.where else name
 
     def has_tensor(self, name: str) -> bool:
-        """Whether there is a parameter or buffer of that name that is not None."""
+        """Tell whether there is a parameter or buffer of that name that is not None."""
         return name in self.tensor_names() and self._tensor(name) is not None
 
     def tensor(self, name: str) -> Tensor:
-        """Return a parameter or buffer."""
+        """Return a parameter or buffer.
+
+        Raises
+        ------
+        CheckpointError
+            If there is none of that name.
+        """
         found = self._tensor(name) if name in self.tensor_names() else None
         if not isinstance(found, Tensor):
             raise CheckpointError(f"{self}: has no tensor {name!r}")
@@ -106,7 +118,13 @@ class ModuleView:
         return self._child(name) if name in self.child_names() else None
 
     def need(self, name: str) -> ModuleView:
-        """Return a sub-module that has to be there."""
+        """Return a sub-module that has to be there.
+
+        Raises
+        ------
+        CheckpointError
+            If there is none of that name.
+        """
         found = self.child(name)
         if found is None:
             raise CheckpointError(f"{self}: has no sub-module {name!r}")
@@ -117,7 +135,13 @@ class ModuleView:
         return [self.child(name) for name in self.child_names()]
 
     def tensors_of(self, name: str) -> list[Tensor]:
-        """Return the tensors of a parameter list."""
+        """Return the tensors of a parameter list.
+
+        Raises
+        ------
+        CheckpointError
+            If there is no such list, or one of its tensors is missing.
+        """
         members = self.need(name)
         return [members.tensor(str(k)) for k in range(len(members.tensor_names()))]
 
@@ -320,7 +344,12 @@ def _is_function(value: Any) -> bool:
 def view_of_record(
     record: Record, code: Mapping[str, str], budget: Budget | None = None
 ) -> ModuleView:
-    """Return the view of a file's top object; what is made of it is charged to ``budget``."""
+    """Return the view of a file's top object.
+
+    Tensors that the reader makes of it are charged to ``budget``. ``code`` has the source texts
+    of a
+    TorchScript archive (``docs/developer/file_reader.md``).
+    """
     if record.module.split(".", 1)[0] == "__torch__":
         return _ScriptRecordView(record, "", code, budget)
     return _RecordView(record, "", budget)

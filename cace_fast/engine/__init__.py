@@ -1,4 +1,4 @@
-"""Engines: which backend evaluates a model, and the state that evaluation keeps."""
+"""Engines: the backends that evaluate a model, and what they keep between evaluations."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ BACKENDS = ("reference", "cpu", "triton")
 
 
 def choose_backend(name: str, device: torch.device | str = "cpu") -> str:
-    """Return the backend that ``name`` means on a device; ``auto`` is the best available one.
+    """Return the backend that ``name`` means on a device; ``auto`` is the best one there is.
+
+    ``docs/user/install.md`` lists the backends.
 
     Raises
     ------
@@ -86,15 +88,28 @@ def make_engine(
     dtype: torch.dtype,
     long_range: LongRange | None = None,
 ) -> Engine:
-    """Return an engine for a model, with the weights on ``device`` in ``dtype``.
+    """Return an engine for a model, with the weights on ``device`` in ``dtype`` (decision 0018).
+
+    Parameters
+    ----------
+    spec, weights
+        The model.
+    program
+        Read-outs and Ewald sums of the energy.
+    backend
+        ``"auto"`` or the name of a backend. ``"auto"`` takes the next one where a backend refuses
+        the model; ``note`` of the engine then says why.
+    device, dtype
+        Where the weights go; float32 or float64.
+    long_range
+        How to sum the long range.
 
     Raises
     ------
     InputError, BackendUnavailableError
         See :func:`choose_backend`.
     UnsupportedModelError
-        If the backend was asked for by name and does not have a part of the model. ``auto`` takes
-        the next one, whose ``note`` says why, also where a backend refuses for another reason.
+        If the backend was asked for by name and does not have a part of the model.
     """
     reference = ReferenceEngine(spec, weights.to(device, dtype), program, long_range)
     missing = (s for s in kernels.states() if device.type in s.devices and not s.available)

@@ -22,9 +22,14 @@ class MovingGraph:
     Parameters
     ----------
     engine
-        Who evaluates it.
+        The engine that evaluates it.
     graph, skin
         As for :meth:`cace_fast.engine.protocol.Engine.moving`.
+
+    Raises
+    ------
+    InputError
+        For a skin that is no length.
     """
 
     def __init__(self, engine: Engine, graph: AtomicGraph, skin: float) -> None:
@@ -39,19 +44,25 @@ class MovingGraph:
 
     @property
     def positions(self) -> Tensor:
-        """The positions [n, 3], which may be written in place."""
+        """The positions [n, 3] float64 in A, which may be written in place."""
         return self._graph.positions
 
     def set_cell(self, cell: Tensor) -> None:
-        """Take new cells [n_systems, 3, 3]."""
+        """Take new cells [n_systems, 3, 3] in A at the next evaluation."""
         self._graph = replace(self._graph, cell=cell)
 
     def pairs(self) -> DevicePairs:
-        """Return a list that is valid for the present positions."""
+        """Return a list that is valid for the present positions (``docs/theory.md``, section 1).
+
+        Raises
+        ------
+        InputError
+            For positions or cells that cannot be searched.
+        """
         g = self._graph
         return self._list(g.positions, g.cell, g.pbc, g.batch)
 
     def evaluate(self, wanted: Collection[str], min_dist: MinDist) -> ModelOutput:
-        """Evaluate the present positions and cells."""
+        """Evaluate the present positions and cells; see :meth:`cace_fast.engine.protocol.Engine.evaluate`."""
         whole = replace(self._graph, **self.pairs()._asdict())
         return self._engine.evaluate(whole, wanted, min_dist=min_dist)

@@ -1,8 +1,9 @@
-"""The neighbour list of systems that move on the device: of fixed capacity, made when it is due.
+"""The Verlet list of systems that move on the device; its buffers have a fixed capacity.
 
-A step tells how far atoms have strayed since the list was made. Shortly before they leave the skin
-the next step makes a new list; where they have left it, the step is repeated with one. What does
-not fit the buffers, or the bins, is answered by larger ones and never by numbers that lack pairs.
+A step tells how far atoms have moved since the list was made. Shortly before one leaves the skin
+the next step makes a new list; where one has left it, the step is repeated with a new list. When
+buffers or bins are too small, larger ones are made and the step is repeated, so that no result
+lacks pairs.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ NO_POSITIONS = np.zeros((0, 3))
 
 
 class OwnList:
-    """Systems that move, and their neighbour list.
+    """Systems that move, and their Verlet list (``docs/developer/kernels.md``).
 
     Parameters
     ----------
@@ -44,9 +45,9 @@ class OwnList:
     search
         Makes the list.
     due
-        Whether the next step has to.
+        Whether the next step has to make a list.
     n_builds
-        How often a step did.
+        How many lists have been made.
 
     Raises
     ------
@@ -68,7 +69,7 @@ class OwnList:
         self._shifts = self._set_grids()
 
     def _set_grids(self) -> tuple[Tensor, Tensor]:
-        """Choose bins for the cells and positions as they are; the host looks at both.
+        """Choose bins for the present cells and positions; the host reads both.
 
         Returns
         -------
@@ -90,7 +91,7 @@ class OwnList:
         return search.set_grids(np.stack(frames), grids)
 
     def first_capacity(self) -> Capacity:
-        """Return the capacity of buffers before there is a list."""
+        """Return the capacity of buffers before there is a list: numbers of atoms, edges, segments, shifts."""
         return initial_capacity(self.graph.n_atoms, self.search.n_shifts, self.graph.n_systems)
 
     def fill(self, step: Step) -> None:
@@ -123,7 +124,7 @@ class OwnList:
 
     @staticmethod
     def has_left(status: Status) -> bool:
-        """Tell whether atoms have left the skin: the list lacks pairs."""
+        """Tell whether atoms have left the skin, so that the list lacks pairs."""
         return not status.displacement_ratio <= 1.0
 
     @staticmethod
@@ -142,7 +143,7 @@ class OwnList:
         check_wraps(torch.nonzero(~(away < MAX_WRAPS)).flatten().cpu().numpy())
 
     def pairs(self, step: Step) -> DevicePairs:
-        """Return the list in the buffers, with shifts for the positions as given."""
+        """Return the list in the buffers, with shifts for the positions as given (equation 1)."""
         edges, lists, n = step.pairs.edges, step.pairs.lists, int(self.search.found.need[0])
         senders, receivers = edges.sender[:n].long(), edges.receiver[:n].long()
         wraps = self.search.kept.wraps.T.long()

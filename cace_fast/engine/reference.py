@@ -29,7 +29,7 @@ class ReferenceEngine:
     program
         What the energy is made of, from :func:`cace_fast.spec.energy_program`.
     long_range
-        How to sum the long range.
+        How to sum the long range (``docs/theory.md``, section 9).
     """
 
     backend = "reference"
@@ -60,11 +60,11 @@ class ReferenceEngine:
         return graph.to(self.weights["embedding.sender"].device)
 
     def moving(self, graph: AtomicGraph, skin: float) -> MovingGraph:
-        """Return systems that move."""
+        """Return systems that move; see :meth:`cace_fast.engine.protocol.Engine.moving`."""
         return MovingGraph(self, graph, skin)
 
     def features(self, graph: AtomicGraph) -> Tensor:
-        """Return the invariants [n, n_radial, n_B, C, T] in the working dtype."""
+        """Return the invariants [n, n_radial, n_B, C, T] in the working dtype (equation 21)."""
         with torch.no_grad():
             return model.features(graph, self.weights, self.spec.representation)
 
@@ -72,7 +72,12 @@ class ReferenceEngine:
     def evaluate(
         self, graph: AtomicGraph, wanted: Collection[str] = (), *, min_dist: MinDist = None
     ) -> ModelOutput:
-        """Return energies and what else is wanted."""
+        """Return energies and what else is wanted.
+
+        See :meth:`cace_fast.engine.protocol.Engine.evaluate` for arguments, results and
+        errors. Pairs
+        have to ascend in the receiver.
+        """
         graph = trim(graph, self.spec.representation, min_dist)
         derivatives = {"forces", "virials", "born_charges"} & set(wanted)
         with torch.set_grad_enabled(bool(derivatives)):
@@ -104,7 +109,13 @@ class ReferenceEngine:
         )
 
     def hessian(self, graph: AtomicGraph) -> Tensor:
-        """Return the second derivatives of the energy [n, 3, n, 3] float64 in eV/A^2."""
+        """Return the second derivatives of the energy [n, 3, n, 3] float64 in eV/A^2.
+
+        Raises
+        ------
+        InputError
+            For positions or cells that are not finite.
+        """
         check_input(self, graph)
         with torch.enable_grad():
             return self._hessian(model.with_gradients(graph))
@@ -143,7 +154,7 @@ class ReferenceEngine:
 
 
 def _gradients_of(q: Tensor, positions: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return what gives the gradients [m, n, 3] of sum_i w_i q_i for weights w [m, n]."""
+    """Return the function of weights w [m, n] that gives the gradients [m, n, 3] of sum_i w_i q_i."""
 
     def gradients(weights: Tensor) -> Tensor:
         sums = (weights * q[:, 0].to(torch.float64)).sum(1)

@@ -1,8 +1,8 @@
-"""Who runs the steps of a model on a device: one caller at a time, captured where that can be.
+"""Runs the steps of a model on a device: one caller at a time, as captured graphs on CUDA.
 
-On CUDA the second step of a kind is captured, and later ones are one launch. Long-range transforms
-belong to libraries that cannot be captured: with them a step is two graphs and the transforms
-between them.
+On CUDA the second step of a kind is captured, and later ones are one launch. The libraries of
+long-range transforms cannot be captured: with them a step is two graphs and the transforms between
+them.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from .step_output import check_distances, output_of
 
 
 class Runner:
-    """Runs steps on buffers of one size after another.
+    """Runs steps on buffers, and replaces the buffers when they are too small (decision 0018).
 
-    Systems with an own list move in these buffers (:class:`cace_fast.engine.protocol.Moving`);
-    without one, every graph brings its pairs.
+    With an :class:`OwnList` the systems move in these buffers
+    (:class:`cace_fast.engine.protocol.Moving`); without one, every graph brings its pairs.
 
     Parameters
     ----------
@@ -50,6 +50,11 @@ class Runner:
         The same in plain torch: for Born charges, and for how to sum the long range.
     own
         The list that systems make as they move; None for graphs.
+
+    Raises
+    ------
+    CaceFastError
+        If the buffers do not fit on the device.
     """
 
     def __init__(
@@ -71,14 +76,14 @@ class Runner:
                 self._fill(own.first_capacity())
 
     def reset(self) -> None:
-        """Forget the list that the buffers hold."""
+        """Forget the pair list that the buffers hold."""
         self._held = ()
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Hold the buffers: other threads wait, and the current stream waits for the last one.
 
-        Every way to the device leads through here.
+        Every use of the device passes through here (``docs/user/threads_and_processes.md``).
         """
         with self._lock, torch.no_grad():
             if self._done is not None:
@@ -98,12 +103,12 @@ class Runner:
 
     @property
     def n_bytes(self) -> int:
-        """Memory held by the buffers."""
+        """Memory in bytes held by the buffers."""
         return 0 if self._step is None else self._step.n_bytes
 
     @property
     def own(self) -> OwnList:
-        """The list of systems that move."""
+        """The Verlet list of systems that move."""
         assert self._own is not None
         return self._own
 
@@ -114,11 +119,11 @@ class Runner:
 
     @property
     def positions(self) -> Tensor:
-        """The positions [n, 3] of systems that move, which may be written in place."""
+        """The positions [n, 3] float64 in A of systems that move, which may be written in place."""
         return self.own.graph.positions
 
     def set_cell(self, cell: Tensor) -> None:
-        """Take new cells [n_systems, 3, 3] at the next evaluation."""
+        """Take new cells [n_systems, 3, 3] in A at the next evaluation."""
         self._new_cell = cell
 
     def make_list(self) -> None:
@@ -127,18 +132,18 @@ class Runner:
             self.step.make_list()
 
     def pairs(self) -> DevicePairs:
-        """Return the present list."""
+        """Return the present list (``docs/theory.md``, section 1)."""
         with self.exclusive():
             return self.own.pairs(self.step)
 
     def evaluate(self, wanted: Collection[str], min_dist: MinDist) -> ModelOutput:
-        """Evaluate the present positions and cells of systems that move."""
+        """Evaluate the systems that move; see :meth:`cace_fast.engine.protocol.Engine.evaluate`."""
         return check_output(self.run(None, wanted, min_dist))
 
     def run(
         self, graph: AtomicGraph | None, wanted: Collection[str], min_dist: MinDist
     ) -> ModelOutput:
-        """Return energies and what else is wanted, on the device and not yet checked.
+        """Return energies and what else is wanted, on the device and not yet checked to be finite.
 
         Parameters
         ----------
@@ -146,6 +151,13 @@ class Runner:
             With pairs in any order, on any device; None for the systems that move.
         wanted, min_dist
             As for :meth:`cace_fast.engine.protocol.Engine.evaluate`.
+
+        Raises
+        ------
+        InputError, PropertyNotImplementedError
+            As for :meth:`cace_fast.engine.protocol.Engine.evaluate`.
+        CaceFastError
+            If the systems do not fit on the device.
         """
         self.reference.program.check()
         if {"latent_charges", "born_charges"} & set(wanted):
@@ -167,7 +179,13 @@ class Runner:
         return replace(output, born_charges=born)
 
     def features(self, graph: AtomicGraph) -> Tensor:
-        """Return the invariants [n, n_radial, n_B, C, T] of a graph, on the device."""
+        """Return the invariants [n, n_radial, n_B, C, T] of a graph, on the device (equation 21).
+
+        Raises
+        ------
+        CaceFastError
+            If the systems do not fit on the device.
+        """
         rep = self.launchers.rep
         shape = (rep.n_stages, rep.n_radial, rep.n_invariants, rep.n_channels, graph.n_atoms)
         with self.exclusive():
@@ -200,7 +218,7 @@ class Runner:
         self._cells = None
 
     def _allocate(self, capacity: Capacity, search: PairSearch | None = None) -> Step:
-        """Replace the buffers, after giving the old ones back."""
+        """Replace the buffers; the old ones are freed first."""
         self._step, self._captured, self._cells, self._held = None, {}, None, ()
         try:
             self._step = Step(self.launchers, capacity, search)
@@ -212,7 +230,7 @@ class Runner:
         return self._step
 
     def _fill(self, capacity: Capacity) -> None:
-        """Make buffers of a capacity for the systems that move, with all that does not."""
+        """Make buffers for the systems that move, and write what does not change to them."""
         own = self.own
         step = self._allocate(capacity, own.search)
         own.fill(step)
@@ -221,7 +239,7 @@ class Runner:
         self._take_systems(own.graph)
 
     def _take_cell(self, cell: Tensor) -> None:
-        """Take new cells of systems that move; the list is kept as long as they allow it."""
+        """Take new cells of systems that move; the list is reused as long as they allow it."""
         self.own.graph.cell.copy_(cell)
         self.step.pairs.lists.cells[:-1] = cell
         self._take_systems(self.own.graph)
@@ -265,13 +283,13 @@ class Runner:
         self._cells, self._slabs = cells, slabs
 
     def _check_slabs(self, positions: Tensor) -> None:
-        """Raise for slabs whose atoms reach farther than their cell is high."""
+        """Raise InputError for slabs whose atoms reach farther than their cell is high."""
         for s, slab in self._slabs.items():
             first, end = self.step.inputs.first_atom[s : s + 2].tolist()
             require_fit(positions[first:end].to(slab.normal.device), slab)
 
     def _move(self, *, derivatives: bool) -> Status:
-        """Run steps of the systems that move until one had a list that holds for it."""
+        """Run steps of the systems that move until the list was valid for one."""
         own = self.own
         if self._step is None:  # the last ones did not fit
             self._fill(own.first_capacity())
@@ -333,7 +351,7 @@ class Runner:
 
 
 def _capture(work: Callable[[], None]) -> Any:
-    """Return the work as a CUDA graph; it is not done meanwhile. There is no other capture."""
+    """Return the work as a CUDA graph, without doing it. There is no other capture."""
     captured = torch.cuda.CUDAGraph()
     # other threads may allocate meanwhile, for engines of their own
     with torch.cuda.graph(captured, capture_error_mode="thread_local"):

@@ -95,7 +95,13 @@ def from_json(text: str) -> ModelSpec:
 
 
 def file_to_json(spec: ModelSpec) -> str:
-    """Return the text of a model file: the specification, and the program of every energy."""
+    """Return the text of a model file: the specification, and the program of every energy.
+
+    Raises
+    ------
+    UnsupportedModelError
+        As for :func:`energy_programs`.
+    """
     content = {
         "version": FILE_VERSION,
         "model": _encode(spec),
