@@ -1,4 +1,4 @@
-"""Cells, periodicity and positions: what is refused before neighbours are searched."""
+"""Checks of cells, periodicity and positions before neighbours are searched."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ Floats = NDArray[np.float64]
 
 
 def check_geometry(positions: Floats, cell: Floats, pbc: NDArray[np.bool_], cutoff: float) -> None:
-    """Raise InputError for positions, cell or pbc for which no neighbour list exists."""
+    """Raise InputError for positions [n, 3], cell [3, 3] or pbc [3] without a neighbour list.
+
+    Lengths are in A (``docs/user/errors.md``).
+    """
     if positions.ndim != 2 or positions.shape[1] != 3:
         raise InputError("positions", "an array of shape [n_atoms, 3]", positions.shape)
     check_finite(np.flatnonzero(~np.isfinite(positions).all(axis=1)))
@@ -64,7 +67,8 @@ def check_wraps(far: NDArray[np.intp]) -> None:
 def check_crowd(n_pairs: int, n_atoms: int, cutoff: float) -> None:
     """Raise InputError for more pairs within a cutoff in A than a list may hold.
 
-    A search that counts as it goes calls this often, so that the error comes before the memory.
+    A search calls this while it counts, so that the error comes before the memory is taken
+    (``docs/user/errors.md``).
     """
     if n_pairs > min(MAX_NEIGHBORS * n_atoms, MAX_PAIRS):
         raise InputError(
@@ -76,7 +80,10 @@ def check_crowd(n_pairs: int, n_atoms: int, cutoff: float) -> None:
 
 
 def complete_cell(cell: Floats, pbc: NDArray[np.bool_]) -> Floats:
-    """Return the cell with open directions replaced by unit vectors normal to the rest."""
+    """Return the cell [3, 3] with open directions replaced by unit vectors normal to the rest.
+
+    Lengths are in A (``docs/conventions.md``, "Graph").
+    """
     full = np.array(cell, dtype=np.float64)
     if pbc.all():
         return full

@@ -29,7 +29,10 @@ Ints = NDArray[np.int64]
 
 
 class NeighborList(NamedTuple):
-    """Directed pairs: ``senders`` [n_edges], ``receivers`` [n_edges], ``shifts`` [n_edges, 3]."""
+    """Directed pairs, int64 (``docs/theory.md``, equation 1).
+
+    ``senders`` and ``receivers`` are [n_edges], ``shifts`` [n_edges, 3].
+    """
 
     senders: Ints
     receivers: Ints
@@ -47,6 +50,8 @@ def neighbor_list(
 ) -> NeighborList:
     """Return all pairs with |r_receiver - r_sender + S h| < cutoff, except an atom with itself.
 
+    These are the edges of ``docs/theory.md``, equation 1.
+
     Parameters
     ----------
     positions
@@ -58,14 +63,14 @@ def neighbor_list(
     cutoff
         In A.
     in_order
-        False: in the order of the search, and possibly pairs at the cutoff exactly; for those who
-        sort and trim themselves.
+        False: in the order of the search, and possibly with pairs at exactly the cutoff; for
+        callers that sort and trim themselves.
     search
         A :class:`Searcher` of this cutoff, whose memory is used again.
 
     Returns
     -------
-    Edges
+    NeighborList
         int64 arrays in the order of receiver, sender, shift. The order depends on the set of
         pairs alone, so that results do not depend on when a list was built.
 
@@ -119,9 +124,10 @@ def _near(
 
 
 class Searcher:
-    """Searches neighbours with vesin, for structures of about ``n_atoms`` atoms.
+    """Searches neighbours with vesin, for structures of about ``n_atoms`` atoms; ``cutoff`` is in A.
 
-    Its memory is used again: memory that is new to a process can cost more than the search.
+    Its memory is used again: memory that is new to a process can cost more than the search
+    (``docs/developer/measurements.md``).
     """
 
     def __init__(self, cutoff: float, n_atoms: int) -> None:
@@ -130,7 +136,7 @@ class Searcher:
         self._memory: list[tuple[Ints, weakref.ref[_User]]] = []
 
     def edges(self, system: dict[str, Any]) -> NeighborList:
-        """Return the pairs that vesin finds, in its order."""
+        """Return the pairs (equation 1) that vesin finds, in its order."""
         receivers, senders, shifts = self.lists.compute(**system, quantities="ijS", copy=False)
         n = len(receivers)
         # sender, receiver and shift in one array, given back as a whole
@@ -142,7 +148,7 @@ class Searcher:
         return edges
 
     def _array(self, size: int) -> Ints:
-        """Return an array, of memory that no array or tensor given out before still uses."""
+        """Return an array in memory that no array or tensor given out before still uses."""
         used = [(memory, user) for memory, user in self._memory if user() is not None]
         free = [memory for memory, user in self._memory if user() is None and len(memory) >= size]
         memory = free[0] if free else np.empty(size + size // 16, dtype=np.int64)
@@ -152,7 +158,7 @@ class Searcher:
 
 
 class _User:
-    """The base of all arrays made of a memory: alive as long as one of them."""
+    """The base of all arrays in a memory: it lives as long as one of them."""
 
     def __init__(self, memory: Ints) -> None:
         self.__array_interface__ = memory.__array_interface__

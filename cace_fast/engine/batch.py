@@ -110,30 +110,28 @@ class Batch:
 
     @property
     def positions(self) -> Tensor:
-        """The positions [n_atoms, 3] float64 in A on the device; a loop may write them in place."""
-        return self._moving.positions
-
-    @positions.setter
-    def positions(self, value: Tensor) -> None:
         """The positions [n_atoms, 3] float64 in A on the device; a loop may write them in place.
 
         Setting them raises InputError for a tensor of another shape, dtype or device.
         """
+        return self._moving.positions
+
+    @positions.setter
+    def positions(self, value: Tensor) -> None:
         held = self.positions
         if value is not held:
             held.copy_(_like(held, value, "positions"))
 
     @property
     def cell(self) -> Tensor:
-        """The cells [n_systems, 3, 3] float64 in A, lattice vectors as rows; set it as a whole."""
-        return self._graph.cell
-
-    @cell.setter
-    def cell(self, value: Tensor) -> None:
         """The cells [n_systems, 3, 3] float64 in A, lattice vectors as rows; set it as a whole.
 
         Setting it raises InputError for a tensor of another shape, dtype or device.
         """
+        return self._graph.cell
+
+    @cell.setter
+    def cell(self, value: Tensor) -> None:
         taken = _like(self._graph.cell, value, "cell").clone()
         self._graph = replace(self._graph, cell=taken)
         self._moving.set_cell(taken)

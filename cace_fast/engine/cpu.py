@@ -117,7 +117,7 @@ class CpuEngine:
         return MovingGraph(self, graph, skin)
 
     def hessian(self, graph: AtomicGraph) -> Tensor:
-        """Return the second derivatives of the energy [n, 3, n, 3] float64 in eV/A^2, by the reference.
+        """Return the second derivatives [n, 3, n, 3] of the energy, float64 in eV/A^2, by the reference.
 
         Raises
         ------
@@ -271,7 +271,7 @@ class CpuEngine:
 
 
 def _moved(before: AtomicGraph, graph: AtomicGraph) -> bool:
-    """Tell whether only positions differ, everything else being the same tensors (see VerletList)."""
+    """Tell whether only positions differ: everything else is the same tensors (see VerletList)."""
     return (
         graph.species is before.species
         and graph.cell is before.cell

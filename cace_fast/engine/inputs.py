@@ -1,4 +1,4 @@
-"""Inputs that structures bring to an energy program: extra inputs of heads, fixed charges, fields."""
+"""Inputs of structures that an energy program takes: extra inputs, fixed charges, fields."""
 
 from __future__ import annotations
 

@@ -63,6 +63,6 @@ class MovingGraph:
         return self._list(g.positions, g.cell, g.pbc, g.batch)
 
     def evaluate(self, wanted: Collection[str], min_dist: MinDist) -> ModelOutput:
-        """Evaluate the present positions and cells; see :meth:`cace_fast.engine.protocol.Engine.evaluate`."""
+        """Evaluate the present positions and cells; see :meth:`.protocol.Engine.evaluate`."""
         whole = replace(self._graph, **self.pairs()._asdict())
         return self._engine.evaluate(whole, wanted, min_dist=min_dist)

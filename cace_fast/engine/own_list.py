@@ -91,7 +91,7 @@ class OwnList:
         return search.set_grids(np.stack(frames), grids)
 
     def first_capacity(self) -> Capacity:
-        """Return the capacity of buffers before there is a list: numbers of atoms, edges, segments, shifts."""
+        """Return the capacity of buffers before there is a list (``docs/developer/kernels.md``)."""
         return initial_capacity(self.graph.n_atoms, self.search.n_shifts, self.graph.n_systems)
 
     def fill(self, step: Step) -> None:

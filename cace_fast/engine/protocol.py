@@ -1,4 +1,4 @@
-"""Protocols: what :class:`cace_fast.Potential` and :class:`cace_fast.engine.Batch` use of an engine."""
+"""Protocols of engines, as :class:`cace_fast.Potential` and :class:`.batch.Batch` use them."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ class ReferenceEngine:
 
 
 def _gradients_of(q: Tensor, positions: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return the function of weights w [m, n] that gives the gradients [m, n, 3] of sum_i w_i q_i."""
+    """Return a function of weights w [m, n]: the gradients [m, n, 3] of sum_i w_i q_i."""
 
     def gradients(weights: Tensor) -> Tensor:
         sums = (weights * q[:, 0].to(torch.float64)).sum(1)

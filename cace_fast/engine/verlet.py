@@ -42,8 +42,8 @@ class _Last(NamedTuple):
 class VerletList:
     """Pairs within ``cutoff`` + ``skin``, searched again when two atoms moved that far together.
 
-    A changed cell, periodicity or number of atoms also asks for a new search. What it returns
-    holds every pair within ``cutoff`` and some beyond; the engine drops those.
+    A changed cell, periodicity or number of atoms also asks for a new search. The list has every
+    pair within ``cutoff`` and some beyond; the engine drops those (``docs/theory.md``, section 1).
 
     Parameters
     ----------
@@ -52,6 +52,11 @@ class VerletList:
     in_order
         False leaves the pairs in the order of the search, which is quicker; for an engine that
         sorts them itself.
+
+    Raises
+    ------
+    InputError
+        If ``skin`` is not a length of at least 0.
     """
 
     def __init__(self, cutoff: float, skin: float, *, in_order: bool = True) -> None:
@@ -68,7 +73,7 @@ class VerletList:
 
     @property
     def made_for(self) -> tuple[Floats, Floats, NDArray[np.bool_]] | None:
-        """Positions, cell and pbc of the last search; None before it."""
+        """Positions [n, 3] and cell [3, 3] in A, and pbc [3], of the last search; None before it."""
         built = self._built
         return None if built is None else (built.positions, built.cell, built.pbc)
 
@@ -79,8 +84,15 @@ class VerletList:
     def graph(self, atoms: Atoms, spec: Representation, inputs: dict[str, str]) -> AtomicGraph:
         """Return :func:`~cace_fast.structures.graph_of` of the structure, with candidate pairs.
 
-        Where only positions have changed, all else is shared with the last graph, as the same
+        Where only positions have changed, everything else is shared with the last graph, as
+        the same
         tensors: engines need not look at it again.
+
+        Raises
+        ------
+        InputError
+            As for :func:`~cace_fast.structures.graph_of` and
+            :func:`~cace_fast.neighbors.neighbor_list`.
         """
         if inputs:
             return graph_of(atoms, spec, inputs=inputs, edges=self)
@@ -118,14 +130,14 @@ class VerletList:
             return built.edges
 
     def _searcher(self, reach: float, n_atoms: int) -> Searcher:
-        """Return the searcher of the last list, whose memory is warm: a fifth less time."""
+        """Return the searcher of the last list; its warm memory saves a fifth of the time."""
         wanted = (n_atoms, torch.get_num_threads())
         if self._search is None or self._searches_for != wanted:
             self._search, self._searches_for = Searcher(reach, n_atoms), wanted
         return self._search
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what copies take: all but the lock and what holds memory of a library."""
+        """Return the state for copies, without the lock and the memory of a library."""
         own = self.__dict__ | {"_search": None}
         del own["_lock"]
         return own

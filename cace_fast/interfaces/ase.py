@@ -1,4 +1,4 @@
-"""ASE calculator, with the keywords of upstream's own."""
+"""ASE calculator, with the keywords of upstream's calculator."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ from .structure_inputs import copy_of, input_of, is_same
 
 
 class NotAvailableError(PropertyNotImplementedError, AseNotImplementedError):
-    """A property that this model or structure does not have, as ASE's own error."""
+    """A property that this model or structure does not have; ASE's error too.
+
+    See ``docs/user/errors.md``.
+    """
 
 
 class CACECalculator(Calculator):
@@ -190,8 +193,15 @@ class CACECalculator(Calculator):
     def set(self, **changes: Any) -> dict[str, Any]:
         """Change keywords, all but the model, and forget the results; see ASE.
 
-        Returns those that are not what they were; InputError for a keyword that there is not, or
-        a value that it cannot have, and nothing has changed then.
+        Returns
+        -------
+        dict
+            The keywords that have changed.
+
+        Raises
+        ------
+        InputError
+            For an unknown keyword or a value out of its range; nothing has changed then.
         """
         if not changes:  # ASE calls it so, before there is anything
             return {}
@@ -207,7 +217,7 @@ class CACECalculator(Calculator):
         return new
 
     def _take(self, potential: Potential | Committee, keywords: dict[str, Any]) -> None:
-        """Work with a potential and keywords from now on; as before, if they make no sense."""
+        """Take a potential and keywords; nothing changes if they make no sense."""
         k, spec = keywords, potential.spec
         check_keys(spec, k["energy_key"], k["forces_key"], k["charge_key"])
         check_min_dist(k["min_dist"])
@@ -230,10 +240,11 @@ class CACECalculator(Calculator):
         self.born_charges: Vector | None = None
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
-        """Return what changed since the last calculation, further inputs included.
+        """Return the names of what changed since the last calculation, further inputs too; see ASE.
 
-        Exact comparison in a tenth of the time of ASE's own, which costs more than the forces of a
-        small molecule. ``tol`` is ASE's and has no use here.
+        The comparison is exact and takes a tenth of the time of ASE's, which costs more
+        than the forces
+        of a small molecule. ``tol`` is ASE's and has no use here.
         """
         old = self.atoms
         if old is None or len(old) != len(atoms):
@@ -255,10 +266,18 @@ class CACECalculator(Calculator):
     def get_property(
         self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True
     ) -> Any:
-        """Return one of :attr:`implemented_properties`; see ASE.
+        """Return one of :attr:`implemented_properties` in ASE's units (eV, A, e); see ASE.
 
-        Without the copies of the structure that ASE's own makes in every step, which cost more than
-        the forces of a small molecule.
+        It leaves out the copies of the structure that ASE makes in every step, which cost
+        more than the
+        forces of a small molecule.
+
+        Raises
+        ------
+        NotAvailableError
+            If the model or the structure does not have the property.
+        InputError
+            If the structure cannot be evaluated (``docs/user/errors.md``).
         """
         if name not in self.implemented_properties:
             raise NotAvailableError(f"{name}: not a property of this calculator")
@@ -279,7 +298,13 @@ class CACECalculator(Calculator):
         properties: Sequence[str] = ("energy",),
         system_changes: Sequence[str] = all_changes,
     ) -> None:
-        """Compute ``properties`` of ``atoms`` and set ``results``; see ASE."""
+        """Compute ``properties`` of ``atoms`` and set ``results``; see ASE.
+
+        Raises
+        ------
+        NotAvailableError, InputError
+            As for :meth:`get_property`.
+        """
         with self._lock:
             changes = [] if atoms is None else self.check_state(atoms)
             if changes or system_changes:
@@ -289,7 +314,7 @@ class CACECalculator(Calculator):
     def _calculate(
         self, atoms: Atoms | None, properties: Sequence[str], changes: Sequence[str]
     ) -> None:
-        """Add to ``results``, which are empty unless they are of this structure."""
+        """Add to ``results``, which are empty or belong to this structure."""
         if atoms is not None:
             self._remember(atoms, changes)
         current = self.atoms
@@ -315,8 +340,17 @@ class CACECalculator(Calculator):
     def reset_neighbors(self, positions: Vector | None = None, cell: Vector | None = None) -> None:
         """Search neighbours again at the next calculation.
 
-        Where positions [n, 3] and cell [3, 3] are given, search those of the last structure there,
-        now, and use them as long as the skin allows: what a run did that is continued.
+        See ``docs/user/molecular_dynamics.md``, "Restart".
+
+        With positions [n, 3] and cell [3, 3] in A, neighbours of the last structure are
+        searched there
+        at once, and used as long as the skin allows. A continued run so has the list of the
+        first run.
+
+        Raises
+        ------
+        InputError
+            For positions or a cell that cannot be searched.
         """
         with self._lock:
             self._list.reset()
@@ -325,7 +359,7 @@ class CACECalculator(Calculator):
 
     @property
     def neighbors_made_for(self) -> tuple[Vector, Vector] | None:
-        """Positions [n, 3] and cell [3, 3] of the last neighbour search; None before it."""
+        """Positions [n, 3] and cell [3, 3] in A of the last neighbour search; None before it."""
         made = self._list.made_for
         return None if made is None else (made[0], made[1])
 
@@ -359,7 +393,7 @@ class CACECalculator(Calculator):
         return sorted(wanted)
 
     def _results(self, found: Mapping[str, Any], atoms: Atoms) -> dict[str, Any]:
-        """Return ASE's names and units for what the potential found."""
+        """Return ASE's names and units for the results of the potential."""
         per_length = self.energy_unit / self.length_unit
         energy, energies = found["energy"], found["energies"]
         if self.atomic_energies:

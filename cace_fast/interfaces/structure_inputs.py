@@ -1,4 +1,4 @@
-"""Inputs of structures, which a calculator remembers to see changes of."""
+"""Inputs of structures; a calculator remembers them to notice changes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ if TYPE_CHECKING:
 
 
 def input_of(atoms: Atoms | None, key: str) -> Any:
-    """Return an input of a structure under its key; None if it has none."""
+    """Return an input of a structure from ``info`` or ``arrays``; None if it has none."""
     return None if atoms is None else atoms.info.get(key, atoms.arrays.get(key))
 
 
 def copy_of(value: Any) -> Any:
-    """Return a copy as an array."""
+    """Return a copy as an array; None stays None."""
     return None if value is None else np.array(value, copy=True)
 
 
 def is_same(old: Any, new: Any) -> bool:
-    """Return whether an input has not changed."""
+    """Tell whether an input is exactly as it was."""
     if old is None or new is None:
         return old is new
     return bool(np.array_equal(old, np.asarray(new)))

@@ -212,7 +212,7 @@ class EnergyProgram:
         return self.terms[0]
 
     def parts(self) -> list[str]:
-        """Return a line for each read-out and Ewald sum that the energy adds up; ``info`` prints them."""
+        """Return a line for each read-out and Ewald sum of the energy; ``info`` prints them."""
         lines = []
         for head in self.heads:
             if head.gives == "energy":

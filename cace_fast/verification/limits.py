@@ -1,4 +1,4 @@
-"""How large a deviation may be, by working precision and size of the numbers themselves."""
+"""How large a deviation may be, by working precision and the size of the results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DIFFERENCES = 1e-6  # relative error of float64 differences of energies, kinks o
 
 @dataclass(frozen=True)
 class Limits:
-    """Allowed deviations for one structure.
+    """Allowed deviations for one structure (``docs/user/dtype.md``).
 
     Attributes
     ----------
@@ -43,7 +43,10 @@ class Limits:
 
 
 def limits_for(dtype: torch.dtype, reference: ModelOutput) -> Limits:
-    """Return the limits for a precision, scaled by what the reference gives."""
+    """Return the limits for a precision, scaled by the results of the reference.
+
+    See ``docs/user/dtype.md``.
+    """
     unit = GROWTH * EPSILON[dtype]
     per_atom = 1.0 + largest(reference.energies)
     force, virial = 1.0 + largest(reference.forces), 1.0 + largest(reference.virials)
@@ -57,7 +60,7 @@ def limits_for(dtype: torch.dtype, reference: ModelOutput) -> Limits:
 
 
 def largest(values: torch.Tensor | NDArray[Any] | None) -> float:
-    """Return the largest absolute value; NaN if there is one, 0 for no values."""
+    """Return the largest absolute value; NaN if there is a NaN, 0 if there are no values."""
     if values is None:
         return 0.0
     array = np.asarray(values, dtype=np.float64)

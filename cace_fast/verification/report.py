@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Check:
-    """One row: a deviation, the largest one allowed, and their unit.
+    """One row: a deviation, the largest one allowed, and their unit (``docs/user/first_run.md``).
 
     ``skipped`` says why the check does not apply; it is empty for a check that was made.
     """
@@ -40,7 +40,7 @@ def skip(name: str, reason: str) -> Check:
 
 @dataclass(frozen=True)
 class Report:
-    """All checks of one potential on one structure.
+    """All checks of one potential on one structure (``docs/user/first_run.md``).
 
     Attributes
     ----------
