@@ -279,7 +279,7 @@ def _bin_pairs(search: _Search) -> _BinPairs:
 
 
 def _check_density(search: _Search, pairs: _BinPairs, cutoff: float) -> None:
-    """Raise InputError for atoms too dense, by a sample of the candidates, before pairs are made."""
+    """Raise InputError for too dense atoms, by a sample of candidates, before pairs are made."""
     counts, n_atoms = search.occupied.counts, len(search.positions)
     of_centre = counts[pairs.centre].double()
     of_other = counts[pairs.other].double()

@@ -66,7 +66,7 @@ class UnsupportedModelError(CaceFastError, ValueError):
 
 
 class PropertyNotImplementedError(CaceFastError, NotImplementedError):
-    """This model or this structure does not have the property (``docs/user/errors.md``)."""
+    """A property that this model or this structure does not have (``docs/user/errors.md``)."""
 
 
 class VerificationError(CaceFastError, RuntimeError):

@@ -57,7 +57,7 @@ def _shares(elements: tuple[int, ...]) -> NDArray[np.float64]:
 
 
 def covalent_radius(number: int) -> float:
-    """Return the covalent radius of an element in A; beyond the table, that of an unknown element."""
+    """Return the covalent radius of an element in A; 0.2 for a number without an element."""
     return COVALENT_RADII[number if 0 < number < len(COVALENT_RADII) else 0]
 
 

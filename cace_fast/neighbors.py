@@ -124,7 +124,7 @@ def _near(
 
 
 class Searcher:
-    """Searches neighbours with vesin, for structures of about ``n_atoms`` atoms; ``cutoff`` is in A.
+    """Searches neighbours within ``cutoff`` in A with vesin, for about ``n_atoms`` atoms.
 
     Its memory is used again: memory that is new to a process can cost more than the search
     (``docs/developer/measurements.md``).

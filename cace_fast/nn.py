@@ -110,7 +110,9 @@ class Moments(nn.Module):
 
 
 class Contraction(nn.Module):
-    """B basis: the invariants of moments (``docs/theory.md``, equations 13 to 16); nothing to train.
+    """B basis: the invariants of moments (``docs/theory.md``, equations 13 to 16).
+
+    It has nothing to train.
 
     Parameters
     ----------

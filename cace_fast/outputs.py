@@ -226,7 +226,9 @@ def gradient_output(module: Grad, state: State) -> None:
 
 
 def dephase(module: Dephase, state: State) -> None:
-    """Write Re(dP/dr conj phase) [n, 3, 3] in e, each lattice component with its own phase (eq. 34).
+    """Write Re(dP/dr conj phase) [n, 3, 3] in e, each lattice component with its own phase.
+
+    See ``docs/theory.md``, equation 34.
 
     Raises
     ------

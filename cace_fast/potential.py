@@ -1,4 +1,4 @@
-"""What a user holds: :class:`Potential`, and :func:`load`, which reads one from a file."""
+""":class:`Potential`: a model that computes properties of structures."""
 
 from __future__ import annotations
 
@@ -50,6 +50,9 @@ BATCH_EDGES, BATCH_ATOMS = 200_000, 2_000
 class Potential:
     """A model that computes energies, forces and other properties of structures.
 
+    ``docs/user/evaluate_and_convert.md`` has examples; :func:`cace_fast.load` reads one from a
+    file.
+
     Parameters
     ----------
     spec, weights
@@ -64,12 +67,15 @@ class Potential:
         Which energy of the model to take, by default its total; which of a read-out's several.
     long_range_tolerance, k_set, long_range, slab_vacuum
         Tolerance (None: 1e-6 in float32, 1e-10 in float64), k_set, method and vacuum of slabs in A
-        (docs/user/slabs.md) of :class:`cace_fast.engine.LongRange`, which is at :attr:`long_range`.
+        (``docs/user/slabs.md``) of :class:`cace_fast.engine.LongRange`, which is at
+        :attr:`long_range`.
 
     Raises
     ------
     InputError
         For an argument out of its range.
+    UnsupportedModelError
+        If the total energy is ambiguous, or a backend asked for by name lacks a part of the model.
     BackendUnavailableError
         If a backend asked for by name cannot run here.
     """
@@ -111,7 +117,10 @@ class Potential:
         self._extra_inputs = extra_inputs(spec)
 
     def replace(self, **options: Any) -> Potential:
-        """Return a potential of the same model with these options changed."""
+        """Return a potential of the same model with these options changed.
+
+        Options and errors are those of :class:`Potential`.
+        """
         how = self.long_range
         own: dict[str, Any] = {
             "device": self.device,
@@ -155,7 +164,7 @@ class Potential:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Time spent in each part of the engine so far in s; empty where that is not measured."""
+        """Seconds spent in each part of the engine so far; empty where that is not measured."""
         return self._engine.seconds()
 
     @property
@@ -165,7 +174,7 @@ class Potential:
 
     @property
     def cutoff(self) -> float:
-        """Cutoff of the neighbour search in A."""
+        """Cutoff of the neighbour search in A (``docs/theory.md``, section 1)."""
         return self.spec.representation.cutoff
 
     @overload
@@ -228,10 +237,16 @@ class Potential:
         frames, properties, min_dist
             As in :meth:`compute`.
         edges
-            Called with positions, cell and pbc; see :class:`cace_fast.engine.VerletList`. Pairs
-            ascend in the receiver unless :attr:`sorts_pairs`.
+            Called with positions [n, 3] and cell [3, 3] in A, and pbc [3]; see
+            :class:`cace_fast.engine.VerletList`. Pairs ascend in the receiver unless
+            :attr:`sorts_pairs`.
         inputs
             Where to find further inputs of the model: its name -> name in ``info`` or ``arrays``.
+
+        Raises
+        ------
+        InputError, UnknownElementError, PropertyNotImplementedError
+            As for :meth:`compute`.
         """
         check_names(properties)
         require_energy(self.spec)
@@ -267,7 +282,15 @@ class Potential:
 
     @ordinary
     def features(self, atoms: Atoms, *, min_dist: MinDist = AUTO) -> NDArray[Any]:
-        """Return the invariants [n, n_radial, n_B, C, n_stages] in the working dtype."""
+        """Return the invariants [n, n_radial, n_B, C, n_stages] in the working dtype (equation 21).
+
+        ``min_dist`` in A is that of :meth:`compute`.
+
+        Raises
+        ------
+        InputError, UnknownElementError
+            For a structure that makes no sense or is not covered by the model.
+        """
         graph = graph_of(atoms, self.spec.representation, min_dist=min_dist)
         return np.asarray(self._engine.features(graph.to(self.device)).cpu().numpy())
 
@@ -284,7 +307,7 @@ class Potential:
         skin: float = 1.0,
         min_dist: MinDist = AUTO,
     ) -> Batch:
-        """Return systems that stay on the device and move there, evaluated together.
+        """Return systems that stay on the device and move there (``docs/user/batches.md``).
 
         Parameters
         ----------
@@ -307,12 +330,14 @@ class Potential:
         Returns
         -------
         Batch
-            Its energies hold those of isolated atoms, as :meth:`compute`'s.
+            Its energies contain those of isolated atoms, as in :meth:`compute`.
 
         Raises
         ------
         InputError, UnknownElementError
             For arrays that do not fit, or elements that the model does not have.
+        PropertyNotImplementedError
+            For a bare descriptor, which has no energy.
         """
         require_energy(self.spec)
         rep = self.spec.representation
@@ -327,15 +352,23 @@ class Potential:
         return Batch(self._engine, graph, skin, min_dist=min_dist, isolated=table)
 
     def resident(self, frames: Frames, skin: float = 1.0, *, min_dist: MinDist = AUTO) -> Batch:
-        """Return :meth:`batch`; the old name."""
+        """Return :meth:`batch`; the old name, with a DeprecationWarning."""
         warnings.warn("Potential.resident is Potential.batch now", DeprecationWarning, stacklevel=2)
         return self.batch(frames, skin=skin, min_dist=min_dist)
 
     @ordinary
     def hessian(self, atoms: Atoms, *, min_dist: MinDist = AUTO) -> NDArray[np.float64]:
-        """Return the second derivatives of the energy [n, 3, n, 3] in eV/A^2, by the reference.
+        """Return the second derivatives of the energy [n, 3, n, 3] float64 in eV/A^2, by the reference.
 
-        Cost and memory are those of 3 n evaluations of the forces; use ``dtype="float64"``.
+        Cost and memory are those of 3 n evaluations of the forces; use ``dtype="float64"``
+        (``docs/user/dtype.md``). ``min_dist`` in A is that of :meth:`compute`.
+
+        Raises
+        ------
+        InputError, UnknownElementError
+            For a structure that makes no sense or is not covered by the model.
+        PropertyNotImplementedError
+            For a bare descriptor, which has no energy.
         """
         require_energy(self.spec)
         names = extra_inputs(self.spec)
@@ -349,7 +382,7 @@ class Potential:
         compute_stress: bool | None = None,
         output_index: int | None = None,
     ) -> dict[str, Tensor]:
-        """Return upstream's outputs by the ``backend``; their derivatives are by plain torch.
+        """Return upstream's outputs by the ``backend``; plain torch computes their derivatives.
 
         Output keys, shapes and units are those of the file's modules. Parts of a combined model
         are reported without their weight; the combined names are the weighted sums.
@@ -358,13 +391,21 @@ class Potential:
         ----------
         data
             ``positions``, ``atomic_numbers``, ``edge_index``, ``shifts`` or ``unit_shifts``,
-            ``cell``, ``batch``, ``ptr`` and what the model's read-outs take (docs/conventions.md).
+            ``cell``, ``batch``, ``ptr`` and what the model's read-outs take
+            (``docs/conventions.md``, "Input dictionary").
         training
             Keep the graph of the derivatives, for second derivatives.
         compute_stress
-            Whether to give stress; by default where the file declares it.
+            Whether to compute stress; by default where the file declares it.
         output_index
             Which energy, for a read-out that gives several.
+
+        Raises
+        ------
+        InputError
+            For an entry that is missing, of another shape or type, or not finite.
+        CaceFastError
+            If an output is not finite.
         """
         return self._forward(
             data, training=training, compute_stress=compute_stress, output_index=output_index
@@ -373,7 +414,17 @@ class Potential:
     __call__ = forward
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the model as one ``.safetensors`` file."""
+        """Write the model as one ``.safetensors`` file.
+
+        See ``docs/conventions.md``, "Tensors of a model".
+
+        Raises
+        ------
+        UnsupportedModelError
+            For more energies than a file may hold.
+        OSError
+            If the file cannot be written.
+        """
         weights.save(path, self.spec, self.weights)
 
     def _raise_with_index(

@@ -98,7 +98,15 @@ def bench(
 
 
 def read_stored(path: Path) -> dict[str, Any]:
-    """Return an earlier result; InputError if the file is none."""
+    """Return an earlier result of ``bench --output`` (``docs/user/performance.md``).
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    InputError
+        If the file is no result of ``bench``.
+    """
     check_input(path, "--compare")
     try:
         stored: dict[str, Any] = json.loads(path.read_text())
@@ -110,7 +118,7 @@ def read_stored(path: Path) -> dict[str, Any]:
 
 
 def print_comparison(result: dict[str, Any], earlier: dict[str, Any]) -> None:
-    """Print how much faster each way to run is than it was, and what else differs."""
+    """Print the ratio of speeds of each way to run, and what else differs from the earlier run."""
     for name in ("model", "structure", "machine", "threads", "versions"):
         if result.get(name) != earlier.get(name):
             note(f"{name} differs from the earlier run: {earlier.get(name)} -> {result.get(name)}")
@@ -192,7 +200,7 @@ def _circumstances(model: str, potential: Potential, atoms: Atoms) -> dict[str, 
 
 
 def _core() -> dict[str, Any]:
-    """Return what one core of this machine does at most, measured now; empty where it cannot be."""
+    """Return the peak performance of one core of this machine, measured now; empty without a library."""
     from cace_fast.kernels.cpu import library
 
     try:

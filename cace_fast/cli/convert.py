@@ -1,4 +1,4 @@
-"""`cace-fast convert`: an upstream file to one that is safe, small and loads at once."""
+"""`cace-fast convert`: an upstream file becomes one that is safe, small and loads at once."""
 
 from __future__ import annotations
 
@@ -63,7 +63,9 @@ def convert(
 
 
 def compare(old: tuple[ModelSpec, Weights], new: tuple[ModelSpec, Weights]) -> list[str]:
-    """Return the names of the tensors that two models share bit for bit.
+    """Return what two models share bit for bit: tensors, and the names of results.
+
+    ``docs/user/evaluate_and_convert.md``, "Convert", promises it.
 
     Raises
     ------
@@ -106,7 +108,7 @@ def _energy_key(spec: ModelSpec) -> str | None:
 
 
 def _results(potential: Potential, atoms: Atoms) -> dict[str, Any]:
-    """Return everything that a potential computes for a structure.
+    """Return every result of a potential for a structure.
 
     A model of several energies computes features alone as long as nobody chooses one.
     """

@@ -1,4 +1,4 @@
-"""`cace-fast doctor`: what this installation has, and what a model would use."""
+"""`cace-fast doctor`: what this installation has, and which engine a model would use."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def doctor(
 
 
 def examine() -> dict[str, dict[str, Any]]:
-    """Return what is installed and available here, by topic."""
+    """Return what is installed and available here, by topic (``docs/user/install.md``)."""
     import torch
 
     from cace_fast.model_files import shipped
@@ -84,7 +84,7 @@ def examine() -> dict[str, dict[str, Any]]:
 
 
 def installed_version(name: str) -> str | None:
-    """Return the version of an installed distribution."""
+    """Return the version of an installed distribution; None if there is none."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
@@ -103,9 +103,10 @@ def processor() -> str:
 
 
 def check_gpu(model: str | None = None) -> dict[str, str]:
-    """Compile the Triton kernels of a model and compare what they give with the reference.
+    """Compile the Triton kernels of a model and compare their results with the reference.
 
-    The compiled kernels stay in Triton's cache, so that the next program starts without waiting.
+    The compiled kernels stay in Triton's cache, so that the next program starts without waiting
+    (``docs/developer/gpu_session.md``).
 
     Parameters
     ----------
@@ -115,7 +116,8 @@ def check_gpu(model: str | None = None) -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        Times of the first step (compilation) and of a later one, largest error of the forces.
+        Times of the first step (compilation) and of a later one, largest error of the forces in
+        eV/A.
 
     Raises
     ------

@@ -117,7 +117,9 @@ class CpuEngine:
         return MovingGraph(self, graph, skin)
 
     def hessian(self, graph: AtomicGraph) -> Tensor:
-        """Return the second derivatives [n, 3, n, 3] of the energy, float64 in eV/A^2, by the reference.
+        """Return the second derivatives of the energy [n, 3, n, 3] float64 in eV/A^2.
+
+        The reference computes them.
 
         Raises
         ------

@@ -73,7 +73,7 @@ class VerletList:
 
     @property
     def made_for(self) -> tuple[Floats, Floats, NDArray[np.bool_]] | None:
-        """Positions [n, 3] and cell [3, 3] in A, and pbc [3], of the last search; None before it."""
+        """Positions [n, 3] in A, cell [3, 3] in A and pbc [3] of the last search, or None."""
         built = self._built
         return None if built is None else (built.positions, built.cell, built.pbc)
 
