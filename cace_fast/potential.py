@@ -358,10 +358,10 @@ class Potential:
 
     @ordinary
     def hessian(self, atoms: Atoms, *, min_dist: MinDist = AUTO) -> NDArray[np.float64]:
-        """Return the second derivatives of the energy [n, 3, n, 3] float64 in eV/A^2, by the reference.
+        """Return the second derivatives of the energy [n, 3, n, 3] float64 in eV/A^2.
 
-        Cost and memory are those of 3 n evaluations of the forces; use ``dtype="float64"``
-        (``docs/user/dtype.md``). ``min_dist`` in A is that of :meth:`compute`.
+        The reference computes them, with cost and memory of 3 n evaluations of the forces; use
+        ``dtype="float64"`` (``docs/user/dtype.md``). ``min_dist`` in A is that of :meth:`compute`.
 
         Raises
         ------

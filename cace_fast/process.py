@@ -54,7 +54,7 @@ def ordinary(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def ordinary_tensor(tensor: Tensor) -> Tensor:
-    """Return the tensor, or a copy if inference mode made it: such a tensor cannot be differentiated."""
+    """Return the tensor, or a copy that can be differentiated if inference mode made it."""
     return tensor.clone() if tensor.is_inference() else tensor
 
 

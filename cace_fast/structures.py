@@ -117,7 +117,7 @@ def graph_of(
 
 
 def _checked(edges: NeighborList, n_atoms: int) -> NeighborList:
-    """Return candidate pairs as int64 arrays, as engines take them; InputError for anything else."""
+    """Return candidate pairs as int64 arrays for engines; InputError for anything else."""
     arrays = [np.asarray(part) for part in edges]
     n = len(arrays[0]) if arrays[0].ndim else 0
     for name, array, shape in zip(NeighborList._fields, arrays, ((n,), (n,), (n, 3)), strict=True):
@@ -261,7 +261,7 @@ def _pairs(inputs: Sequence[str] | dict[str, str]) -> list[tuple[str, str]]:
 
 
 def _input(atoms: Atoms, name: str, key: str) -> torch.Tensor:
-    """Return one further input [n, ...] float64; a value for the structure is repeated for each atom."""
+    """Return one further input [n, ...] float64; one of the structure is repeated for each atom."""
     n = len(atoms)
     raw = atoms.info.get(key, atoms.arrays.get(key))
     remedy = f"Set atoms.arrays[{key!r}] or atoms.info[{key!r}]."

@@ -200,7 +200,7 @@ def _circumstances(model: str, potential: Potential, atoms: Atoms) -> dict[str, 
 
 
 def _core() -> dict[str, Any]:
-    """Return the peak performance of one core of this machine, measured now; empty without a library."""
+    """Return the peak performance of one core of this machine, measured now, or an empty dict."""
     from cace_fast.kernels.cpu import library
 
     try:

@@ -114,7 +114,7 @@ def evaluate(
 
 
 def _report(output: Path, writer: Writer, before: int) -> None:
-    """Say what was written and what was skipped, ``before`` frames by an earlier run."""
+    """Print what was written and what was skipped, ``before`` frames by an earlier run."""
     n_skipped = before + len(writer.skipped)
     written = f"wrote {output}: {writer.n_read - n_skipped} frames"
     note(f"{written}, predictions under {writer.prefix}*")
@@ -126,12 +126,12 @@ def _report(output: Path, writer: Writer, before: int) -> None:
 
 
 class Writer:
-    """Predicts and writes batches of frames.
+    """Predicts and writes batches of frames (``docs/user/evaluate_and_convert.md``).
 
     Parameters
     ----------
     potential
-        What predicts.
+        The potential.
     properties
         Names of its properties.
     prefix
@@ -141,7 +141,8 @@ class Writer:
     field
         Electric field [3] in V/A that acts as in the ASE calculator, or None.
     min_dist
-        Shortest distance allowed between two atoms; see :meth:`cace_fast.Potential.compute`.
+        Shortest distance allowed between two atoms in A; see
+        :meth:`cace_fast.Potential.compute`.
     skip_errors
         Whether frames that fail are left out.
 
@@ -150,7 +151,7 @@ class Writer:
     n_read
         Frames of the input that are done, skipped ones included.
     skipped
-        What is wrong with each frame that was left out.
+        The error of each frame that was left out.
     """
 
     def __init__(
@@ -183,20 +184,20 @@ class Writer:
 
     @property
     def _old(self) -> set[str]:
-        """The keys that any run with this prefix writes: of another model if not written anew."""
+        """The keys that any run with this prefix writes; others than the new ones are outdated."""
         from cace_fast.properties import PROPERTIES
 
         return {self.prefix + name for name in (*PROPERTIES, "model")}
 
     @property
     def mark(self) -> str:
-        """Mark a frame with the model that predicted it."""
+        """Text that marks a frame with the model that predicted it."""
         return f"{self.prefix}model={self.source}"
 
     def run(
         self, frames: Iterator[Atoms], file: FileIO, batch_size: int, total: int | None
     ) -> None:
-        """Write all ``frames``.
+        """Write all ``frames`` (``docs/user/evaluate_and_convert.md``).
 
         If anything interrupts it, the file ends after a whole frame; if a frame fails, those before
         it are written.
@@ -204,13 +205,18 @@ class Writer:
         Parameters
         ----------
         frames
-            What to predict for.
+            The structures to predict for.
         file
             Opened for appending, without a buffer.
         batch_size
             Frames evaluated and written together.
         total
             Frames of the whole input, if that is known.
+
+        Raises
+        ------
+        CaceFastError
+            If a frame fails, with its number, unless ``skip_errors``.
         """
         with progress("eval", total, "frames") as advance:
             advance(self.n_read)
@@ -249,7 +255,7 @@ class Writer:
         return good, errors
 
     def _compute(self, batch: list[Atoms]) -> list[dict[str, Any]]:
-        """Return what is asked for of each frame, within the field."""
+        """Return the properties asked for of each frame, within the field."""
         for atoms in batch:
             if not len(atoms):
                 raise InputError("atoms", "at least one atom", "none")
@@ -269,7 +275,7 @@ class Writer:
         return results
 
     def _names(self, atoms: Atoms) -> tuple[str, ...]:
-        """Return what is predicted for one structure."""
+        """Return the names of the properties predicted for one structure."""
         from cace_fast.properties import has_stress
 
         return (

@@ -58,7 +58,10 @@ def info(
 
 
 def summarise(model: str, spec: ModelSpec, weights: Weights) -> dict[str, Any]:
-    """Return the main facts about a model as plain data."""
+    """Return the main facts about a model as plain data, lengths in A.
+
+    See ``docs/user/first_run.md``.
+    """
     from cace_fast.structures import extra_inputs, symbol
 
     path = Path(model)
@@ -96,15 +99,15 @@ def _is_upstream(spec: ModelSpec) -> bool:
 
 
 def gpu_memory(spec: ModelSpec, weights: Weights, n_atoms: int) -> str:
-    """Return how much memory the GPU engine needs for condensed matter, as text.
+    """Return how much memory the GPU engine needs for condensed matter, as text in GiB.
 
-    They are those of a system whose list is made on the device, with the room that a next list
-    may need.
+    It is that of a system whose list is made on the device, with headroom for the next list
+    (``docs/developer/kernels.md``).
 
     Raises
     ------
     BackendUnavailableError
-        Without the package triton, whose kernels say what they need.
+        Without the package triton, whose kernels tell their needs.
     """
     if importlib.util.find_spec("triton") is None:
         raise BackendUnavailableError(
@@ -154,7 +157,7 @@ def _architecture(rep: Representation) -> dict[str, Any]:
 
 
 def _energies(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the read-outs give: keys, the total, the long range."""
+    """Return keys, total energy and long range of the read-outs."""
     from cace_fast.errors import UnsupportedModelError
     from cace_fast.spec import Ewald, energy_keys, energy_program, written_keys
 
@@ -198,7 +201,7 @@ def _energies(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _crossover(sub: SubModel, index: int) -> int:
-    """Return from how many atoms on the sum of an Ewald module is done by transforms."""
+    """Return the number of atoms from which the sum of an Ewald module is done by transforms."""
     from cace_fast.kernels.ewald_method import crossover
     from cace_fast.spec import Ewald, n_charges
 

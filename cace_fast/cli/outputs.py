@@ -1,4 +1,4 @@
-"""Files of a run that grow, whole frames and lines at a time."""
+"""Output files of a run, to which whole frames and lines are appended."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from cace_fast.files import append_whole
 
 class Outputs:
     """Trajectory and log, appended to in whole frames and lines.
+
+    ``docs/user/molecular_dynamics.md`` describes both.
 
     Parameters
     ----------
@@ -59,11 +61,17 @@ class Outputs:
                     _lock(file, path)
 
     def append(self, name: str, data: bytes) -> None:
-        """Append to one of the files."""
+        """Append ``data`` to one of the files, "trajectory" or "log".
+
+        Raises
+        ------
+        OSError
+            If it cannot be written; nothing of it is in the file then.
+        """
         append_whole(self._files[name], data)
 
     def lengths(self) -> dict[str, int]:
-        """Return the bytes of each file after they have reached the disk."""
+        """Return the length of each file in bytes, after its data have reached the disk."""
         for file in self._files.values():
             os.fsync(file.fileno())
         return {name: os.fstat(file.fileno()).st_size for name, file in self._files.items()}
@@ -76,7 +84,7 @@ class Outputs:
 
 
 def _lock(file: FileIO, path: Path) -> None:
-    """Keep a file for this process until it is closed; InputError if another one keeps it."""
+    """Reserve a file for this process until it is closed; InputError if another one has it."""
     try:
         import fcntl
     except ImportError:  # Windows: nothing of the kind that ends with the process

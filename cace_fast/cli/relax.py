@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class Optimizer(StrEnum):
-    """Optimizers of ASE."""
+    """Optimizers of ASE by the names of ``--optimizer`` (``docs/user/evaluate_and_convert.md``)."""
 
     fire = "fire"
     bfgs = "bfgs"
@@ -89,6 +89,8 @@ def minimise(
 ) -> tuple[bool, int]:
     """Relax ``atoms`` in place; return whether it converged and the number of steps.
 
+    ``docs/user/evaluate_and_convert.md``, "Relax", describes it.
+
     Parameters
     ----------
     atoms
@@ -101,6 +103,11 @@ def minimise(
         Whether the cell relaxes too.
     advance
         Called with the number of steps and a text after each step.
+
+    Raises
+    ------
+    PropertyNotImplementedError
+        For the cell of a structure that is not periodic in three directions.
     """
     import numpy as np
     from ase.filters import FrechetCellFilter

@@ -1,4 +1,4 @@
-"""Outputs of interrupted runs: how much of them is whole, and whether they are the run's own."""
+"""Outputs of interrupted runs: how much is complete, and whether this command wrote them."""
 
 from __future__ import annotations
 
@@ -16,21 +16,25 @@ CLOSE = 1e-6  # A; extended xyz has eight decimals
 
 
 class Expected(Protocol):
-    """What a run writes: :class:`cace_fast.cli.evaluate.Writer`."""
+    """What a run writes; :class:`cace_fast.cli.evaluate.Writer` is one."""
 
     prefix: str
     skip_errors: bool
 
     @property
     def mark(self) -> str:
-        """Text that the comment line of every frame holds: model and precision."""
+        """Text in the comment line of every frame: model and precision."""
 
     def keys(self, atoms: Atoms) -> set[str]:
         """Return the keys with the prefix in the frame of a structure."""
 
 
 def resume(output: Path, frames: Iterator[Atoms], writer: Expected) -> tuple[int, int, int]:
-    """Return how many frames of ``output`` are whole, of how many of the input, and where they end.
+    """Return the whole frames of ``output``, the frames of the input done, and its length.
+
+    The length is that of the whole frames in bytes. ``docs/user/evaluate_and_convert.md`` says
+    when a
+    run continues.
 
     Parameters
     ----------
@@ -77,7 +81,7 @@ def count_frames(path: Path) -> int | None:
 
 
 def next_frame(file: IO[bytes]) -> str | None:
-    """Return the text of the next whole frame; None at the end and where a frame is cut short."""
+    """Return the text of the next whole frame; None at the end or where a frame is cut short."""
     head = file.readline()
     if not head.endswith(b"\n") or not head.strip().isdigit():
         return None
@@ -110,7 +114,7 @@ def _parsed(text: str) -> Atoms:
 
 
 def _same(text: str, expected: Atoms) -> bool:
-    """Tell whether a frame holds the same atoms at the same places."""
+    """Tell whether a frame holds the same atoms at the same positions."""
     import numpy as np
 
     found = _parsed(text)

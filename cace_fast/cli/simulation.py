@@ -1,4 +1,4 @@
-"""The run behind `cace-fast md`: steps, log and frames, restarts."""
+"""The run of `cace-fast md`: steps, log and frames, restarts."""
 
 from __future__ import annotations
 
@@ -36,16 +36,23 @@ MOST_KELVIN, MOST_ENERGY = 1e5, 100.0  # K, or ten times the bath's; eV for each
 class Simulation:
     """A run that can be killed at any moment and continued, bit for bit as if it had not been.
 
+    ``docs/user/molecular_dynamics.md`` describes its files and its end.
+
     Parameters
     ----------
     atoms
-        The structure; momenta of zero are drawn from the temperature.
+        The structure; if its momenta are zero, they are drawn at the temperature.
     calculator
         Its calculator.
     settings
         What to run.
     prefix
         Beginning of the names of all files.
+
+    Raises
+    ------
+    InputError, PropertyNotImplementedError
+        As for :func:`cace_fast.cli.integrators.integrator`.
     """
 
     def __init__(
@@ -65,17 +72,25 @@ class Simulation:
 
     @property
     def step(self) -> int:
-        """Steps done."""
+        """Number of steps done."""
         return int(self.dynamics.nsteps)
 
     @property
     def has_long_range(self) -> bool:
-        """Whether the model has an Ewald sum."""
+        """Whether the model has an Ewald sum (``docs/theory.md``, section 9)."""
         modules = (m for sub in self.calculator.potential.spec.submodels for m in sub.modules)
         return any(isinstance(module, Ewald) for module in modules)
 
     def begin(self, force: bool) -> None:
-        """Begin a new run; FileExistsError if there are files of one and ``force`` is false."""
+        """Begin a new run (``docs/user/molecular_dynamics.md``).
+
+        Raises
+        ------
+        FileExistsError
+            If there are files of a run and ``force`` is false.
+        InputError
+            If another run writes these files, or the structure is refused.
+        """
         paths = (self.restart_file, *self.outputs.paths.values())
         for path in paths:
             check_output(path, force=True)
@@ -98,7 +113,7 @@ class Simulation:
         self._save(dict.fromkeys(self.outputs.paths, 0))
 
     def resume(self) -> None:
-        """Continue from the restart file, outputs cut to where it was written.
+        """Continue from the restart file; outputs are cut to their length at that step.
 
         Raises
         ------
@@ -142,10 +157,12 @@ class Simulation:
     ) -> None:
         """Run until ``steps`` steps are done in all or ``stop()``, and leave a restart file.
 
+        ``docs/user/molecular_dynamics.md``, "A run that stops with an error", has the limits.
+
         Raises
         ------
         InputError
-            If a cell at constant pressure runs away; the last restart file stays.
+            If the volume at constant pressure leaves its limits; the last restart file stays.
         CaceFastError
             If temperature or energy explode; the last restart file stays.
         """
@@ -165,11 +182,12 @@ class Simulation:
                 return
 
     def state(self) -> dict[str, float]:
-        """Return what the log holds of the current step.
+        """Return the columns of the log for the current step (``docs/user/molecular_dynamics.md``).
 
         Time, temperature, energies and volume; at constant pressure also the pressure, kinetic
         part included, and the quantity that the integrator conserves; in an electric field the
-        field, its energy (in the potential energy of open systems) and its work so far.
+        field, its energy (in the potential energy of open systems) and its work so far. Units are
+        part of the names.
         """
         from ase.md.nose_hoover_chain import IsotropicMTKNPT
 
@@ -195,7 +213,7 @@ class Simulation:
         return found
 
     def _check(self) -> None:
-        """Raise for a run whose numbers mean nothing any more."""
+        """Raise an error for a run whose results mean nothing any more."""
         kelvin = float(self.atoms.get_temperature())
         energy = float(self.atoms.get_potential_energy()) / len(self.atoms)
         self.first_energy = energy if self.first_energy is None else self.first_energy
@@ -241,7 +259,7 @@ class Simulation:
             self.outputs.append("trajectory", frames_to_bytes([frame]))
 
     def _save(self, lengths: dict[str, int], *, in_between: bool = False) -> None:
-        """Write the restart file; ``in_between`` as if nothing had been written here."""
+        """Write the restart file; with ``in_between`` the run goes on as if nothing was written."""
         arrays = state_of(self.atoms, self.dynamics)
         if (k_cell := self._sums().reference_cell) is not None:  # of a frozen set
             arrays[K_CELL] = k_cell
@@ -271,7 +289,7 @@ def _work_of(dynamics: MolecularDynamics, calculator: CACECalculator) -> FieldWo
 
 
 def pressure(atoms: Atoms) -> float:
-    """Return the pressure in GPa, kinetic part included."""
+    """Return the pressure in GPa, kinetic part included (``docs/user/molecular_dynamics.md``)."""
     from ase import units
 
     stress = atoms.get_stress(include_ideal_gas=True)
@@ -279,7 +297,7 @@ def pressure(atoms: Atoms) -> float:
 
 
 def digest(atoms: Atoms) -> str:
-    """Return a hash of a structure: everything that a run depends on."""
+    """Return a SHA-256 of a structure: everything that a run depends on."""
     import hashlib
 
     arrays: dict[str, Any] = {"cell": atoms.cell[:], "pbc": atoms.pbc, **atoms.arrays}

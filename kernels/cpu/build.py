@@ -1,9 +1,9 @@
-"""Compile the CPU engine into one shared library; the standard library alone.
+"""Compile the CPU engine into one shared library, with the standard library of Python alone.
 
-``pip install`` calls :func:`build`; ``python -m cace_fast.kernels.cpu.build`` does it again in
-place, recompiling what changed; with ``--commands FILE`` it writes what editors ask for instead.
-Files called ``*_isa.cpp`` are compiled once for each instruction set of the kind of processor,
-``isa_avx2.cpp`` for that set alone; the library chooses among them when it is loaded.
+``pip install`` calls :func:`build`; ``python -m cace_fast.kernels.cpu.build`` repeats it in place
+and recompiles what changed; with ``--commands FILE`` it writes ``compile_commands.json`` for
+editors instead. Files called ``*_isa.cpp`` are compiled once for each instruction set of the kind
+of processor, ``isa_avx2.cpp`` for that set alone; the library chooses among them when it is loaded.
 """
 
 from __future__ import annotations
@@ -55,11 +55,14 @@ ISA_FLAGS: dict[str, tuple[str, ...]] = {
 
 
 class BuildError(RuntimeError):
-    """The library cannot be compiled here, for the reason in the text."""
+    """The library cannot be compiled here; the text has the reason (``docs/user/install.md``)."""
 
 
 class Unit(NamedTuple):
-    """A source that is compiled for an instruction set; its objects' names begin with ``name``."""
+    """A source that is compiled for an instruction set; its objects' names begin with ``name``.
+
+    Decision 0019 describes the units.
+    """
 
     name: str
     source: Path
@@ -67,18 +70,20 @@ class Unit(NamedTuple):
     folders: tuple[Path, Path]  # of the sources, and of those that are generated
 
     def line(self) -> list[str]:
-        """Return the whole command, but for its outputs."""
+        """Return the whole command without its outputs."""
         include = [f"-I{folder}" for folder in self.folders]
         return [*self.command, *include, "-c", str(self.source)]
 
 
 def isas(machine: str) -> tuple[str, ...]:
-    """Return the instruction sets that are compiled for a kind of processor."""
+    """Return the instruction sets that are compiled for a kind of processor (decision 0019)."""
     return tuple(ISA_FLAGS) if machine.lower() in ("x86_64", "amd64") else ("base",)
 
 
 def compiler() -> list[str]:
-    """Return the command of the C++ compiler: CXX, or the first of g++, clang++, c++ found.
+    """Return the command of the C++ compiler: CXX, or the first of g++, clang++, c++ that exists.
+
+    ``docs/user/install.md`` names the compilers.
 
     Raises
     ------
@@ -98,12 +103,14 @@ def build(
 ) -> Path:
     """Compile the library and return its path, ``target / LIBRARY``.
 
+    ``CONTRIBUTING.md``, "The C++", tells when to.
+
     Parameters
     ----------
     target
         Folder for the library.
     objects
-        Folder for object files and generated sources; what is up to date in it is used again.
+        Folder for object files and generated sources; objects that are up to date are used again.
     sources
         Folder of the sources.
     jobs
@@ -133,7 +140,13 @@ def build(
 
 
 def units(objects: Path, sources: Path = HERE / "csrc") -> Iterator[Unit]:
-    """Write the generated sources, and yield what the library is compiled of."""
+    """Write the generated sources, and yield the units of the library (decision 0019).
+
+    Raises
+    ------
+    BuildError
+        If there is no compiler, or the generator fails.
+    """
     folders = (sources, objects / "generated")
     _generate(folders[1])
     machine = platform.machine()
@@ -146,7 +159,15 @@ def units(objects: Path, sources: Path = HERE / "csrc") -> Iterator[Unit]:
 
 
 def commands(objects: Path, sources: Path = HERE / "csrc") -> str:
-    """Return ``compile_commands.json``, which tells editors how each source is compiled."""
+    """Return ``compile_commands.json``, which tells editors how each source is compiled.
+
+    ``CONTRIBUTING.md``, "The C++", uses it.
+
+    Raises
+    ------
+    BuildError
+        As for :func:`units`.
+    """
     return json.dumps(
         [
             {"directory": str(sources), "file": str(unit.source), "arguments": unit.line()}
@@ -157,10 +178,12 @@ def commands(objects: Path, sources: Path = HERE / "csrc") -> str:
 
 
 def _found(unit: Unit, objects: Path, contents: Mapping[str, bytes]) -> Path | None:
-    """Return an object of the unit as it is now; None where there is none.
+    """Return an object of the unit that is up to date; None if there is none.
 
-    Beside an object is a list of the files that the compiler read, and its name holds a hash of the
-    command and of these files. So whatever has the name that follows from its list is right.
+    Beside each object is a list of the files that the compiler read, and the name of the object
+    holds a hash of the command and of these files. So an object is up to date if its name is
+    the one
+    that its list gives now.
     """
     for listed in objects.glob(f"{unit.name}-*.files"):
         made = listed.with_suffix(".o")
@@ -185,9 +208,11 @@ def _compiled(unit: Unit, objects: Path, contents: Mapping[str, bytes]) -> Path:
 
 
 def _object_name(unit: Unit, names: list[str], contents: Mapping[str, bytes]) -> str:
-    """Return what an object is called that the unit's command makes of these files.
+    """Return the name of the object that the unit's command makes of these files.
 
-    A name is that of one of ``contents``, wherever these lie, or the path of a file from elsewhere.
+    A name in ``names`` is that of one of ``contents``, wherever these lie, or the path of a
+    file from
+    elsewhere.
     """
     digest = hashlib.sha256("\0".join(unit.command).encode())
     for name in names:
@@ -226,14 +251,14 @@ def _generate(folder: Path) -> None:
 
 
 def default_objects() -> Path | None:
-    """Return where a build from a checkout keeps its objects; None elsewhere."""
+    """Return the folder of objects of a build from a checkout; None elsewhere."""
     root = HERE.parents[1] if HERE.parent.name == "kernels" else HERE
     here = (root / "pyproject.toml").exists()
     return root / "build" / f"cpu-{sysconfig.get_platform()}" if here else None
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Compile in place, or write the compiler's commands, and say what happened."""
+    """Compile in place, or write the compiler's commands; return the exit code, 0 or 1."""
     parser = argparse.ArgumentParser(description="Compile the CPU engine in place.")
     parser.add_argument(
         "--commands", type=Path, metavar="FILE", help="write the compiler's commands instead"

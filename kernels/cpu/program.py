@@ -1,4 +1,4 @@
-"""An energy program as the compiled library takes it."""
+"""An energy program in the form that the compiled library takes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from cace_fast.spec import EnergyHead, EnergyProgram, Ewald, EwaldTerm, ModelSpe
 def evaluator_of(
     spec: ModelSpec, program: EnergyProgram, tensors: Mapping[str, library.Floats], precision: int
 ) -> Evaluator:
-    """Return what evaluates a program with the library.
+    """Return an evaluator of a program in the library (decision 0016).
 
     Parameters
     ----------
     spec, program
-        The model, and what its energy is made of.
+        The model, and the program of its energy.
     tensors
         Its tensors, float64 arrays in C order; they are copied.
     precision
@@ -28,6 +28,8 @@ def evaluator_of(
     ------
     UnsupportedModelError
         If the library does not have a part of the model.
+    NotLoadedError
+        If the library is not here.
     """
     program.networks(spec)  # refuses what no network of the features gives
     heads = [_head(head) for head in program.heads]
@@ -55,7 +57,7 @@ def _term(term: EwaldTerm, program: EnergyProgram, spec: ModelSpec) -> library.L
 
 
 def _ewald(module: Ewald) -> library.EwaldSpec:
-    """Return the settings; fields that are inputs of the structures come with these."""
+    """Return the settings; fields that are inputs come with the structures."""
     field, direction = module.external_field, module.external_field_direction
     return library.EwaldSpec(
         dl=module.dl,
