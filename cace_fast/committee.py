@@ -48,7 +48,7 @@ class Committee:
 
     @property
     def cutoff(self) -> float:
-        """Largest cutoff of the members in A."""
+        """Largest cutoff of the members in A (``docs/conventions.md``, "Results")."""
         return max(member.cutoff for member in self.members)
 
     def compute(

@@ -12,6 +12,8 @@ from typing import IO
 def write_whole(path: Path, write: Callable[[IO[bytes]], object], *, writer: str = "") -> None:
     """Write a file such that it appears whole or not at all, also if the power fails.
 
+    See ``docs/user/molecular_dynamics.md``.
+
     Parameters
     ----------
     path
@@ -47,6 +49,8 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object], *, writer: str
 
 def append_whole(file: FileIO, data: bytes) -> None:
     """Append to an unbuffered file; an interrupted call leaves nothing of ``data`` in it.
+
+    See ``docs/user/molecular_dynamics.md``.
 
     Raises
     ------

@@ -48,13 +48,19 @@ def check_geometry(positions: Floats, cell: Floats, pbc: NDArray[np.bool_], cuto
 
 
 def check_finite(bad: NDArray[np.intp]) -> None:
-    """Raise InputError for atoms ``bad`` [m] whose positions are not finite, if any."""
+    """Raise InputError for atoms ``bad`` [m] whose positions are not finite, if any.
+
+    See ``docs/user/errors.md``.
+    """
     if len(bad):
         raise InputError("positions", "finite numbers", f"NaN or infinity for atoms {some(bad)}")
 
 
 def check_wraps(far: NDArray[np.intp]) -> None:
-    """Raise InputError for atoms ``far`` [m] that lie more than MAX_WRAPS cells away, if any."""
+    """Raise InputError for atoms ``far`` [m] that lie more than MAX_WRAPS cells away, if any.
+
+    See ``docs/user/errors.md``.
+    """
     if len(far):
         raise InputError(
             "positions",
@@ -97,6 +103,9 @@ def complete_cell(cell: Floats, pbc: NDArray[np.bool_]) -> Floats:
 
 
 def some(indices: NDArray[np.intp]) -> str:
-    """Return the first few indices as text, with the number of the others."""
+    """Return the first few indices as text, with the number of the others.
+
+    See ``docs/user/errors.md``.
+    """
     shown = ", ".join(str(i) for i in indices[:5])
     return shown + (f" and {len(indices) - 5} more" if len(indices) > 5 else "")

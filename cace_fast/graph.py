@@ -47,12 +47,12 @@ class AtomicGraph:
 
     @property
     def n_atoms(self) -> int:
-        """Number of atoms of all systems."""
+        """Number of atoms of all systems (``docs/conventions.md``, "Graph")."""
         return int(self.positions.shape[0])
 
     @property
     def n_systems(self) -> int:
-        """Number of systems."""
+        """Number of systems (``docs/conventions.md``, "Graph")."""
         return int(self.cell.shape[0])
 
     def vectors(self) -> Tensor:
@@ -71,7 +71,10 @@ class AtomicGraph:
         return replace(self, positions=moved, cell=self.cell + self.cell @ eps)
 
     def to(self, device: torch.device) -> AtomicGraph:
-        """Return the graph with all tensors on ``device``; itself when they are there."""
+        """Return the graph with all tensors on ``device``; itself when they are there.
+
+        See ``docs/conventions.md``, "Graph".
+        """
         if self.positions.device == device:
             return self
         names = [f.name for f in fields(self) if f.name != "inputs"]
@@ -79,7 +82,10 @@ class AtomicGraph:
         return AtomicGraph(**{n: getattr(self, n).to(device) for n in names}, inputs=inputs)
 
     def select(self, edges: Tensor) -> AtomicGraph:
-        """Return the graph with the edges of a mask [n_edges], or of indices in their order."""
+        """Return the graph with the edges of a mask [n_edges], or of indices in their order.
+
+        See ``docs/conventions.md``, "Graph".
+        """
         return replace(
             self,
             senders=self.senders[edges],
@@ -90,6 +96,8 @@ class AtomicGraph:
 
 def join(graphs: Sequence[AtomicGraph]) -> AtomicGraph:
     """Return one graph that holds all systems of ``graphs`` in order.
+
+    See ``docs/conventions.md``, "Graph".
 
     Raises
     ------
@@ -119,7 +127,10 @@ def join(graphs: Sequence[AtomicGraph]) -> AtomicGraph:
 
 
 def same_memory(some: Iterable[Tensor], others: Iterable[Tensor]) -> bool:
-    """Tell whether two lists hold the same tensors; the first must be kept alive."""
+    """Tell whether two lists hold the same tensors; the first must be kept alive.
+
+    See ``docs/conventions.md``, "Graph".
+    """
     return all(
         a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.dtype == b.dtype
         for a, b in zip(some, others, strict=True)

@@ -57,7 +57,7 @@ class Inference:
         self._programs: dict[int | None, dict[tuple[int, str], EnergyProgram] | None] = {}
 
     def serves(self, output_index: int | None) -> bool:
-        """Tell whether a fast engine computes all forces among the outputs."""
+        """Tell whether a fast engine computes all forces among the outputs (decision 0020)."""
         if output_index not in self._programs:
             self._programs[output_index] = self._programs_of(output_index)
         return self._programs[output_index] is not None

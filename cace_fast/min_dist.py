@@ -57,7 +57,10 @@ def _shares(elements: tuple[int, ...]) -> NDArray[np.float64]:
 
 
 def covalent_radius(number: int) -> float:
-    """Return the covalent radius of an element in A; 0.2 for a number without an element."""
+    """Return the covalent radius of an element in A; 0.2 for a number without an element.
+
+    The table and its source are in ``cace_fast.tables``.
+    """
     return COVALENT_RADII[number if 0 < number < len(COVALENT_RADII) else 0]
 
 

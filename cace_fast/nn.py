@@ -104,7 +104,7 @@ class Moments(nn.Module):
         return moments(*edges, weights, self.spec, backend=self.backend)
 
     def extra_repr(self) -> str:
-        """Return the line that torch prints for the module."""
+        """Return the line that torch prints for the module (``docs/developer/training.md``)."""
         rep = self.spec
         return f"{rep.n_elements} elements, l_max={rep.l_max}, cutoff={rep.cutoff:g} A"
 
@@ -137,7 +137,7 @@ class Contraction(nn.Module):
         return contraction(a, self.l_max, self.nu_max, backend=self.backend)
 
     def extra_repr(self) -> str:
-        """Return the line that torch prints for the module."""
+        """Return the line that torch prints for the module (``docs/developer/training.md``)."""
         return f"l_max={self.l_max}, nu_max={self.nu_max}"
 
 

@@ -153,18 +153,24 @@ class Potential:
 
     @property
     def backend(self) -> str:
-        """Name of the backend that evaluates the model."""
+        """Name of the backend that evaluates the model (``docs/user/install.md``)."""
         return self._engine.backend
 
     @property
     def backend_note(self) -> str:
-        """The code of the backend that runs, and why ``auto`` chose no faster one."""
+        """The code of the backend that runs, and why ``auto`` chose no faster one.
+
+        See ``docs/user/install.md``.
+        """
         note = f" ({self._engine.note})" if self._engine.note else ""
         return self._engine.description + note
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds spent in each part of the engine so far; empty where that is not measured."""
+        """Seconds spent in each part of the engine so far; empty where that is not measured.
+
+        See ``docs/user/performance.md``.
+        """
         return self._engine.seconds()
 
     @property
@@ -189,6 +195,8 @@ class Potential:
         self, atoms: Atoms | Sequence[Atoms], properties: Names = USUAL, *, min_dist: MinDist = AUTO
     ) -> Result | list[Result]:
         """Return the ``properties`` of one structure, or of each structure of a list.
+
+        ``docs/conventions.md``, "Results", defines them.
 
         Parameters
         ----------

@@ -54,7 +54,10 @@ def ordinary(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def ordinary_tensor(tensor: Tensor) -> Tensor:
-    """Return the tensor, or a copy that can be differentiated if inference mode made it."""
+    """Return the tensor, or a copy that can be differentiated if inference mode made it.
+
+    See ``docs/user/threads_and_processes.md``.
+    """
     return tensor.clone() if tensor.is_inference() else tensor
 
 
@@ -62,7 +65,10 @@ class Stateful(Protocol):
     """An object that keeps state between evaluations (``docs/user/threads_and_processes.md``)."""
 
     def reset(self) -> None:
-        """Drop the state: at a fork another thread may have changed half of it."""
+        """Drop the state: at a fork another thread may have changed half of it.
+
+        See ``docs/user/threads_and_processes.md``.
+        """
 
 
 class Lock:
@@ -89,7 +95,10 @@ class Lock:
         self._lock.release()
 
     def open(self) -> None:
-        """Open the lock, whoever held it, and reset its owner."""
+        """Open the lock, whoever held it, and reset its owner.
+
+        See ``docs/user/threads_and_processes.md``.
+        """
         self._lock = threading.RLock()
         owner = self._owner()
         if owner is not None:

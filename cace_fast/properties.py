@@ -102,7 +102,10 @@ PROPERTIES = {
 
 
 def needed(properties: Sequence[str]) -> list[str]:
-    """Return what an engine has to compute for these properties beyond energies."""
+    """Return what an engine has to compute for these properties beyond energies.
+
+    See ``docs/conventions.md``, "Results".
+    """
     return sorted({need for name in properties if (need := PROPERTIES[name].needs)})
 
 
@@ -119,7 +122,10 @@ def check_names(properties: Sequence[str]) -> None:
 
 
 def require_energy(spec: ModelSpec) -> None:
-    """Raise PropertyNotImplementedError for a bare descriptor, which has no energy."""
+    """Raise PropertyNotImplementedError for a bare descriptor, which has no energy.
+
+    See ``docs/user/errors.md``.
+    """
     if not spec.submodels:
         raise PropertyNotImplementedError(
             "energy: this file is a bare descriptor without a read-out; it has features only"
@@ -127,7 +133,10 @@ def require_energy(spec: ModelSpec) -> None:
 
 
 def check_structure(properties: Sequence[str], atoms: Atoms) -> None:
-    """Raise PropertyNotImplementedError for a property that the structure cannot have."""
+    """Raise PropertyNotImplementedError for a property that the structure cannot have.
+
+    See ``docs/user/errors.md``.
+    """
     if "stress" in properties:
         volume(atoms)
     if "dipole" in properties and np.any(atoms.pbc):
@@ -215,5 +224,8 @@ def isolated_table(energies: Mapping[int, float], elements: Sequence[int]) -> Te
 
 
 def to_numpy(tensor: Tensor) -> NDArray[np.float64]:
-    """Return a tensor of any device and dtype as a float64 array."""
+    """Return a tensor of any device and dtype as a float64 array.
+
+    See ``docs/conventions.md``, "Results".
+    """
     return np.asarray(tensor.detach().cpu().numpy(), dtype=np.float64)

@@ -30,7 +30,10 @@ EdgeSource = Callable[[Floats, Floats, NDArray[np.bool_]], NeighborList]
 
 
 def is_atoms(value: object) -> TypeIs[Atoms]:
-    """Tell whether this is one structure, and not a sequence of structures."""
+    """Tell whether this is one structure, and not a sequence of structures.
+
+    See ``docs/conventions.md``, "Results".
+    """
     return hasattr(value, "numbers") and hasattr(value, "positions")
 
 
@@ -131,7 +134,10 @@ def _checked(edges: NeighborList, n_atoms: int) -> NeighborList:
 
 
 def no_edges(*_: object) -> NeighborList:
-    """Return an empty list of pairs, for a graph whose pairs are found later."""
+    """Return an empty list of pairs, for a graph whose pairs are found later.
+
+    See ``docs/conventions.md``, "Graph".
+    """
     none = np.zeros(0, dtype=np.int64)
     return NeighborList(none, none, np.zeros((0, 3), dtype=np.int64))
 
@@ -216,7 +222,10 @@ def trim(graph: AtomicGraph, spec: Representation, min_dist: MinDist = None) -> 
 
 
 def with_index(error: CaceFastError, number: int, n_structures: int) -> CaceFastError:
-    """Return the error with the index of its structure in its text, if there are several."""
+    """Return the error with the index of its structure in its text, if there are several.
+
+    See ``docs/user/errors.md``.
+    """
     if n_structures > 1:
         error.args = (f"structure {number}: {error}",)
     return error
@@ -250,7 +259,10 @@ def species_of(numbers: NDArray[Any], spec: Representation) -> NDArray[np.int64]
 
 
 def symbol(number: int) -> str:
-    """Return the chemical symbol of an atomic number; ``Z=number`` if it has none."""
+    """Return the chemical symbol of an atomic number; ``Z=number`` if it has none.
+
+    See ``docs/user/errors.md``.
+    """
     from ase.data import chemical_symbols
 
     return chemical_symbols[number] if 0 < number < len(chemical_symbols) else f"Z={number}"

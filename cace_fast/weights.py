@@ -77,6 +77,8 @@ class Weights(Mapping[str, Tensor]):
     def to(self, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
         """Return all tensors on ``device`` in ``dtype``; those already there are shared.
 
+        See ``docs/conventions.md``, "Tensors of a model".
+
         Tensors that inference mode made are copied: they could not be differentiated.
         """
         return {name: ordinary_tensor(t).to(device, dtype) for name, t in self._tensors.items()}

@@ -34,7 +34,7 @@ class BackendState:
 
     @property
     def available(self) -> bool:
-        """Whether the backend can run here."""
+        """Whether the backend can run here (``docs/user/install.md``)."""
         return not self.reason
 
 

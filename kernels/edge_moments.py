@@ -46,7 +46,8 @@ class EdgeSums(Protocol):
     def by_table(self, edges: Edges, grad_rho: Tensor, tangent: Tensor | None) -> Tensor:
         """Return dE/da_n, dE/db_n [2 n_b] of dE/drho [n_b n_A, S], or their change.
 
-        a_n and b_n are the parameters of the radial functions (:func:`.edges.radial_table`); the change is
+        a_n and b_n are the parameters of the radial functions
+        (:func:`.edges.radial_table`); the change is
         along ``tangent`` [3, E].
         """
 

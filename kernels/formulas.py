@@ -30,27 +30,30 @@ Numbers = tuple[float, ...]
 
 
 def sincospi(x: float) -> tuple[float, float]:
-    """Return sin(pi x) and cos(pi x)."""
+    """Return sin(pi x) and cos(pi x) (``docs/theory.md``, section 2)."""
     return math.sin(PI * x), math.cos(PI * x)
 
 
 def sincos_product(w: float, r: float) -> tuple[float, float]:
-    """Return sin(w r) and cos(w r)."""
+    """Return sin(w r) and cos(w r) (``docs/theory.md``, section 2)."""
     return math.sin(w * r), math.cos(w * r)
 
 
 def where(condition: bool, x: float, y: float) -> float:
-    """Return ``x`` where the condition holds, ``y`` elsewhere."""
+    """Return ``x`` where the condition holds, ``y`` elsewhere (``docs/theory.md``, section 2)."""
     return x if condition else y
 
 
 def minimum(x: float, y: float) -> float:
-    """Return the smaller of two numbers."""
+    """Return the smaller of two numbers (``docs/theory.md``, section 2)."""
     return min(x, y)
 
 
 class Parameter(NamedTuple):
-    """A column of ``edges.radial_table``: a tensor of the model, or its inverse."""
+    """A column of ``edges.radial_table``: a tensor of the model, or its inverse.
+
+    See ``docs/theory.md``, section 2.
+    """
 
     tensor: str
     inverse: bool = False

@@ -124,7 +124,7 @@ class Program:
         self.results: list[str] = []
 
     def add(self, target: str, factor: int, *values: str) -> None:
-        """Add a statement."""
+        """Add a statement (decision 0017)."""
         self.terms.append(Term(target, factor, values))
         self.begun.add(target)
 

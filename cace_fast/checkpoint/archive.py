@@ -125,17 +125,20 @@ class Archive:
 
     @property
     def pickle_name(self) -> str:
-        """Name of the entry that holds the pickle."""
+        """Name of the entry that holds the pickle (``docs/user/security.md``)."""
         return f"{self._folder}/data.pkl"
 
     def names(self, below: str) -> list[str]:
-        """Return the names of entries below a folder, relative to the archive's top folder."""
+        """Return the names of entries below a folder, relative to the archive's top folder.
+
+        See ``docs/user/security.md``.
+        """
         start = len(self._folder) + 1
         prefix = f"{self._folder}/{below}/"
         return [name[start:] for name in self._entries if name.startswith(prefix)]
 
     def read(self, name: str, expected: int | None = None, largest: int = INFLATED_BYTES) -> bytes:
-        """Return one entry.
+        """Return one entry (``docs/user/security.md``).
 
         Parameters
         ----------
@@ -264,6 +267,8 @@ def _top_folder(entries: dict[str, zipfile.ZipInfo]) -> str:
 
 def other_kind(head: bytes, size: int) -> str:
     """Return what kind of file this is; an empty text for a zip archive.
+
+    See ``docs/user/security.md``.
 
     Parameters
     ----------

@@ -12,7 +12,7 @@ _MANY = 1000  # no list of keys, elements or sub-models of a real model is longe
 
 
 def attribute(view: ModuleView, name: str, default: Any = MISSING) -> Any:
-    """Return an attribute, or ``default`` if the file lacks it.
+    """Return an attribute, or ``default`` if the file lacks it (``docs/developer/file_reader.md``).
 
     Raises
     ------
@@ -28,7 +28,10 @@ def attribute(view: ModuleView, name: str, default: Any = MISSING) -> Any:
 
 
 def wrong(view: ModuleView, name: str, expected: str, value: Any) -> CheckpointError:
-    """Return the CheckpointError about an attribute of a wrong kind."""
+    """Return the CheckpointError about an attribute of a wrong kind.
+
+    See ``docs/developer/file_reader.md``.
+    """
     return CheckpointError(f"{view}: attribute {name!r} is {short(value)}, expected {expected}")
 
 

@@ -23,11 +23,17 @@ TENSOR_DIMENSIONS = 8
 
 
 class Refused(Exception):
-    """The file holds something that is not allowed; the caller adds the place in the file."""
+    """The file holds something that is not allowed; the caller adds the place in the file.
+
+    See ``docs/user/security.md``.
+    """
 
 
 def short(value: object) -> str:
-    """Return a value of a file as short text, of numbers and containers their size."""
+    """Return a value of a file as short text, of numbers and containers their size.
+
+    See ``docs/user/security.md``.
+    """
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         return f"a number of {value.bit_length()} bits"
     if value is None or isinstance(value, bool | int | float):
@@ -41,6 +47,8 @@ def short(value: object) -> str:
 
 class Budget:
     """Counts memory and processor time of the thread that reads one file.
+
+    See ``docs/user/security.md``.
 
     The memory is a ledger, not a measurement: every object is charged more than CPython needs
     for it *before* it is made, and nothing is ever credited back.

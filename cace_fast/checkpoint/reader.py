@@ -39,6 +39,8 @@ class Contents:
 def read_contents(path: str | PathLike[str]) -> Contents:
     """Read the objects of a file that ``torch.save`` or ``torch.jit.save`` wrote.
 
+    See ``docs/developer/file_reader.md``.
+
     Nothing is imported or called that the file names: objects become `Record`, functions
     `Global`; tensors are rebuilt on the CPU.
 

@@ -64,6 +64,8 @@ def check_key(key: object) -> None:
 def rules(tensors: TensorReader) -> dict[tuple[str, str], Rule]:
     """Return the function for every global that REDUCE may meet.
 
+    See ``docs/developer/file_reader.md``.
+
     Each raises `Refused` for arguments of other kinds than torch writes.
     """
     table: dict[tuple[str, str], Rule] = {
@@ -89,6 +91,8 @@ def rules(tensors: TensorReader) -> dict[tuple[str, str], Rule]:
 
 def give_state(target: object, state: object) -> None:
     """Give a record its state as BUILD asks, without calling ``__setstate__``.
+
+    See ``docs/developer/file_reader.md``.
 
     Raises
     ------

@@ -74,18 +74,27 @@ class StateDictOptions:
                 raise InputError(name, f"one of {', '.join(get_args(choices))}", repr(value))
 
     def given(self) -> list[str]:
-        """Return the names of the options that were given."""
+        """Return the names of the options that were given.
+
+        See ``docs/user/evaluate_and_convert.md``.
+        """
         return [f.name for f in fields(self) if getattr(self, f.name) is not None]
 
 
 class Missing:
-    """Collects the arguments that turn out to be needed, so that all are named at once."""
+    """Collects the arguments that turn out to be needed, so that all are named at once.
+
+    See ``docs/user/evaluate_and_convert.md``.
+    """
 
     def __init__(self) -> None:
         self.names: list[str] = []
 
     def need(self, name: str, value: Any, stand_in: Any) -> Any:
-        """Return ``value``, or note its absence and go on with ``stand_in``."""
+        """Return ``value``, or note its absence and go on with ``stand_in``.
+
+        See ``docs/user/evaluate_and_convert.md``.
+        """
         if value is None:
             if name not in self.names:
                 self.names.append(name)
@@ -93,7 +102,10 @@ class Missing:
         return value
 
     def complain(self) -> None:
-        """Raise `InputError` that names all that was missing, if anything was."""
+        """Raise `InputError` that names all that was missing, if anything was.
+
+        See ``docs/user/evaluate_and_convert.md``.
+        """
         if self.names:
             raise InputError(
                 ", ".join(self.names),
@@ -108,6 +120,8 @@ def select(
     root: Mapping[Any, Any], options: StateDictOptions, missing: Missing
 ) -> dict[str, Tensor]:
     """Return the state dict that was asked for, without the prefixes of wrappers.
+
+    See ``docs/user/evaluate_and_convert.md``.
 
     Parameters
     ----------
@@ -171,6 +185,8 @@ def _without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def tree_of(state: Mapping[str, Tensor]) -> Node:
     """Return a state dict as nested dictionaries, split at the dots of its names.
 
+    See ``docs/user/evaluate_and_convert.md``.
+
     Raises
     ------
     CheckpointError
@@ -193,6 +209,8 @@ def tree_of(state: Mapping[str, Tensor]) -> Node:
 def node_of(parent: Node, name: str) -> Node:
     """Return the node of a name; an empty one if there is none.
 
+    See ``docs/user/evaluate_and_convert.md``.
+
     Raises
     ------
     CheckpointError
@@ -205,7 +223,7 @@ def node_of(parent: Node, name: str) -> Node:
 
 
 def numbered(node: Node) -> list[str]:
-    """Return the names 0, 1, ... of the members of a list.
+    """Return the names 0, 1, ... of the members of a list (``docs/user/evaluate_and_convert.md``).
 
     Raises
     ------

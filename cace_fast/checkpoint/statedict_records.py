@@ -48,6 +48,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 def model_of_state_dict(root: Mapping[Any, Any], options: StateDictOptions) -> Record:
     """Return the record of the model that a file of state dicts describes.
 
+    See ``docs/user/evaluate_and_convert.md``.
+
     Parameters
     ----------
     root

@@ -21,7 +21,7 @@ def _children(node: Any) -> list[Any]:
 
 
 def check_structure(root: Any, budget: Budget) -> None:
-    """Refuse an object graph that is too deep or too large to walk.
+    """Refuse an object graph that is too deep or too large to walk (``docs/user/security.md``).
 
     Parameters
     ----------

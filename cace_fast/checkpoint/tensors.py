@@ -33,6 +33,8 @@ _LARGEST = 2**62  # torch counts in int64
 class Storage:
     """The numbers of one storage entry; read from the archive when a tensor first needs them.
 
+    See ``docs/user/security.md``.
+
     Parameters
     ----------
     key
@@ -49,6 +51,8 @@ class Storage:
 
     def numbers(self, read: Callable[[str, int], bytes], budget: Budget) -> torch.Tensor:
         """Return all elements as a one-dimensional tensor [n_elements] of ``dtype``.
+
+        See ``docs/user/security.md``.
 
         Raises
         ------
@@ -69,7 +73,7 @@ class Storage:
 
 
 class TensorReader:
-    """Makes the tensors that a pickle describes.
+    """Makes the tensors that a pickle describes (``docs/user/security.md``).
 
     Parameters
     ----------
@@ -85,7 +89,7 @@ class TensorReader:
         self._storages: dict[str, Storage] = {}
 
     def storage(self, persistent_id: object) -> Storage:
-        """Return the storage that a persistent id names.
+        """Return the storage that a persistent id names (``docs/user/security.md``).
 
         Raises
         ------
@@ -114,6 +118,8 @@ class TensorReader:
 
     def tensor(self, args: tuple[Any, ...]) -> torch.Tensor:
         """Rebuild one tensor, contiguous and owning its memory, of the dtype of its storage.
+
+        See ``docs/user/security.md``.
 
         Parameters
         ----------

@@ -35,7 +35,7 @@ _MAX_NAME_LINE = 512
 
 
 class Unpickler:
-    """Reads one pickle.
+    """Reads one pickle (``docs/user/security.md``).
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ class Unpickler:
         self._next = 0
 
     def load(self) -> Any:
-        """Return the object that the pickle describes.
+        """Return the object that the pickle describes (``docs/user/security.md``).
 
         Raises
         ------

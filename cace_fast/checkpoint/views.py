@@ -55,19 +55,28 @@ class ModuleView:
         return f"{self.where} ({self.path})" if self.where else f"the model ({self.path})"
 
     def tensor_names(self) -> list[str]:
-        """Return the names of the parameters and buffers of this module, sub-modules left out."""
+        """Return the names of the parameters and buffers of this module, sub-modules left out.
+
+        See ``docs/developer/file_reader.md``.
+        """
         raise NotImplementedError
 
     def child_names(self) -> list[str]:
-        """Return the names of its sub-modules in order, empty places included."""
+        """Return the names of its sub-modules in order, empty places included.
+
+        See ``docs/developer/file_reader.md``.
+        """
         raise NotImplementedError
 
     def raw(self, name: str) -> Any:
-        """Return a plain attribute, or `MISSING`."""
+        """Return a plain attribute, or `MISSING` (``docs/developer/file_reader.md``)."""
         raise NotImplementedError
 
     def code(self) -> str | None:
-        """Return the source text of a scripted module (may be empty); None for other modules."""
+        """Return the source text of a scripted module (may be empty); None for other modules.
+
+        See ``docs/developer/file_reader.md``.
+        """
         return None
 
     def changes(self) -> list[str]:
@@ -93,15 +102,18 @@ class ModuleView:
         raise NotImplementedError
 
     def place(self, name: str) -> str:
-        """Return the full name of a member of this module."""
+        """Return the full name of a member of this module (``docs/developer/file_reader.md``)."""
         return f"{self.where}.{name}" if self.where else name
 
     def has_tensor(self, name: str) -> bool:
-        """Tell whether there is a parameter or buffer of that name that is not None."""
+        """Tell whether there is a parameter or buffer of that name that is not None.
+
+        See ``docs/developer/file_reader.md``.
+        """
         return name in self.tensor_names() and self._tensor(name) is not None
 
     def tensor(self, name: str) -> Tensor:
-        """Return a parameter or buffer.
+        """Return a parameter or buffer (``docs/developer/file_reader.md``).
 
         Raises
         ------
@@ -114,11 +126,11 @@ class ModuleView:
         return found
 
     def child(self, name: str) -> ModuleView | None:
-        """Return a sub-module, or None where there is none."""
+        """Return a sub-module, or None where there is none (``docs/developer/file_reader.md``)."""
         return self._child(name) if name in self.child_names() else None
 
     def need(self, name: str) -> ModuleView:
-        """Return a sub-module that has to be there.
+        """Return a sub-module that has to be there (``docs/developer/file_reader.md``).
 
         Raises
         ------
@@ -131,11 +143,11 @@ class ModuleView:
         return found
 
     def children(self) -> list[ModuleView | None]:
-        """Return all sub-modules in order."""
+        """Return all sub-modules in order (``docs/developer/file_reader.md``)."""
         return [self.child(name) for name in self.child_names()]
 
     def tensors_of(self, name: str) -> list[Tensor]:
-        """Return the tensors of a parameter list.
+        """Return the tensors of a parameter list (``docs/developer/file_reader.md``).
 
         Raises
         ------
@@ -356,7 +368,7 @@ def view_of_record(
 
 
 def view_of_module(module: torch.nn.Module) -> ModuleView:
-    """Return the view of a module in memory."""
+    """Return the view of a module in memory (``docs/developer/file_reader.md``)."""
     if isinstance(module, torch.jit.ScriptModule):
         return _ScriptView(module._c, "")
     return _LiveView(module, "")

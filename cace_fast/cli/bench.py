@@ -61,7 +61,8 @@ def bench(
 ) -> None:
     """Measure time and memory of energy and forces; medians over alternating rounds.
 
-    ns/day leaves out neighbour lists and ASE, which a run needs too.
+    ns/day leaves out neighbour lists and ASE, which a run needs too. More: docs/user/performance.md;
+    errors and exit codes: docs/user/errors.md.
     """
     if output is not None:
         check_output(output, force)
@@ -118,7 +119,10 @@ def read_stored(path: Path) -> dict[str, Any]:
 
 
 def print_comparison(result: dict[str, Any], earlier: dict[str, Any]) -> None:
-    """Print the ratio of speeds of each way to run, and what else differs from the earlier run."""
+    """Print the ratio of speeds of each way to run, and what else differs from the earlier run.
+
+    See ``docs/user/performance.md``.
+    """
     for name in ("model", "structure", "machine", "threads", "versions"):
         if result.get(name) != earlier.get(name):
             note(f"{name} differs from the earlier run: {earlier.get(name)} -> {result.get(name)}")

@@ -66,14 +66,17 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def load_model(model: str, device: str, dtype: str, backend: str, **long_range: Any) -> Potential:
-    """Return the potential of a file or shipped name; options and errors are those of `load`."""
+    """Return the potential of a file or shipped name; options and errors are those of `load`.
+
+    See ``docs/user/first_run.md``.
+    """
     from cace_fast.loading import load
 
     return load(model, device=device, dtype=str(dtype), backend=backend, **long_range)
 
 
 def min_dist_of(text: str) -> float | str | None:
-    """Return the value of ``--min-dist``: a length in A, "auto" or None.
+    """Return the value of ``--min-dist``: a length in A, "auto" or None (``docs/user/errors.md``).
 
     Raises
     ------
@@ -93,7 +96,10 @@ def min_dist_of(text: str) -> float | str | None:
 
 
 def fingerprint(potential: Potential) -> str:
-    """Return a SHA-256 of specification and tensors: equal for equal models, whatever the file."""
+    """Return a SHA-256 of specification and tensors: equal for equal models, whatever the file.
+
+    See ``docs/user/molecular_dynamics.md``.
+    """
     import hashlib
 
     from cace_fast.spec import to_json
@@ -106,7 +112,7 @@ def fingerprint(potential: Potential) -> str:
 
 
 def check_input(path: Path, argument: str) -> None:
-    """Raise an error unless ``path`` is a regular file.
+    """Raise an error unless ``path`` is a regular file (``docs/user/errors.md``).
 
     Raises
     ------

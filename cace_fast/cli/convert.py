@@ -38,6 +38,7 @@ def convert(
     """Convert a model file to the project's own .safetensors format.
 
     The new file is read back and has to give equal results, bit for bit, before it gets its name.
+    More: docs/user/evaluate_and_convert.md; errors and exit codes: docs/user/errors.md.
     """
     from dataclasses import replace
 

@@ -35,7 +35,10 @@ def doctor(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show versions, threads, devices, backends with reasons, and what a model would use."""
+    """Show versions, threads, devices, backends with reasons, and what a model would use.
+
+    More: docs/user/install.md; errors and exit codes: docs/user/errors.md.
+    """
     from cace_fast.cli.common import load_model
     from cace_fast.engine import find_device
 
@@ -84,7 +87,10 @@ def examine() -> dict[str, dict[str, Any]]:
 
 
 def installed_version(name: str) -> str | None:
-    """Return the version of an installed distribution; None if there is none."""
+    """Return the version of an installed distribution; None if there is none.
+
+    See ``docs/user/install.md``.
+    """
     from importlib.metadata import PackageNotFoundError, version
 
     try:
@@ -94,7 +100,7 @@ def installed_version(name: str) -> str | None:
 
 
 def processor() -> str:
-    """Return the name of the processor."""
+    """Return the name of the processor (``docs/user/install.md``)."""
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
         for line in file:
             if line.startswith("model name"):

@@ -69,8 +69,8 @@ def evaluate(
     """Predict energies, forces and more for every structure of a file.
 
     The output holds the structures with everything that came with them, and predictions under
-    prefixed keys; those of an earlier run under the same keys give way. A run that was interrupted
-    continues where it stopped.
+    prefixed keys, which replace those of an earlier run. A run that was interrupted continues where
+    it stopped. More: docs/user/evaluate_and_convert.md; errors and exit codes: docs/user/errors.md.
     """
     from cace_fast.properties import check_names
 
@@ -178,7 +178,10 @@ class Writer:
         self.source = "-".join([*options, dtype, potential.backend])
 
     def keys(self, atoms: Atoms) -> set[str]:
-        """Return the keys that a written frame has, with their prefix."""
+        """Return the keys that a written frame has, with their prefix.
+
+        See ``docs/user/evaluate_and_convert.md``.
+        """
         own = {key for key in (*atoms.info, *atoms.arrays) if key.startswith(self.prefix)}
         return (own - self._old) | {self.prefix + name for name in (*self._names(atoms), "model")}
 
@@ -191,7 +194,10 @@ class Writer:
 
     @property
     def mark(self) -> str:
-        """Text that marks a frame with the model that predicted it."""
+        """Text that marks a frame with the model that predicted it.
+
+        See ``docs/user/evaluate_and_convert.md``.
+        """
         return f"{self.prefix}model={self.source}"
 
     def run(

@@ -59,7 +59,7 @@ def field_of(
 
 
 def numbers(argument: str, text: str, names: tuple[str, ...]) -> tuple[float, ...]:
-    """Return the numbers of a comma-separated list.
+    """Return the numbers of a comma-separated list (``docs/user/electric_fields.md``).
 
     Raises
     ------

@@ -114,7 +114,10 @@ def _fixed(atoms: Atoms, constraints: list[Any]) -> Any:
 
 
 def frames_to_bytes(frames: list[Atoms]) -> bytes:
-    """Return structures as the text of an extended xyz file, UTF-8."""
+    """Return structures as the text of an extended xyz file, UTF-8.
+
+    See ``docs/user/evaluate_and_convert.md``.
+    """
     import io
 
     from ase.io.extxyz import write_extxyz
@@ -126,6 +129,8 @@ def frames_to_bytes(frames: list[Atoms]) -> bytes:
 
 def with_results(atoms: Atoms) -> Atoms:
     """Return a copy of ``atoms`` with the results of its calculator, in ASE's units.
+
+    See ``docs/user/evaluate_and_convert.md``.
 
     They replace entries of the same names that came with the file of the structure. Born
     charges are

@@ -31,7 +31,10 @@ def info(
         int, typer.Option("--memory", min=0, metavar="N", help="Also the GPU memory for N atoms.")
     ] = 0,
 ) -> None:
-    """Show what is in a model file: elements, cutoff, architecture, energies, licence."""
+    """Show what is in a model file: elements, cutoff, architecture, energies, licence.
+
+    More: docs/user/first_run.md; errors and exit codes: docs/user/errors.md.
+    """
     from cace_fast.model_files import read_model
     from cace_fast.spec import energy_programs, program_to_json, to_json
 

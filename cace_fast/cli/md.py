@@ -87,7 +87,8 @@ def md(
     for bit, as one that was not, on the same machine with the same number of threads.
 
     At constant pressure the times of thermostat and barostat are 100 and 1000 time steps; begin
-    with a structure that nvt has brought to equilibrium. More: docs/user/molecular_dynamics.md.
+    with a structure that nvt has brought to equilibrium. More: docs/user/molecular_dynamics.md;
+    errors and exit codes: docs/user/errors.md.
     """
     import torch
 

@@ -108,7 +108,10 @@ def parts(potential: Potential, atoms: Atoms, min_dist: MinDist = AUTO) -> dict[
 
 
 def spread(seconds: list[float]) -> tuple[float, float, float]:
-    """Return first quartile, median and third quartile of ``seconds``."""
+    """Return first quartile, median and third quartile of ``seconds``.
+
+    See ``docs/user/performance.md``.
+    """
     if len(seconds) == 1:
         return seconds[0], seconds[0], seconds[0]
     low, _, high = quantiles(seconds, n=4, method="inclusive")
@@ -162,6 +165,8 @@ def child() -> None:
 
 def peak_memory() -> int:
     """Return the largest resident size of this process so far in bytes.
+
+    See ``docs/user/performance.md``.
 
     On Linux it is read from /proc, not from getrusage: there a child begins with the peak of its
     parent.

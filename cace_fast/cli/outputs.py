@@ -26,12 +26,14 @@ class Outputs:
         self._files: dict[str, FileIO] = {}
 
     def remove(self) -> None:
-        """Delete the files."""
+        """Delete the files (``docs/user/molecular_dynamics.md``)."""
         for path in self.paths.values():
             path.unlink(missing_ok=True)
 
     def open(self, lengths: dict[str, int]) -> None:
         """Open the files for appending, cut to ``lengths`` bytes, and lock them.
+
+        See ``docs/user/molecular_dynamics.md``.
 
         Raises
         ------
@@ -54,7 +56,10 @@ class Outputs:
             file.truncate(lengths[name])
 
     def check_free(self) -> None:
-        """Raise InputError if another run has one of the files open."""
+        """Raise InputError if another run has one of the files open.
+
+        See ``docs/user/molecular_dynamics.md``.
+        """
         for path in self.paths.values():
             if path.exists():
                 with open(path, "ab", buffering=0) as file:
@@ -62,6 +67,8 @@ class Outputs:
 
     def append(self, name: str, data: bytes) -> None:
         """Append ``data`` to one of the files, "trajectory" or "log".
+
+        See ``docs/user/molecular_dynamics.md``.
 
         Raises
         ------
@@ -71,13 +78,16 @@ class Outputs:
         append_whole(self._files[name], data)
 
     def lengths(self) -> dict[str, int]:
-        """Return the length of each file in bytes, after its data have reached the disk."""
+        """Return the length of each file in bytes, after its data have reached the disk.
+
+        See ``docs/user/molecular_dynamics.md``.
+        """
         for file in self._files.values():
             os.fsync(file.fileno())
         return {name: os.fstat(file.fileno()).st_size for name, file in self._files.items()}
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files (``docs/user/molecular_dynamics.md``)."""
         for file in self._files.values():
             file.close()
         self._files = {}

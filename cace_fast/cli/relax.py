@@ -60,6 +60,7 @@ def relax(
 
     Float64 is the default here: forces near a minimum are small differences of large numbers.
     The last structure is written even if it has not converged; the exit code is then 1.
+    More: docs/user/evaluate_and_convert.md; errors and exit codes: docs/user/errors.md.
     """
     from cace_fast.interfaces.ase import CACECalculator
 

@@ -70,7 +70,7 @@ class Restart:
     arrays: dict[str, Array]
 
     def save(self, path: Path) -> None:
-        """Write the file; it appears whole or not at all.
+        """Write the file; it appears whole or not at all (``docs/user/molecular_dynamics.md``).
 
         Raises
         ------
@@ -117,6 +117,8 @@ class Restart:
 
     def take(self, name: str, shape: tuple[int, ...]) -> Array | None:
         """Remove and return an array that is not of atoms or integrator; None if it is not there.
+
+        See ``docs/user/molecular_dynamics.md``.
 
         Raises
         ------

@@ -23,10 +23,16 @@ class Expected(Protocol):
 
     @property
     def mark(self) -> str:
-        """Text in the comment line of every frame: model and precision."""
+        """Text in the comment line of every frame: model and precision.
+
+        See ``docs/user/evaluate_and_convert.md``.
+        """
 
     def keys(self, atoms: Atoms) -> set[str]:
-        """Return the keys with the prefix in the frame of a structure."""
+        """Return the keys with the prefix in the frame of a structure.
+
+        See ``docs/user/evaluate_and_convert.md``.
+        """
 
 
 def resume(output: Path, frames: Iterator[Atoms], writer: Expected) -> tuple[int, int, int]:
@@ -70,7 +76,10 @@ def resume(output: Path, frames: Iterator[Atoms], writer: Expected) -> tuple[int
 
 
 def count_frames(path: Path) -> int | None:
-    """Return the number of frames of an xyz file; None for other formats, slow to count."""
+    """Return the number of frames of an xyz file; None for other formats, slow to count.
+
+    See ``docs/user/evaluate_and_convert.md``.
+    """
     if path.suffix not in (".xyz", ".extxyz"):
         return None
     count = 0
@@ -81,7 +90,10 @@ def count_frames(path: Path) -> int | None:
 
 
 def next_frame(file: IO[bytes]) -> str | None:
-    """Return the text of the next whole frame; None at the end or where a frame is cut short."""
+    """Return the text of the next whole frame; None at the end or where a frame is cut short.
+
+    See ``docs/user/evaluate_and_convert.md``.
+    """
     head = file.readline()
     if not head.endswith(b"\n") or not head.strip().isdigit():
         return None

@@ -24,7 +24,10 @@ class Stop:
         return self.signal is not None
 
     def ask(self, number: int, frame: FrameType | None) -> None:
-        """Record a signal; the second one raises KeyboardInterrupt at once."""
+        """Record a signal; the second one raises KeyboardInterrupt at once.
+
+        See ``docs/user/molecular_dynamics.md``.
+        """
         del frame
         if self.signal is not None:
             raise KeyboardInterrupt

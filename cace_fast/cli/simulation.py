@@ -72,7 +72,7 @@ class Simulation:
 
     @property
     def step(self) -> int:
-        """Number of steps done."""
+        """Number of steps done (``docs/user/molecular_dynamics.md``)."""
         return int(self.dynamics.nsteps)
 
     @property
@@ -114,6 +114,8 @@ class Simulation:
 
     def resume(self) -> None:
         """Continue from the restart file; outputs are cut to their length at that step.
+
+        See ``docs/user/molecular_dynamics.md``.
 
         Raises
         ------
@@ -297,7 +299,10 @@ def pressure(atoms: Atoms) -> float:
 
 
 def digest(atoms: Atoms) -> str:
-    """Return a SHA-256 of a structure: everything that a run depends on."""
+    """Return a SHA-256 of a structure: everything that a run depends on.
+
+    See ``docs/user/molecular_dynamics.md``.
+    """
     import hashlib
 
     arrays: dict[str, Any] = {"cell": atoms.cell[:], "pbc": atoms.pbc, **atoms.arrays}

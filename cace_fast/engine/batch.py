@@ -90,27 +90,32 @@ class Batch:
 
     @property
     def n_systems(self) -> int:
-        """Number of systems."""
+        """Number of systems (``docs/user/batches.md``)."""
         return self._graph.n_systems
 
     @property
     def n_atoms(self) -> int:
-        """Number of atoms of all systems."""
+        """Number of atoms of all systems (``docs/user/batches.md``)."""
         return self._graph.n_atoms
 
     @property
     def system_index(self) -> Tensor:
-        """The system of each atom [n_atoms] int64."""
+        """The system of each atom [n_atoms] int64 (``docs/user/batches.md``)."""
         return self._graph.batch
 
     @property
     def pbc(self) -> Tensor:
-        """Which directions of each system are periodic [n_systems, 3] bool."""
+        """Which directions of each system are periodic [n_systems, 3] bool.
+
+        See ``docs/user/batches.md``.
+        """
         return self._graph.pbc
 
     @property
     def positions(self) -> Tensor:
         """The positions [n_atoms, 3] float64 in A on the device; a loop may write them in place.
+
+        See ``docs/user/batches.md``.
 
         Setting them raises InputError for a tensor of another shape, dtype or device.
         """
@@ -126,6 +131,8 @@ class Batch:
     def cell(self) -> Tensor:
         """The cells [n_systems, 3, 3] float64 in A, lattice vectors as rows; set it as a whole.
 
+        See ``docs/user/batches.md``.
+
         Setting it raises InputError for a tensor of another shape, dtype or device.
         """
         return self._graph.cell
@@ -138,7 +145,7 @@ class Batch:
 
     @property
     def n_builds(self) -> int:
-        """Number of neighbour searches so far."""
+        """Number of neighbour searches so far (``docs/user/batches.md``)."""
         return self._built_before + self._moving.n_builds
 
     @ordinary

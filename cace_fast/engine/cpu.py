@@ -88,28 +88,37 @@ class CpuEngine:
         return type(self), (self._reference,)
 
     def reset(self) -> None:
-        """Drop the pair list that the library holds, and the plans of transforms."""
+        """Drop the pair list that the library holds, and the plans of transforms.
+
+        See ``docs/user/threads_and_processes.md``.
+        """
         self._held = None
         if self._host is not None:
             self._host.reset()
 
     @property
     def description(self) -> str:
-        """Instruction set and path of the contraction."""
+        """Instruction set and path of the contraction (``docs/user/install.md``)."""
         path = "unrolled" if self._evaluator.query("unrolled") == 1 else "general"
         return f"{library.isa()}, {path} contraction"
 
     @property
     def n_bytes(self) -> int:
-        """Memory in bytes held by the library for this model's evaluation."""
+        """Memory in bytes held by the library for this model's evaluation.
+
+        See ``docs/user/performance.md``.
+        """
         return self._evaluator.n_bytes
 
     def seconds(self) -> dict[str, float]:
-        """Return the seconds spent in each part of the library so far, summed over threads."""
+        """Return the seconds spent in each part of the library so far, summed over threads.
+
+        See ``docs/user/performance.md``.
+        """
         return self._evaluator.seconds()
 
     def to_device(self, graph: AtomicGraph) -> AtomicGraph:
-        """Return the graph on the CPU."""
+        """Return the graph on the CPU (decision 0018)."""
         return self._reference.to_device(graph)
 
     def moving(self, graph: AtomicGraph, skin: float) -> MovingGraph:
@@ -118,6 +127,8 @@ class CpuEngine:
 
     def hessian(self, graph: AtomicGraph) -> Tensor:
         """Return the second derivatives of the energy [n, 3, n, 3] float64 in eV/A^2.
+
+        See ``docs/conventions.md``, "Results".
 
         The reference computes them.
 

@@ -12,6 +12,8 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 def find_device(device: str | torch.device) -> torch.device:
     """Return the device called ``device``; ``auto`` is CUDA where there is one.
 
+    See ``docs/user/install.md``.
+
     Raises
     ------
     InputError

@@ -39,16 +39,22 @@ class MovingGraph:
 
     @property
     def n_builds(self) -> int:
-        """Number of neighbour searches so far."""
+        """Number of neighbour searches so far (``docs/user/batches.md``)."""
         return self._list.n_builds
 
     @property
     def positions(self) -> Tensor:
-        """The positions [n, 3] float64 in A, which may be written in place."""
+        """The positions [n, 3] float64 in A, which may be written in place.
+
+        See ``docs/user/batches.md``.
+        """
         return self._graph.positions
 
     def set_cell(self, cell: Tensor) -> None:
-        """Take new cells [n_systems, 3, 3] in A at the next evaluation."""
+        """Take new cells [n_systems, 3, 3] in A at the next evaluation.
+
+        See ``docs/user/batches.md``.
+        """
         self._graph = replace(self._graph, cell=cell)
 
     def pairs(self) -> DevicePairs:

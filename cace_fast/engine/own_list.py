@@ -95,7 +95,10 @@ class OwnList:
         return initial_capacity(self.graph.n_atoms, self.search.n_shifts, self.graph.n_systems)
 
     def fill(self, step: Step) -> None:
-        """Write positions, shifts and cells to new buffers, in which positions move from now on."""
+        """Write positions, shifts and cells to new buffers, in which positions move from now on.
+
+        See ``docs/developer/kernels.md``.
+        """
         self.due = True  # there is no list in them
         step.inputs.positions = self.graph.positions
         lists = step.pairs.lists
@@ -105,6 +108,8 @@ class OwnList:
 
     def room(self, status: Status, have: Capacity) -> Capacity | None:
         """Return the capacity that a new list needs; None if bins and buffers suffice.
+
+        See ``docs/developer/kernels.md``.
 
         Bins that are too small are chosen anew.
 
@@ -124,16 +129,25 @@ class OwnList:
 
     @staticmethod
     def has_left(status: Status) -> bool:
-        """Tell whether atoms have left the skin, so that the list lacks pairs."""
+        """Tell whether atoms have left the skin, so that the list lacks pairs.
+
+        See ``docs/developer/kernels.md``.
+        """
         return not status.displacement_ratio <= 1.0
 
     @staticmethod
     def leaves(status: Status) -> bool:
-        """Tell whether atoms are about to leave the skin, so that the next step makes a list."""
+        """Tell whether atoms are about to leave the skin, so that the next step makes a list.
+
+        See ``docs/developer/kernels.md``.
+        """
         return status.displacement_ratio > REBUILD_AT**2
 
     def check_places(self) -> None:
-        """Raise InputError for positions that are not finite, or too many cells away."""
+        """Raise InputError for positions that are not finite, or too many cells away.
+
+        See ``docs/user/errors.md``.
+        """
         g = self.graph
         check_positions(g.positions)
         frames = torch.where(g.pbc[:, :, None], g.cell, self.search.kept.frames)
@@ -151,6 +165,9 @@ class OwnList:
         return DevicePairs(senders, receivers, shifts - wraps[receivers] + wraps[senders])
 
     def whole(self, step: Step) -> AtomicGraph:
-        """Return the systems as a graph with the list in the buffers."""
+        """Return the systems as a graph with the list in the buffers.
+
+        See ``docs/developer/kernels.md``.
+        """
         found = self.pairs(step)._asdict()
         return replace(self.graph, positions=self.graph.positions.clone(), **found)

@@ -18,14 +18,20 @@ class Moving(Protocol):
 
     @property
     def n_builds(self) -> int:
-        """Number of neighbour searches so far."""
+        """Number of neighbour searches so far (``docs/user/batches.md``)."""
 
     @property
     def positions(self) -> Tensor:
-        """The positions [n, 3] float64 in A, which may be written in place."""
+        """The positions [n, 3] float64 in A, which may be written in place.
+
+        See ``docs/user/batches.md``.
+        """
 
     def set_cell(self, cell: Tensor) -> None:
-        """Take new cells [n_systems, 3, 3] in A at the next evaluation, which checks them."""
+        """Take new cells [n_systems, 3, 3] in A at the next evaluation, which checks them.
+
+        See ``docs/user/batches.md``.
+        """
 
     def pairs(self) -> DevicePairs:
         """Return the list: all pairs within the cutoff, and some beyond.
@@ -60,10 +66,16 @@ class Engine(Protocol):
 
     @property
     def description(self) -> str:
-        """Which code runs, as ``cace-fast info`` and ``bench`` print it."""
+        """Which code runs, as ``cace-fast info`` and ``bench`` print it.
+
+        See ``docs/user/install.md``.
+        """
 
     def seconds(self) -> dict[str, float]:
-        """Return the seconds spent in each part so far; empty where that is not measured."""
+        """Return the seconds spent in each part so far; empty where that is not measured.
+
+        See ``docs/user/performance.md``.
+        """
 
     def to_device(self, graph: AtomicGraph) -> AtomicGraph:
         """Return the graph on the device that :meth:`evaluate` needs."""
@@ -103,6 +115,8 @@ class Engine(Protocol):
 
     def hessian(self, graph: AtomicGraph) -> Tensor:
         """Return the second derivatives of the energy [n, 3, n, 3] float64 in eV/A^2.
+
+        See ``docs/conventions.md``, "Results".
 
         Raises
         ------

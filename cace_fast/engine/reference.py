@@ -48,15 +48,15 @@ class ReferenceEngine:
 
     @property
     def description(self) -> str:
-        """Which code runs."""
+        """Which code runs (``docs/user/install.md``)."""
         return "plain torch"
 
     def seconds(self) -> dict[str, float]:
-        """Return an empty dictionary: times are not measured."""
+        """Return an empty dictionary: times are not measured (``docs/user/performance.md``)."""
         return {}
 
     def to_device(self, graph: AtomicGraph) -> AtomicGraph:
-        """Return the graph on the device of the weights."""
+        """Return the graph on the device of the weights (decision 0018)."""
         return graph.to(self.weights["embedding.sender"].device)
 
     def moving(self, graph: AtomicGraph, skin: float) -> MovingGraph:
@@ -110,6 +110,8 @@ class ReferenceEngine:
 
     def hessian(self, graph: AtomicGraph) -> Tensor:
         """Return the second derivatives of the energy [n, 3, n, 3] float64 in eV/A^2.
+
+        See ``docs/conventions.md``, "Results".
 
         Raises
         ------

@@ -76,7 +76,7 @@ class Runner:
                 self._fill(own.first_capacity())
 
     def reset(self) -> None:
-        """Forget the pair list that the buffers hold."""
+        """Forget the pair list that the buffers hold (``docs/user/threads_and_processes.md``)."""
         self._held = ()
 
     @contextmanager
@@ -97,37 +97,46 @@ class Runner:
 
     @property
     def step(self) -> Step:
-        """The buffers; they exist after the first evaluation."""
+        """The buffers; they exist after the first evaluation (``docs/developer/kernels.md``)."""
         assert self._step is not None
         return self._step
 
     @property
     def n_bytes(self) -> int:
-        """Memory in bytes held by the buffers."""
+        """Memory in bytes held by the buffers (``docs/user/performance.md``)."""
         return 0 if self._step is None else self._step.n_bytes
 
     @property
     def own(self) -> OwnList:
-        """The Verlet list of systems that move."""
+        """The Verlet list of systems that move (``docs/developer/kernels.md``)."""
         assert self._own is not None
         return self._own
 
     @property
     def n_builds(self) -> int:
-        """Number of lists made so far."""
+        """Number of lists made so far (``docs/user/batches.md``)."""
         return self.own.n_builds
 
     @property
     def positions(self) -> Tensor:
-        """The positions [n, 3] float64 in A of systems that move, which may be written in place."""
+        """The positions [n, 3] float64 in A of systems that move, which may be written in place.
+
+        See ``docs/user/batches.md``.
+        """
         return self.own.graph.positions
 
     def set_cell(self, cell: Tensor) -> None:
-        """Take new cells [n_systems, 3, 3] in A at the next evaluation."""
+        """Take new cells [n_systems, 3, 3] in A at the next evaluation.
+
+        See ``docs/user/batches.md``.
+        """
         self._new_cell = cell
 
     def make_list(self) -> None:
-        """Make a list for the present positions; a step does so itself when it is due."""
+        """Make a list for the present positions; a step does so itself when it is due.
+
+        See ``docs/developer/kernels.md``.
+        """
         with self.exclusive():
             self.step.make_list()
 

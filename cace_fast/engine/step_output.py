@@ -19,6 +19,8 @@ VIRIAL_ROWS = (0, 5, 4, 5, 1, 3, 4, 3, 2)  # of xx yy zz yz xz xy, as a 3 x 3 ma
 def check_distances(step: Step, status: Status, min_dist: MinDist) -> None:
     """Raise an error for atoms that are too close to each other, or whose positions are not finite.
 
+    See ``docs/user/errors.md``.
+
     Raises
     ------
     InputError

@@ -71,7 +71,7 @@ class TritonEngine:
 
     @property
     def description(self) -> str:
-        """Name of the GPU, or of the one that is emulated."""
+        """Name of the GPU, or of the one that is emulated (``docs/user/install.md``)."""
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
         target = backend.emulated()
@@ -79,17 +79,22 @@ class TritonEngine:
 
     @property
     def n_bytes(self) -> int:
-        """Memory in bytes held by the buffers of the last evaluation."""
+        """Memory in bytes held by the buffers of the last evaluation.
+
+        See ``docs/user/performance.md``.
+        """
         return self._runner.n_bytes
 
     def seconds(self) -> dict[str, float]:
-        """Return an empty dictionary: times are not measured."""
+        """Return an empty dictionary: times are not measured (``docs/user/performance.md``)."""
         return {}
 
     def bytes_per_atom(
         self, density: float, skin: float, n_segments: float, n_atoms: int = PROBE
     ) -> float:
         """Return the memory of the buffers in bytes per atom, for systems that make their own list.
+
+        See ``docs/user/performance.md``.
 
         ``cace-fast info --memory`` prints it.
 
@@ -139,7 +144,10 @@ class TritonEngine:
         return Runner(self._launchers, self._reference, own)
 
     def to_device(self, graph: AtomicGraph) -> AtomicGraph:
-        """Return the graph itself: evaluation copies what is new in it to the device."""
+        """Return the graph itself: evaluation copies what is new in it to the device.
+
+        See ``docs/developer/decisions``, 0018.
+        """
         return graph
 
     def features(self, graph: AtomicGraph) -> Tensor:
@@ -148,6 +156,8 @@ class TritonEngine:
 
     def hessian(self, graph: AtomicGraph) -> Tensor:
         """Return the second derivatives of the energy [n, 3, n, 3] float64 in eV/A^2.
+
+        See ``docs/conventions.md``, "Results".
 
         The reference computes them.
 

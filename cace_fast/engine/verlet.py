@@ -73,12 +73,15 @@ class VerletList:
 
     @property
     def made_for(self) -> tuple[Floats, Floats, NDArray[np.bool_]] | None:
-        """Positions [n, 3] in A, cell [3, 3] in A and pbc [3] of the last search, or None."""
+        """Positions [n, 3] in A, cell [3, 3] in A and pbc [3] of the last search, or None.
+
+        See ``docs/theory.md``, section 1.
+        """
         built = self._built
         return None if built is None else (built.positions, built.cell, built.pbc)
 
     def reset(self) -> None:
-        """Drop the list: the next call searches again."""
+        """Drop the list: the next call searches again (``docs/user/threads_and_processes.md``)."""
         self._built, self._last, self._search = None, None, None
 
     def graph(self, atoms: Atoms, spec: Representation, inputs: dict[str, str]) -> AtomicGraph:

@@ -359,7 +359,10 @@ class CACECalculator(Calculator):
 
     @property
     def neighbors_made_for(self) -> tuple[Vector, Vector] | None:
-        """Positions [n, 3] and cell [3, 3] in A of the last neighbour search; None before it."""
+        """Positions [n, 3] and cell [3, 3] in A of the last neighbour search; None before it.
+
+        See ``docs/user/molecular_dynamics.md``.
+        """
         made = self._list.made_for
         return None if made is None else (made[0], made[1])
 

@@ -79,7 +79,10 @@ def potential_of(model: Model, keywords: dict[str, Any]) -> Potential:
 
 
 def settings_of(potential: Potential) -> dict[str, Any]:
-    """Return the keywords of the calculator that say where and how a potential runs."""
+    """Return the keywords of the calculator that say where and how a potential runs.
+
+    See ``docs/user/coming-from-upstream.md``.
+    """
     dtype = str(potential.dtype).removeprefix("torch.")
     return {"device": str(potential.device), "default_dtype": dtype, "backend": potential.backend}
 
@@ -88,6 +91,8 @@ def changed_potential(
     potential: Potential | Committee, keywords: dict[str, Any]
 ) -> Potential | Committee:
     """Return a potential with the changed keywords; itself if none has changed.
+
+    See ``docs/user/coming-from-upstream.md``.
 
     Raises
     ------
@@ -107,7 +112,10 @@ def changed_potential(
 def check_keys(
     spec: ModelSpec, energy_key: str | None, forces_key: str | None, charge_key: str | None
 ) -> None:
-    """Raise InputError for keys that the file lacks, or forces of another energy."""
+    """Raise InputError for keys that the file lacks, or forces of another energy.
+
+    See ``docs/user/coming-from-upstream.md``.
+    """
     if forces_key is not None:
         reported = energy_key if energy_key is not None else total_energy_key(spec)
         own = _energy_of_forces(spec, forces_key)

@@ -106,12 +106,12 @@ class Head:
 
     @property
     def n_extra(self) -> int:
-        """Number of columns of all extra inputs."""
+        """Number of columns of all extra inputs (``docs/theory.md``, section 7)."""
         return sum(extra.width for extra in self.extras)
 
     @property
     def n_out(self) -> int:
-        """Number of outputs for each atom."""
+        """Number of outputs for each atom (``docs/theory.md``, section 7)."""
         return self._outputs[self.index].width
 
     def prefix(self, place: int) -> str:

@@ -187,7 +187,10 @@ class EnergyProgram:
         return "\n".join(lines_of(self, 0))
 
     def check(self) -> None:
-        """Raise InputError where ``output_index`` has to choose an energy first."""
+        """Raise InputError where ``output_index`` has to choose an energy first.
+
+        See ``docs/theory.md``, section 7.
+        """
         for head in self.heads:
             if head.gives == "energy":
                 assert head.n_out is not None
@@ -212,7 +215,10 @@ class EnergyProgram:
         return self.terms[0]
 
     def parts(self) -> list[str]:
-        """Return a line for each read-out and Ewald sum of the energy; ``info`` prints them."""
+        """Return a line for each read-out and Ewald sum of the energy; ``info`` prints them.
+
+        See ``docs/theory.md``, section 7.
+        """
         lines = []
         for head in self.heads:
             if head.gives == "energy":
@@ -231,11 +237,16 @@ class EnergyProgram:
         return lines
 
     def first_charge(self, head: int) -> int:
-        """Return the column where the charges of a head begin among those of all heads."""
+        """Return the column where the charges of a head begin among those of all heads.
+
+        See ``docs/theory.md``, section 7.
+        """
         return sum(h.n_out or 1 for h in self.heads[:head] if h.gives == "charges")
 
     def networks(self, spec: ModelSpec) -> list[Head]:
         """Return the network of every head, for engines that evaluate features and networks alone.
+
+        See ``docs/theory.md``, section 7.
 
         Raises
         ------
@@ -274,7 +285,10 @@ def energy_column(n_out: int, output_index: int | None) -> int:
 
 
 def column_of(n_out: int | None, output_index: int | None) -> int | None:
-    """Return the column of an energy; None if ``output_index`` has to choose it."""
+    """Return the column of an energy; None if ``output_index`` has to choose it.
+
+    See ``docs/theory.md``, section 7.
+    """
     assert n_out is not None
     try:
         return energy_column(n_out, output_index)

@@ -262,27 +262,30 @@ class Representation(Constant):
 
     @property
     def n_elements(self) -> int:
-        """Number of elements the model knows, n_z."""
+        """Number of elements the model knows, n_z (``docs/conventions.md``, "Sizes")."""
         return len(self.elements)
 
     @property
     def n_channels(self) -> int:
-        """Number of edge channels, C = K^2."""
+        """Number of edge channels, C = K^2 (``docs/conventions.md``, "Sizes")."""
         return self.n_embedding**2
 
     @property
     def n_monomials(self) -> int:
-        """Number of monomials, n_A."""
+        """Number of monomials, n_A (``docs/conventions.md``, "Sizes")."""
         return tables.n_monomials(self.l_max)
 
     @property
     def n_invariants(self) -> int:
-        """Number of invariants per radial function and channel, n_B."""
+        """Number of invariants per radial function and channel, n_B.
+
+        See ``docs/conventions.md``, "Sizes".
+        """
         return tables.n_features(self.l_max, self.nu_max)
 
     @property
     def n_stages(self) -> int:
-        """Number of feature generations, T."""
+        """Number of feature generations, T (``docs/conventions.md``, "Sizes")."""
         return len(self.steps) + 1
 
     @property

@@ -79,7 +79,10 @@ def _decode(value: Any, where: str) -> Any:
 
 
 def to_json(spec: ModelSpec) -> str:
-    """Return ``spec`` as JSON text with the format's version number."""
+    """Return ``spec`` as JSON text with the format's version number.
+
+    See ``docs/conventions.md``, "Tensors of a model".
+    """
     return json.dumps({"version": FORMAT_VERSION, "model": _encode(spec)}, allow_nan=False)
 
 
@@ -158,7 +161,7 @@ def _check_programs(spec: ModelSpec, content: dict[str, Any]) -> None:
 
 
 def program_to_json(program: EnergyProgram) -> str:
-    """Return an energy program as JSON text."""
+    """Return an energy program as JSON text (``docs/conventions.md``, "Tensors of a model")."""
     return json.dumps(_encode(program), allow_nan=False)
 
 
@@ -175,7 +178,7 @@ def program_from_json(text: str) -> EnergyProgram:
 
 
 def readout_to_json(readout: Readout) -> str:
-    """Return a read-out as JSON text."""
+    """Return a read-out as JSON text (``docs/conventions.md``, "Tensors of a model")."""
     return json.dumps(_encode(readout), allow_nan=False)
 
 

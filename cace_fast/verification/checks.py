@@ -37,7 +37,10 @@ MOST_PAIRS = 12
 
 @dataclass(frozen=True)
 class Subject:
-    """A potential on a structure, the results of the reference, and the limits of deviations."""
+    """A potential on a structure, the results of the reference, and the limits of deviations.
+
+    See ``docs/user/first_run.md``.
+    """
 
     potential: Verifiable
     oracle: Oracle
@@ -47,7 +50,7 @@ class Subject:
 
     @classmethod
     def of(cls, potential: Verifiable, atoms: Atoms) -> Subject:
-        """Return the subject of a potential with a read-out.
+        """Return the subject of a potential with a read-out (``docs/user/first_run.md``).
 
         Raises
         ------
@@ -70,7 +73,10 @@ class Subject:
         return self.potential.evaluate([atoms], asked, min_dist=None)[0]
 
     def energies(self, frames: Sequence[Atoms]) -> Floats:
-        """Return the energy of each frame [n_frames] in eV by the potential."""
+        """Return the energy of each frame [n_frames] in eV by the potential.
+
+        See ``docs/user/first_run.md``.
+        """
         found = self.potential.evaluate(frames, ("energy",), min_dist=None)
         return np.array([result["energy"] for result in found])
 
@@ -91,7 +97,10 @@ def compare_features(potential: Verifiable, oracle: Oracle, atoms: Atoms, limit:
 
 
 def compare_reference(subject: Subject) -> Iterator[Check]:
-    """Compare features, energies, forces, virials and charges with the float64 reference."""
+    """Compare features, energies, forces, virials and charges with the float64 reference.
+
+    See ``docs/user/first_run.md``.
+    """
     limits, reference, atoms = subject.limits, subject.reference, subject.atoms
     yield compare_features(subject.potential, subject.oracle, atoms, limits.features)
     asked = ["energy", "energies", "forces", "virials"]
@@ -192,7 +201,10 @@ def check_symmetries(subject: Subject) -> Iterator[Check]:
 
 
 def check_batching(subject: Subject) -> Iterator[Check]:
-    """Check that structures evaluated together have the results that they have one by one."""
+    """Check that structures evaluated together have the results that they have one by one.
+
+    See ``docs/user/first_run.md``.
+    """
     atoms = subject.atoms
     half = atoms[: max(1, len(atoms) // 2)]
     stretched = displaced(atoms, 0.01 * np.random.default_rng(6).standard_normal((len(atoms), 3)))
@@ -245,7 +257,7 @@ def check_cutoff(subject: Subject) -> Iterator[Check]:
 
 
 def random_rotation(rng: np.random.Generator) -> NDArray[np.float64]:
-    """Return a random proper rotation [3, 3] float64."""
+    """Return a random proper rotation [3, 3] float64 (``docs/user/first_run.md``)."""
     q, _ = np.linalg.qr(rng.standard_normal((3, 3)))
     return np.asarray(q * np.linalg.det(q))
 

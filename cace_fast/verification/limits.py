@@ -60,7 +60,10 @@ def limits_for(dtype: torch.dtype, reference: ModelOutput) -> Limits:
 
 
 def largest(values: torch.Tensor | NDArray[Any] | None) -> float:
-    """Return the largest absolute value; NaN if there is a NaN, 0 if there are no values."""
+    """Return the largest absolute value; NaN if there is a NaN, 0 if there are no values.
+
+    See ``docs/user/first_run.md``.
+    """
     if values is None:
         return 0.0
     array = np.asarray(values, dtype=np.float64)

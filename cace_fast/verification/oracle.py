@@ -34,23 +34,26 @@ class Verifiable(Protocol):
 
     @property
     def spec(self) -> ModelSpec:
-        """The architecture of the model."""
+        """The architecture of the model (``docs/user/first_run.md``)."""
 
     @property
     def weights(self) -> Weights:
-        """The tensors in the precision of the file."""
+        """The tensors in the precision of the file (``docs/user/first_run.md``)."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """The working precision."""
+        """The working precision (``docs/user/first_run.md``)."""
 
     @property
     def energy_key(self) -> str | None:
-        """Key of the reported energy; None for the total."""
+        """Key of the reported energy; None for the total (``docs/user/first_run.md``)."""
 
     @property
     def output_index(self) -> int | None:
-        """Which energy of a read-out that gives several; None if there is one."""
+        """Which energy of a read-out that gives several; None if there is one.
+
+        See ``docs/user/first_run.md``.
+        """
 
     def evaluate(
         self, frames: Sequence[Atoms], properties: Sequence[str], *, min_dist: MinDist = ...
@@ -124,7 +127,10 @@ def derivatives(energies: Energies, moves: Sequence[Move], step: float) -> Float
 
 
 def displaced(atoms: Atoms, direction: Floats) -> Move:
-    """Return a function of s: the structure moved by s times ``direction`` [n, 3] in A."""
+    """Return a function of s: the structure moved by s times ``direction`` [n, 3] in A.
+
+    See ``docs/user/first_run.md``.
+    """
 
     def move(size: float) -> Atoms:
         moved: Atoms = atoms.copy()
@@ -149,6 +155,8 @@ def strained(atoms: Atoms, strain: Floats) -> Move:
 
 def directions(forces: Floats, count: int, seed: int = 11) -> Floats:
     """Return directions [k, n, 3]: random ones, that of the forces, and single coordinates.
+
+    See ``docs/user/first_run.md``.
 
     ``forces`` [n, 3] are in eV/A; the same ``seed`` gives the same directions.
     """

@@ -24,6 +24,8 @@ TRIES = 4000
 def trial_structure(spec: ModelSpec, n_atoms: int = 24, seed: int = 7) -> Atoms:
     """Return a periodic structure of the model's elements at sensible distances.
 
+    See ``docs/user/first_run.md``.
+
     Atoms stand at random in a skewed cell, at distances in A that the model has probably seen.
     Further inputs of the model are filled with numbers that differ between atoms.
 
@@ -67,6 +69,8 @@ def trial_structure(spec: ModelSpec, n_atoms: int = 24, seed: int = 7) -> Atoms:
 
 def completed(atoms: Atoms, spec: ModelSpec, seed: int = 7) -> Atoms:
     """Return a copy without calculator, with extra inputs as per-atom arrays [n, width].
+
+    See ``docs/user/first_run.md``.
 
     Inputs that the structure has are kept; those that it lacks are drawn at random from -0.5 to
     0.5.

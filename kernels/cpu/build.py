@@ -61,6 +61,8 @@ class BuildError(RuntimeError):
 class Unit(NamedTuple):
     """A source that is compiled for an instruction set; its objects' names begin with ``name``.
 
+    See ``docs/developer/decisions``, 0019.
+
     Decision 0019 describes the units.
     """
 
@@ -70,7 +72,7 @@ class Unit(NamedTuple):
     folders: tuple[Path, Path]  # of the sources, and of those that are generated
 
     def line(self) -> list[str]:
-        """Return the whole command without its outputs."""
+        """Return the whole command without its outputs (decision 0019)."""
         include = [f"-I{folder}" for folder in self.folders]
         return [*self.command, *include, "-c", str(self.source)]
 
@@ -251,14 +253,17 @@ def _generate(folder: Path) -> None:
 
 
 def default_objects() -> Path | None:
-    """Return the folder of objects of a build from a checkout; None elsewhere."""
+    """Return the folder of objects of a build from a checkout; None elsewhere (decision 0019)."""
     root = HERE.parents[1] if HERE.parent.name == "kernels" else HERE
     here = (root / "pyproject.toml").exists()
     return root / "build" / f"cpu-{sysconfig.get_platform()}" if here else None
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Compile in place, or write the compiler's commands; return the exit code, 0 or 1."""
+    """Compile in place, or write the compiler's commands; return the exit code, 0 or 1.
+
+    See ``docs/user/install.md``.
+    """
     parser = argparse.ArgumentParser(description="Compile the CPU engine in place.")
     parser.add_argument(
         "--commands", type=Path, metavar="FILE", help="write the compiler's commands instead"

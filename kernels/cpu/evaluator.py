@@ -145,7 +145,7 @@ class Evaluator:
 
     @property
     def n_bytes(self) -> int:
-        """Memory in bytes held by the buffers of the engine."""
+        """Memory in bytes held by the buffers of the engine (``cf_state_bytes``)."""
         return int(self._lib.cf_state_bytes(self._state))
 
     def seconds(self) -> dict[str, float]:

@@ -116,7 +116,10 @@ class Formula:
         self.read = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and not _is_stored(n)}
 
     def typed(self, *, read: bool = False) -> str:
-        """Return the arguments with their types; with ``read`` unused ones have no name."""
+        """Return the arguments with their types; with ``read`` unused ones have no name.
+
+        See ``docs/developer/decisions``, 0017.
+        """
         types = dict.fromkeys(SCALARS, "S") | {"n": "int"}
         return ", ".join(
             f"{types.get(name, 'V')} {name if name in self.read or not read else ''}".strip()
@@ -124,7 +127,7 @@ class Formula:
         )
 
     def text(self, result: str) -> str:
-        """Return the function as C++; ``result`` is the type that it returns.
+        """Return the function as C++; ``result`` is the type that it returns (decision 0017).
 
         Raises
         ------
@@ -204,13 +207,13 @@ def _is_stored(node: ast.Name) -> bool:
 
 
 def head(name: str, arguments: str, result: str) -> str:
-    """Return the head of a C++ function of M."""
+    """Return the head of a C++ function of M (decision 0017)."""
     types = "class M, class V = typename M::V, class S = typename M::S"
     return f"template <{types}>\ninline {result}<V> {name}({arguments})"
 
 
 def choice(name: str, functions: dict[int, Formula], result: str) -> str:
-    """Return a C++ function that calls one of ``functions`` by its number."""
+    """Return a C++ function that calls one of ``functions`` by its number (decision 0017)."""
     first = next(iter(functions.values()))
     arguments = first.arguments
     lines = [f"{head(name, f'int kind, {first.typed()}', result)} {{", "  switch (kind) {"]
@@ -264,7 +267,7 @@ def all_formulas() -> str:
 
 
 def constants() -> str:
-    """Return the header with units and covalent radii."""
+    """Return the header with units and covalent radii (decision 0017)."""
     radii = ", ".join(map(repr, tables.COVALENT_RADII))
     return (
         f"{NOTE}#pragma once\n\nnamespace cace_fast {{\n\n"
@@ -290,7 +293,10 @@ FILES: dict[str, Callable[[], str]] = {
 
 
 def main(folder: str) -> None:
-    """Write the headers into ``folder`` where they changed, so that builds stay incremental."""
+    """Write the headers into ``folder`` where they changed, so that builds stay incremental.
+
+    See ``docs/developer/decisions``, 0017.
+    """
     for name, made in FILES.items():
         path, text = Path(folder) / name, made()
         if not path.exists() or path.read_text() != text:

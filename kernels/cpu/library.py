@@ -341,7 +341,10 @@ class Handle:
 
 
 class TooCloseError(CaceFastError):
-    """Two atoms are too close: ``atoms``, their ``distance`` and the one ``allowed`` in A."""
+    """Two atoms are too close: ``atoms``, their ``distance`` and the one ``allowed`` in A.
+
+    See ``docs/user/errors.md``.
+    """
 
     def __init__(self, atoms: tuple[int, int], distance: float, allowed: float) -> None:
         super().__init__(f"atoms {atoms[0]} and {atoms[1]} at {distance:.6f} A")
@@ -349,7 +352,10 @@ class TooCloseError(CaceFastError):
 
 
 class NotFiniteError(CaceFastError):
-    """A position or a result is NaN or infinite; ``atom`` is the first such atom."""
+    """A position or a result is NaN or infinite; ``atom`` is the first such atom.
+
+    See ``docs/user/errors.md``.
+    """
 
     def __init__(self, atom: int, text: str) -> None:
         super().__init__(text)

@@ -152,7 +152,7 @@ class EdgeOperations:
 
     @property
     def n_bytes(self) -> int:
-        """Memory in bytes held by the buffers."""
+        """Memory in bytes held by the buffers (``cf_state_bytes``)."""
         return int(library.library().cf_state_bytes(self._state))
 
     def moments(self, graph: Graph) -> Floats:
