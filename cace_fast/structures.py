@@ -30,10 +30,7 @@ EdgeSource = Callable[[Floats, Floats, NDArray[np.bool_]], NeighborList]
 
 
 def is_atoms(value: object) -> TypeIs[Atoms]:
-    """Tell whether this is one structure, and not a sequence of structures.
-
-    See ``docs/conventions.md``, "Results".
-    """
+    """Tell whether this is one structure, and not a sequence; see :meth:`.Potential.compute`."""
     return hasattr(value, "numbers") and hasattr(value, "positions")
 
 

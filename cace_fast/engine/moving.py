@@ -7,11 +7,12 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from cace_fast.device_neighbors import DevicePairs, DeviceVerletList
+from cace_fast.device_neighbors import DevicePairs
 from cace_fast.graph import AtomicGraph, ModelOutput
 from cace_fast.min_dist import MinDist
 
 from .protocol import Engine
+from .verlet import DeviceVerletList
 
 
 class MovingGraph:

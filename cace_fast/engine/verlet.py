@@ -164,3 +164,51 @@ class VerletList:
         # not finite fails this and is named by the search
         squares.partition(len(squares) - 2)
         return bool(np.sqrt(squares[-2:]).sum() <= self.skin)
+
+
+class DeviceVerletList:
+    """Pairs within ``cutoff`` + ``skin`` on the device, searched again when atoms moved that far.
+
+    Like :class:`cace_fast.engine.VerletList`, for tensors: it returns the same object until two
+    atoms moved by ``skin`` together, or cell, periodicity or number of atoms changed. The host
+    reads
+    one number a call.
+
+    Parameters
+    ----------
+    cutoff, skin
+        In A.
+
+    Raises
+    ------
+    InputError
+        If ``skin`` is not a length of at least 0.
+    """
+
+    def __init__(self, cutoff: float, skin: float) -> None:
+        if not (np.isfinite(skin) and skin >= 0):
+            raise InputError("skin", "a length of at least 0 A", skin)
+        self.cutoff, self.skin = float(cutoff), float(skin)
+        self.n_builds = 0
+        self._built: tuple[DevicePairs, Tensor, Tensor, Tensor] | None = None
+
+    def __call__(
+        self, positions: Tensor, cell: Tensor, pbc: Tensor, batch: Tensor | None = None
+    ) -> DevicePairs:
+        """Return candidate pairs; arguments as for :func:`device_neighbor_list`."""
+        if self._built is None or not self._valid(positions, cell, pbc):
+            reach = self.cutoff + self.skin
+            pairs = device_neighbor_list(positions, cell, pbc, reach, batch)
+            self._built = (pairs, positions.clone(), cell.clone(), pbc.clone())
+            self.n_builds += 1
+        return self._built[0]
+
+    def _valid(self, positions: Tensor, cell: Tensor, pbc: Tensor) -> bool:
+        assert self._built is not None
+        _, old_positions, old_cell, old_pbc = self._built
+        if positions.shape != old_positions.shape or cell.shape != old_cell.shape:
+            return False
+        moved = torch.linalg.vector_norm(positions - old_positions, dim=1)
+        farthest = torch.topk(moved, min(2, len(moved))).values.sum()
+        same = (cell == old_cell).all() & (pbc == old_pbc).all()
+        return bool((farthest <= self.skin) & same)
