@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import InputError
 from .geometry import (
     MAX_NEIGHBORS,
     MAX_WRAPS,
@@ -68,10 +67,8 @@ class _Occupied(NamedTuple):
 
     ``axes`` are the distinct numbers along each axis; ``planes`` and ``codes`` the distinct codes
     of (system, first, second) and of all three numbers. ``place`` [n_bins, 3] and ``system``
-    [n_bins]
-    belong to each bin; ``members`` [n] are atoms sorted by bin, which begin at ``start``
-    [n_bins] and
-    are ``counts`` [n_bins].
+    [n_bins] belong to each bin; ``members`` [n] are atoms sorted by bin, which begin at ``start``
+    [n_bins] and are ``counts`` [n_bins].
     """
 
     axes: tuple[Tensor, Tensor, Tensor]

@@ -94,8 +94,7 @@ class Forward:
         """Return the outputs; see :meth:`cace_fast.potential.Potential.forward`.
 
         With ``like_upstream`` reported parts have their weight, and stress is computed when
-        upstream
-        does.
+        upstream does.
         """
         data = {k: ordinary_tensor(v) if isinstance(v, Tensor) else v for k, v in data.items()}
         call = _Asked(training, compute_stress, output_index, like_upstream)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
@@ -15,24 +14,21 @@ from torch import Tensor
 
 from . import structures, weights
 from .arrays import Arrays
-from .engine import Batch, LongRange, VerletList, find_device, find_dtype, make_engine
-from .errors import CaceFastError, InputError, renamed
+from .engine import Batch, LongRange, find_device, find_dtype, make_engine
+from .errors import renamed
+from .evaluation import evaluate_frames
 from .forward import Forward
-from .graph import AtomicGraph, join
+from .graph import join
 from .min_dist import AUTO, MinDist
-from .neighbors import neighbor_list
 from .process import ordinary
 from .properties import (
     USUAL,
-    Evaluated,
     Names,
     Result,
     check_names,
     check_structure,
     isolated_table,
-    needed,
     require_energy,
-    results_of,
     to_numpy,
 )
 from .spec import ModelSpec, energy_program
@@ -43,8 +39,6 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 Frames = Sequence["Atoms"]
-# evaluated together: enough to fill the machine, few enough for the caches and for bounded memory
-BATCH_EDGES, BATCH_ATOMS = 200_000, 2_000
 
 
 class Potential:
@@ -240,64 +234,36 @@ class Potential:
     ) -> list[Result]:
         """Return :meth:`compute` of every frame, with a given source of candidate pairs.
 
+        Parameters, results and errors are those of :meth:`compute`, and:
+
         Parameters
         ----------
-        frames, properties, min_dist
-            As in :meth:`compute`.
         edges
             Called with positions [n, 3] and cell [3, 3] in A, and pbc [3]; see
             :class:`cace_fast.engine.VerletList`. Pairs ascend in the receiver unless
             :attr:`sorts_pairs`.
         inputs
             Where to find further inputs of the model: its name -> name in ``info`` or ``arrays``.
-
-        Raises
-        ------
-        InputError, UnknownElementError, PropertyNotImplementedError
-            As for :meth:`compute`.
         """
         check_names(properties)
         require_energy(self.spec)
         for atoms in frames:
             check_structure(properties, atoms)
-        names = {key: key for key in self._extra_inputs} | dict(inputs or {})
-        rep = self.spec.representation
-        source = edges or partial(neighbor_list, cutoff=self.cutoff, in_order=not self.sorts_pairs)
-        results: list[Result] = []
-        pending: list[AtomicGraph] = []
-        n_edges = n_atoms = 0
-        for number, atoms in enumerate(frames):
-            try:
-                if isinstance(source, VerletList):
-                    graph = source.graph(atoms, rep, names)
-                else:
-                    graph = graph_of(atoms, rep, inputs=names, edges=source)
-            except InputError as error:
-                raise structures.with_index(error, number, len(frames)) from None
-            pending.append(graph)
-            n_edges, n_atoms = n_edges + len(graph.senders), n_atoms + graph.n_atoms
-            full = n_edges > BATCH_EDGES or n_atoms > BATCH_ATOMS
-            if full or number == len(frames) - 1:
-                try:
-                    batch = frames[len(results) : number + 1]
-                    results += self._evaluate_batch(batch, pending, properties, min_dist)
-                except CaceFastError:
-                    for k, one in enumerate(pending, start=len(results)):
-                        self._raise_with_index(frames, k, one, properties, min_dist)
-                    raise
-                pending, n_edges, n_atoms = [], 0, 0
-        return results
+        return evaluate_frames(
+            self._engine,
+            self.program,
+            frames,
+            properties,
+            edges=edges,
+            inputs={key: key for key in self._extra_inputs} | dict(inputs or {}),
+            min_dist=min_dist,
+        )
 
     @ordinary
     def features(self, atoms: Atoms, *, min_dist: MinDist = AUTO) -> NDArray[Any]:
         """Return the invariants [n, n_radial, n_B, C, n_stages] in the working dtype (equation 21).
 
-        ``min_dist`` in A is that of :meth:`compute`.
-
-        Raises
-        ------
-        InputError, UnknownElementError
-            For a structure that makes no sense or is not covered by the model.
+        ``min_dist`` (A) and errors are those of :meth:`compute`.
         """
         graph = graph_of(atoms, self.spec.representation, min_dist=min_dist)
         return np.asarray(self._engine.features(graph.to(self.device)).cpu().numpy())
@@ -369,14 +335,8 @@ class Potential:
         """Return the second derivatives of the energy [n, 3, n, 3] float64 in eV/A^2.
 
         The reference computes them, with cost and memory of 3 n evaluations of the forces; use
-        ``dtype="float64"`` (``docs/user/dtype.md``). ``min_dist`` in A is that of :meth:`compute`.
-
-        Raises
-        ------
-        InputError, UnknownElementError
-            For a structure that makes no sense or is not covered by the model.
-        PropertyNotImplementedError
-            For a bare descriptor, which has no energy.
+        ``dtype="float64"`` (``docs/user/dtype.md``). ``min_dist`` (A) and errors are those of
+        :meth:`compute`.
         """
         require_energy(self.spec)
         names = extra_inputs(self.spec)
@@ -422,34 +382,5 @@ class Potential:
     __call__ = forward
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the model as one ``.safetensors`` file.
-
-        See ``docs/conventions.md``, "Tensors of a model".
-
-        Raises
-        ------
-        UnsupportedModelError
-            For more energies than a file may hold.
-        OSError
-            If the file cannot be written.
-        """
+        """Write the model as one ``.safetensors`` file; see :func:`cace_fast.weights.save`."""
         weights.save(path, self.spec, self.weights)
-
-    def _raise_with_index(
-        self, frames: Frames, number: int, graph: AtomicGraph, properties: Names, min_dist: MinDist
-    ) -> None:
-        """Raise the error of one structure of a batch with its number, if it has one."""
-        try:
-            self._engine.evaluate(graph.to(self.device), needed(properties), min_dist=min_dist)
-        except CaceFastError as error:
-            raise structures.with_index(error, number, len(frames)) from None
-
-    def _evaluate_batch(
-        self, frames: Frames, graphs: Sequence[AtomicGraph], properties: Names, min_dist: MinDist
-    ) -> list[Result]:
-        graph = self._engine.to_device(join(graphs))
-        wanted = needed(properties)
-        output = self._engine.evaluate(graph, wanted, min_dist=min_dist)
-        term = self.program.charge_term if "latent_charges" in wanted else None
-        found = Evaluated(output, graph, frames, term, self._atomic_energies)
-        return results_of(found, properties)

@@ -167,10 +167,8 @@ def save(path: str | os.PathLike[str], spec: ModelSpec, weights: Mapping[str, Te
     See ``docs/conventions.md``.
 
     The metadata also say what each energy is made of (``cace_fast.spec.EnergyProgram``), for
-    readers
-    that cannot derive it. The format has version 2; :func:`load` also reads 1. The file appears
-    whole
-    or not at all: it is written to another name and then renamed.
+    readers that cannot derive it. The format has version 2; :func:`load` also reads 1. The file
+    appears whole or not at all: it is written to another name and then renamed.
 
     Raises
     ------

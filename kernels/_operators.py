@@ -97,8 +97,7 @@ def require_constant(weights: Mapping[str, Tensor], names: Sequence[str]) -> lis
     """Return the tensors called ``names``; InputError for one missing or one to be trained.
 
     It is for operators without gradients with respect to weights: a missing gradient would look
-    like
-    zero.
+    like zero.
     """
     for name in names:
         if name in weights and weights[name].requires_grad:

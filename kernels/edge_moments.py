@@ -46,9 +46,8 @@ class EdgeSums(Protocol):
     def by_table(self, edges: Edges, grad_rho: Tensor, tangent: Tensor | None) -> Tensor:
         """Return dE/da_n, dE/db_n [2 n_b] of dE/drho [n_b n_A, S], or their change.
 
-        a_n and b_n are the parameters of the radial functions
-        (:func:`.edges.radial_table`); the change is
-        along ``tangent`` [3, E].
+        a_n and b_n are the parameters of the radial functions (:func:`.edges.radial_table`); the
+        change is along ``tangent`` [3, E].
         """
 
 
@@ -100,9 +99,8 @@ class EdgeMoments:
     def by_weights(self, grad_out: Tensor, tangent: Tensor | None) -> dict[str, Tensor]:
         """Return dE/dweight of dE/dA [n, R, n_A, C] for embeddings, radial functions and mixing.
 
-        With ``tangent`` [n_edges, 3] it is the change when vectors change by it, dE/dA
-        fixed. Names and
-        shapes are those of the weights (``docs/developer/training.md``).
+        With ``tangent`` [n_edges, 3] it is the change when vectors change by it, dE/dA fixed.
+        Names and shapes are those of the weights (``docs/developer/training.md``).
         """
         spec, k = self.spec, self.spec.n_embedding
         rho = self._rho(tangent).view(spec.radial.n_rbf, spec.n_monomials, -1)

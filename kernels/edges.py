@@ -21,9 +21,8 @@ class Edges(NamedTuple):
     """Directed edges sorted by receiver and the sender's element (``docs/developer/kernels.md``).
 
     Index arrays are int32. A *segment* is a run of edges with one receiver and one element of
-    senders; only segments with edges exist, so elements cost nothing. Padding segments begin
-    and end
-    at the last edge.
+    senders; only segments with edges exist, so elements cost nothing. Padding segments begin and
+    end at the last edge.
 
     Attributes
     ----------
@@ -55,9 +54,8 @@ class Edges(NamedTuple):
 class Order(NamedTuple):
     """Edges in the order of the kernels, int64; names as in :class:`Edges`.
 
-    ``order`` [E] is the index of each edge in the given order; ``seg_count`` [S] counts the
-    edges of
-    each segment.
+    ``order`` [E] is the index of each edge in the given order; ``seg_count`` [S] counts the edges
+    of each segment.
     """
 
     order: Tensor
@@ -102,8 +100,7 @@ def edges_of(
     """Return edges given in any order, and the order [n_edges] that they got.
 
     ``vectors`` are [n_edges, 3] in A, ``senders`` and ``receivers`` [n_edges], ``species`` [n]
-    int64
-    (``docs/developer/kernels.md``).
+    int64 (``docs/developer/kernels.md``).
     """
     n = species.shape[0]
     found = in_order(senders, receivers, species, int(species.max()) + 1 if n else 1)
@@ -128,10 +125,9 @@ def _offsets(count: Tensor) -> Tensor:
 def radial_table(spec: Representation, weights: Mapping[str, Tensor]) -> Tensor:
     """Return the parameters of radial and cutoff functions as kernels read them, [2 n_b + 4].
 
-    They are a_n and b_n as ``formulas.BASES`` defines them for each basis; then the prefactor,
-    r_c in
-    A, 1/r_c, and the mollifier's eps or the begin of the switch (equations 3 to 9), in the dtype of
-    the weights.
+    They are a_n and b_n as ``formulas.BASES`` defines them for each basis; then the prefactor, r_c
+    in A, 1/r_c, and the mollifier's eps or the begin of the switch (equations 3 to 9), in the
+    dtype of the weights.
     """
     like = weights["embedding.sender"]
     cutoff, basis = spec.cutoff_function, BASES[spec.radial.kind]

@@ -74,8 +74,7 @@ def bessel(n: int, r: float, inverse: float, scale: float, a: float, b: float, g
     """Return a Bessel function and its derivatives (equation 3), a = w.
 
     The argument is w r, not pi (w/pi) r: frequencies of files are float32 numbers, and rounded
-    again
-    they would be wrong by the same factor for all pairs.
+    again they would be wrong by the same factor for all pairs.
     """
     s, c = sincos_product(a, r)
     f = s * (g * inverse)

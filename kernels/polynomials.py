@@ -114,8 +114,7 @@ class Program:
     """Sums that grow statement by statement, and the names of those that are its results.
 
     Values are other sums, which are complete by then, or inputs ``a[k]``, ``g[k]``, ``v[k]``. A
-    result
-    without a term is zero (decision 0017).
+    result without a term is zero (decision 0017).
     """
 
     def __init__(self) -> None:

@@ -65,9 +65,8 @@ class Values:
         Raises
         ------
         InputError
-            If an input that the module takes is missing or has the wrong width, or an
-            element has no
-            fixed charge.
+            If an input that the module takes is missing or has the wrong width, or an element has
+            no fixed charge.
         """
         self._run(index)
         return self._outputs[index]

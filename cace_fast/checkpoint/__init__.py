@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cace_fast.checkpoint.file_views import view_of_record
 from cace_fast.checkpoint.limits import Refused, short
+from cace_fast.checkpoint.live_views import view_of_module
 from cace_fast.checkpoint.reader import read_contents
 from cace_fast.checkpoint.records import Record
 from cace_fast.checkpoint.statedict import StateDictOptions
 from cace_fast.checkpoint.statedict_records import model_of_state_dict
 from cace_fast.checkpoint.upstream import read_model
-from cace_fast.checkpoint.views import view_of_module, view_of_record
 from cace_fast.errors import CheckpointError, InputError, UnsupportedModelError
 from cace_fast.spec import ModelSpec, Provenance
 

@@ -132,9 +132,8 @@ def with_results(atoms: Atoms) -> Atoms:
 
     See ``docs/user/evaluate_and_convert.md``.
 
-    They replace entries of the same names that came with the file of the structure. Born
-    charges are
-    left out: ASE fails to write them.
+    They replace entries of the same names that came with the file of the structure. Born charges
+    are left out: ASE fails to write them.
     """
     from ase.calculators.singlepoint import SinglePointCalculator
 

@@ -39,8 +39,7 @@ def resume(output: Path, frames: Iterator[Atoms], writer: Expected) -> tuple[int
     """Return the whole frames of ``output``, the frames of the input done, and its length.
 
     The length is that of the whole frames in bytes. ``docs/user/evaluate_and_convert.md`` says
-    when a
-    run continues.
+    when a run continues.
 
     Parameters
     ----------

@@ -165,9 +165,8 @@ class Batch:
         wanted
             Any of ``forces``, ``virials``, ``latent_charges``, ``born_charges``.
         positions, cell
-            New positions [n_atoms, 3] and cells [n_systems, 3, 3] in A, float64 on the
-            device of the
-            engine; None for those of the last call.
+            New positions [n_atoms, 3] and cells [n_systems, 3, 3] in A, float64 on the device of
+            the engine; None for those of the last call.
 
         Returns
         -------

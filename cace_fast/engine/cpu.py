@@ -45,9 +45,8 @@ class CpuEngine:
     """Evaluates a model with the compiled kernels; see :class:`cace_fast.engine.protocol.Engine`.
 
     The library computes everything except second derivatives, which the reference computes. It
-    takes
-    candidate pairs and drops those beyond the cutoff itself. Calls from several threads wait for
-    each other (``docs/user/threads_and_processes.md``).
+    takes candidate pairs and drops those beyond the cutoff itself. Calls from several threads wait
+    for each other (``docs/user/threads_and_processes.md``).
 
     Parameters
     ----------
@@ -232,9 +231,8 @@ class CpuEngine:
     ) -> Iterator[Pairs | None]:
         """Yield the pairs for the library, or None if it holds them; afterwards it holds them.
 
-        After an interrupt or a lack of memory nothing counts as held: the library may have
-        taken the
-        list or not.
+        After an interrupt or a lack of memory nothing counts as held: the library may have taken
+        the list or not.
         """
         held, self._held = self._held, None
         try:

@@ -74,9 +74,8 @@ class ReferenceEngine:
     ) -> ModelOutput:
         """Return energies and what else is wanted.
 
-        See :meth:`cace_fast.engine.protocol.Engine.evaluate` for arguments, results and
-        errors. Pairs
-        have to ascend in the receiver.
+        See :meth:`cace_fast.engine.protocol.Engine.evaluate` for arguments, results and errors.
+        Pairs have to ascend in the receiver.
         """
         graph = trim(graph, self.spec.representation, min_dist)
         derivatives = {"forces", "virials", "born_charges"} & set(wanted)

@@ -36,9 +36,8 @@ class TritonEngine:
     come from the kernels; second derivatives and Born charges from the reference. It takes
     candidate pairs in any order, of a graph on any device, reuses a list as long as the graph's
     tensors are the same, and returns results on the device of the graph. On CUDA the second and
-    later
-    steps of one size replay a captured graph. Calls from several threads wait for each other; work
-    goes to the current stream (``docs/developer/kernels.md``).
+    later steps of one size replay a captured graph. Calls from several threads wait for each
+    other; work goes to the current stream (``docs/developer/kernels.md``).
 
     Parameters
     ----------

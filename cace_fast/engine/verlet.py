@@ -1,4 +1,4 @@
-"""Verlet skin: a neighbour list that stays valid while atoms move a little."""
+"""Verlet lists: neighbour lists that stay valid while atoms move a little."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from cace_fast.device_neighbors import DevicePairs, device_neighbor_list
 from cace_fast.errors import InputError
 from cace_fast.geometry import Floats
 from cace_fast.graph import AtomicGraph
@@ -19,6 +21,11 @@ from cace_fast.structures import geometry_of, graph_of
 
 if TYPE_CHECKING:
     from ase import Atoms
+
+
+def _require_skin(skin: float) -> None:
+    if not (np.isfinite(skin) and skin >= 0):
+        raise InputError("skin", "a length of at least 0 A", skin)
 
 
 class _Built(NamedTuple):
@@ -60,8 +67,7 @@ class VerletList:
     """
 
     def __init__(self, cutoff: float, skin: float, *, in_order: bool = True) -> None:
-        if not (np.isfinite(skin) and skin >= 0):
-            raise InputError("skin", "a length of at least 0 A", skin)
+        _require_skin(skin)
         self.cutoff, self.skin = float(cutoff), float(skin)
         self.in_order = in_order
         self.n_builds = 0
@@ -87,9 +93,8 @@ class VerletList:
     def graph(self, atoms: Atoms, spec: Representation, inputs: dict[str, str]) -> AtomicGraph:
         """Return :func:`~cace_fast.structures.graph_of` of the structure, with candidate pairs.
 
-        Where only positions have changed, everything else is shared with the last graph, as
-        the same
-        tensors: engines need not look at it again.
+        Where only positions have changed, everything else is shared with the last graph, as the
+        same tensors: engines need not look at it again.
 
         Raises
         ------
@@ -169,10 +174,9 @@ class VerletList:
 class DeviceVerletList:
     """Pairs within ``cutoff`` + ``skin`` on the device, searched again when atoms moved that far.
 
-    Like :class:`cace_fast.engine.VerletList`, for tensors: it returns the same object until two
+    Like :class:`VerletList`, for tensors: it returns the same object until two
     atoms moved by ``skin`` together, or cell, periodicity or number of atoms changed. The host
-    reads
-    one number a call.
+    reads one number a call.
 
     Parameters
     ----------
@@ -186,8 +190,7 @@ class DeviceVerletList:
     """
 
     def __init__(self, cutoff: float, skin: float) -> None:
-        if not (np.isfinite(skin) and skin >= 0):
-            raise InputError("skin", "a length of at least 0 A", skin)
+        _require_skin(skin)
         self.cutoff, self.skin = float(cutoff), float(skin)
         self.n_builds = 0
         self._built: tuple[DevicePairs, Tensor, Tensor, Tensor] | None = None

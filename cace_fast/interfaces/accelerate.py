@@ -134,9 +134,8 @@ def accelerate(
 
     Outputs are differentiable, also with respect to the parameters, which are those of ``module``:
     plain torch computes again what is differentiated, and everything with ``training=True``.
-    Molecular dynamics is quicker with :class:`cace_fast.CACECalculator`, which takes modules
-    too and
-    reuses its list of neighbours (``docs/user/performance.md``).
+    Molecular dynamics is quicker with :class:`cace_fast.CACECalculator`, which takes modules too
+    and reuses its list of neighbours (``docs/user/performance.md``).
 
     Parameters
     ----------

@@ -9,7 +9,6 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.calculator import PropertyNotImplementedError as AseNotImplementedError
-from ase.stress import full_3x3_to_voigt_6_stress
 
 from cace_fast.committee import Committee
 from cace_fast.electric_field import FieldOfTime, Vector, add_field_energy, neutral, vector_of
@@ -30,7 +29,8 @@ from .keywords import (
     potential_of,
     settings_of,
 )
-from .structure_inputs import copy_of, input_of, is_same
+from .results import in_units
+from .structure_inputs import changes_of, copy_of, input_of, is_same, remembered
 
 
 class NotAvailableError(PropertyNotImplementedError, AseNotImplementedError):
@@ -242,35 +242,18 @@ class CACECalculator(Calculator):
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """Return the names of what changed since the last calculation, further inputs too; see ASE.
 
-        The comparison is exact and takes a tenth of the time of ASE's, which costs more
-        than the forces
-        of a small molecule. ``tol`` is ASE's and has no use here.
+        The comparison is exact and takes a tenth of the time of ASE's, which costs more than the
+        forces of a small molecule. ``tol`` is ASE's and has no use here.
         """
-        old = self.atoms
-        if old is None or len(old) != len(atoms):
-            return list(all_changes)
-        pairs = {
-            "positions": (old.positions, atoms.positions),
-            "numbers": (old.numbers, atoms.numbers),
-            "cell": (old.cell.array, atoms.cell.array),
-            "pbc": (old.pbc, atoms.pbc),
-        }
-        changes = [name for name, (a, b) in pairs.items() if not bool((a == b).all())]
-        for name in ("initial_charges", "initial_magmoms"):
-            if not is_same(old.arrays.get(name), atoms.arrays.get(name)):
-                changes.append(name)
-        if any(not is_same(self._seen.get(k), input_of(atoms, k)) for k in self._inputs.values()):
-            changes.append("inputs")
-        return changes
+        return changes_of(self.atoms, atoms, self._seen, self._inputs.values())
 
     def get_property(
         self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True
     ) -> Any:
         """Return one of :attr:`implemented_properties` in ASE's units (eV, A, e); see ASE.
 
-        It leaves out the copies of the structure that ASE makes in every step, which cost
-        more than the
-        forces of a small molecule.
+        It leaves out the copies of the structure that ASE makes in every step, which cost more
+        than the forces of a small molecule.
 
         Raises
         ------
@@ -316,7 +299,7 @@ class CACECalculator(Calculator):
     ) -> None:
         """Add to ``results``, which are empty or belong to this structure."""
         if atoms is not None:
-            self._remember(atoms, changes)
+            self.atoms = remembered(self.atoms, atoms, changes)
         current = self.atoms
         if current is None:
             raise InputError("atoms", "a structure", None)
@@ -342,9 +325,8 @@ class CACECalculator(Calculator):
 
         See ``docs/user/molecular_dynamics.md``, "Restart".
 
-        With positions [n, 3] and cell [3, 3] in A, neighbours of the last structure are
-        searched there
-        at once, and used as long as the skin allows. A continued run so has the list of the
+        With positions [n, 3] and cell [3, 3] in A, neighbours of the last structure are searched
+        there at once, and used as long as the skin allows. A continued run so has the list of the
         first run.
 
         Raises
@@ -365,15 +347,6 @@ class CACECalculator(Calculator):
         """
         made = self._list.made_for
         return None if made is None else (made[0], made[1])
-
-    def _remember(self, atoms: Atoms, changes: Sequence[str]) -> None:
-        """Copy the structure, or what has changed of it, so that later changes are seen."""
-        old = self.atoms
-        if old is None or len(old) != len(atoms) or not set(changes) <= {"positions", "cell"}:
-            self.atoms = atoms.copy()
-            return
-        old.positions[:] = atoms.positions
-        old.cell[:] = atoms.cell.array
 
     def _wanted(self, properties: Sequence[str], atoms: Atoms) -> list[str]:
         """Return the properties of the potential that ASE's ``properties`` need."""
@@ -397,28 +370,15 @@ class CACECalculator(Calculator):
 
     def _results(self, found: Mapping[str, Any], atoms: Atoms) -> dict[str, Any]:
         """Return ASE's names and units for the results of the potential."""
-        per_length = self.energy_unit / self.length_unit
-        energy, energies = found["energy"], found["energies"]
+        units = (self.energy_unit, self.length_unit, self.charge_unit)
+        isolated = None
         if self.atomic_energies:
             isolated = isolated_energies(self.atomic_energies, atoms.numbers)
-            energy, energies = energy + float(isolated.sum()), energies + isolated
-        results: dict[str, Any] = {
-            "energy": energy * self.energy_unit,
-            "free_energy": energy * self.energy_unit,
-            "energies": energies * self.energy_unit,
-        }
+        results = in_units(found, units, isolated)
         self.field_energy = 0.0
         if self.field is not None and "dipole" in found:
             self.field_energy = -float(found["dipole"] @ self.field) * self.length_unit
             add_field_energy(results, self.field_energy, len(atoms))
-        if "stress" in found:
-            stress = found["stress"] * self.energy_unit / self.length_unit**3
-            results["stress"] = full_3x3_to_voigt_6_stress(stress)
-        if "charges" in found:
-            results["charges"] = found["charges"] / CHARGE_UNIT * self.charge_unit
-        if "dipole" in found:
-            results["dipole"] = found["dipole"]
-        results["forces"] = found["forces"] * per_length
         if self.field is not None:
             self.born_charges = self._born(found)
             results["forces"] = results["forces"] + self.born_charges @ self.field

@@ -1,13 +1,13 @@
-"""Inputs of structures; a calculator remembers them to notice changes."""
+"""Structures and their inputs, which a calculator remembers to notice changes."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from ase import Atoms
+from ase import Atoms
+from ase.calculators.calculator import all_changes
 
 
 def input_of(atoms: Atoms | None, key: str) -> Any:
@@ -28,3 +28,41 @@ def is_same(old: Any, new: Any) -> bool:
     if old is None or new is None:
         return old is new
     return bool(np.array_equal(old, np.asarray(new)))
+
+
+def changes_of(
+    old: Atoms | None, atoms: Atoms, seen: Mapping[str, Any], keys: Collection[str]
+) -> list[str]:
+    """Return the names of what differs between two structures, exactly; see ASE's ``check_state``.
+
+    ``seen`` are the inputs of the old structure by key, ``keys`` those to compare: they count as
+    one change, ``inputs``. Without an old structure everything has changed.
+    """
+    if old is None or len(old) != len(atoms):
+        return list(all_changes)
+    pairs = {
+        "positions": (old.positions, atoms.positions),
+        "numbers": (old.numbers, atoms.numbers),
+        "cell": (old.cell.array, atoms.cell.array),
+        "pbc": (old.pbc, atoms.pbc),
+    }
+    changes = [name for name, (a, b) in pairs.items() if not bool((a == b).all())]
+    for name in ("initial_charges", "initial_magmoms"):
+        if not is_same(old.arrays.get(name), atoms.arrays.get(name)):
+            changes.append(name)
+    if any(not is_same(seen.get(key), input_of(atoms, key)) for key in keys):
+        changes.append("inputs")
+    return changes
+
+
+def remembered(old: Atoms | None, atoms: Atoms, changes: Sequence[str]) -> Atoms:
+    """Return a copy of ``atoms``; ``old`` itself, updated, if only positions or cell changed.
+
+    ``changes`` are those of :func:`changes_of`.
+    """
+    if old is None or len(old) != len(atoms) or not set(changes) <= {"positions", "cell"}:
+        copy: Atoms = atoms.copy()
+        return copy
+    old.positions[:] = atoms.positions
+    old.cell[:] = atoms.cell.array
+    return old

@@ -127,8 +127,7 @@ class Provenance:
     """Where a model comes from and under which terms it may be used.
 
     ``source`` is the name of the file, ``sha256`` its digest; ``licence`` and ``note`` are free
-    text
-    (``docs/user/evaluate_and_convert.md``, "Convert").
+    text (``docs/user/evaluate_and_convert.md``, "Convert").
 
     Raises
     ------

@@ -183,9 +183,8 @@ def _found(unit: Unit, objects: Path, contents: Mapping[str, bytes]) -> Path | N
     """Return an object of the unit that is up to date; None if there is none.
 
     Beside each object is a list of the files that the compiler read, and the name of the object
-    holds a hash of the command and of these files. So an object is up to date if its name is
-    the one
-    that its list gives now.
+    holds a hash of the command and of these files. So an object is up to date if its name is the
+    one that its list gives now.
     """
     for listed in objects.glob(f"{unit.name}-*.files"):
         made = listed.with_suffix(".o")
@@ -212,9 +211,8 @@ def _compiled(unit: Unit, objects: Path, contents: Mapping[str, bytes]) -> Path:
 def _object_name(unit: Unit, names: list[str], contents: Mapping[str, bytes]) -> str:
     """Return the name of the object that the unit's command makes of these files.
 
-    A name in ``names`` is that of one of ``contents``, wherever these lie, or the path of a
-    file from
-    elsewhere.
+    A name in ``names`` is that of one of ``contents``, wherever these lie, or the path of a file
+    from elsewhere.
     """
     digest = hashlib.sha256("\0".join(unit.command).encode())
     for name in names:

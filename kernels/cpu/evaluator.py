@@ -204,10 +204,9 @@ class Evaluator:
     def charge_gradients(self, weights: library.Floats) -> library.Floats:
         """Return the gradients [m, n, 3], in 1/A, of sum_i weights_i q_i with respect to positions.
 
-        They are those of the structures of the last :meth:`run`, which have to live still
-        and after which
-        nothing else may have been evaluated; ``weights`` [m, n, n_charges] is float64 in C order
-        (``docs/theory.md``, section 10).
+        They are those of the structures of the last :meth:`run`, which have to live still and
+        after which nothing else may have been evaluated; ``weights`` [m, n, n_charges] is float64
+        in C order (``docs/theory.md``, section 10).
 
         Raises
         ------

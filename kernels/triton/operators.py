@@ -149,9 +149,8 @@ class Step:
     def gradient(self, a: Tensor, b: Tensor, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return dE/dA, dE/dB and dE/dd [n_edges, 3] of the gradient of the next generation.
 
-        ``grad_out`` is dE/dA' of equation 21 (``docs/theory.md``); dE/dA, dE/dB and dE/dA'
-        are shaped like
-        A, B and A.
+        ``grad_out`` is dE/dA' of equation 21 (``docs/theory.md``); dE/dA, dE/dB and dE/dA' are
+        shaped like A, B and A.
 
         Raises
         ------

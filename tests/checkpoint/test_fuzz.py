@@ -15,11 +15,11 @@ from support.upstream_like import representation, save, water_like
 
 from cace_fast import checkpoint
 from cace_fast.checkpoint import limits
+from cace_fast.checkpoint.file_views import view_of_record
 from cace_fast.checkpoint.reader import read_contents
 from cace_fast.checkpoint.records import Attribute, Global, Record
 from cace_fast.checkpoint.unpickler import _OPCODES
 from cace_fast.checkpoint.upstream import read_model
-from cace_fast.checkpoint.views import view_of_record
 from cace_fast.errors import CheckpointError, InputError, UnsupportedModelError
 
 CASES_PER_FILE = 320
