@@ -61,8 +61,8 @@ def bench(
 ) -> None:
     """Measure time and memory of energy and forces; medians over alternating rounds.
 
-    ns/day leaves out neighbour lists and ASE, which a run needs too.
-    More: docs/user/performance.md; errors and exit codes: docs/user/errors.md.
+    ns/day leaves out neighbour lists and ASE, which a run needs too. More:
+    docs/user/performance.md; errors and exit codes: docs/user/errors.md.
     """
     if output is not None:
         check_output(output, force)

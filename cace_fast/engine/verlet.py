@@ -174,9 +174,9 @@ class VerletList:
 class DeviceVerletList:
     """Pairs within ``cutoff`` + ``skin`` on the device, searched again when atoms moved that far.
 
-    Like :class:`VerletList`, for tensors: it returns the same object until two
-    atoms moved by ``skin`` together, or cell, periodicity or number of atoms changed. The host
-    reads one number a call.
+    Like :class:`VerletList`, for tensors: it returns the same object until two atoms moved by
+    ``skin`` together, or cell, periodicity or number of atoms changed. The host reads one number a
+    call.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
-"""Host side of the long range: launches, and what else a term of the energy needs.
+"""Host side of the long range: launches, and the other parts of an energy term.
 
-The sums over atoms, k vectors and pairs are kernels in the working precision; their parts are added
-up in float64 by others. Operations of torch are left where something is rare: slabs, the neutrality
-penalty, and transforms, which belong to libraries.
+The sums over atoms, k vectors and pairs are kernels in the working precision; other kernels add
+their parts in float64. Rare cases are operations of torch: slabs, the neutrality penalty, and
+transforms, which belong to libraries.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ UNROLL = 4  # terms or parts whose loads are under way together
 
 
 class _Given(NamedTuple):
-    """What is summed elsewhere: potentials and dE/dr [n_q + 3, n], virials [6, n_systems]."""
+    """Parts summed elsewhere: potentials and dE/dr [n_q + 3, n], virials [6, n_systems]."""
 
     rows: Tensor
     virials: Tensor
 
 
 class _Transformed(NamedTuple):
-    """Who sums a system by transforms, its cell and that of the vectors k, and the tolerance."""
+    """The transforms of a system, its cell and that of the vectors k, and the tolerance."""
 
     total: NufftSum
     cell: Tensor
@@ -141,7 +141,7 @@ class DeviceEwaldSum:
     def _set_transforms(
         self, transformed: Sequence[bool], cells: Tensor, chosen: Tensor, how: SumMethod
     ) -> None:
-        """Keep what transforms a system as long as it does: libraries have plans in it."""
+        """Keep the transforms of a system as long as it is there: libraries have plans in them."""
         held, self._transforms = self._transforms, {}
         module = self.module
         for s, here in enumerate(transformed):
@@ -318,7 +318,7 @@ class DeviceEwaldSum:
         )
 
     def _given(self, q: Tensor, positions: Tensor, sums: Tensor, squares: Tensor) -> _Given:
-        """Return what transforms give for their systems, and what makes slabs of their boxes."""
+        """Return the results of transforms, and the terms that turn boxes into slabs."""
         t, n_q, norm = self._tables, len(q), self.module.norm_factor
         assert t is not None
         exact, places = q.double(), [slice(a, b) for a, b in self._bounds()]
@@ -342,7 +342,7 @@ class DeviceEwaldSum:
         return _Given(rows, virials)
 
     def _penalty(self, q: Tensor, energies: Tensor, slopes: Tensor, penalty: float) -> None:
-        """Add the neutrality penalty, which each entry of a result gets; open systems have one."""
+        """Add the neutrality penalty to each entry of a result; open systems have one."""
         for (a, b), periodic in zip(self._bounds(), self.periodic, strict=True):
             if b > a:
                 entries = len(q) if periodic else 1
@@ -356,7 +356,7 @@ class DeviceEwaldSum:
 
 
 def _field(module: Ewald) -> tuple[int, float]:
-    """Return axis and strength of the external field as a charge of one channel feels it, or -1."""
+    """Return axis and strength of the external field for a charge of one channel, or -1."""
     field, axis = module.external_field or 0.0, module.external_field_direction or 0
     assert not isinstance(field, str)
     assert not isinstance(axis, str)

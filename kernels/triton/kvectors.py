@@ -1,4 +1,4 @@
-"""The vectors k of the long range: which there are, and when to transform."""
+"""The vectors k of the long range, and the choice between direct sums and transforms."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cace_fast.kernels.kspace import axes_of, k2_limit
 
 
 class SumMethod(NamedTuple):
-    """How periodic systems are summed: method, its tolerance, and how many charges atoms have."""
+    """The sum of periodic systems: method, its tolerance, and how many charges atoms have."""
 
     method: str
     tolerance: float
@@ -26,8 +26,9 @@ DIRECT = SumMethod("direct", 0.0, 1)
 def method_of(how: SumMethod, n: int, cell: Tensor, dl: float) -> str:
     """Return ``"direct"`` or ``"nufft"`` for a periodic system of n atoms.
 
-    By itself a GPU sums directly for longer than a processor: all its lanes have work, and the sum
-    is part of the captured step. MOST_PAIRS_ON_GPU is a prediction (docs/developer/kernels.md).
+    On a GPU ``"auto"`` sums directly up to larger systems than on a processor: all its lanes have
+    work, and the sum is part of the captured step. MOST_PAIRS_ON_GPU is a prediction
+    (docs/developer/kernels.md).
     """
     n_k = n_k_vectors(cell.numpy(), dl)
     if how.method == "auto" and (n * n_k <= MOST_PAIRS_ON_GPU or how.tolerance < TIGHTEST):

@@ -1,4 +1,4 @@
-// What the files behind cace_fast_step.h share.
+// Common parts of the files behind cace_fast_step.h.
 #pragma once
 
 #include <cstdint>
@@ -63,7 +63,7 @@ inline int fail(char* error, int code, const std::string& text) {
   return code;
 }
 
-// A wrong argument, in parts that cf_invalid tells.
+// A wrong argument, in the parts that cf_invalid returns.
 inline int invalid(char* error, const std::string& argument, const std::string& expected,
                    const std::string& got) {
   const Invalid parts(argument, expected, got);
@@ -71,7 +71,7 @@ inline int invalid(char* error, const std::string& argument, const std::string& 
   return fail(error, CF_INVALID, parts.what());
 }
 
-// Runs `body`, turning what it throws into a code: no exception may cross the C interface.
+// Runs `body` and turns exceptions into a code: none may cross the C interface.
 template <class Body>
 int guarded(char* error, Body body) {
   remember(nullptr);
