@@ -26,10 +26,10 @@ from .geometry import (
 )
 
 AT_ONCE = 2**19  # candidate pairs, or atoms times bins around them, of one chunk
-SAMPLE = 2**14  # of the candidates of a crowd, to tell how many of them are pairs
+SAMPLE = 2**14  # of the candidates of dense systems, to estimate how many are pairs
 BIN = 0.5  # of the cutoff: smaller bins waste fewer candidates, and have more of them to visit
-FEW_ATOMS = 500  # up to here all pairs are looked at, where these are not too many
-FARTHEST = 2.0**60  # bins along an axis: what lies beyond is in the last one
+FEW_ATOMS = 500  # up to here all pairs are tested, if they are not too many
+FARTHEST = 2.0**60  # bins along an axis: atoms beyond are in the last one
 NO_POSITIONS = np.zeros((0, 3))
 
 
@@ -226,7 +226,7 @@ def _occupied(place: Tensor, system: Tensor) -> _Occupied:
     first, second, third = (torch.unique(place[:, axis]) for axis in range(3))
     axes = (first, second, third)
     ranks = [torch.searchsorted(axis, place[:, k].contiguous()) for k, axis in enumerate(axes)]
-    # two steps keep codes below n_systems n^2, which 64 bits hold
+    # two steps keep codes below n_systems n^2, which fits 64 bits
     planes, plane = torch.unique(
         (system * len(first) + ranks[0]) * len(second) + ranks[1], return_inverse=True
     )

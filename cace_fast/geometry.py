@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from .errors import InputError
 
 MAX_IMAGES = 100_000  # images of the cell within the cutoff; beyond it the cell is a mistake
-MAX_LENGTH = 1e12  # A, of a periodic vector; in a longer cell float64 tells no neighbours apart
-MAX_WRAPS = 1e9  # cells that an atom may lie away; beyond it float64 has lost where it is
+MAX_LENGTH = 1e12  # A, of a periodic vector; in a longer cell float64 does not resolve neighbours
+MAX_WRAPS = 1e9  # cells that an atom may lie away; beyond, float64 loses its position
 MAX_NEIGHBORS = 5_000  # of an atom, on average
 MAX_PAIRS = 2**31 - 1  # of one list: engines number them in 32 bits
 

@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from .device_neighbors import device_neighbor_list
 from .geometry import Floats, check_geometry, complete_cell
 
-MANY_ATOMS = 2_000  # from here on a search is worth more than one thread
-# vesin has a table of all boxes of its grid, empty ones included, as many along open directions as
-# the longest extent of the atoms has; in slabs and wires it meets every one of these with every
-# other; from 100 000 boxes on it makes their numbers smaller by one factor, and divides by one
-# that became zero; and it has no bound on pairs. Well within these limits it is safe; beyond, the
-# search that has bounds takes over.
+MANY_ATOMS = 2_000  # from here on several threads speed up a search
+# vesin has a table of all boxes of its grid, empty ones included; open directions have as many as the
+# longest extent of the atoms. In slabs and wires it pairs every one of these with every other. From
+# 100 000 boxes on it divides their numbers by one factor, and then divides by a number that became
+# zero. It has no bound on pairs. Well within these limits it is safe; beyond, the bounded search of
+# device_neighbors takes over.
 MAX_BOXES, MAX_BOXES_PER_ATOM, ITS_MOST_BOXES = 5_000, 8, 100_000
 MAX_MEETINGS, MAX_MEETINGS_PER_ATOM = 100_000, 100
 FARTHEST, MOST_SKEWED = 1e5, 1e3  # A; and a ratio of length to height of a cell
-FAR = 8  # cells: with atoms farther away vesin looks at all cells between
+FAR = 8  # cells: if atoms are farther away, vesin visits all cells between
 MAX_CROWD = 1_000  # neighbours of an atom, as estimated
 
 Ints = NDArray[np.int64]
@@ -90,7 +90,7 @@ def neighbor_list(
     if np.abs(wraps).max() <= FAR:
         return _near(positions, box, inverse, pbc, cutoff, in_order, search)
     found = _near(positions - wraps @ box, box, inverse, pbc, cutoff, in_order, search)
-    away = wraps.astype(np.int64)  # the same for all pairs of two atoms: their order stays
+    away = wraps.astype(np.int64)  # the same for all pairs of two atoms: their order is kept
     return found._replace(shifts=found.shifts - away[found.receivers] + away[found.senders])
 
 
@@ -139,7 +139,7 @@ class Searcher:
         """Return the pairs (equation 1) that vesin finds, in its order."""
         receivers, senders, shifts = self.lists.compute(**system, quantities="ijS", copy=False)
         n = len(receivers)
-        # sender, receiver and shift in one array, given back as a whole
+        # sender, receiver and shift in one array, which is freed as a whole
         found = self._array(5 * n)
         edges = NeighborList(found[:n], found[n : 2 * n], found[2 * n : 5 * n].reshape(n, 3))
         np.copyto(edges.senders, senders, casting="unsafe")
@@ -185,11 +185,11 @@ def _is_ordinary(
         meetings = n_boxes * float(np.prod(of_vesin[~pbc])) if pbc.any() else 0.0
     if not meetings <= MAX_MEETINGS + MAX_MEETINGS_PER_ATOM * n:
         return False
-    # eight times as many as counted here, for what its own rounding may add
+    # eight times as many as counted here, to allow for vesin's rounding
     thinnest = of_vesin.min() * (ITS_MOST_BOXES / (8.0 * n_boxes)) ** (1.0 / 3.0)
     if n_boxes > MAX_BOXES and not (thinnest >= 2.0 and n_boxes <= MAX_BOXES_PER_ATOM * n):
         return False
-    # boxes of open directions are a cutoff wide, those of periodic ones at least so, or the cell
+    # boxes are a cutoff wide in open directions, and at least that, or the cell, in periodic ones
     width = np.where(pbc, heights / number, cutoff)
     neighbors = 4.19 * cutoff**3 / float(np.prod(width))  # for each atom of a box
     if n * neighbors <= MAX_CROWD:

@@ -59,7 +59,7 @@ class State:
     positions: Tensor
     strain: Tensor | None
     call: Call
-    fast: Derivatives | None = None  # of energies; automatic ones without it
+    fast: Derivatives | None = None  # of energies; without it by autograd
     values: dict[str, Tensor] = field(default_factory=dict)
     lattice: dict[str, Tensor] = field(default_factory=dict)
 

@@ -128,7 +128,7 @@ class Potential:
             "slab_vacuum": how.slab_vacuum,
         }
         if "dtype" in options and how.tolerance == LongRange.of(self.dtype).tolerance:
-            own["long_range_tolerance"] = None  # the usual one, of the other precision then
+            own["long_range_tolerance"] = None  # the default of the new precision
         found = Potential(self.spec, self.weights, **(own | options))
         found.long_range.reference_cell = how.reference_cell
         return found

@@ -20,8 +20,8 @@ from torch import Tensor
 P = ParamSpec("P")
 R = TypeVar("R")
 DEVICES = ("cpu", "cuda")
-# A default device is a mode of torch's functions; to count modes is quicker than to ask for it, and
-# every step of a small molecule asks.
+# A default device is a mode of torch's functions; counting modes is quicker than asking for it, and
+# every step of a small molecule does it.
 _n_modes: Callable[[], int] = getattr(torch._C, "_len_torch_function_stack", lambda: 1)
 
 
@@ -112,7 +112,7 @@ class _Process:
 
 def _in_child() -> None:
     if _Process.used:
-        # threads do not survive a fork: OpenMP would wait for its pool for ever
+        # threads do not survive a fork: OpenMP would wait for its pool forever
         torch.set_num_threads(1)
     for lock in list(_Process.locks):
         lock.open()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Names = Sequence[str]
 Result = dict[str, Any]
 USUAL = ("energy", "forces")
-CHARGE_UNIT = 1.0 / E2_PER_INTERNAL**0.5  # e per internal unit, as upstream's calculator has it
+CHARGE_UNIT = 1.0 / E2_PER_INTERNAL**0.5  # e per internal unit, as in upstream's calculator
 
 
 class Evaluated(NamedTuple):
@@ -155,7 +155,7 @@ def volume(atoms: Atoms) -> float:
         For another structure, or one without volume (``docs/user/errors.md``).
     """
     pbc = np.asarray(atoms.pbc)
-    with np.errstate(all="ignore"):  # cells of no use are refused by the search
+    with np.errstate(all="ignore"):  # the search refuses bad cells
         size = abs(float(np.linalg.det(np.asarray(atoms.cell[:], dtype=np.float64))))
     if pbc.sum() < 2 or size == 0.0:
         raise PropertyNotImplementedError(

@@ -43,7 +43,7 @@ def extra_inputs(spec: ModelSpec, *, unused: bool = False) -> tuple[str, ...]:
     """
     found: list[str] = []
     for sub in spec.submodels:
-        taken: set[int] = set()  # sums that something takes for each atom; others are of energies
+        taken: set[int] = set()  # sums that a module takes per atom; others are of energies
         lists: list[list[str]] = []
         for index, module in reversed(list(enumerate(sub.modules))):
             keys: tuple[object, ...] = ()
@@ -239,7 +239,7 @@ def species_of(numbers: NDArray[Any], spec: Representation) -> NDArray[np.int64]
         If an element is not among the model's.
     """
     last = max(spec.elements)
-    table = np.full(last + 2, -1, dtype=np.int64)  # the last row is that of all larger numbers
+    table = np.full(last + 2, -1, dtype=np.int64)  # the last row is for all larger numbers
     table[list(spec.elements)] = np.arange(len(spec.elements))
     if len(numbers) and int(numbers.min()) < 0:
         raise UnknownElementError("numbers", "atomic numbers of at least 0", int(numbers.min()))

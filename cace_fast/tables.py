@@ -16,8 +16,8 @@ from typing import NamedTuple
 MAX_DEGREE = 6
 MAX_ORDER = 4
 
-# In A by atomic number, those of ASE (Cordero et al., Dalton Trans. 2008, 2832); the first is of no
-# element, and 2.0 stands for a radius that nobody has measured.
+# In A by atomic number, as in ASE (Cordero et al., Dalton Trans. 2008, 2832); the first stands for
+# an unknown element, and 2.0 for a radius that nobody has measured.
 COVALENT_RADII = (
     0.2, 0.31, 0.28, 1.28, 0.96, 0.84, 0.76, 0.71, 0.66, 0.57, 0.58, 1.66, 1.41, 1.21, 1.11, 1.07,
     1.05, 1.02, 1.06, 2.03, 1.76, 1.7, 1.6, 1.53, 1.39, 1.39, 1.32, 1.26, 1.24, 1.32, 1.22, 1.22,

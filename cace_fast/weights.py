@@ -138,7 +138,8 @@ def readout_shapes(readout: Readout, prefix: str) -> dict[str, tuple[int, ...]]:
 def mlp_shapes(mlp: MLP, prefix: str) -> dict[str, tuple[int, ...]]:
     """Return name and shape of the tensors of one network (``docs/theory.md``, section 7)."""
     shapes: dict[str, tuple[int, ...]] = {}
-    inner = mlp if mlp.bias or not mlp.residual else replace(mlp, bias=True)  # of blocks: always
+    # residual blocks always have biases
+    inner = mlp if mlp.bias or not mlp.residual else replace(mlp, bias=True)
     for k, shape in enumerate(mlp.layer_shapes):
         last = k == mlp.n_layers - 1
         own = mlp if last else inner

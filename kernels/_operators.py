@@ -208,15 +208,15 @@ def no_higher_derivative(name: str, order: str) -> Callable[..., NoReturn]:
 
 
 MAX_KEPT = 8
-MAX_BYTES = 2**26  # of buffers and weights together; above it a call takes longer than building
+MAX_BYTES = 2**26  # of buffers and weights; calls of larger objects take longer than making them
 
 
-Made = TypeVar("Made", EdgeOperations, Network)  # what the library makes for an operator
+Made = TypeVar("Made", EdgeOperations, Network)  # objects of the library for an operator
 
 
 class _Entry(NamedTuple):
     key: tuple[str, int]
-    weights: list[Tensor]  # copies, so that a change in place is seen whoever made it
+    weights: list[Tensor]  # copies, so that a change in place is noticed
     made: Any
     n_bytes: int
 
@@ -288,7 +288,7 @@ def compiled(
     else:
         own, made = entry.weights, entry.made
     yield made
-    # not after an error, which may leave an operation half done
+    # not reached after an error, which may leave an operation half done
     _KEPT.put(_Entry(key, own, made, made.n_bytes + sum(w.nbytes for w in own)))
 
 

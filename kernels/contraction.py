@@ -17,7 +17,7 @@ from cace_fast.kernels import _operators as shared
 from cace_fast.kernels.cpu import operations
 from cace_fast.kernels.polynomials import jvps_of_tensors
 
-BLOCK = 16_384  # lanes of the second derivatives on a CPU that are computed at once
+BLOCK = 16_384  # lanes of second derivatives that a CPU computes at once
 
 
 def contraction(a: Tensor, l_max: int, nu_max: int, *, backend: str | None = None) -> Tensor:

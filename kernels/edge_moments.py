@@ -149,7 +149,7 @@ class EdgeMoments:
         """Return sum_s h_s[s, a] rho_s [n_b, n_A, K, n] of rho [n_b, n_A, S]."""
         first, n_seg = self.edges.atom_first.long(), rho.shape[2]
         sums = rho.new_zeros(*rho.shape[:2], self.spec.n_embedding, len(self.species))
-        # one segment of every atom at a time: a scatter would add in no fixed order on a GPU
+        # one segment of every atom at a time: a scatter on a GPU has no fixed order
         most = int(first.diff().max()) if len(self.species) else 0
         for step in range(most):
             segment = first[:-1] + step

@@ -78,7 +78,7 @@ def in_order(
     key = segment * max(len(species), 1) + senders
     if image is None:
         order = torch.argsort(key, stable=True)
-    else:  # by the least significant key first: the second sort keeps the order of the first
+    else:  # least significant key first: the second, stable sort keeps the order of the first
         order = torch.argsort(image, stable=True)
         order = order[torch.argsort(key[order], stable=True)]
     segments, count = torch.unique_consecutive(segment[order], return_counts=True)

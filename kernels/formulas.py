@@ -121,7 +121,7 @@ def chebyshev(
 
     The recursion begins with T_(-1) = T_1.
     """
-    y = minimum(2.0 * r * scale - 1.0, 1.0)  # beyond the cutoff nothing counts, but nothing grows
+    y = minimum(2.0 * r * scale - 1.0, 1.0)  # beyond the cutoff it must not overflow
     zero = r * 0.0
     one = zero + 1.0
     f_before, f = y, one
@@ -191,7 +191,7 @@ def smooth_switch(r: float, x: float, scale: float, radius: float, extra: float,
     slope = (a * a + b * b) * width
     product = small * large  # f (1 - f)
     bend = 2.0 * (a * a * a - b * b * b) * width * width
-    flat = between & (e > 0.0)  # where e^-|z| is nothing the tails are flat
+    flat = between & (e > 0.0)  # where e^-|z| underflows the tails are flat
     zero = r * 0.0
     tilt = where(z > 0.0, large - small, small - large)  # 1 - 2 f
     f = where(between, where(z > 0.0, small, large), where(y <= 0.0, zero + 1.0, zero))
@@ -236,7 +236,7 @@ def dispersion(k2: float, sigma: float) -> Numbers:
     return -k * k2 * bracket, bend - 1.5 * k * bracket
 
 
-# Kernels know a function by its place here; files and specifications by its name.
+# Kernels select a function by its index here; files and specifications by its name.
 BASES = {
     "bessel": Basis(bessel, Parameter("frequencies")),
     "gaussian": Basis(gaussian, Parameter("offsets"), Parameter("widths", inverse=True)),

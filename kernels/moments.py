@@ -194,7 +194,7 @@ def _moments_by_weights(
     edges = _of_edges((vectors, senders, receivers, species), weights, spec, backend)
     found = edges.by_weights(grad_out, tangent)
     every = shared.named(weights, shared.read(spec)).items()
-    # messages of the same representation have no part in A
+    # weights of messages do not enter A
     return [found[n].to(w) if n in found else torch.zeros_like(w) for n, w in every]
 
 
@@ -215,7 +215,7 @@ def _(
 def _weights_gradient(ctx: Any, tangent: Tensor | None, arguments: tuple[Any, ...]) -> list[Any]:
     """Return dE/dweight, or its change along ``tangent``, where a weight is trained."""
     *_, weights, _, _ = arguments
-    wanted = ctx.needs_input_grad[-3]  # in the place of the weights
+    wanted = ctx.needs_input_grad[-3]  # at the position of the weights
     if not any(wanted):
         return [None] * len(weights)
     found = _moments_by_weights(tangent, *arguments)

@@ -62,7 +62,7 @@ def contraction(a: Tensor, l_max: int, nu_max: int) -> Tensor:
 
 
 @cache
-@torch.inference_mode(False)  # kept, and differentiated through later
+@torch.inference_mode(False)  # cached, and used in differentiated code later
 def _multinomials(degree: int, device: torch.device) -> Tensor:
     values = [tables.multinomial(m) for m in tables.monomials_of(degree)]
     return torch.tensor(values, dtype=torch.float64, device=device)

@@ -128,7 +128,7 @@ def _periodic(
         potential = potential + planar_potential(q, r, slab, spec.sigma)
     energies, own = 0.5 * q * potential, self_factor(spec)
     if spec.remove_self_interaction and spec.exponent == 1:
-        # every channel loses the self term of all channels together: files were trained so
+        # every channel loses the self term of all channels together, as in training
         energies = energies - own * (q * q).sum(1, keepdim=True)
         potential = potential - 2.0 * own * q
     return EwaldResult(spec.norm_factor * energies, spec.norm_factor * potential)

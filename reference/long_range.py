@@ -59,8 +59,8 @@ def ewald_of(
         )
         first = sum(counts[:number])
         atoms = slice(first, first + counts[number])
-        # each entry of the result gets all of it: periodic ones have one for each charge channel,
-        # open ones a single one, which here is shared among the channels
+        # each entry of the result gets all of it: a periodic system has one for each channel, an
+        # open one a single entry, which is shared among the channels here
         share = 1.0 if periodic else 1.0 / charges.shape[1]
         extra = share * _extras(module, charges, positions, graph.inputs, atoms)
         parts.append(EwaldResult(one.energies + extra, one.potential))

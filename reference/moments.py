@@ -132,7 +132,7 @@ def outer_sum(left: Tensor, right: Tensor, receivers: Tensor, n_atoms: int) -> T
 
 
 @cache
-@torch.inference_mode(False)  # kept, and differentiated through later
+@torch.inference_mode(False)  # cached, and used in differentiated code later
 def _exponents(l_max: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     lx, ly, lz = torch.tensor(tables.monomials(l_max), device=device).T
     return lx, ly, lz

@@ -24,7 +24,7 @@ from cace_fast.checkpoint.limits import (
     short,
 )
 
-# Everything that zipfile raises about a damaged archive
+# The exceptions of zipfile for a damaged archive
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,

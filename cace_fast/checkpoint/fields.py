@@ -8,7 +8,7 @@ from cace_fast.checkpoint.limits import short
 from cace_fast.checkpoint.views import MISSING, ModuleView
 from cace_fast.errors import CheckpointError
 
-_MANY = 1000  # no list of keys, elements or sub-models of a real model is longer
+_MANY = 1000  # lists of keys, elements and sub-models of real models are shorter
 
 
 def attribute(view: ModuleView, name: str, default: Any = MISSING) -> Any:

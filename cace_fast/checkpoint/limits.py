@@ -11,7 +11,7 @@ MIB = 1 << 20
 
 MEMORY_FACTOR = 4  # memory allowed: this times the file's size ...
 MEMORY_BASE = 256 * MIB  # ... plus this
-SECONDS = 10.0  # of the thread's processor: a busy machine or a slow disk is no fault of a file
+SECONDS = 10.0  # processor time of the thread, whatever else slows the machine
 INFLATED_BYTES = 1024 * MIB  # all entries of the archive together, after inflation
 ENTRIES = 16384
 DIRECTORY_BYTES = 4 * MIB  # the archive's own list of entries

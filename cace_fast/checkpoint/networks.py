@@ -28,7 +28,7 @@ _BLOCKS = "cace.modules.blocks."
 _MODULES = "torch.nn.modules.activation."
 
 _FUNCTIONS = frozenset(get_args(Activation)) - {"identity"}
-# Classes of torch.nn and the settings under which they are the plain function
+# Classes of torch.nn, and the settings with which they are the plain function
 _CLASSES: dict[str, tuple[Activation, dict[str, object]]] = {
     "SiLU": ("silu", {}),
     "ReLU": ("relu", {}),
@@ -39,7 +39,7 @@ _CLASSES: dict[str, tuple[Activation, dict[str, object]]] = {
     "GELU": ("gelu", {"approximate": "none"}),
     "Softplus": ("softplus", {"beta": 1.0, "threshold": 20.0}),
 }
-# Functions without settings, which source text therefore names completely
+# Functions without settings: their names in the source text say everything
 _IN_CODE = re.compile(r"\btorch\.(?:nn\.functional\.)?(silu|relu|tanh|sigmoid|mish)\(")
 
 
@@ -112,7 +112,7 @@ class Network:
         inner = hidden + [skip for skip in self.skips if skip is not None]
         if len({layer.normed for layer in inner}) > 1:
             raise UnsupportedModelError(f"{where}: batch norm in some layers only")
-        # residual blocks have biases whatever the setting; it removes that of the last layer
+        # residual blocks always have biases; the setting removes that of the last layer
         plain = [last] if self.skips else [*hidden, last]
         blocks = inner if self.skips else []
         if len({"bias" in layer.tensors for layer in plain}) > 1 or not all(

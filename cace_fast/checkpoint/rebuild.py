@@ -18,7 +18,7 @@ from cace_fast.checkpoint.tensors import TensorReader
 
 _KEY_LEAVES = 64
 _SCALARS = (str, int, float, type(None))
-# numpy's one-letter kinds with sizes, as struct reads them
+# numpy's kinds with their sizes, and the formats of struct
 _NUMPY_FORMATS = {
     "b1": "?",
     "i1": "b",
@@ -100,7 +100,7 @@ def give_state(target: object, state: object) -> None:
         If the target takes no state, has one, or the state is of a wrong kind.
     """
     if isinstance(target, OrderedDict):
-        return  # torch hangs version numbers on state dicts; they have no meaning here
+        return  # torch attaches version numbers to state dicts; they have no meaning here
     if not isinstance(target, Record):
         raise Refused(f"the file gives a state to {short(target)}, which has none")
     if target.state is not None:

@@ -144,7 +144,7 @@ def select(
         for name, key in _PLACES.items()
         if isinstance(root.get(key), dict) and root[key]
     }
-    if isinstance(root.get("state_dict"), dict):  # Lightning; the whole of it can be wrapped too
+    if isinstance(root.get("state_dict"), dict):  # Lightning; it can be wrapped as a whole too
         inner = {_unwrapped(n): t for n, t in root["state_dict"].items() if isinstance(n, str)}
         found = {"model": {n: t for n, t in inner.items() if n.startswith("model.")}}
     elif not found and root and all(isinstance(value, Tensor) for value in root.values()):
@@ -179,7 +179,7 @@ def _without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
             break
         state = {name.removeprefix(found[0]): value for name, value in state.items()}
     inner = {name.replace("._orig_mod.", "."): value for name, value in state.items()}
-    return inner if len(inner) == len(state) else state  # parts can be compiled alone
+    return inner if len(inner) == len(state) else state  # parts can be compiled separately
 
 
 def tree_of(state: Mapping[str, Tensor]) -> Node:

@@ -28,7 +28,7 @@ from cace_fast.checkpoint.statedict import (
 from cace_fast.errors import CheckpointError, InputError, UnsupportedModelError
 from cace_fast.tables import MAX_ORDER, n_features
 
-# What no state dict tells of an output module; the rest has defaults
+# Settings of an output module that no state dict holds; the others have defaults
 _NEEDED = {
     "Atomwise": ("output_key",),
     "EwaldPotential": ("dl", "sigma", "remove_self_interaction", "feature_key", "output_key"),
@@ -108,7 +108,7 @@ def _parameters(node: Node) -> Record:
 
 def _potentials(nodes: Sequence[Node], options: StateDictOptions, missing: Missing) -> list[Record]:
     outputs = missing.need("outputs", options.outputs, [[] for _ in nodes])
-    if options.outputs is None:  # whatever they are, their networks may need an activation
+    if options.outputs is None:  # their networks may need an activation
         for node in nodes:
             for module in node_of(node, "output_modules").values():
                 if isinstance(module, dict) and "outnet" in module:
@@ -361,7 +361,7 @@ def _order(representation: Node, potential: Node, modules: Sequence[Mapping[str,
         if "outnet" in output:
             n_in = _width_in(node_of(output, "outnet"))
             per_feature = per_invariant * (len(steps) + 1)
-            # of an extra feature only the name is known: it may be as wide as an invariant's worth
+            # only the name of an extra feature is known: it may be as wide as one invariant
             spare = per_feature - 1 if _extra_features(modules) else 0
             return _lowest_order(l_max, n_in / per_feature, spare / per_feature)
     raise CheckpointError("no network tells the correlation order")

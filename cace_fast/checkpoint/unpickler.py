@@ -22,7 +22,7 @@ from cace_fast.checkpoint.structure import check_structure
 from cace_fast.checkpoint.tensors import STORAGE_DTYPES, Storage, TensorReader
 
 # Bytes charged, above what CPython needs. Containers include what `check_structure` remembers.
-_COST_STEP = 64  # a place on the stack; also bounds the number of steps, to some millions
+_COST_STEP = 64  # a slot of the stack; also bounds the number of steps to some millions
 _COST_CONTAINER = 512
 _COST_LIST_ITEM = 24
 _COST_DICT_ITEM = 192  # hash tables double, and are copied while they do

@@ -26,7 +26,7 @@ class Group(TyperGroup):
 
     def main(self, *args: Any, **options: Any) -> Any:
         """Run a command line and exit with its code (``docs/user/errors.md``, "Exit codes")."""
-        options["standalone_mode"] = False  # leaves errors to us
+        options["standalone_mode"] = False  # errors come here
         try:
             result = super().main(*args, **options)
         except Exception as error:
@@ -94,7 +94,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={
         "help_option_names": ["-h", "--help"],
-        # upstream's neighbours write --default_dtype: both spellings work
+        # other programs write --default_dtype: both spellings work
         "token_normalize_func": lambda token: token.replace("_", "-"),
     },
     epilog=CODES,
@@ -118,7 +118,7 @@ def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Fast, safe inference for CACE interatomic potentials."""
-    del version, debug  # the first acts by itself, the second where errors are caught
+    del version, debug  # the first has a callback, the second is read where errors are caught
 
 
 for name, command in (

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from cace_fast.potential import Potential
 
 SECONDS_PER_DAY = 86400.0
-TRIAL_ATOMS, TRIAL_REPEAT = 24, 2  # a made structure has 24 x 2^3 = 192 atoms
+TRIAL_ATOMS, TRIAL_REPEAT = 24, 2  # the default structure has 24 x 2^3 = 192 atoms
 
 
 def bench(

@@ -42,7 +42,7 @@ def doctor(
     from cace_fast.cli.common import load_model
     from cace_fast.engine import find_device
 
-    find_device(device)  # one that is not here is told, with a model or without
+    find_device(device)  # refuses a missing device, with a model or without
     found = examine()
     if gpu:
         found["gpu"] = check_gpu(model)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from cace_fast.potential import Potential
 
-MOST_TOLD = 20  # frames that were skipped: of more it is said how many
+MOST_TOLD = 20  # skipped frames that are listed; of others only the number
 
 
 def evaluate(
@@ -108,7 +108,7 @@ def evaluate(
             file.truncate(end)
             writer.run(chain([first], frames), file, batch_size, count_frames(configs))
     finally:
-        if output.stat().st_size == 0:  # nothing came of it
+        if output.stat().st_size == 0:  # no frame was written
             output.unlink()
     _report(output, writer, before)
 
@@ -254,7 +254,7 @@ class Writer:
                 except CaceFastError as error:
                     errors[number] = error
             if not errors:
-                raise  # none fails by itself: not the fault of a structure
+                raise  # no frame fails alone: the structures are not at fault
         good = [(k, atoms) for k, atoms in enumerate(batch) if k not in errors]
         for k, atoms in good:
             self._attach(atoms, results[k])

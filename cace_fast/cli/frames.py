@@ -15,7 +15,7 @@ from cace_fast.errors import InputError
 if TYPE_CHECKING:
     from ase import Atoms
 
-NO_CELL = np.eye(3)  # CRYST1 1 1 1: what a PDB file of a molecule has for a cell
+NO_CELL = np.eye(3)  # CRYST1 1 1 1: the cell in a PDB file of a molecule
 
 
 def read_structure(path: Path, argument: str = "STRUCTURE") -> Atoms:
@@ -55,7 +55,7 @@ def read_structures(path: Path, argument: str = "STRUCTURE") -> Iterator[Atoms]:
     while True:
         try:
             atoms = next(frames, None)
-        except Exception as error:  # readers of ASE raise whatever they meet
+        except Exception as error:  # readers of ASE raise errors of any type
             got = f"{type(error).__name__}: {error} (frame {count} of {path})"
             raise InputError(argument, "a file of structures that ASE reads", got) from error
         if atoms is None:

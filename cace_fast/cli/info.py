@@ -13,7 +13,7 @@ import typer
 from cace_fast.cli.common import JsonOption, ModelArgument
 from cace_fast.errors import BackendUnavailableError
 
-DENSITY, SKIN = 0.1, 0.5  # atoms/A^3, A: what --memory takes for granted
+DENSITY, SKIN = 0.1, 0.5  # atoms/A^3, A: assumptions of --memory
 MOST_ELEMENTS = 5  # of them, near one atom
 
 if TYPE_CHECKING:

@@ -97,7 +97,7 @@ def _lock(file: FileIO, path: Path) -> None:
     """Reserve a file for this process until it is closed; InputError if another one has it."""
     try:
         import fcntl
-    except ImportError:  # Windows: nothing of the kind that ends with the process
+    except ImportError:  # Windows has no lock that ends with the process
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -66,7 +66,7 @@ def resume(output: Path, frames: Iterator[Atoms], writer: Expected) -> tuple[int
         file.seek(end)
         tail = file.read(1 << 16)
     lines = tail.split(b"\n")
-    # a last frame that was cut short: as far as it goes it has to be the run's own
+    # the last frame may be cut short; what is there has to come from this command
     foreign = bool(tail) and not lines[0].isdigit()
     foreign |= len(lines) > 2 and writer.mark.encode() not in lines[1]
     if foreign:

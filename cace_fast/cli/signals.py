@@ -38,7 +38,7 @@ class Stop:
 def stopping() -> Iterator[Stop]:
     """Yield a :class:`Stop` that Ctrl-C and SIGTERM set while the block runs."""
     stop = Stop()
-    if threading.current_thread() is not threading.main_thread():  # which alone takes signals
+    if threading.current_thread() is not threading.main_thread():  # it gets no signals
         yield stop
         return
     before = {number: signal.signal(number, stop.ask) for number in SIGNALS}

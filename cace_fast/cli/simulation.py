@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 K_CELL = "long_range.reference_cell"  # these two in the restart file
 WORK = "field.work"
-LIST = ("list.positions", "list.cell")  # of a run that was interrupted between its restart writes
-MAY_CHANGE = ("threads",)  # settings that a continued run may have otherwise
+LIST = ("list.positions", "list.cell")  # if interrupted between restart writes
+MAY_CHANGE = ("threads",)  # settings that a continued run may change
 MOST_EXPANSION = 3.0  # of the volume at constant pressure, and compression
 MOST_KELVIN, MOST_ENERGY = 1e5, 100.0  # K, or ten times the bath's; eV for each atom, of change
 
@@ -95,7 +95,7 @@ class Simulation:
         for path in paths:
             check_output(path, force=True)
         self.outputs.check_free()
-        self.atoms.get_forces()  # what model or structure do not allow comes before any file
+        self.atoms.get_forces()  # errors of model or structure come before any file is written
         if force:
             self.restart_file.unlink(missing_ok=True)
             self.outputs.remove()
@@ -147,7 +147,7 @@ class Simulation:
         self.calculator.results = {}
         if self.field is not None and work is not None:
             self.field.begin(work.item())
-        self.atoms.get_forces()  # all results in one evaluation, as the run had them
+        self.atoms.get_forces()  # all results in one evaluation, as in the first run
         self.outputs.open(saved.lengths)
 
     def run(
@@ -174,7 +174,7 @@ class Simulation:
             self.dynamics.run(1)
             self._write()
             self._check()
-            ended = stop()  # asked once: a signal may come between two looks
+            ended = stop()  # called once: a signal may come between two calls
             if self.step % restart_every == 0 or self.step == steps:
                 self._save(self.outputs.lengths())
             elif ended:
@@ -193,7 +193,7 @@ class Simulation:
         """
         from ase.md.nose_hoover_chain import IsotropicMTKNPT
 
-        self.atoms.get_forces()  # so that frames have them from the first one on
+        self.atoms.get_forces()  # so that the first frame has them too
         potential = float(self.atoms.get_potential_energy())
         kinetic = float(self.atoms.get_kinetic_energy())
         found = {
@@ -278,9 +278,9 @@ class Simulation:
         ).save(self.restart_file)
         if in_between:
             return
-        # a continued run searches neighbours anew: so does this one, that both stay equal
+        # a continued run searches neighbours again; this run does too, so that both stay equal
         self.calculator.reset_neighbors()
-        if self.field is not None:  # Born charges depend on the order of the list, in last bits
+        if self.field is not None:  # the last bits of Born charges depend on the order of the list
             self.field.begin(self.field.work)
 
 

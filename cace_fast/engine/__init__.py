@@ -120,7 +120,7 @@ def make_engine(
         try:
             return _engine_class(name)(reference)
         except CaceFastError as error:
-            if backend == "auto":  # whatever the reason; the reference says if it is the model
+            if backend == "auto":  # for any reason; the reference raises if the model is at fault
                 note = f"{name}: {error}"
                 continue
             if isinstance(error, UnsupportedModelError):
@@ -133,6 +133,6 @@ def make_engine(
 def _engine_class(name: str) -> Callable[[ReferenceEngine], Engine]:
     if name == "cpu":
         return CpuEngine
-    from .triton import TritonEngine  # needs triton, which not every machine has
+    from .triton import TritonEngine  # imports triton, which not every machine has
 
     return TritonEngine

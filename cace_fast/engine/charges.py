@@ -83,11 +83,11 @@ def born_charges(
     of_atom, periodic = cells[graph.batch], graph.pbc[graph.batch].T
     places = (graph.positions.detach()[:, None, :] @ torch.linalg.inv(cells)[graph.batch])[:, 0].T
     cos, sin = torch.cos(2.0 * pi * places), torch.sin(2.0 * pi * places)
-    # along an open direction P has sum q s: s stands where a periodic one has sin
+    # an open direction has s in P where a periodic one has sin(2 pi s)/(2 pi)
     weights = [torch.where(periodic, sin / (2.0 * pi), places)]
     turning = [g for g in range(3) if bool(periodic[g].any())]
     weights.append(cos[turning] / (2.0 * pi))
-    # Q is q times the scale minus its mean, and so are weights of Q those of q
+    # Q is q times the scale minus its mean; weights of Q become weights of q the same way
     of_charges = _neutral(torch.cat(weights) * charge_scale(term), graph)
     found = gradients(of_charges)
     along = found[:3]

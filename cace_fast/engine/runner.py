@@ -206,7 +206,7 @@ class Runner:
         """Take a graph into the buffers; pairs are sorted where they are new."""
         given = (graph.senders, graph.receivers, graph.shifts, graph.species, graph.batch)
         if self._step is None or not self._held or not same_memory(given, self._held):
-            self._held = ()  # until all of it is there
+            self._held = ()  # until the whole list is there
             self._take_list(graph.to(self.device))
             self._held = given
         self.step.inputs.positions.copy_(graph.positions)
@@ -300,13 +300,13 @@ class Runner:
     def _move(self, *, derivatives: bool) -> Status:
         """Run steps of the systems that move until the list was valid for one."""
         own = self.own
-        if self._step is None:  # the last ones did not fit
+        if self._step is None:  # the last buffers did not fit
             self._fill(own.first_capacity())
         if self._new_cell is not None:
             self._take_cell(self._new_cell)
             self._new_cell = None
         while True:
-            # due until all is done: an interrupt may leave half a list
+            # due until the step ends: an interrupt may leave half a list
             rebuild, own.due = own.due, True
             status = self._launch(derivatives=derivatives, rebuild=rebuild)
             own.n_builds += rebuild
@@ -350,7 +350,7 @@ class Runner:
             work()
             return
         captured = self._captured.get(key)
-        if captured is None:  # compiles what is not yet compiled: must not happen in a capture
+        if captured is None:  # kernels are compiled now: that must not happen in a capture
             work()
             self._captured[key] = "warm"
             return
@@ -362,7 +362,7 @@ class Runner:
 def _capture(work: Callable[[], None]) -> Any:
     """Return the work as a CUDA graph, without doing it. There is no other capture."""
     captured = torch.cuda.CUDAGraph()
-    # other threads may allocate meanwhile, for engines of their own
+    # other threads may allocate meanwhile, for other engines
     with torch.cuda.graph(captured, capture_error_mode="thread_local"):
         work()
     return captured

@@ -131,7 +131,7 @@ class VerletList:
                 edges = neighbor_list(
                     positions, cell, pbc, reach, in_order=self.in_order, search=search
                 )
-                # in one step: an interrupt between two would leave a list of other positions
+                # one assignment: an interrupt between two would leave a list of other positions
                 built = _Built(positions.copy(), cell.copy(), pbc.copy(), edges)
                 self._built = built
                 self.n_builds += 1

@@ -177,7 +177,7 @@ class CACECalculator(Calculator):
         }
         models = models_of(model_path)
         members = [potential_of(model, keywords) for model in models]
-        if isinstance(models[0], Potential):  # what it has, not what was left at the default
+        if isinstance(models[0], Potential):  # its settings, not the defaults
             keywords |= settings_of(members[0])
         self.time, self._lock = 0.0, Lock(self)
         self._take(members[0] if len(members) == 1 else Committee(members), keywords)
@@ -203,7 +203,7 @@ class CACECalculator(Calculator):
         InputError
             For an unknown keyword or a value out of its range; nothing has changed then.
         """
-        if not changes:  # ASE calls it so, before there is anything
+        if not changes:  # ASE calls it without changes in its constructor
             return {}
         unknown = sorted(changes.keys() - self._keywords.keys())
         if unknown:

@@ -55,7 +55,7 @@ class FieldWork:
         self.work = work
         self._calculator.time = self._time(self._dynamics.nsteps)
         self._calculator.results = {}
-        self._calculator.atoms = None  # the results may be those of a field of another time
+        self._calculator.atoms = None  # the results may belong to the field at another time
         self._dynamics.atoms.get_forces()
         self._arrive()
 

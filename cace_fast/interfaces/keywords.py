@@ -20,7 +20,7 @@ from cace_fast.spec import Ewald, Forces, ModelSpec, Polarization, Readout, tota
 from cace_fast.weights import Weights
 
 Model = str | os.PathLike[str] | Potential | nn.Module
-OPTIONS = {  # keywords of the calculator that are a Potential's, and their names there
+OPTIONS = {  # keywords that the calculator passes to Potential, and their names there
     "device": "device",
     "default_dtype": "dtype",
     "backend": "backend",

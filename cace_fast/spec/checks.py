@@ -8,7 +8,7 @@ from typing import Any, TypeVar, get_args
 
 from cace_fast.errors import SpecError
 
-MAX_SIZE = 100_000  # no width, channel or table of a real model comes near; guards hostile files
+MAX_SIZE = 100_000  # real models stay far below; it guards against hostile files
 MAX_NUMBER = sys.float_info.max  # whole numbers may be larger
 
 Found = TypeVar("Found")
@@ -27,7 +27,7 @@ class Constant:
         """
         return function(self)
 
-    # What torch.compiler.assume_constant_result does, without importing dynamo (170 MB). A method,
+    # As torch.compiler.assume_constant_result, without importing dynamo (170 MB). A method,
     # since torch 2.11 takes no frozen dataclass as the argument of a constant function.
     derive._dynamo_marked_constant = True  # type: ignore[attr-defined]
 

@@ -164,7 +164,7 @@ def _resolve(sub: SubModel, number: int, key: str, weight: float) -> tuple[Energ
     """Return the read-outs and Ewald sums of an energy, each once, in the order of the modules."""
     weights: dict[int, float] = {_place(sub, number, key): weight}
     last = max(weights)
-    for index in range(last, -1, -1):  # a sum takes what stands before it: one pass is enough
+    for index in range(last, -1, -1):  # a sum takes earlier modules: one pass is enough
         module = sub.modules[index]
         if index in weights and isinstance(module, Add):
             own = weights.pop(index)
@@ -177,7 +177,7 @@ def _resolve(sub: SubModel, number: int, key: str, weight: float) -> tuple[Energ
     for index in sorted(weights):
         module = sub.modules[index]
         assert isinstance(module, Readout | Ewald)
-        chain(sub, [index])  # refuses what is no value of atoms
+        chain(sub, [index])  # raises for values that are not per atom
         terms.append(EnergyTerm(number, index, weights[index], module))
     return tuple(terms)
 

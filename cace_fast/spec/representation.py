@@ -247,7 +247,7 @@ class Representation(Constant):
         require_tuple(self, "steps", MessageStep)
         require_texts(self, "forward_features")
         require(len(self.steps) <= MOST_STEPS, self, "steps", f"at most {MOST_STEPS} message steps")
-        if self.n_features > MOST_FEATURES:  # sizes of arrays, which engines count with
+        if self.n_features > MOST_FEATURES:  # engines compute sizes of arrays from it
             expected = f"at most {MOST_FEATURES} features of an atom"
             raise SpecError("Representation", expected, self.n_features)
         for step in self.steps:

@@ -59,7 +59,7 @@ class Subject:
         """
         oracle = Oracle(potential)
         wanted = ["forces", "virials"]
-        if len(oracle.ewalds) == 1:  # only then do charges have a meaning
+        if len(oracle.ewalds) == 1:  # only then are charges defined
             wanted.append("latent_charges")
         reference = oracle.output(atoms, wanted)
         return cls(potential, oracle, atoms, reference, limits_for(potential.dtype, reference))
@@ -139,7 +139,7 @@ def compare_forces(subject: Subject, count: int = 4) -> Iterator[Check]:
     deviation = largest(((forces * ways).sum((1, 2)) + slopes) / lengths)
     allowed = limits.forces + DIFFERENCES * (1.0 + largest(subject.reference.forces))
     yield Check("forces = -dE/dr of the float64 energy", deviation, allowed, "eV/A")
-    # differences of the own energy would drown in its rounding; equal energies have equal slopes
+    # differences of this energy would be lost in its rounding; equal energies have equal slopes
     frames = [move(size) for move in moves for size in (-FAR, FAR)]
     deviations = np.abs(subject.energies(frames) - oracle.energies(frames)) / len(atoms)
     name = "energy of moved atoms = float64 reference"
@@ -245,7 +245,7 @@ def check_cutoff(subject: Subject) -> Iterator[Check]:
         ]
         found = [subject.compute(frame) for frame in frames]
         far_in, near_in, near_out, far_out = (result["forces"] for result in found)
-        # the work on the way is no jump, nor is the slope of the forces on either side
+        # the work on the way is not a jump, and neither is the slope of the forces on either side
         work = 0.5 * (near_in + near_out) * (frames[2].positions - frames[1].positions)
         jumps.append(abs(found[2]["energy"] - found[1]["energy"] + work.sum()) / 3.0)
         kinks.append(largest((2.0 * near_out - far_out) - (2.0 * near_in - far_in)))

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from cace_fast.graph import ModelOutput
 
-# For float64 more than its rounding, 2^-53: there the order of sums may differ in any way.
+# For float64 more than its rounding, 2^-53, because the order of sums may differ.
 EPSILON = {torch.float32: 2.0**-24, torch.float64: 2.0**-46}
-GROWTH = 200.0  # roundings that a number of the network sees, by experience with real models
+GROWTH = 200.0  # roundings of a number in the network, by experience with real models
 DIFFERENCES = 1e-6  # relative error of float64 differences of energies, kinks of cutoffs included
 
 

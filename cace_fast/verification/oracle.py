@@ -122,7 +122,7 @@ def derivatives(energies: Energies, moves: Sequence[Move], step: float) -> Float
     frames = [move(offset * step) for move in moves for offset, _ in STENCIL]
     values = energies(frames).reshape(len(moves), len(STENCIL))
     weights = np.array([weight for _, weight in STENCIL])
-    # the energy of the middle is taken off so that a large constant costs no digits
+    # one energy is subtracted so that a large constant costs no digits
     return np.asarray((values - values[:, :1]) @ weights / step)
 
 

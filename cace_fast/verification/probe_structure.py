@@ -13,9 +13,9 @@ from cace_fast.spec import ModelSpec, Readout, taken_by, width_of
 if TYPE_CHECKING:
     from ase import Atoms
 
-MOST_ELEMENTS = 8  # a trial structure of a model for more elements holds a sample of them
-APART = 1.6  # times the sum of covalent radii: no bonds, as at random they would be wrong ones
-LEAST = 1.5  # A; light atoms are never trained closer to each other, bonds apart
+MOST_ELEMENTS = 8  # a trial structure has a sample of the elements if there are more
+APART = 1.6  # times the sum of covalent radii: no bonds, since random ones would be unphysical
+LEAST = 1.5  # A; apart from bonds, light atoms are never closer in training data
 CLOSEST, FARTHEST = 0.55, 0.8  # of the cutoff: the shortest distances of large atoms lie between
 ROOM = 2.5  # volume over that of cubes of one atomic diameter: loose enough to be filled at random
 TRIES = 4000

@@ -124,7 +124,7 @@ def build(
         If there is no compiler, or it fails.
     """
     todo = list(units(objects, sources))
-    # as they are before anything is compiled: what is written meanwhile counts the next time
+    # read before anything is compiled: later changes count at the next build
     files = [file for folder in (objects / "generated", sources) for file in folder.iterdir()]
     contents = {file.name: file.read_bytes() for file in files if file.is_file()}
 
@@ -137,7 +137,7 @@ def build(
     with tempfile.TemporaryDirectory(dir=target) as folder:
         part = Path(folder) / LIBRARY
         _run([*compiler(), *LINK, "-o", str(part), *map(str, made)])
-        os.replace(part, target / LIBRARY)  # a process that has the old one mapped keeps it
+        os.replace(part, target / LIBRARY)  # a process that has mapped the old library keeps it
     return target / LIBRARY
 
 

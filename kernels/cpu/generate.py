@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-if __name__ == "__main__":  # of a build: nothing is installed yet, so nothing else is imported
+if __name__ == "__main__":  # in a build nothing is installed yet, so nothing else is imported
     HERE = Path(__file__).resolve()
     NEAR = [HERE.parents[2] / "cace_fast", HERE.parents[2]]
     for name, home in (
@@ -108,7 +108,7 @@ class Formula:
     def __init__(self, function: Callable[..., Any]) -> None:
         tree = ast.parse(inspect.getsource(function)).body[0]
         assert isinstance(tree, ast.FunctionDef)
-        self.name, self.body = tree.name, tree.body[1:]  # behind the docstring
+        self.name, self.body = tree.name, tree.body[1:]  # without the docstring
         self.arguments = [argument.arg for argument in tree.args.args]
         self.known = set(self.arguments)
         stored = [n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and _is_stored(n)]
@@ -188,7 +188,8 @@ class Formula:
             if node.id in self.known:
                 return node.id
             constant = getattr(formulas, node.id, None)
-            return f"S({node.id if constant is None else repr(constant)})"  # or a loop's number
+            # a constant, or the number of a loop
+            return f"S({node.id if constant is None else repr(constant)})"
         if isinstance(node, ast.UnaryOp):
             return f"({OPERATORS[type(node.op)]}{self._value(node.operand)})"
         if isinstance(node, ast.BinOp):

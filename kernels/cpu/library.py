@@ -21,7 +21,7 @@ from cace_fast.kernels.cpu.build import LIBRARY
 ABI_VERSION = 3
 ERROR_LENGTH = 512
 INVALID, UNSUPPORTED, NOT_FINITE, MEMORY, TOO_CLOSE = 1, 2, 3, 4, 100
-DECLINED = -1  # of a HOST_SUM: the library is to do it
+DECLINED = -1  # from a HOST_SUM: the library does the sum
 REMEDY = (
     "Install a C++ compiler with OpenMP (g++, or clang++ with libomp) and run "
     "'python -m cace_fast.kernels.cpu.build'."
@@ -138,7 +138,7 @@ HOST_SUM = ctypes.CFUNCTYPE(
     c_void_p,
 )
 
-# a description, and how many tensors with their names, numbers and sizes
+# a description, and the number, names, data and sizes of tensors
 _TENSORS = (c_char_p, c_int32, POINTER(c_char_p), POINTER(c_void_p), POINTER(c_int64))
 
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
@@ -309,7 +309,7 @@ class Handle:
     """
 
     def __init__(self, kind: str, *given: Any) -> None:
-        self._as_parameter_ = c_void_p()  # first: what fails is freed too
+        self._as_parameter_ = c_void_p()  # set first, so that __del__ works after an error
         self._lib, self._kind = library(), kind
         self._made_of = [x for x in given if isinstance(x, Handle)]
         text = ctypes.create_string_buffer(ERROR_LENGTH)

@@ -31,7 +31,7 @@ def evaluator_of(
     NotLoadedError
         If the library is not here.
     """
-    program.networks(spec)  # refuses what no network of the features gives
+    program.networks(spec)  # raises for charges and inputs that are not networks of the features
     heads = [_head(head) for head in program.heads]
     terms = [_term(term, program, spec) for term in program.terms]
     return Evaluator(to_json(spec), tensors, heads, terms, precision)
@@ -40,7 +40,7 @@ def evaluator_of(
 def _head(head: EnergyHead) -> library.Head:
     if head.gives == "charges":
         return library.Head(head.submodel, head.index, -1, 0, 1, 0.0)
-    column = head.column or 0  # an open choice is refused before anything is evaluated
+    column = head.column or 0  # an open choice raises before anything is evaluated
     return library.Head(head.submodel, head.index, column, head.average, 0, head.weight)
 
 
