@@ -14,9 +14,9 @@ from .device_neighbors import device_neighbor_list
 from .geometry import Floats, check_geometry, complete_cell
 
 MANY_ATOMS = 2_000  # from here on several threads speed up a search
-# vesin has a table of all boxes of its grid, empty ones included; open directions have as many as the
-# longest extent of the atoms. In slabs and wires it pairs every one of these with every other. From
-# 100 000 boxes on it divides their numbers by one factor, and then divides by a number that became
+# vesin has a table of all boxes of its grid, empty ones included; open directions have as many as
+# the longest extent of the atoms. In slabs and wires it pairs every one of these with every other.
+# From 100 000 boxes on it divides their numbers by one factor, and then by a number that became
 # zero. It has no bound on pairs. Well within these limits it is safe; beyond, the bounded search of
 # device_neighbors takes over.
 MAX_BOXES, MAX_BOXES_PER_ATOM, ITS_MOST_BOXES = 5_000, 8, 100_000

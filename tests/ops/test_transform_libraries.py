@@ -1,7 +1,7 @@
-"""What FINUFFT and cuFINUFFT take, and that they get it: the packages themselves and a stand-in.
+"""The interfaces of FINUFFT and cuFINUFFT, by the packages themselves and by a stand-in.
 
-cuFINUFFT cannot be imported without CUDA. Where the package is there, its own Python code runs here
-over a C layer made of FINUFFT; where it is not, that is skipped, and the stand-in has to have the
+cuFINUFFT cannot be imported without CUDA. If the package is there, its own Python code runs here
+over a C layer made of FINUFFT; otherwise that is skipped, and the stand-in has to have the
 interface that was read from it (2.4.1 and 2.5.1, which agree).
 """
 

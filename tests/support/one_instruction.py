@@ -50,7 +50,7 @@ def tensor(array: np.ndarray) -> torch.Tensor:
 
 
 def run(opcode: str, result: str, *arguments: tuple[str, np.ndarray]) -> np.ndarray:
-    """Load the arguments of each thread, execute one instruction, return what it gives."""
+    """Load the arguments of each thread, execute one instruction, return its result."""
     size = np.dtype(DTYPES[result]).itemsize
     code = ""
     for k, (kind, _) in enumerate(arguments):
