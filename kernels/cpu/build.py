@@ -61,9 +61,7 @@ class BuildError(RuntimeError):
 class Unit(NamedTuple):
     """A source that is compiled for an instruction set; its objects' names begin with ``name``.
 
-    See ``docs/developer/decisions``, 0019.
-
-    Decision 0019 describes the units.
+    See decision 0019.
     """
 
     name: str
