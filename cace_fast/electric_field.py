@@ -114,7 +114,7 @@ def add_field_energy(found: dict[str, Any], energy: float, n_atoms: int) -> None
 
 
 def neutral(born: Vector) -> Vector:
-    """Return Born charges [n, 3, 3] without their mean over the atoms.
+    """Return Born charges [n, 3, 3] in e without their mean over the atoms.
 
     See ``docs/theory.md``, section 10.
     """

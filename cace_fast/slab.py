@@ -96,7 +96,8 @@ def planar_potential(q: Tensor, r: Tensor, slab: Slab, sigma: float) -> Tensor:
 def planar_moments(q: Tensor, z: Tensor) -> Tensor:
     """Return sum q, sum q z and sum q z^2 [3, n_q] of atoms (equation 36); those of parts add up.
 
-    ``z`` [n] are coordinates along the normal in A, from one origin for all parts, near the slab.
+    ``q`` [n, n_q] are charges in internal units, and the sums are in these, times A and A^2. ``z``
+    [n] are coordinates along the normal in A, from one origin for all parts, near the slab.
     """
     height = z[:, None]
     return torch.stack([q.sum(0), (q * height).sum(0), (q * height * height).sum(0)])
