@@ -65,7 +65,7 @@ def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'cace_fast' has no attribute {name!r}")
     value: object = getattr(import_module(_HOME.get(name, "cace_fast.errors")), name)
-    globals()[name] = value  # the next access does not come here
+    globals()[name] = value  # so that the next access does not call this function
     return value
 
 

@@ -1,4 +1,4 @@
-"""Systems given as arrays, checked and made a graph."""
+"""Systems given as arrays: they are checked, and become a graph."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .structures import species_of
 
 @dataclass(frozen=True)
 class Arrays:
-    """Arrays of systems, one after the other.
+    """Arrays of systems, one after the other (``docs/user/batches.md``).
 
     Attributes
     ----------
@@ -49,9 +49,20 @@ class Arrays:
         pbc: ArrayLike = False,
         system_index: ArrayLike | None = None,
     ) -> Arrays:
-        """Return systems of numpy arrays, tensors or lists.
+        """Return systems of numpy arrays, tensors or lists (``docs/user/batches.md``).
 
-        One cell [3, 3], one row of pbc [3] or one bool is that of all systems.
+        Parameters
+        ----------
+        positions
+            [n, 3], A.
+        numbers
+            [n], atomic numbers.
+        cell
+            [n_systems, 3, 3] in A, or one [3, 3] for all systems; None without a cell.
+        pbc
+            [n_systems, 3], or one row [3] or one bool for all systems.
+        system_index
+            [n], ascending from 0; None for one system.
 
         Raises
         ------
@@ -92,6 +103,8 @@ class Arrays:
         self, spec: Representation, names: Sequence[str], inputs: Mapping[str, ArrayLike]
     ) -> AtomicGraph:
         """Return the graph without pairs, with the inputs [n, ...] that a model takes.
+
+        ``docs/conventions.md``, "Graph", describes it.
 
         Raises
         ------

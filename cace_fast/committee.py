@@ -24,7 +24,7 @@ SPREADS = {"energy_std": "energy", "forces_std": "forces"}
 
 
 class Committee:
-    """Potentials for the same elements, evaluated on one neighbour list.
+    """Potentials for the same elements, evaluated on one neighbour list (``docs/conventions.md``).
 
     ``compute`` returns means, and on request the standard deviations over the members
     ``energy_std`` (float, eV) and ``forces_std`` [n, 3] (eV/A).
@@ -33,6 +33,11 @@ class Committee:
     ----------
     members
         At least two potentials.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than two.
     """
 
     def __init__(self, members: Sequence[Potential]) -> None:
@@ -43,7 +48,7 @@ class Committee:
 
     @property
     def cutoff(self) -> float:
-        """Largest cutoff of the members in A."""
+        """Largest cutoff of the members in A (``docs/conventions.md``, "Results")."""
         return max(member.cutoff for member in self.members)
 
     def compute(
@@ -84,7 +89,7 @@ class Committee:
 
 
 class _Remembered:
-    """Candidate pairs of a sequence of frames, found once and repeated for every member."""
+    """Candidate pairs of a sequence of frames, searched once and repeated for every member."""
 
     def __init__(self, source: EdgeSource) -> None:
         self._source, self._found, self._next = source, list[NeighborList](), 0

@@ -1,8 +1,8 @@
 """Neighbour lists in torch operations, for any device: cell lists of one or several systems.
 
-Atoms are sorted into bins; every bin meets the occupied ones within the cutoff, images of small
-cells included. Empty bins cost nothing, so that atoms may be any distance apart, and pairs are made
-in chunks, so that memory beyond the result is bounded.
+Atoms are sorted into bins; every bin is paired with the occupied bins within the cutoff, images of
+small cells included. Empty bins cost nothing, so that atoms may be any distance apart. Pairs are
+made in chunks, so that memory beyond the result is bounded.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import InputError
 from .geometry import (
     MAX_NEIGHBORS,
     MAX_WRAPS,
@@ -27,15 +26,18 @@ from .geometry import (
 )
 
 AT_ONCE = 2**19  # candidate pairs, or atoms times bins around them, of one chunk
-SAMPLE = 2**14  # of the candidates of a crowd, to tell how many of them are pairs
+SAMPLE = 2**14  # of the candidates of dense systems, to estimate how many are pairs
 BIN = 0.5  # of the cutoff: smaller bins waste fewer candidates, and have more of them to visit
-FEW_ATOMS = 500  # up to here all pairs are looked at, where these are not too many
-FARTHEST = 2.0**60  # bins along an axis: what lies beyond is in the last one
+FEW_ATOMS = 500  # up to here all pairs are tested, if they are not too many
+FARTHEST = 2.0**60  # bins along an axis: atoms beyond are in the last one
 NO_POSITIONS = np.zeros((0, 3))
 
 
 class DevicePairs(NamedTuple):
-    """Directed pairs, int64: ``senders``, ``receivers`` [n_edges] and ``shifts`` [n_edges, 3]."""
+    """Directed pairs, int64 on one device (``docs/theory.md``, equation 1).
+
+    ``senders``, ``receivers`` are [n_edges] and ``shifts`` [n_edges, 3].
+    """
 
     senders: Tensor
     receivers: Tensor
@@ -45,10 +47,10 @@ class DevicePairs(NamedTuple):
 class _Bins(NamedTuple):
     """How each system is divided into bins.
 
-    ``cell`` [n_systems, 3, 3] with open directions completed, its ``inverse``, and ``origin``;
-    ``number`` [n_systems, 3] bins along each periodic vector, ``per_length`` [n_systems, 3] bins
-    for each unit of the fraction, ``reach`` [n_systems, 3] how many bins away neighbours are, and
-    ``periodic`` [n_systems, 3].
+    ``cell`` [n_systems, 3, 3] has its open directions completed; ``inverse`` and ``origin`` belong
+    to it. ``number`` [n_systems, 3] counts bins along each periodic vector, ``per_length``
+    [n_systems, 3] bins per unit of the fraction. ``reach`` [n_systems, 3] is how many bins away
+    neighbours are; ``periodic`` is [n_systems, 3].
     """
 
     cell: Tensor
@@ -61,11 +63,12 @@ class _Bins(NamedTuple):
 
 
 class _Occupied(NamedTuple):
-    """The bins that hold atoms: there is no table of empty ones, however far apart atoms are.
+    """The bins that hold atoms; there is no table of empty bins, however far apart atoms are.
 
     ``axes`` are the distinct numbers along each axis; ``planes`` and ``codes`` the distinct codes
-    of (system, first, second) and of all; ``place`` [n_bins, 3] and ``system`` [n_bins] of each;
-    ``members`` [n] are atoms by bin, ``start`` and ``counts`` [n_bins] where each bin's stand.
+    of (system, first, second) and of all three numbers. ``place`` [n_bins, 3] and ``system``
+    [n_bins] belong to each bin; ``members`` [n] are atoms sorted by bin, which begin at ``start``
+    [n_bins] and are ``counts`` [n_bins].
     """
 
     axes: tuple[Tensor, Tensor, Tensor]
@@ -87,7 +90,7 @@ class _BinPairs(NamedTuple):
 
 
 class _Search(NamedTuple):
-    """What a search looks at; ``wrap`` [n, 3] are the cells that atoms lie away."""
+    """The structure of a search; ``wrap`` [n, 3] are the cells that atoms lie away."""
 
     positions: Tensor
     batch: Tensor
@@ -101,13 +104,15 @@ def device_neighbor_list(
 ) -> DevicePairs:
     """Return all pairs with |r_receiver - r_sender + S h| < cutoff, except an atom with itself.
 
+    These are the edges of ``docs/theory.md``, equation 1.
+
     Parameters
     ----------
     positions
         [n, 3] float64, A, on any device; need not lie inside the cell.
     cell, pbc
-        [n_systems, 3, 3] float64, lattice vectors as rows, and [n_systems, 3] bool; vectors of
-        open directions may be zero. They are looked at on the host.
+        [n_systems, 3, 3] float64, A, lattice vectors as rows, and [n_systems, 3] bool; vectors of
+        open directions may be zero. The host reads both.
     cutoff
         In A.
     batch
@@ -161,7 +166,7 @@ def _images(cell: Tensor, pbc: Tensor, cutoff: float) -> Tensor:
 def _all_pairs(
     positions: Tensor, cell: Tensor, pbc: Tensor, cutoff: float, images: Tensor
 ) -> DevicePairs:
-    """Return the pairs of one small system by looking at all of them: few operations, in order."""
+    """Return the pairs of one small system, in order, by a test of all pairs: few operations."""
     device = positions.device
     full = torch.from_numpy(complete_cell(cell.numpy(), pbc.numpy()))
     to_fraction = torch.linalg.inv(full) * pbc.double()  # an open direction is never wrapped
@@ -221,7 +226,7 @@ def _occupied(place: Tensor, system: Tensor) -> _Occupied:
     first, second, third = (torch.unique(place[:, axis]) for axis in range(3))
     axes = (first, second, third)
     ranks = [torch.searchsorted(axis, place[:, k].contiguous()) for k, axis in enumerate(axes)]
-    # two steps keep codes below n_systems n^2, which 64 bits hold
+    # two steps keep codes below n_systems n^2, which fits 64 bits
     planes, plane = torch.unique(
         (system * len(first) + ranks[0]) * len(second) + ranks[1], return_inverse=True
     )
@@ -244,7 +249,7 @@ def _bin_at(occupied: _Occupied, system: Tensor, place: Tensor) -> Tensor:
 
 
 def _rank(ascending: Tensor, values: Tensor) -> Tensor:
-    """Return where each value stands among distinct ascending ones, -1 where it does not."""
+    """Return the index of each value among distinct ascending ones, -1 where it is not there."""
     at = torch.searchsorted(ascending, values.contiguous()).clamp(max=len(ascending) - 1)
     return torch.where(ascending[at] == values, at, -1)
 
@@ -271,7 +276,7 @@ def _bin_pairs(search: _Search) -> _BinPairs:
 
 
 def _check_density(search: _Search, pairs: _BinPairs, cutoff: float) -> None:
-    """Raise InputError for a crowd, before its pairs are made: by a sample of the candidates."""
+    """Raise InputError for too dense atoms, by a sample of candidates, before pairs are made."""
     counts, n_atoms = search.occupied.counts, len(search.positions)
     of_centre = counts[pairs.centre].double()
     of_other = counts[pairs.other].double()
@@ -325,7 +330,7 @@ def _expanded(counts: Tensor) -> tuple[Tensor, Tensor]:
 def _near(
     search: _Search, receiver: Tensor, sender: Tensor, image: Tensor, cutoff: float
 ) -> DevicePairs:
-    """Return the candidates within the cutoff, without atoms themselves."""
+    """Return the candidates within the cutoff, without pairs of an atom with itself."""
     shift = search.wrap[sender] - search.wrap[receiver] - image
     d = search.positions[receiver] - search.positions[sender]
     cells = search.bins.cell[search.batch[receiver]]
@@ -342,45 +347,3 @@ def _sorted(pairs: DevicePairs) -> DevicePairs:
         if len(key) and bool((key != key[0]).any()):
             order = order[torch.argsort(key[order], stable=True)]
     return DevicePairs(*(part[order] for part in pairs))
-
-
-class DeviceVerletList:
-    """Pairs within ``cutoff`` + ``skin`` on the device, searched again when atoms moved that far.
-
-    As :class:`cace_fast.engine.VerletList`, for tensors: what it returns is the same object until
-    two atoms moved by ``skin`` together, or cell, periodicity or number of atoms changed. The host
-    reads one number a call.
-
-    Parameters
-    ----------
-    cutoff, skin
-        In A.
-    """
-
-    def __init__(self, cutoff: float, skin: float) -> None:
-        if not (np.isfinite(skin) and skin >= 0):
-            raise InputError("skin", "a length of at least 0 A", skin)
-        self.cutoff, self.skin = float(cutoff), float(skin)
-        self.n_builds = 0
-        self._built: tuple[DevicePairs, Tensor, Tensor, Tensor] | None = None
-
-    def __call__(
-        self, positions: Tensor, cell: Tensor, pbc: Tensor, batch: Tensor | None = None
-    ) -> DevicePairs:
-        """Return candidate pairs; arguments as for :func:`device_neighbor_list`."""
-        if self._built is None or not self._valid(positions, cell, pbc):
-            reach = self.cutoff + self.skin
-            pairs = device_neighbor_list(positions, cell, pbc, reach, batch)
-            self._built = (pairs, positions.clone(), cell.clone(), pbc.clone())
-            self.n_builds += 1
-        return self._built[0]
-
-    def _valid(self, positions: Tensor, cell: Tensor, pbc: Tensor) -> bool:
-        assert self._built is not None
-        _, old_positions, old_cell, old_pbc = self._built
-        if positions.shape != old_positions.shape or cell.shape != old_cell.shape:
-            return False
-        moved = torch.linalg.vector_norm(positions - old_positions, dim=1)
-        farthest = torch.topk(moved, min(2, len(moved))).values.sum()
-        same = (cell == old_cell).all() & (pbc == old_pbc).all()
-        return bool((farthest <= self.skin) & same)

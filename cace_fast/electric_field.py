@@ -1,8 +1,8 @@
 """Electric fields as functions of time.
 
-A field f adds Z* f to the forces, and -f.P to the energy of an open system; ``docs/theory.md``
-section 10. Where it acts: :class:`cace_fast.CACECalculator`; the work it does along a run:
-:class:`cace_fast.FieldWork`.
+A field f adds Z* f to the forces, and -f.P to the energy of an open system (``docs/theory.md``,
+section 10). :class:`cace_fast.CACECalculator` applies it; :class:`cace_fast.FieldWork` adds up the
+work that it does along a run.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ FieldOfTime = Callable[[float], ArrayLike]
 @dataclass(frozen=True)
 class OscillatingField:
     """A field A cos(2 pi nu (t - t0) + phase) exp(-(t - t0)^2/(2 width^2)), or a part of that.
+
+    ``docs/user/electric_fields.md`` has examples.
 
     Attributes
     ----------
@@ -66,7 +68,13 @@ class OscillatingField:
 
 
 def vector_of(name: str, value: object) -> Vector:
-    """Return a field as an array [3]; InputError, which calls it ``name``, if it is none."""
+    """Return a field in V/A as an array [3] float64 (``docs/user/electric_fields.md``).
+
+    Raises
+    ------
+    InputError
+        If it is not three finite numbers; the message calls it ``name``.
+    """
     try:
         vector = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):
@@ -77,10 +85,16 @@ def vector_of(name: str, value: object) -> Vector:
 
 
 def add_field(found: dict[str, Any], field: ArrayLike) -> None:
-    """Add a field [3] in V/A to what a potential found in place, with neutral Born charges.
+    """Add a field [3] in V/A to results of a potential, in place (``docs/theory.md``, section 10).
 
-    ``found`` holds ``bec``, and ``dipole`` where the structure is open; of ``energy``,
-    ``energies`` and ``forces`` what is there changes.
+    ``found`` holds ``bec`` [n, 3, 3] in e, and ``dipole`` [3] in e A where the structure is open.
+    ``energy``, ``energies`` and ``forces`` change where they are there. Born charges are made
+    neutral first.
+
+    Raises
+    ------
+    InputError
+        If the field is not three finite numbers.
     """
     vector = vector_of("field", field)
     if "dipole" in found:
@@ -90,12 +104,18 @@ def add_field(found: dict[str, Any], field: ArrayLike) -> None:
 
 
 def add_field_energy(found: dict[str, Any], energy: float, n_atoms: int) -> None:
-    """Add the energy of a field in place: to ``energies`` in equal shares for each atom."""
+    """Add the ``energy`` of a field, -f.P, in place: to ``energies`` in equal shares.
+
+    See ``docs/theory.md``, section 10.
+    """
     for name, share in (("energy", 1), ("free_energy", 1), ("energies", n_atoms)):
         if name in found:
             found[name] = found[name] + energy / share
 
 
 def neutral(born: Vector) -> Vector:
-    """Return Born charges [n, 3, 3] without their mean over the atoms."""
+    """Return Born charges [n, 3, 3] in e without their mean over the atoms.
+
+    See ``docs/theory.md``, section 10.
+    """
     return np.asarray(born - born.mean(axis=0))

@@ -12,11 +12,11 @@ R = TypeVar("R")
 
 
 class CaceFastError(Exception):
-    """Base class of every error that cace-fast raises on purpose."""
+    """Base class of every error that cace-fast raises on purpose (``docs/user/errors.md``)."""
 
 
 class InputError(CaceFastError, ValueError):
-    """An argument does not have the required shape, type or value.
+    """An argument does not have the required shape, type or value (``docs/user/errors.md``).
 
     Parameters
     ----------
@@ -41,31 +41,40 @@ class InputError(CaceFastError, ValueError):
 
 
 class UnknownElementError(InputError):
-    """A structure holds an element that the model was not trained on."""
+    """A structure holds an element that the model was not trained on (``docs/user/errors.md``)."""
 
 
 class SpecError(InputError):
-    """A field of a model specification is missing, unknown or out of range."""
+    """A field of a model specification is missing, unknown or out of range.
+
+    See ``docs/user/errors.md``.
+    """
 
 
 class CheckpointError(CaceFastError, ValueError):
-    """A model file cannot be read: truncated, hostile, or of another kind."""
+    """A model file cannot be read: truncated, hostile, or of another kind.
+
+    See ``docs/user/errors.md``.
+    """
 
 
 class UnsupportedModelError(CaceFastError, ValueError):
-    """A model file is sound but uses a part that cace-fast does not provide."""
+    """A model file is sound but uses a part that cace-fast does not provide.
+
+    See ``docs/user/errors.md``.
+    """
 
 
 class PropertyNotImplementedError(CaceFastError, NotImplementedError):
-    """A property was asked for that this model or this structure does not have."""
+    """A property that this model or this structure does not have (``docs/user/errors.md``)."""
 
 
 class VerificationError(CaceFastError, RuntimeError):
-    """The self-check of a potential found a deviation above its limit."""
+    """The self-check of a potential has a deviation above its limit (``docs/user/errors.md``)."""
 
 
 class BackendUnavailableError(CaceFastError, RuntimeError):
-    """An explicitly requested backend cannot run here.
+    """An explicitly requested backend cannot run here (``docs/user/errors.md``).
 
     Parameters
     ----------
@@ -98,7 +107,7 @@ class BackendUnavailableError(CaceFastError, RuntimeError):
 
 
 def renamed(old: str, new: str, function: Callable[P, R]) -> Callable[P, R]:
-    """Return a deprecated alias of a function, which warns."""
+    """Return an alias of a function that gives a DeprecationWarning (``CHANGELOG.md``)."""
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:

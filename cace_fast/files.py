@@ -1,4 +1,4 @@
-"""Files that are whole, whatever interrupts their writing."""
+"""Files that are complete, whatever interrupts their writing."""
 
 from __future__ import annotations
 
@@ -12,14 +12,22 @@ from typing import IO
 def write_whole(path: Path, write: Callable[[IO[bytes]], object], *, writer: str = "") -> None:
     """Write a file such that it appears whole or not at all, also if the power fails.
 
+    See ``docs/user/molecular_dynamics.md``.
+
     Parameters
     ----------
     path
         Its place.
     write
-        Gets a binary file beside the place, which is flushed to disk and then moved there.
+        Called with an open binary file in the same folder. That file is flushed to disk and then
+        renamed to ``path``.
     writer
-        Part of that file's name, of which two that write at the same time need one each.
+        Part of that file's name; two processes that write at the same time need different ones.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
     """
     part = path.with_name(f"{path.name}{writer}.part")
     try:
@@ -40,7 +48,15 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object], *, writer: str
 
 
 def append_whole(file: FileIO, data: bytes) -> None:
-    """Append to an unbuffered file; an interrupted call leaves nothing of ``data`` in it."""
+    """Append to an unbuffered file; an interrupted call leaves nothing of ``data`` in it.
+
+    See ``docs/user/molecular_dynamics.md``.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    """
     place = os.fstat(file.fileno()).st_size
     rest = memoryview(data)
     try:

@@ -1,8 +1,8 @@
-"""The border to upstream's dictionaries: its inputs in, the outputs of a file's modules out.
+"""Upstream's dictionaries: its inputs come in, the outputs of a file's modules go out.
 
 Only here do string keys name tensors. The outputs are differentiable with respect to positions and
-weights. Features and forces come from a fast engine where there is one, and from the reference
-where derivatives of forces are wanted; derivatives of outputs always are those of the reference.
+weights. A fast engine computes features and forces where there is one, and the reference where
+derivatives of forces are wanted; derivatives of outputs always come from the reference.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class _Asked(NamedTuple):
 
 
 class Forward:
-    """Runs a specification on upstream's input dictionary.
+    """Runs a specification on upstream's input dictionary (``docs/conventions.md``).
 
     Parameters
     ----------
@@ -75,7 +75,10 @@ class Forward:
     def of(
         cls, spec: ModelSpec, weights: Mapping[str, Tensor], long_range: LongRange, backend: str
     ) -> Forward:
-        """Return an instance with the engines of a backend, for constant weights."""
+        """Return an instance with the engines of a backend, for constant weights.
+
+        See ``docs/developer/decisions``, 0020.
+        """
         return cls(spec, weights, long_range, Inference(spec, weights, backend, long_range))
 
     @ordinary
@@ -88,9 +91,10 @@ class Forward:
         output_index: int | None = None,
         like_upstream: bool = False,
     ) -> dict[str, Tensor]:
-        """Return the outputs; ``like_upstream`` scales parts by their weight and keeps its stress.
+        """Return the outputs; see :meth:`cace_fast.potential.Potential.forward`.
 
-        See :meth:`cace_fast.potential.Potential.forward`.
+        With ``like_upstream`` reported parts have their weight, and stress is computed when
+        upstream does.
         """
         data = {k: ordinary_tensor(v) if isinstance(v, Tensor) else v for k, v in data.items()}
         call = _Asked(training, compute_stress, output_index, like_upstream)
@@ -179,7 +183,7 @@ class Forward:
         return graph
 
     def _derivatives_among(self, out: Mapping[str, Tensor]) -> set[str]:
-        """Return the keys of outputs that are derivatives already."""
+        """Return the keys of outputs that are derivatives of energies."""
         keys = [
             {
                 key
@@ -299,7 +303,7 @@ def _readout(module: Readout, prefix: str, state: State, weights: Mapping[str, T
 
 
 def _check_finite(found: Mapping[str, Tensor], without: Collection[str]) -> None:
-    """Raise CaceFastError for outputs that are not finite; of an open system stress is NaN."""
+    """Raise CaceFastError for outputs that are not finite; the stress of an open system is NaN."""
     bad = [key for key, value in found.items() if not bool(torch.isfinite(value).all())]
     if set(bad) - set(without):
         raise CaceFastError(f"{min(set(bad) - set(without))}: not finite")

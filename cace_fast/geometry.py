@@ -1,4 +1,4 @@
-"""Cells, periodicity and positions: what is refused before neighbours are searched."""
+"""Checks of cells, periodicity and positions before neighbours are searched."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from .errors import InputError
 
 MAX_IMAGES = 100_000  # images of the cell within the cutoff; beyond it the cell is a mistake
-MAX_LENGTH = 1e12  # A, of a periodic vector; in a longer cell float64 tells no neighbours apart
-MAX_WRAPS = 1e9  # cells that an atom may lie away; beyond it float64 has lost where it is
+MAX_LENGTH = 1e12  # A, of a periodic vector; in a longer cell float64 does not resolve neighbours
+MAX_WRAPS = 1e9  # cells that an atom may lie away; beyond, float64 loses its position
 MAX_NEIGHBORS = 5_000  # of an atom, on average
 MAX_PAIRS = 2**31 - 1  # of one list: engines number them in 32 bits
 
@@ -17,7 +17,10 @@ Floats = NDArray[np.float64]
 
 
 def check_geometry(positions: Floats, cell: Floats, pbc: NDArray[np.bool_], cutoff: float) -> None:
-    """Raise InputError for positions, cell or pbc for which no neighbour list exists."""
+    """Raise InputError for positions [n, 3], cell [3, 3] or pbc [3] without a neighbour list.
+
+    Lengths are in A (``docs/user/errors.md``).
+    """
     if positions.ndim != 2 or positions.shape[1] != 3:
         raise InputError("positions", "an array of shape [n_atoms, 3]", positions.shape)
     check_finite(np.flatnonzero(~np.isfinite(positions).all(axis=1)))
@@ -45,13 +48,19 @@ def check_geometry(positions: Floats, cell: Floats, pbc: NDArray[np.bool_], cuto
 
 
 def check_finite(bad: NDArray[np.intp]) -> None:
-    """Raise InputError for atoms ``bad`` [m] whose positions are not finite, if any."""
+    """Raise InputError for atoms ``bad`` [m] whose positions are not finite, if any.
+
+    See ``docs/user/errors.md``.
+    """
     if len(bad):
         raise InputError("positions", "finite numbers", f"NaN or infinity for atoms {some(bad)}")
 
 
 def check_wraps(far: NDArray[np.intp]) -> None:
-    """Raise InputError for atoms ``far`` [m] that lie more than MAX_WRAPS cells away, if any."""
+    """Raise InputError for atoms ``far`` [m] that lie more than MAX_WRAPS cells away, if any.
+
+    See ``docs/user/errors.md``.
+    """
     if len(far):
         raise InputError(
             "positions",
@@ -64,7 +73,8 @@ def check_wraps(far: NDArray[np.intp]) -> None:
 def check_crowd(n_pairs: int, n_atoms: int, cutoff: float) -> None:
     """Raise InputError for more pairs within a cutoff in A than a list may hold.
 
-    A search that counts as it goes calls this often, so that the error comes before the memory.
+    A search calls this while it counts, so that the error comes before the memory is taken
+    (``docs/user/errors.md``).
     """
     if n_pairs > min(MAX_NEIGHBORS * n_atoms, MAX_PAIRS):
         raise InputError(
@@ -76,7 +86,10 @@ def check_crowd(n_pairs: int, n_atoms: int, cutoff: float) -> None:
 
 
 def complete_cell(cell: Floats, pbc: NDArray[np.bool_]) -> Floats:
-    """Return the cell with open directions replaced by unit vectors normal to the rest."""
+    """Return the cell [3, 3] with open directions replaced by unit vectors normal to the rest.
+
+    Lengths are in A (``docs/conventions.md``, "Graph").
+    """
     full = np.array(cell, dtype=np.float64)
     if pbc.all():
         return full
@@ -90,6 +103,9 @@ def complete_cell(cell: Floats, pbc: NDArray[np.bool_]) -> Floats:
 
 
 def some(indices: NDArray[np.intp]) -> str:
-    """Return the first few indices as text, with the number of the others."""
+    """Return the first few indices as text, with the number of the others.
+
+    See ``docs/user/errors.md``.
+    """
     shown = ", ".join(str(i) for i in indices[:5])
     return shown + (f" and {len(indices) - 5} more" if len(indices) > 5 else "")

@@ -1,4 +1,4 @@
-"""What goes into a model and what comes out: :class:`AtomicGraph` and :class:`ModelOutput`."""
+"""Inputs and results of a model: :class:`AtomicGraph` and :class:`ModelOutput`."""
 
 from __future__ import annotations
 
@@ -47,28 +47,34 @@ class AtomicGraph:
 
     @property
     def n_atoms(self) -> int:
-        """Number of atoms of all systems."""
+        """Number of atoms of all systems (``docs/conventions.md``, "Graph")."""
         return int(self.positions.shape[0])
 
     @property
     def n_systems(self) -> int:
-        """Number of systems."""
+        """Number of systems (``docs/conventions.md``, "Graph")."""
         return int(self.cell.shape[0])
 
     def vectors(self) -> Tensor:
-        """Return the edge vectors d [n_edges, 3] in A, from sender to receiver."""
+        """Return the edge vectors d [n_edges, 3] in A, from sender to receiver (equation 1)."""
         cells = self.cell[self.batch[self.receivers]]
         shift = torch.einsum("ek,ekx->ex", self.shifts.to(cells.dtype), cells)
         return self.positions[self.receivers] - self.positions[self.senders] + shift
 
     def strained(self, strain: Tensor) -> AtomicGraph:
-        """Return the graph with r -> r + r eps and h -> h + h eps, eps symmetrised."""
+        """Return the graph with r -> r + r eps and h -> h + h eps (equation 25).
+
+        eps is the symmetric part of ``strain`` [n_systems, 3, 3].
+        """
         eps = 0.5 * (strain + strain.transpose(1, 2))
         moved = self.positions + torch.einsum("nx,nxy->ny", self.positions, eps[self.batch])
         return replace(self, positions=moved, cell=self.cell + self.cell @ eps)
 
     def to(self, device: torch.device) -> AtomicGraph:
-        """Return the graph with all tensors on ``device``; itself when they are there."""
+        """Return the graph with all tensors on ``device``; itself when they are there.
+
+        See ``docs/conventions.md``, "Graph".
+        """
         if self.positions.device == device:
             return self
         names = [f.name for f in fields(self) if f.name != "inputs"]
@@ -76,7 +82,10 @@ class AtomicGraph:
         return AtomicGraph(**{n: getattr(self, n).to(device) for n in names}, inputs=inputs)
 
     def select(self, edges: Tensor) -> AtomicGraph:
-        """Return the graph with the edges of a mask, or of indices in their order."""
+        """Return the graph with the edges of a mask [n_edges], or of indices in their order.
+
+        See ``docs/conventions.md``, "Graph".
+        """
         return replace(
             self,
             senders=self.senders[edges],
@@ -86,7 +95,15 @@ class AtomicGraph:
 
 
 def join(graphs: Sequence[AtomicGraph]) -> AtomicGraph:
-    """Return one graph that holds all systems of ``graphs`` in order."""
+    """Return one graph that holds all systems of ``graphs`` in order.
+
+    See ``docs/conventions.md``, "Graph".
+
+    Raises
+    ------
+    InputError
+        If there are none.
+    """
     if not graphs:
         raise InputError("graphs", "at least one graph", "none")
     if len(graphs) == 1:
@@ -110,7 +127,10 @@ def join(graphs: Sequence[AtomicGraph]) -> AtomicGraph:
 
 
 def same_memory(some: Iterable[Tensor], others: Iterable[Tensor]) -> bool:
-    """Return whether two lists hold the same tensors; the first must be kept alive."""
+    """Tell whether two lists hold the same tensors; the first must be kept alive.
+
+    See ``docs/conventions.md``, "Graph".
+    """
     return all(
         a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.dtype == b.dtype
         for a, b in zip(some, others, strict=True)
@@ -119,7 +139,7 @@ def same_memory(some: Iterable[Tensor], others: Iterable[Tensor]) -> bool:
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """Results of an engine for a graph; None for those not asked for.
+    """Results of an engine for a graph; None for those not asked for (``docs/conventions.md``).
 
     Attributes
     ----------

@@ -1,8 +1,8 @@
-"""Upstream's outputs by a fast engine, with plain torch behind them for whoever differentiates.
+"""Upstream's outputs by a fast engine; plain torch computes their derivatives when they are wanted.
 
-An engine gives features and the derivatives of energies; what is small beside them (read-outs of
-given features, sums over structures) stays with the reference. The outputs know how to be
-differentiated: only then the reference runs as a whole.
+An engine computes features and the derivatives of energies; the reference computes the rest, which
+is small (read-outs of given features, sums over structures). When an output is differentiated, the
+reference runs as a whole.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ Outputs = dict[str, Tensor]
 
 
 class Inference:
-    """The engines that give a model's features, and forces of each of its energies.
+    """The engines that compute a model's features, and forces of each of its energies.
+
+    They serve :class:`cace_fast.forward.Forward` (decision 0020).
 
     Parameters
     ----------
@@ -55,7 +57,7 @@ class Inference:
         self._programs: dict[int | None, dict[tuple[int, str], EnergyProgram] | None] = {}
 
     def serves(self, output_index: int | None) -> bool:
-        """Return whether a fast engine gives all forces among the outputs."""
+        """Tell whether a fast engine computes all forces among the outputs (decision 0020)."""
         if output_index not in self._programs:
             self._programs[output_index] = self._programs_of(output_index)
         return self._programs[output_index] is not None
@@ -86,7 +88,7 @@ class Inference:
         Raises
         ------
         UnsupportedModelError
-            For derivatives that no engine gives.
+            For derivatives that no engine computes.
         """
         for number, sub in enumerate(self._spec.submodels):
             for index, module in enumerate(sub.modules):
@@ -113,7 +115,7 @@ class Inference:
         return self._engines[program]
 
     def features(self, graph: AtomicGraph) -> Tensor:
-        """Return the invariants [n, n_radial, n_B, C, T] in the working dtype."""
+        """Return the invariants [n, n_radial, n_B, C, T] in the working dtype (equation 21)."""
         if not self._engines:
             self._engine(program_of(self._spec, ()))
         return next(iter(self._engines.values())).features(graph)
@@ -121,7 +123,15 @@ class Inference:
     def derivatives(
         self, number: int, key: str, graph: AtomicGraph, output_index: int | None, *, stress: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Return dE/dr [n, 3] and, with ``stress``, dE/dstrain [n_systems, 3, 3] of an energy."""
+        """Return dE/dr [n, 3] in eV/A and, with ``stress``, dE/dstrain [n_systems, 3, 3] in eV.
+
+        E is the energy ``key`` of the sub-model ``number``; :meth:`serves` was called before.
+
+        Raises
+        ------
+        InputError, CaceFastError
+            As for :meth:`cace_fast.engine.protocol.Engine.evaluate`.
+        """
         programs = self._programs[output_index]
         assert programs is not None
         wanted = ("forces", "virials") if stress else ("forces",)
@@ -170,7 +180,10 @@ class _Differentiable(torch.autograd.Function):
 def differentiable(
     values: Outputs, again: Callable[[Sequence[Tensor]], Outputs], leaves: Sequence[Tensor]
 ) -> Outputs:
-    """Return values whose derivatives are those of what ``again`` computes."""
+    """Return ``values`` whose derivatives, of any order, are those of the results of ``again``.
+
+    ``again`` takes the ``leaves`` to differentiate by (decision 0020).
+    """
     names = list(values)
 
     def in_order(leaves: Sequence[Tensor]) -> list[Tensor]:

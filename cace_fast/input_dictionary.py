@@ -20,13 +20,18 @@ ROUNDING = 0.01  # of shifts in units of the cell: float32 coordinates leave 1e-
 def graph_of_dict(data: Mapping[str, Tensor], positions: Tensor, spec: ModelSpec) -> AtomicGraph:
     """Return the graph of upstream's input dictionary.
 
-    A structure is open where its cell is zero and periodic where it is not singular.
+    See ``docs/conventions.md``, "Input dictionary".
+
+    A structure is open where its cell is zero and periodic where it is not singular. ``positions``
+    [n, 3] are in A; the graph has them in float64.
 
     Raises
     ------
     InputError
         For an entry that is missing, of another shape or type, or names atoms, structures or
         images that do not exist.
+    UnknownElementError
+        For an element that the model does not have.
     """
     for key in REQUIRED:
         tensor_of(data, key)
@@ -66,7 +71,10 @@ def graph_of_dict(data: Mapping[str, Tensor], positions: Tensor, spec: ModelSpec
 
 
 def tensor_of(data: Mapping[str, Tensor], key: str) -> Tensor:
-    """Return an entry of the dictionary; InputError unless it is a tensor."""
+    """Return an entry of the dictionary; InputError unless it is a tensor.
+
+    See ``docs/conventions.md``.
+    """
     if key not in data or not isinstance(data[key], Tensor):
         raise InputError(f"data[{key!r}]", "a tensor", type(data.get(key)).__name__)
     return data[key]
@@ -124,7 +132,7 @@ def _unit_shifts(
 
 
 def _per_atom(value: Tensor, batch: Tensor, n: int) -> Tensor:
-    """Return an input with one row for each atom; one number for each structure is spread."""
+    """Return an input with one row for each atom; one number for a structure is repeated."""
     return value if value.dim() and len(value) == n else value.reshape(-1)[batch]
 
 

@@ -44,6 +44,8 @@ def load(
         If there is neither a file nor a shipped potential of that name.
     CheckpointError, UnsupportedModelError
         If the file cannot be read, or holds a part that cace-fast does not provide.
+    InputError, BackendUnavailableError
+        If an option is out of its range, or the backend cannot run here.
     VerificationError
         If the check finds a deviation above its limit.
     """

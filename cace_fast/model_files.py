@@ -12,7 +12,15 @@ from .weights import Weights
 
 
 def read_model(path: str | os.PathLike[str]) -> tuple[ModelSpec, Weights]:
-    """Return specification and tensors of a model file or shipped name."""
+    """Return specification and tensors of a model file or shipped name (``docs/conventions.md``).
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is neither a file nor a shipped potential of that name.
+    CheckpointError, UnsupportedModelError
+        If the file cannot be read, or holds a part that cace-fast does not provide.
+    """
     place = Path(path)
     try:
         weights.require_regular(place)
@@ -31,7 +39,10 @@ def read_model(path: str | os.PathLike[str]) -> tuple[ModelSpec, Weights]:
 
 
 def shipped() -> tuple[str, ...]:
-    """Return the names of the potentials that come with cace-fast."""
+    """Return the names of the potentials that come with cace-fast.
+
+    See ``docs/developer/demo_potential.md``.
+    """
     found = (entry.name for entry in files("cace_fast.models").iterdir())
     return tuple(
         sorted(n.removesuffix(".safetensors") for n in found if n.endswith(".safetensors"))

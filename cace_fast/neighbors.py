@@ -13,23 +13,26 @@ from numpy.typing import NDArray
 from .device_neighbors import device_neighbor_list
 from .geometry import Floats, check_geometry, complete_cell
 
-MANY_ATOMS = 2_000  # from here on a search is worth more than one thread
-# vesin has a table of all boxes of its grid, empty ones included, as many along open directions as
-# the longest extent of the atoms has; in slabs and wires it meets every one of these with every
-# other; from 100 000 boxes on it makes their numbers smaller by one factor, and divides by one
-# that became zero; and it has no bound on pairs. Well within these limits it is safe; beyond, the
-# search that has bounds takes over.
+MANY_ATOMS = 2_000  # from here on several threads speed up a search
+# vesin has a table of all boxes of its grid, empty ones included; open directions have as many as
+# the longest extent of the atoms. In slabs and wires it pairs every one of these with every other.
+# From 100 000 boxes on it divides their numbers by one factor, and then by a number that became
+# zero. It has no bound on pairs. Well within these limits it is safe; beyond, the bounded search of
+# device_neighbors takes over.
 MAX_BOXES, MAX_BOXES_PER_ATOM, ITS_MOST_BOXES = 5_000, 8, 100_000
 MAX_MEETINGS, MAX_MEETINGS_PER_ATOM = 100_000, 100
 FARTHEST, MOST_SKEWED = 1e5, 1e3  # A; and a ratio of length to height of a cell
-FAR = 8  # cells: with atoms farther away vesin looks at all cells between
+FAR = 8  # cells: if atoms are farther away, vesin visits all cells between
 MAX_CROWD = 1_000  # neighbours of an atom, as estimated
 
 Ints = NDArray[np.int64]
 
 
 class NeighborList(NamedTuple):
-    """Directed pairs: ``senders`` [n_edges], ``receivers`` [n_edges], ``shifts`` [n_edges, 3]."""
+    """Directed pairs, int64 (``docs/theory.md``, equation 1).
+
+    ``senders`` and ``receivers`` are [n_edges], ``shifts`` [n_edges, 3].
+    """
 
     senders: Ints
     receivers: Ints
@@ -47,6 +50,8 @@ def neighbor_list(
 ) -> NeighborList:
     """Return all pairs with |r_receiver - r_sender + S h| < cutoff, except an atom with itself.
 
+    These are the edges of ``docs/theory.md``, equation 1.
+
     Parameters
     ----------
     positions
@@ -58,14 +63,14 @@ def neighbor_list(
     cutoff
         In A.
     in_order
-        False: in the order of the search, and possibly pairs at the cutoff exactly; for those who
-        sort and trim themselves.
+        False: in the order of the search, and possibly with pairs at exactly the cutoff; for
+        callers that sort and trim themselves.
     search
         A :class:`Searcher` of this cutoff, whose memory is used again.
 
     Returns
     -------
-    Edges
+    NeighborList
         int64 arrays in the order of receiver, sender, shift. The order depends on the set of
         pairs alone, so that results do not depend on when a list was built.
 
@@ -85,7 +90,7 @@ def neighbor_list(
     if np.abs(wraps).max() <= FAR:
         return _near(positions, box, inverse, pbc, cutoff, in_order, search)
     found = _near(positions - wraps @ box, box, inverse, pbc, cutoff, in_order, search)
-    away = wraps.astype(np.int64)  # the same for all pairs of two atoms: their order stays
+    away = wraps.astype(np.int64)  # the same for all pairs of two atoms: their order is kept
     return found._replace(shifts=found.shifts - away[found.receivers] + away[found.senders])
 
 
@@ -119,9 +124,10 @@ def _near(
 
 
 class Searcher:
-    """Searches neighbours with vesin, for structures of about ``n_atoms`` atoms.
+    """Searches neighbours within ``cutoff`` in A with vesin, for about ``n_atoms`` atoms.
 
-    Its memory is used again: memory that is new to a process can cost more than the search.
+    Its memory is used again: memory that is new to a process can cost more than the search
+    (``docs/developer/measurements.md``).
     """
 
     def __init__(self, cutoff: float, n_atoms: int) -> None:
@@ -130,10 +136,10 @@ class Searcher:
         self._memory: list[tuple[Ints, weakref.ref[_User]]] = []
 
     def edges(self, system: dict[str, Any]) -> NeighborList:
-        """Return the pairs that vesin finds, in its order."""
+        """Return the pairs (equation 1) that vesin finds, in its order."""
         receivers, senders, shifts = self.lists.compute(**system, quantities="ijS", copy=False)
         n = len(receivers)
-        # sender, receiver and shift in one array, given back as a whole
+        # sender, receiver and shift in one array, which is freed as a whole
         found = self._array(5 * n)
         edges = NeighborList(found[:n], found[n : 2 * n], found[2 * n : 5 * n].reshape(n, 3))
         np.copyto(edges.senders, senders, casting="unsafe")
@@ -142,7 +148,7 @@ class Searcher:
         return edges
 
     def _array(self, size: int) -> Ints:
-        """Return an array, of memory that no array or tensor given out before still uses."""
+        """Return an array in memory that no array or tensor given out before still uses."""
         used = [(memory, user) for memory, user in self._memory if user() is not None]
         free = [memory for memory, user in self._memory if user() is None and len(memory) >= size]
         memory = free[0] if free else np.empty(size + size // 16, dtype=np.int64)
@@ -152,7 +158,7 @@ class Searcher:
 
 
 class _User:
-    """The base of all arrays made of a memory: alive as long as one of them."""
+    """The base of all arrays in a memory: it lives as long as one of them."""
 
     def __init__(self, memory: Ints) -> None:
         self.__array_interface__ = memory.__array_interface__
@@ -179,11 +185,11 @@ def _is_ordinary(
         meetings = n_boxes * float(np.prod(of_vesin[~pbc])) if pbc.any() else 0.0
     if not meetings <= MAX_MEETINGS + MAX_MEETINGS_PER_ATOM * n:
         return False
-    # eight times as many as counted here, for what its own rounding may add
+    # eight times as many as counted here, to allow for vesin's rounding
     thinnest = of_vesin.min() * (ITS_MOST_BOXES / (8.0 * n_boxes)) ** (1.0 / 3.0)
     if n_boxes > MAX_BOXES and not (thinnest >= 2.0 and n_boxes <= MAX_BOXES_PER_ATOM * n):
         return False
-    # boxes of open directions are a cutoff wide, those of periodic ones at least so, or the cell
+    # boxes are a cutoff wide in open directions, and at least that, or the cell, in periodic ones
     width = np.where(pbc, heights / number, cutoff)
     neighbors = 4.19 * cutoff**3 / float(np.prod(width))  # for each atom of a box
     if n * neighbors <= MAX_CROWD:

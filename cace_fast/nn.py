@@ -21,7 +21,9 @@ from cace_fast.weights import expected_shapes
 
 
 class Moments(nn.Module):
-    """A basis: radial-weighted Cartesian moments, with weights to train (equation 11).
+    """A basis: radial-weighted Cartesian moments, with weights to train.
+
+    See ``docs/theory.md``, eq. 11.
 
     Parameters are called as in the files of cace-fast: ``embedding.sender``,
     ``radial.frequencies``, ``mixing.0``, ...
@@ -31,7 +33,7 @@ class Moments(nn.Module):
     spec
         The representation; its message passing steps are no part of this module.
     weights
-        Tensors by these names to begin with; None for random ones.
+        Initial tensors by these names; None for random ones.
     seed
         Of the random ones. torch's global generator is not used.
     backend
@@ -81,29 +83,36 @@ class Moments(nn.Module):
     def forward(
         self, vectors: Tensor, senders: Tensor, receivers: Tensor, species: Tensor
     ) -> Tensor:
-        """Return A [n, n_radial, n_A, C].
+        """Return A [n, n_radial, n_A, C] (``docs/theory.md``, equation 11).
 
         Parameters
         ----------
         vectors
-            d [n_edges, 3] in A, from sender to receiver.
+            d [n_edges, 3] in A, from sender to receiver; float32 or float64 like the weights.
         senders, receivers
             [n_edges] int64, in any order.
         species
             [n] int64, row of each atom's element in the embeddings.
+
+        Raises
+        ------
+        InputError, BackendUnavailableError
+            As for :func:`cace_fast.kernels.moments.moments`.
         """
         weights = dict(self.named_parameters())
         edges = (vectors, senders, receivers, species)
         return moments(*edges, weights, self.spec, backend=self.backend)
 
     def extra_repr(self) -> str:
-        """Return the line that torch prints for the module."""
+        """Return the line that torch prints for the module (``docs/developer/training.md``)."""
         rep = self.spec
         return f"{rep.n_elements} elements, l_max={rep.l_max}, cutoff={rep.cutoff:g} A"
 
 
 class Contraction(nn.Module):
-    """B basis: the invariants of moments (equations 13 to 16); nothing to train.
+    """B basis: the invariants of moments (``docs/theory.md``, equations 13 to 16).
+
+    It has nothing to train.
 
     Parameters
     ----------
@@ -118,16 +127,22 @@ class Contraction(nn.Module):
         self.l_max, self.nu_max, self.backend = l_max, nu_max, backend
 
     def forward(self, a: Tensor) -> Tensor:
-        """Return B [n, n_radial, n_B, C] of A [n, n_radial, n_A, C]."""
+        """Return B [n, n_radial, n_B, C] of A [n, n_radial, n_A, C] (equations 13 to 16).
+
+        Raises
+        ------
+        InputError, BackendUnavailableError
+            As for :func:`cace_fast.kernels.contraction.contraction`.
+        """
         return contraction(a, self.l_max, self.nu_max, backend=self.backend)
 
     def extra_repr(self) -> str:
-        """Return the line that torch prints for the module."""
+        """Return the line that torch prints for the module (``docs/developer/training.md``)."""
         return f"l_max={self.l_max}, nu_max={self.nu_max}"
 
 
 def _random(spec: Representation, seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return embeddings and mixing that keep the size of numbers, and evenly spread radials."""
+    """Return random embeddings and mixing of unit variance, and evenly spread radial parameters."""
     generator = torch.Generator().manual_seed(seed)
     n, cutoff = spec.radial.n_rbf, spec.cutoff
     steps = torch.arange(1, n + 1, dtype=dtype)

@@ -1,4 +1,4 @@
-"""What output modules write into the dictionary of a call, other than read-outs and sums."""
+"""Values that output modules write into the dictionary of a call, read-outs and sums excepted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from .spec import Dephase, Ewald, Forces, Grad, Polarization
 
 @dataclass(frozen=True)
 class Call:
-    """The options of one call, as upstream names them."""
+    """The options of one call, as upstream names them.
+
+    See ``docs/conventions.md``, "Input dictionary".
+    """
 
     training: bool = False
     output_index: int | None = None
@@ -32,20 +35,43 @@ Derivatives = Callable[[str], tuple[Tensor, Tensor | None]]
 
 @dataclass
 class State:
-    """State that the modules of a sub-model share in a call."""
+    """State that the modules of a sub-model share in a call (``docs/theory.md``, section 7).
+
+    Attributes
+    ----------
+    graph, feats, positions
+        The systems, their features [n, n_radial, n_B, C, T], and positions [n, 3] in A.
+    strain
+        [n_systems, 3, 3], zero, to differentiate by; None without stress.
+    call
+        The options.
+    fast
+        Returns dE/dr [n, 3] and dE/dstrain [n_systems, 3, 3] of an energy by its key; None for
+        automatic differentiation.
+    values
+        The latest value of each key.
+    lattice
+        Lattice components of polarisations and their gradients, by key.
+    """
 
     graph: AtomicGraph
     feats: Tensor
     positions: Tensor
     strain: Tensor | None
     call: Call
-    fast: Derivatives | None = None  # of energies; automatic ones without it
+    fast: Derivatives | None = None  # of energies; without it by autograd
     values: dict[str, Tensor] = field(default_factory=dict)
     lattice: dict[str, Tensor] = field(default_factory=dict)
 
 
 def value_of(state: State, key: str) -> Tensor:
-    """Return the latest value of a key, of an earlier module or of the inputs."""
+    """Return the latest value of a key, of an earlier module or of the inputs (section 7).
+
+    Raises
+    ------
+    InputError
+        If no module and no input has it.
+    """
     if key in state.values:
         return state.values[key]
     if key in state.graph.inputs:
@@ -57,7 +83,16 @@ def value_of(state: State, key: str) -> Tensor:
 
 
 def ewald(module: Ewald, state: State) -> None:
-    """Write the energies of an Ewald sum, and its potentials if they are asked for."""
+    """Write the energies of an Ewald sum, and its potentials if they are asked for (section 9).
+
+    Energies are [n_systems] in eV, or [n_systems, n_q] without aggregation; potentials [n, n_q].
+
+    Raises
+    ------
+    InputError
+        If the charges are missing or cannot be summed, or open and periodic structures would have
+        results of different shapes.
+    """
     q = value_of(state, module.feature_key)
     q = columns_of(q)
     result = ewald_of(module, q, state.graph, state.call.how)
@@ -77,7 +112,16 @@ def ewald(module: Ewald, state: State) -> None:
 
 
 def forces(module: Forces, state: State, stress: bool) -> None:
-    """Write forces of the present value of an energy, and with ``stress`` virials and stress."""
+    """Write forces of the present value of an energy, and with ``stress`` virials and stress.
+
+    Forces are [n, 3] in eV/A, virials in eV and stress in eV/A^3 [n_systems, 3, 3], each with a
+    last axis for an energy of several columns (``docs/theory.md``, equation 25).
+
+    Raises
+    ------
+    InputError
+        If the energy is missing.
+    """
     energy = value_of(state, module.energy_key)
     columns = energy.flatten(1).unbind(1) if energy.dim() > 1 else (energy,)
     gradients = [_derivatives(module.energy_key, column, state) for column in columns]
@@ -110,7 +154,13 @@ def _derivatives(key: str, energy: Tensor, state: State) -> tuple[Tensor, ...]:
 
 
 def polarization(module: Polarization, state: State) -> None:
-    """Write P (docs/theory.md, equations 31 and 32), its phase, and its lattice components."""
+    """Write P [n_systems, 3] in e A, its phase, and its lattice components (equations 31 and 32).
+
+    Raises
+    ------
+    InputError
+        If the charges are missing or have several channels.
+    """
     graph = state.graph
     q = value_of(state, module.charge_key).reshape(graph.n_atoms, -1).to(torch.float64)
     if q.shape[1] != 1:
@@ -156,7 +206,13 @@ def _gradient(y: Tensor, x: Tensor, state: State) -> Tensor:
 
 
 def gradient_output(module: Grad, state: State) -> None:
-    """Write the gradient of an output with respect to positions."""
+    """Write the gradient [n, 3, ...] of an output with respect to positions (section 10).
+
+    Raises
+    ------
+    InputError
+        If the output is missing, or the gradient is by something else.
+    """
     if module.x_key != "positions":
         raise InputError("Grad.x_key", "'positions'", repr(module.x_key))
     state.values[module.output_key] = _gradient(
@@ -170,7 +226,16 @@ def gradient_output(module: Grad, state: State) -> None:
 
 
 def dephase(module: Dephase, state: State) -> None:
-    """Write Re(dP/dr conj phase), each lattice component with its own phase before mixing."""
+    """Write Re(dP/dr conj phase) [n, 3, 3] in e, each lattice component with its own phase.
+
+    See ``docs/theory.md``, equation 34.
+
+    Raises
+    ------
+    InputError
+        If the gradient or the phase is missing, or one component is asked for in a cell
+        with angles.
+    """
     value, cell = value_of(state, module.input_key), state.graph.cell
     if module.input_key not in state.lattice:
         state.values[module.output_key] = value.real if value.is_complex() else value

@@ -1,11 +1,10 @@
-"""What a user holds: :class:`Potential`, and :func:`load`, which reads one from a file."""
+""":class:`Potential`: a model that computes properties of structures."""
 
 from __future__ import annotations
 
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
@@ -15,24 +14,21 @@ from torch import Tensor
 
 from . import structures, weights
 from .arrays import Arrays
-from .engine import Batch, LongRange, VerletList, find_device, find_dtype, make_engine
-from .errors import CaceFastError, InputError, renamed
+from .engine import Batch, LongRange, find_device, find_dtype, make_engine
+from .errors import renamed
+from .evaluation import evaluate_frames
 from .forward import Forward
-from .graph import AtomicGraph, join
+from .graph import join
 from .min_dist import AUTO, MinDist
-from .neighbors import neighbor_list
 from .process import ordinary
 from .properties import (
     USUAL,
-    Evaluated,
     Names,
     Result,
     check_names,
     check_structure,
     isolated_table,
-    needed,
     require_energy,
-    results_of,
     to_numpy,
 )
 from .spec import ModelSpec, energy_program
@@ -43,12 +39,13 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 Frames = Sequence["Atoms"]
-# evaluated together: enough to fill the machine, few enough for the caches and for bounded memory
-BATCH_EDGES, BATCH_ATOMS = 200_000, 2_000
 
 
 class Potential:
     """A model that computes energies, forces and other properties of structures.
+
+    ``docs/user/evaluate_and_convert.md`` has examples; :func:`cace_fast.load` reads one from a
+    file.
 
     Parameters
     ----------
@@ -64,12 +61,15 @@ class Potential:
         Which energy of the model to take, by default its total; which of a read-out's several.
     long_range_tolerance, k_set, long_range, slab_vacuum
         Tolerance (None: 1e-6 in float32, 1e-10 in float64), k_set, method and vacuum of slabs in A
-        (docs/user/slabs.md) of :class:`cace_fast.engine.LongRange`, which is at :attr:`long_range`.
+        (``docs/user/slabs.md``) of :class:`cace_fast.engine.LongRange`, which is at
+        :attr:`long_range`.
 
     Raises
     ------
     InputError
         For an argument out of its range.
+    UnsupportedModelError
+        If the total energy is ambiguous, or a backend asked for by name lacks a part of the model.
     BackendUnavailableError
         If a backend asked for by name cannot run here.
     """
@@ -111,7 +111,10 @@ class Potential:
         self._extra_inputs = extra_inputs(spec)
 
     def replace(self, **options: Any) -> Potential:
-        """Return a potential of the same model with these options changed."""
+        """Return a potential of the same model with these options changed.
+
+        Options and errors are those of :class:`Potential`.
+        """
         how = self.long_range
         own: dict[str, Any] = {
             "device": self.device,
@@ -125,7 +128,7 @@ class Potential:
             "slab_vacuum": how.slab_vacuum,
         }
         if "dtype" in options and how.tolerance == LongRange.of(self.dtype).tolerance:
-            own["long_range_tolerance"] = None  # the usual one, of the other precision then
+            own["long_range_tolerance"] = None  # the default of the new precision
         found = Potential(self.spec, self.weights, **(own | options))
         found.long_range.reference_cell = how.reference_cell
         return found
@@ -144,18 +147,24 @@ class Potential:
 
     @property
     def backend(self) -> str:
-        """Name of the backend that evaluates the model."""
+        """Name of the backend that evaluates the model (``docs/user/install.md``)."""
         return self._engine.backend
 
     @property
     def backend_note(self) -> str:
-        """The code of the backend that runs, and why ``auto`` chose no faster one."""
+        """The code of the backend that runs, and why ``auto`` chose no faster one.
+
+        See ``docs/user/install.md``.
+        """
         note = f" ({self._engine.note})" if self._engine.note else ""
         return self._engine.description + note
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Time spent in each part of the engine so far in s; empty where that is not measured."""
+        """Seconds spent in each part of the engine so far; empty where that is not measured.
+
+        See ``docs/user/performance.md``.
+        """
         return self._engine.seconds()
 
     @property
@@ -165,7 +174,7 @@ class Potential:
 
     @property
     def cutoff(self) -> float:
-        """Cutoff of the neighbour search in A."""
+        """Cutoff of the neighbour search in A (``docs/theory.md``, section 1)."""
         return self.spec.representation.cutoff
 
     @overload
@@ -180,6 +189,8 @@ class Potential:
         self, atoms: Atoms | Sequence[Atoms], properties: Names = USUAL, *, min_dist: MinDist = AUTO
     ) -> Result | list[Result]:
         """Return the ``properties`` of one structure, or of each structure of a list.
+
+        ``docs/conventions.md``, "Results", defines them.
 
         Parameters
         ----------
@@ -223,13 +234,14 @@ class Potential:
     ) -> list[Result]:
         """Return :meth:`compute` of every frame, with a given source of candidate pairs.
 
+        Parameters, results and errors are those of :meth:`compute`, and:
+
         Parameters
         ----------
-        frames, properties, min_dist
-            As in :meth:`compute`.
         edges
-            Called with positions, cell and pbc; see :class:`cace_fast.engine.VerletList`. Pairs
-            ascend in the receiver unless :attr:`sorts_pairs`.
+            Called with positions [n, 3] and cell [3, 3] in A, and pbc [3]; see
+            :class:`cace_fast.engine.VerletList`. Pairs ascend in the receiver unless
+            :attr:`sorts_pairs`.
         inputs
             Where to find further inputs of the model: its name -> name in ``info`` or ``arrays``.
         """
@@ -237,37 +249,22 @@ class Potential:
         require_energy(self.spec)
         for atoms in frames:
             check_structure(properties, atoms)
-        names = {key: key for key in self._extra_inputs} | dict(inputs or {})
-        rep = self.spec.representation
-        source = edges or partial(neighbor_list, cutoff=self.cutoff, in_order=not self.sorts_pairs)
-        results: list[Result] = []
-        pending: list[AtomicGraph] = []
-        n_edges = n_atoms = 0
-        for number, atoms in enumerate(frames):
-            try:
-                if isinstance(source, VerletList):
-                    graph = source.graph(atoms, rep, names)
-                else:
-                    graph = graph_of(atoms, rep, inputs=names, edges=source)
-            except InputError as error:
-                raise structures.with_index(error, number, len(frames)) from None
-            pending.append(graph)
-            n_edges, n_atoms = n_edges + len(graph.senders), n_atoms + graph.n_atoms
-            full = n_edges > BATCH_EDGES or n_atoms > BATCH_ATOMS
-            if full or number == len(frames) - 1:
-                try:
-                    batch = frames[len(results) : number + 1]
-                    results += self._evaluate_batch(batch, pending, properties, min_dist)
-                except CaceFastError:
-                    for k, one in enumerate(pending, start=len(results)):
-                        self._raise_with_index(frames, k, one, properties, min_dist)
-                    raise
-                pending, n_edges, n_atoms = [], 0, 0
-        return results
+        return evaluate_frames(
+            self._engine,
+            self.program,
+            frames,
+            properties,
+            edges=edges,
+            inputs={key: key for key in self._extra_inputs} | dict(inputs or {}),
+            min_dist=min_dist,
+        )
 
     @ordinary
     def features(self, atoms: Atoms, *, min_dist: MinDist = AUTO) -> NDArray[Any]:
-        """Return the invariants [n, n_radial, n_B, C, n_stages] in the working dtype."""
+        """Return the invariants [n, n_radial, n_B, C, n_stages] in the working dtype (equation 21).
+
+        ``min_dist`` (A) and errors are those of :meth:`compute`.
+        """
         graph = graph_of(atoms, self.spec.representation, min_dist=min_dist)
         return np.asarray(self._engine.features(graph.to(self.device)).cpu().numpy())
 
@@ -284,7 +281,7 @@ class Potential:
         skin: float = 1.0,
         min_dist: MinDist = AUTO,
     ) -> Batch:
-        """Return systems that stay on the device and move there, evaluated together.
+        """Return systems that stay on the device and move there (``docs/user/batches.md``).
 
         Parameters
         ----------
@@ -307,12 +304,14 @@ class Potential:
         Returns
         -------
         Batch
-            Its energies hold those of isolated atoms, as :meth:`compute`'s.
+            Its energies contain those of isolated atoms, as in :meth:`compute`.
 
         Raises
         ------
         InputError, UnknownElementError
             For arrays that do not fit, or elements that the model does not have.
+        PropertyNotImplementedError
+            For a bare descriptor, which has no energy.
         """
         require_energy(self.spec)
         rep = self.spec.representation
@@ -327,15 +326,17 @@ class Potential:
         return Batch(self._engine, graph, skin, min_dist=min_dist, isolated=table)
 
     def resident(self, frames: Frames, skin: float = 1.0, *, min_dist: MinDist = AUTO) -> Batch:
-        """Return :meth:`batch`; the old name."""
+        """Return :meth:`batch`; the old name, with a DeprecationWarning."""
         warnings.warn("Potential.resident is Potential.batch now", DeprecationWarning, stacklevel=2)
         return self.batch(frames, skin=skin, min_dist=min_dist)
 
     @ordinary
     def hessian(self, atoms: Atoms, *, min_dist: MinDist = AUTO) -> NDArray[np.float64]:
-        """Return the second derivatives of the energy [n, 3, n, 3] in eV/A^2, by the reference.
+        """Return the second derivatives of the energy [n, 3, n, 3] float64 in eV/A^2.
 
-        Cost and memory are those of 3 n evaluations of the forces; use ``dtype="float64"``.
+        The reference computes them, with cost and memory of 3 n evaluations of the forces; use
+        ``dtype="float64"`` (``docs/user/dtype.md``). ``min_dist`` (A) and errors are those of
+        :meth:`compute`.
         """
         require_energy(self.spec)
         names = extra_inputs(self.spec)
@@ -349,7 +350,7 @@ class Potential:
         compute_stress: bool | None = None,
         output_index: int | None = None,
     ) -> dict[str, Tensor]:
-        """Return upstream's outputs by the ``backend``; their derivatives are by plain torch.
+        """Return upstream's outputs by the ``backend``; plain torch computes their derivatives.
 
         Output keys, shapes and units are those of the file's modules. Parts of a combined model
         are reported without their weight; the combined names are the weighted sums.
@@ -358,13 +359,21 @@ class Potential:
         ----------
         data
             ``positions``, ``atomic_numbers``, ``edge_index``, ``shifts`` or ``unit_shifts``,
-            ``cell``, ``batch``, ``ptr`` and what the model's read-outs take (docs/conventions.md).
+            ``cell``, ``batch``, ``ptr`` and what the model's read-outs take
+            (``docs/conventions.md``, "Input dictionary").
         training
             Keep the graph of the derivatives, for second derivatives.
         compute_stress
-            Whether to give stress; by default where the file declares it.
+            Whether to compute stress; by default where the file declares it.
         output_index
             Which energy, for a read-out that gives several.
+
+        Raises
+        ------
+        InputError
+            For an entry that is missing, of another shape or type, or not finite.
+        CaceFastError
+            If an output is not finite.
         """
         return self._forward(
             data, training=training, compute_stress=compute_stress, output_index=output_index
@@ -373,24 +382,5 @@ class Potential:
     __call__ = forward
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the model as one ``.safetensors`` file."""
+        """Write the model as one ``.safetensors`` file; see :func:`cace_fast.weights.save`."""
         weights.save(path, self.spec, self.weights)
-
-    def _raise_with_index(
-        self, frames: Frames, number: int, graph: AtomicGraph, properties: Names, min_dist: MinDist
-    ) -> None:
-        """Raise the error of one structure of a batch with its number, if it has one."""
-        try:
-            self._engine.evaluate(graph.to(self.device), needed(properties), min_dist=min_dist)
-        except CaceFastError as error:
-            raise structures.with_index(error, number, len(frames)) from None
-
-    def _evaluate_batch(
-        self, frames: Frames, graphs: Sequence[AtomicGraph], properties: Names, min_dist: MinDist
-    ) -> list[Result]:
-        graph = self._engine.to_device(join(graphs))
-        wanted = needed(properties)
-        output = self._engine.evaluate(graph, wanted, min_dist=min_dist)
-        term = self.program.charge_term if "latent_charges" in wanted else None
-        found = Evaluated(output, graph, frames, term, self._atomic_energies)
-        return results_of(found, properties)

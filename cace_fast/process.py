@@ -1,7 +1,7 @@
-"""What the rest of the process may do to an evaluation: torch's modes, threads and forks.
+"""Guards against the rest of the process: torch's modes, threads and forks.
 
-Every public way into an evaluation is :func:`ordinary`, and what keeps state between evaluations
-has a :class:`Lock`.
+Every public way into an evaluation is decorated by :func:`ordinary`, and every object that keeps
+state between evaluations has a :class:`Lock`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from torch import Tensor
 P = ParamSpec("P")
 R = TypeVar("R")
 DEVICES = ("cpu", "cuda")
-# A default device is a mode of torch's functions; to count modes is quicker than to ask for it, and
-# every step of a small molecule asks.
+# A default device is a mode of torch's functions; counting modes is quicker than asking for it, and
+# every step of a small molecule does it.
 _n_modes: Callable[[], int] = getattr(torch._C, "_len_torch_function_stack", lambda: 1)
 
 
 def ordinary(function: Callable[P, R]) -> Callable[P, R]:
-    """Make a function independent of torch's modes.
+    """Make a function independent of torch's modes (``docs/user/threads_and_processes.md``).
 
     It runs without inference mode, in which nothing is differentiated; without autocast, which
-    would round to 16 bits; and with the CPU as the default device. Whether gradients are enabled
-    is left to the function.
+    would round to 16 bits; and with the CPU as the default device. The function decides whether
+    gradients are enabled.
     """
 
     @wraps(function)
@@ -54,27 +54,33 @@ def ordinary(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def ordinary_tensor(tensor: Tensor) -> Tensor:
-    """Return the tensor, or a copy where inference mode made it and it cannot be differentiated."""
+    """Return the tensor, or a copy that can be differentiated if inference mode made it.
+
+    See ``docs/user/threads_and_processes.md``.
+    """
     return tensor.clone() if tensor.is_inference() else tensor
 
 
 class Stateful(Protocol):
-    """An object that keeps state between evaluations."""
+    """An object that keeps state between evaluations (``docs/user/threads_and_processes.md``)."""
 
     def reset(self) -> None:
-        """Drop the state: at a fork another thread may have changed half of it."""
+        """Drop the state: at a fork another thread may have changed half of it.
+
+        See ``docs/user/threads_and_processes.md``.
+        """
 
 
 class Lock:
-    """A reentrant lock that is open in a forked child.
+    """A reentrant lock that is open in a forked child (``docs/user/threads_and_processes.md``).
 
-    Copies and pickles of what it guards get a lock of their own.
+    Copies and pickles of the owner get a new lock.
 
     Parameters
     ----------
     owner
-        What it guards, which is :meth:`Stateful.reset` in a child, if it keeps something; only a
-        weak reference is kept.
+        The object that the lock guards; in a forked child it is reset by :meth:`Stateful.reset`.
+        Only a weak reference is kept. None if nothing has to be reset.
     """
 
     def __init__(self, owner: Stateful | None = None) -> None:
@@ -89,7 +95,10 @@ class Lock:
         self._lock.release()
 
     def open(self) -> None:
-        """Open the lock, whoever held it, and reset its owner."""
+        """Open the lock, whoever held it, and reset its owner.
+
+        See ``docs/user/threads_and_processes.md``.
+        """
         self._lock = threading.RLock()
         owner = self._owner()
         if owner is not None:
@@ -103,7 +112,7 @@ class _Process:
 
 def _in_child() -> None:
     if _Process.used:
-        # threads do not survive a fork: OpenMP would wait for its pool for ever
+        # threads do not survive a fork: OpenMP would wait for its pool forever
         torch.set_num_threads(1)
     for lock in list(_Process.locks):
         lock.open()

@@ -1,4 +1,4 @@
-"""What can be computed, what an engine must give for it, and the numbers a user gets."""
+"""Properties of structures, what an engine has to compute for them, and the values for the user."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 Names = Sequence[str]
 Result = dict[str, Any]
 USUAL = ("energy", "forces")
-CHARGE_UNIT = 1.0 / E2_PER_INTERNAL**0.5  # e per internal unit, as upstream's calculator has it
+CHARGE_UNIT = 1.0 / E2_PER_INTERNAL**0.5  # e per internal unit, as in upstream's calculator
 
 
 class Evaluated(NamedTuple):
-    """Results of an engine for structures.
+    """Results of an engine for structures (``docs/conventions.md``, "Results").
 
-    ``term`` is the Ewald sum that charges belong to, ``isolated`` the energies of isolated atoms by
-    atomic number, which are added.
+    ``term`` is the Ewald sum that charges belong to, ``isolated`` the energies in eV of isolated
+    atoms by atomic number, which are added.
     """
 
     output: ModelOutput
@@ -41,14 +41,14 @@ class Evaluated(NamedTuple):
 
 
 class Property(NamedTuple):
-    """A property of structures.
+    """A property of structures (``docs/conventions.md``, "Results").
 
     Attributes
     ----------
     of
         Its values for all atoms or, where it is not ``per_atom``, for all systems.
     needs
-        What an engine has to give for it beyond energies.
+        What an engine has to compute for it beyond energies.
     """
 
     of: Callable[[Evaluated], Tensor | None]
@@ -102,12 +102,18 @@ PROPERTIES = {
 
 
 def needed(properties: Sequence[str]) -> list[str]:
-    """Return what these properties need from an engine beyond energies."""
+    """Return what an engine has to compute for these properties beyond energies.
+
+    See ``docs/conventions.md``, "Results".
+    """
     return sorted({need for name in properties if (need := PROPERTIES[name].needs)})
 
 
 def check_names(properties: Sequence[str]) -> None:
-    """Raise InputError unless ``properties`` is a sequence of known names."""
+    """Raise InputError unless ``properties`` is a sequence of known names.
+
+    See ``docs/conventions.md``.
+    """
     if isinstance(properties, str):
         raise InputError("properties", "a tuple of names", repr(properties))
     unknown = [str(name) for name in properties if name not in PROPERTIES]
@@ -116,7 +122,10 @@ def check_names(properties: Sequence[str]) -> None:
 
 
 def require_energy(spec: ModelSpec) -> None:
-    """Raise PropertyNotImplementedError for a bare descriptor, which has no energy."""
+    """Raise PropertyNotImplementedError for a bare descriptor, which has no energy.
+
+    See ``docs/user/errors.md``.
+    """
     if not spec.submodels:
         raise PropertyNotImplementedError(
             "energy: this file is a bare descriptor without a read-out; it has features only"
@@ -124,7 +133,10 @@ def require_energy(spec: ModelSpec) -> None:
 
 
 def check_structure(properties: Sequence[str], atoms: Atoms) -> None:
-    """Raise PropertyNotImplementedError for a property that the structure cannot have."""
+    """Raise PropertyNotImplementedError for a property that the structure cannot have.
+
+    See ``docs/user/errors.md``.
+    """
     if "stress" in properties:
         volume(atoms)
     if "dipole" in properties and np.any(atoms.pbc):
@@ -135,9 +147,15 @@ def check_structure(properties: Sequence[str], atoms: Atoms) -> None:
 
 
 def volume(atoms: Atoms) -> float:
-    """Return |det cell| in A^3 of a structure that is periodic in two or three directions."""
+    """Return |det cell| in A^3 of a structure that is periodic in two or three directions.
+
+    Raises
+    ------
+    PropertyNotImplementedError
+        For another structure, or one without volume (``docs/user/errors.md``).
+    """
     pbc = np.asarray(atoms.pbc)
-    with np.errstate(all="ignore"):  # cells of no use are refused by the search
+    with np.errstate(all="ignore"):  # the search refuses bad cells
         size = abs(float(np.linalg.det(np.asarray(atoms.cell[:], dtype=np.float64))))
     if pbc.sum() < 2 or size == 0.0:
         raise PropertyNotImplementedError(
@@ -149,7 +167,7 @@ def volume(atoms: Atoms) -> float:
 
 
 def has_stress(atoms: Atoms) -> bool:
-    """Return whether a structure has a stress."""
+    """Tell whether a structure has a stress (equation 25)."""
     try:
         volume(atoms)
     except PropertyNotImplementedError:
@@ -158,7 +176,13 @@ def has_stress(atoms: Atoms) -> bool:
 
 
 def results_of(found: Evaluated, properties: Sequence[str]) -> list[Result]:
-    """Return the ``properties`` of each structure."""
+    """Return the ``properties`` of each structure, float64 (``docs/conventions.md``, "Results").
+
+    Raises
+    ------
+    PropertyNotImplementedError
+        For charges of a model with several channels.
+    """
     values = {}
     for name in properties:
         value = PROPERTIES[name].of(found)
@@ -179,7 +203,10 @@ def results_of(found: Evaluated, properties: Sequence[str]) -> list[Result]:
 
 
 def isolated_energies(energies: Mapping[int, float], numbers: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the energy of each isolated atom [n] from a table by atomic number; 0 beyond it."""
+    """Return the energy of each isolated atom [n] float64 by its atomic number; 0 without an entry.
+
+    ``energies`` are in eV by atomic number, ``numbers`` is [n] int (``docs/conventions.md``).
+    """
     table = np.zeros(max([*energies, int(numbers.max(initial=0))]) + 1)
     table[list(energies)] = list(energies.values())
     found: NDArray[np.float64] = table[numbers]
@@ -187,12 +214,18 @@ def isolated_energies(energies: Mapping[int, float], numbers: NDArray[Any]) -> N
 
 
 def isolated_table(energies: Mapping[int, float], elements: Sequence[int]) -> Tensor | None:
-    """Return the energy of an isolated atom of each element [n_elements] float64; None without."""
+    """Return the energy of an isolated atom of each element [n_elements] float64 in eV, or None.
+
+    None stands for a model without such energies (``docs/conventions.md``, "Results").
+    """
     if not energies:
         return None
     return torch.tensor([energies.get(z, 0.0) for z in elements], dtype=torch.float64)
 
 
 def to_numpy(tensor: Tensor) -> NDArray[np.float64]:
-    """Return a tensor of any device and dtype as a float64 array."""
+    """Return a tensor of any device and dtype as a float64 array.
+
+    See ``docs/conventions.md``, "Results".
+    """
     return np.asarray(tensor.detach().cpu().numpy(), dtype=np.float64)

@@ -1,7 +1,7 @@
 """Slabs: systems periodic along two lattice vectors, with charges (``docs/user/slabs.md``).
 
-Their long range is the sum over k of a box with vacuum, and what takes the interaction of its
-images along the normal out again (``docs/theory.md``, equations 35 to 37). Plain torch, float64.
+Their long range is the sum over k of a box with vacuum, and terms that remove the interaction of
+its images along the normal (``docs/theory.md``, equations 35 to 37). Plain torch, float64.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from cace_fast.errors import InputError
 
 
 class Slab(NamedTuple):
-    """The box of a slab.
+    """The box of a slab (``docs/theory.md``, equation 35), float64 in A.
 
-    ``cell`` [3, 3] A: the two periodic lattice vectors, and ``period`` along the unit vector
-    ``normal`` [3] in the place of the third; ``height``: that of the structure's own cell.
+    ``cell`` [3, 3] has the two periodic lattice vectors, and ``period`` along the unit vector
+    ``normal`` [3] as the third; ``height`` is that of the structure's cell.
     """
 
     cell: Tensor
@@ -28,7 +28,7 @@ class Slab(NamedTuple):
 
 
 def slab_of(cell: Tensor, open_axis: int, vacuum: float) -> Slab:
-    """Return the periodic box in which a slab is summed; differentiable in the cell.
+    """Return the periodic box in which a slab is summed (equation 35); differentiable in the cell.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def slab_of(cell: Tensor, open_axis: int, vacuum: float) -> Slab:
     open_axis
         Which lattice vector is not periodic.
     vacuum
-        What is added to the height, in A.
+        Width added to the height, in A.
 
     Raises
     ------
@@ -65,7 +65,10 @@ def slab_of(cell: Tensor, open_axis: int, vacuum: float) -> Slab:
 
 
 def require_fit(positions: Tensor, slab: Slab) -> None:
-    """Raise InputError if the atoms [n, 3] reach farther along the normal than the cell."""
+    """Raise InputError if atoms [n, 3] in A reach farther along the normal than the cell.
+
+    See ``docs/theory.md``, section 11.
+    """
     if not len(positions):
         return
     along = (positions @ slab.normal).detach()
@@ -80,10 +83,10 @@ def require_fit(positions: Tensor, slab: Slab) -> None:
 
 
 def planar_potential(q: Tensor, r: Tensor, slab: Slab, sigma: float) -> Tensor:
-    """Return what the potential K q [n, n_q] of a slab has beyond the sum over k, without norm.
+    """Return what is added to the potential K q [n, n_q] of the box, without norm (equation 37).
 
-    Differentiable twice with respect to charges [n, n_q], positions [n, 3] and the slab; its
-    channels do not see each other.
+    It is twice differentiable with respect to charges ``q`` [n, n_q], positions ``r`` [n, 3] in A
+    and the slab. Channels do not interact. ``sigma`` is in A.
     """
     along = r @ slab.normal
     z = along - along.detach().mean()
@@ -91,9 +94,10 @@ def planar_potential(q: Tensor, r: Tensor, slab: Slab, sigma: float) -> Tensor:
 
 
 def planar_moments(q: Tensor, z: Tensor) -> Tensor:
-    """Return sum q, sum q z and sum q z^2 [3, n_q] of atoms; those of parts add up.
+    """Return sum q, sum q z and sum q z^2 [3, n_q] of atoms (equation 36); those of parts add up.
 
-    ``z`` [n] are places along the normal in A, from one origin for all parts, near the slab.
+    ``q`` [n, n_q] are charges in internal units, and the sums are in these, times A and A^2. ``z``
+    [n] are coordinates along the normal in A, from one origin for all parts, near the slab.
     """
     height = z[:, None]
     return torch.stack([q.sum(0), (q * height).sum(0), (q * height * height).sum(0)])
@@ -102,9 +106,12 @@ def planar_moments(q: Tensor, z: Tensor) -> Tensor:
 def planar_terms(
     q: Tensor, z: Tensor, slab: Slab, sigma: float, moments: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return what potential [n, n_q] and forces [n, 3] of atoms have beyond the sum over k.
+    """Return what is added to potential [n, n_q] and forces [n, 3] of the box.
 
-    ``moments`` are those of all atoms; both are without norm.
+    See ``docs/theory.md``, equations 36 and 37.
+
+    ``q`` [n, n_q] and ``z`` [n] in A belong to the atoms, ``moments`` [3, n_q] to the whole slab;
+    ``sigma`` is in A. Both results are without norm.
     """
     Q, M, S = moments  # sum q, sum q z, sum q z^2
     V, L, column = torch.linalg.det(slab.cell).abs(), slab.period, z[:, None]
@@ -117,14 +124,14 @@ def planar_terms(
 def planar_virial(
     slab: Slab, sigma: float, moments: Tensor, force_z: Tensor, virial: Tensor
 ) -> Tensor:
-    """Return the virial [3, 3] of a slab, in whose strain the vacuum keeps its width.
+    """Return the virial [3, 3] of a slab, in whose strain the vacuum keeps its width (equation 36).
 
     Parameters
     ----------
     slab, sigma
         Its box, and the width of the charges in A.
     moments
-        Of all atoms, from :func:`planar_moments`.
+        [3, n_q] of all atoms, from :func:`planar_moments`.
     force_z
         The sum of F z [3] over all atoms, F being forces of the sum over k; parts add up.
     virial
@@ -150,7 +157,7 @@ def planar_virial(
 def planar_sum(
     q: Tensor, r: Tensor, slab: Slab, sigma: float, forces: Tensor, virial: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return potential, forces and virial of a slab in closed form.
+    """Return potential, forces and virial of a slab in closed form (equations 36 and 37).
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """From ASE Atoms to an :class:`~cace_fast.graph.AtomicGraph`: validation and edges.
 
-Atoms are taken by what they offer (``positions``, ``numbers``, ``cell``, ``pbc``, ``arrays``,
+Only attributes of Atoms are used (``positions``, ``numbers``, ``cell``, ``pbc``, ``arrays``,
 ``info``), so that importing this module does not load ASE.
 """
 
@@ -30,18 +30,20 @@ EdgeSource = Callable[[Floats, Floats, NDArray[np.bool_]], NeighborList]
 
 
 def is_atoms(value: object) -> TypeIs[Atoms]:
-    """Return whether this is one structure, and not a sequence of structures."""
+    """Tell whether this is one structure, and not a sequence; see :meth:`.Potential.compute`."""
     return hasattr(value, "numbers") and hasattr(value, "positions")
 
 
 def extra_inputs(spec: ModelSpec, *, unused: bool = False) -> tuple[str, ...]:
     """Return the names of the inputs beyond positions and elements that the modules take.
 
-    With ``unused`` also what sums take that no module takes for each atom.
+    See ``docs/theory.md``, section 7.
+
+    With ``unused`` also inputs of sums that no module takes for each atom.
     """
     found: list[str] = []
     for sub in spec.submodels:
-        taken: set[int] = set()  # sums that something takes for each atom; others are of energies
+        taken: set[int] = set()  # sums that a module takes per atom; others are of energies
         lists: list[list[str]] = []
         for index, module in reversed(list(enumerate(sub.modules))):
             keys: tuple[object, ...] = ()
@@ -71,7 +73,7 @@ def graph_of(
     edges: EdgeSource | None = None,
     min_dist: MinDist = None,
 ) -> AtomicGraph:
-    """Return the graph of one structure.
+    """Return the graph of one structure (``docs/conventions.md``, "Graph").
 
     Parameters
     ----------
@@ -83,10 +85,10 @@ def graph_of(
         Names of further inputs, looked up in ``atoms.info``, then ``atoms.arrays``; a dict maps
         the model's name to the name in the structure.
     edges
-        Where candidate pairs come from, which are left as they come: engines trim them. By
-        default a new search, trimmed.
+        Source of candidate pairs, which are not trimmed: engines do that. By default a new
+        search, trimmed.
     min_dist
-        Shortest distance allowed between two atoms of a new search; see :func:`trim`.
+        Shortest distance allowed between two atoms of a new search, in A; see :func:`trim`.
 
     Raises
     ------
@@ -115,7 +117,7 @@ def graph_of(
 
 
 def _checked(edges: NeighborList, n_atoms: int) -> NeighborList:
-    """Return candidate pairs as int64 arrays; InputError for what is none: engines take them so."""
+    """Return candidate pairs as int64 arrays for engines; InputError for anything else."""
     arrays = [np.asarray(part) for part in edges]
     n = len(arrays[0]) if arrays[0].ndim else 0
     for name, array, shape in zip(NeighborList._fields, arrays, ((n,), (n,), (n, 3)), strict=True):
@@ -129,13 +131,22 @@ def _checked(edges: NeighborList, n_atoms: int) -> NeighborList:
 
 
 def no_edges(*_: object) -> NeighborList:
-    """Return an empty list of pairs, for a graph whose pairs are found later."""
+    """Return an empty list of pairs, for a graph whose pairs are found later.
+
+    See ``docs/conventions.md``, "Graph".
+    """
     none = np.zeros(0, dtype=np.int64)
     return NeighborList(none, none, np.zeros((0, 3), dtype=np.int64))
 
 
 def geometry_of(atoms: Atoms) -> tuple[Floats, Floats, NDArray[np.bool_]]:
-    """Return copies of positions [n, 3], cell [3, 3] and pbc [3] of a structure."""
+    """Return copies of positions [n, 3] and cell [3, 3] in A, float64, and pbc [3] of a structure.
+
+    Raises
+    ------
+    InputError
+        As for :func:`check_occupancies`.
+    """
     check_occupancies(atoms)
     return (
         np.array(atoms.positions, dtype=np.float64, order="C"),
@@ -145,10 +156,10 @@ def geometry_of(atoms: Atoms) -> tuple[Floats, Floats, NDArray[np.bool_]]:
 
 
 def check_occupancies(atoms: Atoms) -> None:
-    """Raise InputError for partial or mixed occupancy of a site.
+    """Raise InputError for partial or mixed occupancy of a site (``docs/user/errors.md``).
 
-    ASE's readers put one whole atom there, and what the file said in ``info["occupancy"]`` (CIF) or
-    ``arrays["occupancy"]`` (PDB).
+    ASE's readers put one whole atom there, and the file's values into ``info["occupancy"]`` (CIF)
+    or ``arrays["occupancy"]`` (PDB).
     """
     said = atoms.info.get("occupancy")
     if isinstance(said, dict):
@@ -183,10 +194,15 @@ def _partial(got: str, entry: str) -> InputError:
 
 
 def trim(graph: AtomicGraph, spec: Representation, min_dist: MinDist = None) -> AtomicGraph:
-    """Return the graph without the edges beyond the cutoff.
+    """Return the graph without the edges beyond the cutoff (``docs/theory.md``, section 1).
 
-    InputError if two atoms are closer than ``min_dist``: a length in A, or ``"auto"`` for 0.35
-    times the sum of their covalent radii; None allows any.
+    ``min_dist`` is a length in A, or ``"auto"`` for 0.35 times the sum of the covalent radii; None
+    allows any distance.
+
+    Raises
+    ------
+    InputError
+        If two atoms are closer than ``min_dist``.
     """
     lengths = torch.linalg.vector_norm(graph.vectors(), dim=1)
     halves = half_distances(spec.elements, min_dist)
@@ -203,16 +219,27 @@ def trim(graph: AtomicGraph, spec: Representation, min_dist: MinDist = None) -> 
 
 
 def with_index(error: CaceFastError, number: int, n_structures: int) -> CaceFastError:
-    """Return the error with the index of its structure, if there are several."""
+    """Return the error with the index of its structure in its text, if there are several.
+
+    See ``docs/user/errors.md``.
+    """
     if n_structures > 1:
         error.args = (f"structure {number}: {error}",)
     return error
 
 
 def species_of(numbers: NDArray[Any], spec: Representation) -> NDArray[np.int64]:
-    """Return the embedding row of each atomic number [n]; UnknownElementError for others."""
+    """Return the embedding row [n] int64 of each atomic number [n].
+
+    See ``docs/conventions.md``, "Graph".
+
+    Raises
+    ------
+    UnknownElementError
+        If an element is not among the model's.
+    """
     last = max(spec.elements)
-    table = np.full(last + 2, -1, dtype=np.int64)  # the last row is that of all larger numbers
+    table = np.full(last + 2, -1, dtype=np.int64)  # the last row is for all larger numbers
     table[list(spec.elements)] = np.arange(len(spec.elements))
     if len(numbers) and int(numbers.min()) < 0:
         raise UnknownElementError("numbers", "atomic numbers of at least 0", int(numbers.min()))
@@ -229,7 +256,10 @@ def species_of(numbers: NDArray[Any], spec: Representation) -> NDArray[np.int64]
 
 
 def symbol(number: int) -> str:
-    """Return the chemical symbol of an atomic number; the number itself if it has none."""
+    """Return the chemical symbol of an atomic number; ``Z=number`` if it has none.
+
+    See ``docs/user/errors.md``.
+    """
     from ase.data import chemical_symbols
 
     return chemical_symbols[number] if 0 < number < len(chemical_symbols) else f"Z={number}"
@@ -240,7 +270,7 @@ def _pairs(inputs: Sequence[str] | dict[str, str]) -> list[tuple[str, str]]:
 
 
 def _input(atoms: Atoms, name: str, key: str) -> torch.Tensor:
-    """Return one further input [n, ...] float64; one number for all goes to each atom."""
+    """Return one further input [n, ...] float64; one of the structure is repeated for each atom."""
     n = len(atoms)
     raw = atoms.info.get(key, atoms.arrays.get(key))
     remedy = f"Set atoms.arrays[{key!r}] or atoms.info[{key!r}]."

@@ -31,6 +31,8 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 class Weights(Mapping[str, Tensor]):
     """The tensors of a model, checked against its specification; read-only.
 
+    See ``docs/conventions.md``.
+
     Parameters
     ----------
     spec
@@ -75,16 +77,18 @@ class Weights(Mapping[str, Tensor]):
     def to(self, device: torch.device | str, dtype: torch.dtype) -> dict[str, Tensor]:
         """Return all tensors on ``device`` in ``dtype``; those already there are shared.
 
-        Those that inference mode made are copied: they could not be differentiated.
+        See ``docs/conventions.md``, "Tensors of a model".
+
+        Tensors that inference mode made are copied: they could not be differentiated.
         """
         return {name: ordinary_tensor(t).to(device, dtype) for name, t in self._tensors.items()}
 
 
 def same_values(held: Sequence[Tensor], given: Sequence[Tensor]) -> bool:
-    """Return whether tensors are equal in value, dtype and device: in microseconds.
+    """Tell whether tensors are equal in value, dtype and device, within microseconds.
 
     Version numbers of tensors would be quicker but miss changes through ``tensor.data`` and numpy,
-    which averages of weights are made with.
+    which averaging of weights makes (decision 0020).
     """
     return len(held) == len(given) and all(
         a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
@@ -93,7 +97,10 @@ def same_values(held: Sequence[Tensor], given: Sequence[Tensor]) -> bool:
 
 
 def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Return name and shape of every tensor that a model of this specification has."""
+    """Return name and shape of every tensor of a model.
+
+    See ``docs/conventions.md``, "Tensors of a model".
+    """
     rep = spec.representation
     shapes: dict[str, tuple[int, ...]] = {"embedding.sender": (rep.n_elements, rep.n_embedding)}
     if not rep.shared_embedding:
@@ -121,7 +128,7 @@ def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 
 def readout_shapes(readout: Readout, prefix: str) -> dict[str, tuple[int, ...]]:
-    """Return name and shape of the tensors of one read-out."""
+    """Return name and shape of the tensors of one read-out (``docs/theory.md``, section 7)."""
     shapes, mlp = mlp_shapes(readout.mlp, prefix), readout.mlp
     if readout.linear:
         shapes |= _linear_shapes((readout.n_out, mlp.widths[0]), mlp, f"{prefix}.linear", True)
@@ -129,9 +136,10 @@ def readout_shapes(readout: Readout, prefix: str) -> dict[str, tuple[int, ...]]:
 
 
 def mlp_shapes(mlp: MLP, prefix: str) -> dict[str, tuple[int, ...]]:
-    """Return name and shape of the tensors of one network."""
+    """Return name and shape of the tensors of one network (``docs/theory.md``, section 7)."""
     shapes: dict[str, tuple[int, ...]] = {}
-    inner = mlp if mlp.bias or not mlp.residual else replace(mlp, bias=True)  # of blocks: always
+    # residual blocks always have biases
+    inner = mlp if mlp.bias or not mlp.residual else replace(mlp, bias=True)
     for k, shape in enumerate(mlp.layer_shapes):
         last = k == mlp.n_layers - 1
         own = mlp if last else inner
@@ -157,8 +165,11 @@ def _linear_shapes(
 def save(path: str | os.PathLike[str], spec: ModelSpec, weights: Mapping[str, Tensor]) -> None:
     """Write one ``.safetensors`` file with the specification in its metadata.
 
-    Beside it stands what each of its energies is made of (``cace_fast.spec.EnergyProgram``), for
-    readers that have no rule of their own. The format has version 2; :func:`load` also reads 1.
+    See ``docs/conventions.md``.
+
+    The metadata also say what each energy is made of (``cace_fast.spec.EnergyProgram``), for
+    readers that cannot derive it. The format has version 2; :func:`load` also reads 1. The file
+    appears whole or not at all: it is written to another name and then renamed.
 
     Raises
     ------
@@ -166,8 +177,8 @@ def save(path: str | os.PathLike[str], spec: ModelSpec, weights: Mapping[str, Te
         If the tensors do not fit the specification.
     UnsupportedModelError
         For more than 1000 energies, or 100 000 parts of all of them.
-
-    The file appears whole or not at all: it is written beside its place and then moved there.
+    OSError
+        If the file cannot be written.
     """
     checked = Weights(spec, weights)
     tensors = {name: t.detach().to("cpu").clone().contiguous() for name, t in checked.items()}
@@ -177,7 +188,15 @@ def save(path: str | os.PathLike[str], spec: ModelSpec, weights: Mapping[str, Te
 
 
 def require_regular(path: str | os.PathLike[str]) -> None:
-    """Raise CheckpointError unless this is a regular file: reading a pipe would wait."""
+    """Raise CheckpointError unless this is a regular file: reading a pipe would wait.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    CheckpointError
+        For a folder, a pipe or a device (``docs/user/security.md``).
+    """
     try:
         kind = os.stat(path).st_mode
     except FileNotFoundError:
@@ -196,7 +215,7 @@ def _named(path: str | os.PathLike[str]) -> str:
 
 
 def load(path: str | os.PathLike[str]) -> tuple[ModelSpec, Weights]:
-    """Read a file that :func:`save` wrote into memory of its own.
+    """Read a file that :func:`save` wrote; the tensors are copies (``docs/conventions.md``).
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What all operators share: checks of their arguments, their derivatives, and what a CPU keeps."""
+"""Common parts of all operators: checks of arguments, derivatives, objects that a CPU reuses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ INTS = (torch.int64,)
 def require(
     name: str, tensor: Tensor, shape: tuple[int | None, ...], dtypes: tuple[torch.dtype, ...]
 ) -> None:
-    """Raise InputError unless ``tensor`` has a shape (None: any size) and one of some dtypes."""
+    """Raise InputError unless ``tensor`` has this shape (None: any size) and one of ``dtypes``."""
     fits = len(shape) == tensor.dim() and all(
         want is None or want == got for want, got in zip(shape, tensor.shape, strict=True)
     )
@@ -52,8 +52,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def constant(function: Function) -> Function:
     """Mark a function whose result torch.compile takes as a constant.
 
-    This is all that ``torch.compiler.assume_constant_result`` does; but that imports dynamo, a
-    second and 170 MB for everyone who never compiles.
+    ``torch.compiler.assume_constant_result`` does the same, but imports dynamo: a second and 170 MB
+    for everyone who never compiles.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
@@ -76,7 +76,7 @@ def _made_once(spec: Representation) -> tuple[tuple[str, ...], str]:
 
 @lru_cache(maxsize=16)
 def read(text: str) -> ModelSpec:
-    """Return the specification of an operator's text, which is the same in every call."""
+    """Return the specification in an operator's text; the result is cached."""
     return from_json(text)
 
 
@@ -96,7 +96,8 @@ def require_weights(weights: Mapping[str, Tensor], names: Sequence[str]) -> list
 def require_constant(weights: Mapping[str, Tensor], names: Sequence[str]) -> list[Tensor]:
     """Return the tensors called ``names``; InputError for one missing or one to be trained.
 
-    For operators without gradients with respect to weights: a missing one would look like zero.
+    It is for operators without gradients with respect to weights: a missing gradient would look
+    like zero.
     """
     for name in names:
         if name in weights and weights[name].requires_grad:
@@ -115,8 +116,10 @@ def select_backend(device: torch.device, name: str | None) -> str:
 
     Raises
     ------
+    InputError
+        If there is no backend of that name.
     BackendUnavailableError
-        If there is none, or the one named cannot run there; an operator never falls back.
+        If none can run there, or the one named cannot; an operator never falls back.
     """
     states = backends.states()
     here = [s.name for s in states if s.available and device.type in s.devices]
@@ -140,17 +143,17 @@ Operator = Callable[..., Any]
 def differentiable(operator: Any, backward: Operator) -> None:
     """Register the derivative of an operator of torch.
 
-    ``backward(ctx, *gradients)`` finds the operator's arguments by :func:`arguments_of` and answers
-    by :func:`slopes`.
+    ``backward(ctx, *gradients)`` reads the operator's arguments by :func:`saved_inputs` and returns
+    :func:`pad_grads`.
     """
     operator.register_autograd(backward, setup_context=_keep)
 
 
 def differentiable_once(operator: Any, gradient: Any, name: str) -> None:
-    """Register ``gradient``, another operator, as the only derivative there is.
+    """Register ``gradient``, another operator, as the only derivative.
 
-    It takes the gradient of the result and the operator's arguments; what it returns are the
-    gradients with respect to the first of these.
+    It takes the gradient of the result and the operator's arguments; it returns the gradients with
+    respect to the first of these.
     """
 
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
@@ -169,7 +172,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def saved_inputs(ctx: Any) -> tuple[Any, ...]:
-    """Return the arguments of the operator."""
+    """Return the arguments of the operator, in ``backward``."""
     tensors = iter(ctx.saved_tensors)
     leaves = [next(tensors) if other is None else other for other in ctx.others]
     found: tuple[Any, ...] = pytree.tree_unflatten(leaves, ctx.structure)
@@ -177,19 +180,22 @@ def saved_inputs(ctx: Any) -> tuple[Any, ...]:
 
 
 def pad_grads(arguments: tuple[Any, ...], *first: Any) -> tuple[Any, ...]:
-    """Return gradients of the first arguments, and none of the others."""
+    """Return gradients of the first arguments, and None for the others."""
     return (*first, *map(_nothing, arguments[len(first) :]))
 
 
 def _nothing(argument: Any) -> list[None] | None:
-    """Return no gradient: for a list of tensors one each."""
+    """Return None for an argument without a gradient, and one for each tensor of a list."""
     if isinstance(argument, list) and all(isinstance(x, Tensor) for x in argument):
         return [None] * len(argument)
     return None
 
 
 def no_higher_derivative(name: str, order: str) -> Callable[..., NoReturn]:
-    """Return a backward that refuses derivatives beyond the highest one."""
+    """Return a backward that raises PropertyNotImplementedError (``docs/developer/training.md``).
+
+    ``order`` names the highest derivative that the operator ``name`` has.
+    """
 
     def backward(ctx: Any, *gradients: Any) -> NoReturn:
         raise PropertyNotImplementedError(
@@ -202,15 +208,15 @@ def no_higher_derivative(name: str, order: str) -> Callable[..., NoReturn]:
 
 
 MAX_KEPT = 8
-MAX_BYTES = 2**26  # of buffers and weights together; above it a call takes longer than building
+MAX_BYTES = 2**26  # of buffers and weights; calls of larger objects take longer than making them
 
 
-Made = TypeVar("Made", EdgeOperations, Network)  # what the library makes for an operator
+Made = TypeVar("Made", EdgeOperations, Network)  # objects of the library for an operator
 
 
 class _Entry(NamedTuple):
     key: tuple[str, int]
-    weights: list[Tensor]  # copies, so that a change in place is seen whoever made it
+    weights: list[Tensor]  # copies, so that a change in place is noticed
     made: Any
     n_bytes: int
 
@@ -219,9 +225,9 @@ class _Entry(NamedTuple):
 
 
 class _Kept:
-    """What nobody uses now, the one used last in front.
+    """Compiled objects that nobody uses now, the one used last in front.
 
-    Whoever uses one takes it out, so two threads never share buffers.
+    A caller takes one out while it uses it, so two threads never share buffers.
     """
 
     def __init__(self) -> None:
@@ -246,7 +252,7 @@ class _Kept:
             self._entries = kept
 
     def reset(self) -> None:
-        """Drop everything: a forked child builds its own."""
+        """Drop everything: a forked child builds new ones."""
         self._entries = []
 
 
@@ -267,9 +273,9 @@ def compiled(
     Parameters
     ----------
     make
-        Returns it of the text, the weights and the precision, 32 or 64.
+        Makes it from the text, the weights and the precision, 32 or 64.
     text
-        What, beside weights and precision, decides about it.
+        Everything that determines it besides weights and precision.
     weights
         The tensors of the operator on the CPU; the same number for each ``text``.
     dtype
@@ -282,7 +288,7 @@ def compiled(
     else:
         own, made = entry.weights, entry.made
     yield made
-    # not after an error, which may leave an operation half done
+    # not reached after an error, which may leave an operation half done
     _KEPT.put(_Entry(key, own, made, made.n_bytes + sum(w.nbytes for w in own)))
 
 

@@ -1,4 +1,4 @@
-"""Which kernel backends this machine has."""
+"""The kernel backends of this machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OLDEST_GPU = (7, 5)  # compute capability; older ones lack what Triton emits
 
 @dataclass(frozen=True)
 class BackendState:
-    """Whether a backend can run here, the reason if not, and a remedy.
+    """Whether a backend can run here, the reason if not, and a remedy (``docs/user/install.md``).
 
     ``devices`` are the torch device types that it serves, ``detail`` says which variant runs.
     """
@@ -34,18 +34,21 @@ class BackendState:
 
     @property
     def available(self) -> bool:
-        """Whether it can run."""
+        """Whether the backend can run here (``docs/user/install.md``)."""
         return not self.reason
 
 
 def states() -> tuple[BackendState, ...]:
-    """Return the state of every kernel backend, the preferred one first."""
+    """Return the state of every kernel backend, the preferred one first.
+
+    See ``docs/user/install.md``.
+    """
     stand_in = _without_gpu()
     return (_triton(), _cpu()) if stand_in is None else (_cpu(), stand_in)
 
 
 def _without_gpu() -> BackendState | None:
-    """Return the state of Triton where tests run its kernels on CPU tensors, else None."""
+    """Return the state of Triton if tests run its kernels on CPU tensors, else None."""
     if importlib.util.find_spec("triton") is None:
         return None
     if os.environ.get("TRITON_INTERPRET") == "1":
@@ -57,10 +60,10 @@ def _without_gpu() -> BackendState | None:
 
 
 def emulated() -> str | None:
-    """Return the GPU that the emulator of ``tools/`` stands in for, None without it.
+    """Return the name of the GPU that the emulator of ``tools/`` emulates, None without it.
 
-    It is looked for where ``CACE_FAST_EMULATE`` names a GPU, and else only where a test has loaded
-    it: users do not have it.
+    It is imported if ``CACE_FAST_EMULATE`` names a GPU, and otherwise used only if a test has
+    loaded it: users do not have it (``docs/developer/kernels.md``, "Proof without a GPU").
 
     Raises
     ------

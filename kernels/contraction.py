@@ -1,6 +1,7 @@
 """B basis: symmetric contractions, as :func:`cace_fast.reference.contraction.contraction`.
 
-[n, n_radial, n_A, C] in, [n, n_radial, n_B, C] out. First and second derivatives.
+The operator takes [n, n_radial, n_A, C] and returns [n, n_radial, n_B, C]. It has first and second
+derivatives.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from cace_fast.kernels import _operators as shared
 from cace_fast.kernels.cpu import operations
 from cace_fast.kernels.polynomials import jvps_of_tensors
 
-BLOCK = 16_384  # lanes of the second derivatives on a CPU that are computed at once
+BLOCK = 16_384  # lanes of second derivatives that a CPU computes at once
 
 
 def contraction(a: Tensor, l_max: int, nu_max: int, *, backend: str | None = None) -> Tensor:
@@ -25,7 +26,7 @@ def contraction(a: Tensor, l_max: int, nu_max: int, *, backend: str | None = Non
     Parameters
     ----------
     a
-        A [n, n_radial, n_A, C].
+        A [n, n_radial, n_A, C], float32 or float64.
     l_max, nu_max
         Highest degree (0 to 6) and highest correlation order (1 to 4).
     backend
@@ -34,7 +35,8 @@ def contraction(a: Tensor, l_max: int, nu_max: int, *, backend: str | None = Non
     Returns
     -------
     Tensor
-        B [n, n_radial, n_B, C] in the order of :func:`cace_fast.tables.features`.
+        B [n, n_radial, n_B, C] in the dtype of ``a``, in the order of
+        :func:`cace_fast.tables.features`.
 
     Raises
     ------
@@ -108,7 +110,7 @@ def _contraction_jvps(
 
 
 def _blocks(rows: list[Tensor]) -> list[tuple[Tensor, ...]]:
-    """Return blocks of the lanes of arrays [components, lanes]; one, if there are none."""
+    """Return blocks of the lanes of arrays [components, lanes]; one block if there are no lanes."""
     return list(zip(*(x.split(BLOCK, 1) for x in rows), strict=True))
 
 

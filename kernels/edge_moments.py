@@ -1,8 +1,9 @@
 """Moments of edges in any order, with the derivatives that training needs.
 
 A is linear in rho, the sums over the edges of each segment (docs/developer/kernels.md), and in
-every weight of the mixing and the embeddings. So derivatives by these are sums of products over
-atoms, plain torch on either backend; those of rho are a backend's own (:class:`EdgeSums`).
+every weight of the mixing and the embeddings. So derivatives with respect to these are sums of
+products over atoms, in plain torch on either backend; each backend has its own derivatives of rho
+(:class:`EdgeSums`).
 """
 
 from __future__ import annotations
@@ -19,32 +20,47 @@ from cace_fast.spec import Representation
 
 
 class EdgeSums(Protocol):
-    """rho [n_b n_A, S] of edges, and derivatives; arrays are written, component-major."""
+    """rho [n_b n_A, S] of edges, and its derivatives (``docs/developer/kernels.md``).
+
+    Arrays are component-major, in the dtype of the vectors; results are written in place.
+    """
 
     def forward(self, edges: Edges, rho: Tensor) -> None:
-        """Write rho."""
+        """Write rho [n_b n_A, S], the inner sum of equation 11."""
 
     def backward(self, edges: Edges, grad_rho: Tensor, grad_vectors: Tensor) -> None:
-        """Write dE/dd [3, E] of dE/drho."""
+        """Write dE/dd [3, E] of dE/drho [n_b n_A, S] (equation 11)."""
 
     def jvp(self, edges: Edges, tangent: Tensor, out: Tensor) -> None:
-        """Write the change of rho when vectors change by ``tangent`` [3, E]."""
+        """Write the change of rho [n_b n_A, S] when vectors change by ``tangent`` [3, E].
+
+        See ``docs/theory.md``, equation 11.
+        """
 
     def vjp_jvp(self, edges: Edges, tangent: Tensor, grad_rho: Tensor, out: Tensor) -> None:
-        """Write the change of ``backward`` at a fixed dE/drho."""
+        """Write the change of ``backward`` [3, E] along ``tangent`` [3, E] at a fixed dE/drho.
+
+        It is a derivative of equation 11.
+        """
 
     def by_table(self, edges: Edges, grad_rho: Tensor, tangent: Tensor | None) -> Tensor:
-        """Return dE/da_n, dE/db_n [2 n_b] of dE/drho, or their change along ``tangent``."""
+        """Return dE/da_n, dE/db_n [2 n_b] of dE/drho [n_b n_A, S], or their change.
+
+        a_n and b_n are the parameters of the radial functions (:func:`.edges.radial_table`); the
+        change is along ``tangent`` [3, E].
+        """
 
 
 class EdgeMoments:
-    """Moments of one set of edges: their rates, and derivatives by weights.
+    """Moments of one set of edges: their jvp, and derivatives with respect to weights.
+
+    See ``docs/theory.md``, equation 11.
 
     Parameters
     ----------
     given
-        Vectors d [n_edges, 3], senders, receivers [n_edges], species [n]; the device and dtype of
-        the vectors are those of the work.
+        Vectors d [n_edges, 3] in A, senders, receivers [n_edges], species [n]; device and dtype
+        of the work are those of the vectors.
     weights, spec
         The representation and its tensors, in that dtype.
     sums
@@ -65,19 +81,26 @@ class EdgeMoments:
         self.sender, self.receiver = embeddings(spec, weights)
 
     def jvp(self, tangent: Tensor) -> Tensor:
-        """Return the change of A when vectors change by ``tangent`` [n_edges, 3]."""
+        """Return the change of A [n, R, n_A, C] when vectors change by ``tangent`` [n_edges, 3].
+
+        It is a derivative of equation 11.
+        """
         return self._mixed(self._rho(tangent))
 
     def vjp_jvp(self, tangent: Tensor, grad_out: Tensor) -> Tensor:
-        """Return the change of dE/dd, of a fixed dE/dA, when vectors change by ``tangent``."""
+        """Return the change of dE/dd [n_edges, 3] along ``tangent`` at a fixed dE/dA (equation 11).
+
+        ``tangent`` [n_edges, 3] is the change of the vectors, ``grad_out`` [n, R, n_A, C] is dE/dA.
+        """
         out, grad_rho = self._vectors(), self._grad_rho(grad_out)
         self.sums.vjp_jvp(self.edges, self._sorted(tangent), grad_rho, out)
         return self._unsorted(out)
 
     def by_weights(self, grad_out: Tensor, tangent: Tensor | None) -> dict[str, Tensor]:
-        """Return dE/dweight of dE/dA for embeddings, radial functions and mixing.
+        """Return dE/dweight of dE/dA [n, R, n_A, C] for embeddings, radial functions and mixing.
 
-        With ``tangent``: its change when vectors change so, dE/dA fixed.
+        With ``tangent`` [n_edges, 3] it is the change when vectors change by it, dE/dA fixed.
+        Names and shapes are those of the weights (``docs/developer/training.md``).
         """
         spec, k = self.spec, self.spec.n_embedding
         rho = self._rho(tangent).view(spec.radial.n_rbf, spec.n_monomials, -1)
@@ -126,7 +149,7 @@ class EdgeMoments:
         """Return sum_s h_s[s, a] rho_s [n_b, n_A, K, n] of rho [n_b, n_A, S]."""
         first, n_seg = self.edges.atom_first.long(), rho.shape[2]
         sums = rho.new_zeros(*rho.shape[:2], self.spec.n_embedding, len(self.species))
-        # one segment of every atom at a time: a scatter would add in no fixed order on a GPU
+        # one segment of every atom at a time: a scatter on a GPU has no fixed order
         most = int(first.diff().max()) if len(self.species) else 0
         for step in range(most):
             segment = first[:-1] + step
@@ -181,18 +204,18 @@ class EdgeMoments:
 
 
 def embeddings(spec: Representation, weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the embeddings of senders and receivers [n_z, K]."""
+    """Return the embeddings of senders and receivers [n_z, K] (``docs/theory.md``, equation 2)."""
     sender = weights["embedding.sender"].contiguous()
     shared = spec.shared_embedding
     return sender, sender if shared else weights["embedding.receiver"].contiguous()
 
 
 def _degrees(spec: Representation) -> list[tuple[int, slice]]:
-    """Return every degree and where its monomials stand."""
+    """Return every degree with the slice of its monomials."""
     return [(d, slice(tables.offset(d), tables.offset(d + 1))) for d in range(spec.l_max + 1)]
 
 
 def _by_species(rows: Tensor, species: Tensor, n: int) -> Tensor:
-    """Return the sums of rows [.., K] of each species [n, K], in a fixed order."""
+    """Return the sums of rows [.., K] over each species, [n, K], in a fixed order."""
     of = species.long()[:, None] == torch.arange(n, device=rows.device)
     return of.to(rows).T @ rows

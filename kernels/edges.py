@@ -1,7 +1,7 @@
-"""Edges by segments, and the numbers of radial functions, as kernels of both backends take them.
+"""Edges by segments, and parameters of radial functions, as kernels of both backends take them.
 
-Arrays are component-major and contiguous, [component, lane]; lanes are edges, segments or atoms,
-and their number may be a capacity: places behind the last one are empty
+Arrays are component-major and contiguous, [component, lane]; lanes are edges, segments or atoms.
+Their number may be a capacity: elements behind the last lane are empty
 (docs/developer/kernels.md).
 """
 
@@ -18,15 +18,16 @@ from cace_fast.spec import Representation
 
 
 class Edges(NamedTuple):
-    """Directed edges sorted by receiver and the sender's element; index arrays are int32.
+    """Directed edges sorted by receiver and the sender's element (``docs/developer/kernels.md``).
 
-    A *segment* is a run of edges with one receiver and one element of senders; only those that
-    exist are there, so elements cost nothing. Padding segments begin and end at the last edge.
+    Index arrays are int32. A *segment* is a run of edges with one receiver and one element of
+    senders; only segments with edges exist, so elements cost nothing. Padding segments begin and
+    end at the last edge.
 
     Attributes
     ----------
     vectors
-        [3, E] d, from sender to receiver. Beyond the cutoff is allowed, 0 is not.
+        [3, E] d in A, from sender to receiver. Beyond the cutoff is allowed, 0 is not.
     sender, receiver
         [E] atoms.
     seg_first
@@ -53,7 +54,8 @@ class Edges(NamedTuple):
 class Order(NamedTuple):
     """Edges in the order of the kernels, int64; names as in :class:`Edges`.
 
-    ``order`` [E] is what was given where; ``seg_count`` [S] how many edges a segment has.
+    ``order`` [E] is the index of each edge in the given order; ``seg_count`` [S] counts the edges
+    of each segment.
     """
 
     order: Tensor
@@ -68,12 +70,15 @@ class Order(NamedTuple):
 def in_order(
     senders: Tensor, receivers: Tensor, species: Tensor, n_species: int, image: Tensor | None = None
 ) -> Order:
-    """Return edges [E] sorted by receiver, sender's element, sender, and image [E] if given."""
+    """Return edges [E] sorted by receiver, sender's element, sender, and ``image`` [E] if given.
+
+    ``species`` is [n] int64 (``docs/developer/kernels.md``, segments).
+    """
     segment = receivers * n_species + species[senders]
     key = segment * max(len(species), 1) + senders
     if image is None:
         order = torch.argsort(key, stable=True)
-    else:  # by the least significant key first: the second sort keeps the order of the first
+    else:  # least significant key first: the second, stable sort keeps the order of the first
         order = torch.argsort(image, stable=True)
         order = order[torch.argsort(key[order], stable=True)]
     segments, count = torch.unique_consecutive(segment[order], return_counts=True)
@@ -92,7 +97,11 @@ def in_order(
 def edges_of(
     vectors: Tensor, senders: Tensor, receivers: Tensor, species: Tensor
 ) -> tuple[Edges, Tensor]:
-    """Return edges given in any order [n_edges, 3], [n_edges], and the order [n_edges] they got."""
+    """Return edges given in any order, and the order [n_edges] that they got.
+
+    ``vectors`` are [n_edges, 3] in A, ``senders`` and ``receivers`` [n_edges], ``species`` [n]
+    int64 (``docs/developer/kernels.md``).
+    """
     n = species.shape[0]
     found = in_order(senders, receivers, species, int(species.max()) + 1 if n else 1)
     return Edges(
@@ -109,15 +118,16 @@ def edges_of(
 
 
 def _offsets(count: Tensor) -> Tensor:
-    """Return where each group of ``count`` begins, and the end of the last, int32."""
+    """Return the begin of each group of ``count``, and the end of the last, int32."""
     return torch.nn.functional.pad(count.cumsum(0), (1, 0)).int()
 
 
 def radial_table(spec: Representation, weights: Mapping[str, Tensor]) -> Tensor:
-    """Return the numbers of radial and cutoff functions as kernels read them, [2 n_b + 4].
+    """Return the parameters of radial and cutoff functions as kernels read them, [2 n_b + 4].
 
-    a_n and b_n, which ``formulas.BASES`` tells of each basis; then the prefactor, r_c, 1/r_c, and
-    the mollifier's eps or where the switch begins.
+    They are a_n and b_n as ``formulas.BASES`` defines them for each basis; then the prefactor, r_c
+    in A, 1/r_c, and the mollifier's eps or the begin of the switch (equations 3 to 9), in the
+    dtype of the weights.
     """
     like = weights["embedding.sender"]
     cutoff, basis = spec.cutoff_function, BASES[spec.radial.kind]
@@ -137,7 +147,11 @@ def _column(parameter: Parameter, weights: Mapping[str, Tensor]) -> Tensor:
 def by_radial_weights(
     spec: Representation, weights: Mapping[str, Tensor], by_table: Tensor
 ) -> dict[str, Tensor]:
-    """Return dE/dweight of the radial functions' tensors, of dE/da_n and dE/db_n [2 n_b]."""
+    """Return dE/dweight [n_b] of the radial functions' tensors.
+
+    ``by_table`` [2 n_b] has dE/da_n and dE/db_n; a_n and b_n are the weights of equations 3 to 5 or
+    their inverses.
+    """
     basis, found = BASES[spec.radial.kind], {}
     for parameter, gradient in zip((basis.a, basis.b), by_table.chunk(2), strict=True):
         if parameter is None:

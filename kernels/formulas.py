@@ -4,12 +4,13 @@ Each function here is a formula (``docs/theory.md``). It runs on floats as it st
 compiles it (``kernels/triton/_formulas.py``), ``kernels/cpu/generate.py`` prints it as C++, and
 ``kspace`` runs it on tensors. So a formula is plain Python of few words: assignments, arithmetic,
 comparisons and ``&``, the functions below, ``for`` over ``range``, and an ``if`` of whole numbers
-that returns. This file takes nothing but the standard library: a build has nothing else. The
+that returns. This file imports the standard library alone: a build has nothing else. The
 reference has its own text.
 
-Of radial and cutoff functions numbers are vectors of edges, all else is the same for every edge:
-``n`` counts radial functions, ``p`` is the polynomial's power, ``scale`` is 1/r_c, and ``a``,
-``b``, ``g`` are those of the table in ``edges.radial_table``.
+In radial and cutoff functions ``r``, ``inverse`` = 1/r and ``x`` = r/r_c are vectors of edges;
+everything else is the same for every edge: ``n`` counts radial functions, ``p`` is the polynomial's
+power, ``scale`` is 1/r_c, and ``a``, ``b``, ``g`` are those of ``edges.radial_table``. Lengths are
+in A.
 """
 
 from __future__ import annotations
@@ -29,34 +30,40 @@ Numbers = tuple[float, ...]
 
 
 def sincospi(x: float) -> tuple[float, float]:
-    """Return sin(pi x) and cos(pi x)."""
+    """Return sin(pi x) and cos(pi x) (``docs/theory.md``, section 2)."""
     return math.sin(PI * x), math.cos(PI * x)
 
 
 def sincos_product(w: float, r: float) -> tuple[float, float]:
-    """Return sin(w r) and cos(w r)."""
+    """Return sin(w r) and cos(w r) (``docs/theory.md``, section 2)."""
     return math.sin(w * r), math.cos(w * r)
 
 
 def where(condition: bool, x: float, y: float) -> float:
-    """Return ``x`` where the condition holds, ``y`` elsewhere."""
+    """Return ``x`` where the condition holds, ``y`` elsewhere (``docs/theory.md``, section 2)."""
     return x if condition else y
 
 
 def minimum(x: float, y: float) -> float:
-    """Return the lesser of two numbers."""
+    """Return the smaller of two numbers (``docs/theory.md``, section 2)."""
     return min(x, y)
 
 
 class Parameter(NamedTuple):
-    """A column of the table of radial functions: a tensor, or one over it."""
+    """A column of ``edges.radial_table``: a tensor of the model, or its inverse.
+
+    See ``docs/theory.md``, section 2.
+    """
 
     tensor: str
     inverse: bool = False
 
 
 class Basis(NamedTuple):
-    """R_n, dR/dr, d2R/dr2, dR/da, d2R/dadr, dR/db, d2R/dbdr; and what a and b are, None for 0."""
+    """A radial basis: its function, and the tensors of a and b, None for 0 (equations 3 to 5a).
+
+    ``function`` returns R_n, dR/dr, d2R/dr2, dR/da, d2R/dadr, dR/db, d2R/dbdr.
+    """
 
     function: Callable[[int, float, float, float, float, float, float], Numbers]
     a: Parameter | None = None
@@ -64,10 +71,10 @@ class Basis(NamedTuple):
 
 
 def bessel(n: int, r: float, inverse: float, scale: float, a: float, b: float, g: float) -> Numbers:
-    """Equation 3; ``inverse`` is 1/r, a = w.
+    """Return a Bessel function and its derivatives (equation 3), a = w.
 
-    Not w/pi: frequencies of files are float32 numbers, and rounded again they would be wrong by the
-    same factor for all pairs.
+    The argument is w r, not pi (w/pi) r: frequencies of files are float32 numbers, and rounded
+    again they would be wrong by the same factor for all pairs.
     """
     s, c = sincos_product(a, r)
     f = s * (g * inverse)
@@ -82,7 +89,7 @@ def bessel(n: int, r: float, inverse: float, scale: float, a: float, b: float, g
 def gaussian(
     n: int, r: float, inverse: float, scale: float, a: float, b: float, g: float
 ) -> Numbers:
-    """Equation 4; a = mu, b = 1/s."""
+    """Return a Gaussian and its derivatives (equation 4), a = mu, b = 1/s."""
     z = (r - a) * b
     f = exp(-0.5 * z * z)
     f_r = -f * z * b
@@ -97,7 +104,7 @@ def gaussian(
 def exponential(
     n: int, r: float, inverse: float, scale: float, a: float, b: float, g: float
 ) -> Numbers:
-    """Equation 5; a = 1/r0."""
+    """Return an exponential and its derivatives (equation 5), a = 1/r0."""
     f = g * exp(-r * a)
     f_r = -f * a
     f_rr = f * a * a
@@ -110,8 +117,11 @@ def exponential(
 def chebyshev(
     n: int, r: float, inverse: float, scale: float, a: float, b: float, g: float
 ) -> Numbers:
-    """Equation 5a, T_n of y = 2r/r_c - 1 by recursion, which T_(-1) = T_1 begins."""
-    y = minimum(2.0 * r * scale - 1.0, 1.0)  # beyond the cutoff nothing counts, but nothing grows
+    """Return T_n of y = 2r/r_c - 1 and its derivatives (equation 5a).
+
+    The recursion begins with T_(-1) = T_1.
+    """
+    y = minimum(2.0 * r * scale - 1.0, 1.0)  # beyond the cutoff it must not overflow
     zero = r * 0.0
     one = zero + 1.0
     f_before, f = y, one
@@ -126,7 +136,7 @@ def chebyshev(
 
 
 def polynomial(r: float, x: float, scale: float, radius: float, extra: float, p: int) -> Numbers:
-    """Equation 6 for integer p, with positive terms only."""
+    """Return f_c and two derivatives (equation 6) for integer p, with positive terms only."""
     x = minimum(x, 1.0)
     rest = 1.0 - x
     series = x * 0.0 + p * (p + 1.0) / 2.0
@@ -142,7 +152,7 @@ def polynomial(r: float, x: float, scale: float, radius: float, extra: float, p:
 
 
 def cosine(r: float, x: float, scale: float, radius: float, extra: float, p: int) -> Numbers:
-    """Equation 7."""
+    """Return f_c and two derivatives (equation 7)."""
     inside = r < radius
     s, c = sincospi(where(inside, x, 0.5))
     zero = r * 0.0
@@ -152,7 +162,7 @@ def cosine(r: float, x: float, scale: float, radius: float, extra: float, p: int
 
 
 def mollifier(r: float, x: float, scale: float, radius: float, extra: float, p: int) -> Numbers:
-    """Equation 8; ``extra`` is eps."""
+    """Return f_c and two derivatives (equation 8); ``extra`` is eps."""
     inside = (r + extra) < radius
     x = where(inside, x, 0.0)
     q = 1.0 / (1.0 - x * x)
@@ -164,7 +174,10 @@ def mollifier(r: float, x: float, scale: float, radius: float, extra: float, p: 
 
 
 def smooth_switch(r: float, x: float, scale: float, radius: float, extra: float, p: int) -> Numbers:
-    """Equation 9, 1/(1 + e^z) with z = 1/(1-y) - 1/y; ``extra`` is where the switch begins."""
+    """Return f_c and two derivatives (equation 9); ``extra`` is r_on.
+
+    f_c is 1/(1 + e^z) with z = 1/(1-y) - 1/y.
+    """
     width = 1.0 / (radius - extra)
     y = (r - extra) / (radius - extra)
     between = (y > 0.0) & (y < 1.0)
@@ -178,7 +191,7 @@ def smooth_switch(r: float, x: float, scale: float, radius: float, extra: float,
     slope = (a * a + b * b) * width
     product = small * large  # f (1 - f)
     bend = 2.0 * (a * a * a - b * b * b) * width * width
-    flat = between & (e > 0.0)  # where e^-|z| is nothing the tails are flat
+    flat = between & (e > 0.0)  # where e^-|z| underflows the tails are flat
     zero = r * 0.0
     tilt = where(z > 0.0, large - small, small - large)  # 1 - 2 f
     f = where(between, where(z > 0.0, small, large), where(y <= 0.0, zero + 1.0, zero))
@@ -189,7 +202,7 @@ def smooth_switch(r: float, x: float, scale: float, radius: float, extra: float,
 def real_polynomial(
     r: float, x: float, scale: float, radius: float, extra: float, p: float
 ) -> Numbers:
-    """Equation 6 for any p."""
+    """Return f_c and two derivatives (equation 6) for any p."""
     inside = r < radius
     x = where(inside, x, 0.5)
     x = where(x > 0.0, x, 0.5)
@@ -206,14 +219,14 @@ def real_polynomial(
 
 
 def coulomb(k2: float, sigma: float) -> Numbers:
-    """Equation 26 for 1/r: g of k^2, and dg/dk^2."""
+    """Return g and dg/dk^2 of k^2 in 1/A^2 (equation 26, exponent 1); ``sigma`` is in A."""
     half = 0.5 * sigma * sigma
     g = exp(-half * k2) / k2
     return g, -g * (half + 1.0 / k2)
 
 
 def dispersion(k2: float, sigma: float) -> Numbers:
-    """Equation 26 for 1/r^6."""
+    """Return g and dg/dk^2 of k^2 in 1/A^2 (equation 26, exponent 6); ``sigma`` is in A."""
     k = sqrt(k2)
     b = sigma * k * SQRT_HALF
     bell = exp(-b * b)
@@ -223,7 +236,7 @@ def dispersion(k2: float, sigma: float) -> Numbers:
     return -k * k2 * bracket, bend - 1.5 * k * bracket
 
 
-# Kernels know a function by its place here; files and specifications by its name.
+# Kernels select a function by its index here; files and specifications by its name.
 BASES = {
     "bessel": Basis(bessel, Parameter("frequencies")),
     "gaussian": Basis(gaussian, Parameter("offsets"), Parameter("widths", inverse=True)),

@@ -1,4 +1,4 @@
-"""The vectors k of fast sums: which there are, and what each counts."""
+"""The vectors k of fast sums, and their weights g(k)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ FUNCTIONS = {"exp": torch.exp, "sqrt": torch.sqrt, "erfc": torch.erfc}
 
 
 def kernel(k2: Tensor, sigma: float, exponent: int) -> tuple[Tensor, Tensor]:
-    """Return g of squared wave vectors, and dg/dk^2 (docs/theory.md, equation 26)."""
+    """Return g [n_k] of squared wave vectors ``k2`` [n_k] in 1/A^2, and dg/dk^2 [n_k].
+
+    See ``docs/theory.md``, equation 26.
+
+    ``sigma`` is in A.
+    """
     return _on_tensors(exponent)(k2, sigma)
 
 
@@ -28,12 +33,15 @@ def _on_tensors(exponent: int) -> Callable[[Tensor, float], tuple[Tensor, Tensor
 
 
 def k2_limit(dl: float) -> float:
-    """Return what k^2 is less than inside the sphere |k| < 2 pi/dl."""
+    """Return the upper bound of k^2 in 1/A^2 inside the sphere |k| < 2 pi/dl, dl in A.
+
+    See ``docs/theory.md``, section 9.
+    """
     return (2.0 * pi / dl) ** 2 * formulas.SPHERE
 
 
 def require_cell(cell: Tensor) -> None:
-    """Raise InputError for a cell [3, 3] that is singular."""
+    """Raise InputError for a cell [3, 3] that is singular (``docs/theory.md``, section 9)."""
     lengths = torch.linalg.vector_norm(cell, dim=1)
     if not bool(torch.linalg.det(cell).abs() > 1e-9 * lengths.prod()):
         raise InputError(
@@ -42,7 +50,9 @@ def require_cell(cell: Tensor) -> None:
 
 
 def axes_of(cell: Tensor, dl: float) -> list[Tensor]:
-    """Return the integers -m .. m along each axis among which the sphere of a cell [3, 3] lies.
+    """Return the integers -m .. m along each axis that contain the sphere of a cell [3, 3] in A.
+
+    ``dl`` is in A; the integers are those of equation 27, in the dtype of the cell.
 
     Raises
     ------

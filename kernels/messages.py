@@ -1,7 +1,7 @@
 """One message passing step, as :func:`cace_fast.reference.messages.messages`.
 
-A and B of a generation in, A of the next one out. First derivatives with respect to A, B and the
-vectors only.
+The operator takes A and B of a generation and returns A of the next one. It has first derivatives,
+with respect to A, B and the vectors.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """A basis: radial-weighted Cartesian moments, as :func:`cace_fast.reference.moments.moments`.
 
-A[j, q, m, (a, b)] = h_r[b] sum_n (sum_e R_n f_c Y_m h_s[a]) W[n, q, (a, b)]: [n_edges, 3] in,
-[n, n_radial, n_A, C] out; nothing of the size of the edges times features is made. Derivatives: by
-vectors and weights, and of the first by both again, which is what training on forces needs.
+A[j, q, m, (a, b)] = h_r[b] sum_n (sum_e R_n f_c Y_m h_s[a]) W[n, q, (a, b)]. The operator takes
+vectors [n_edges, 3] and returns [n, n_radial, n_A, C]; it makes no array of edges times features.
+It has derivatives with respect to vectors and weights, and those of the first once more, which
+training on forces needs.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def moments(
     Parameters
     ----------
     vectors
-        d [n_edges, 3] in A, from sender to receiver; its dtype is that of the result.
+        d [n_edges, 3] in A, from sender to receiver; its dtype, float32 or float64, is that of the
+        result.
     senders, receivers
         [n_edges] int64, in any order.
     species
@@ -192,7 +194,7 @@ def _moments_by_weights(
     edges = _of_edges((vectors, senders, receivers, species), weights, spec, backend)
     found = edges.by_weights(grad_out, tangent)
     every = shared.named(weights, shared.read(spec)).items()
-    # messages of the same representation have no part in A
+    # weights of messages do not enter A
     return [found[n].to(w) if n in found else torch.zeros_like(w) for n, w in every]
 
 
@@ -213,7 +215,7 @@ def _(
 def _weights_gradient(ctx: Any, tangent: Tensor | None, arguments: tuple[Any, ...]) -> list[Any]:
     """Return dE/dweight, or its change along ``tangent``, where a weight is trained."""
     *_, weights, _, _ = arguments
-    wanted = ctx.needs_input_grad[-3]  # in the place of the weights
+    wanted = ctx.needs_input_grad[-3]  # at the position of the weights
     if not any(wanted):
         return [None] * len(weights)
     found = _moments_by_weights(tangent, *arguments)

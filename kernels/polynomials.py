@@ -1,11 +1,11 @@
 """The contraction's polynomials and their derivatives as programs, from :mod:`cace_fast.tables`.
 
 All orders are made of the partial contractions u (docs/theory.md, equation 12), so that a term of
-order 4 costs one multiply-add; the gradient is the same program backwards, and the rate of both
-along a direction is the product rule on each of its statements. ``kernels/cpu/generate.py`` prints
-a program as C++; here it is printed as ordinary Python with a variable for every number: Triton
-compiles that (a table that a kernel walks through gives the same registers, but compiles slowly
-from nu = 4 on), and on tensors it runs as it is.
+order 4 costs one multiply-add. The gradient is the same program backwards, and the jvp of both is
+the product rule on each of its statements. ``kernels/cpu/generate.py`` prints a program as C++;
+here it is printed as ordinary Python with a variable for every number. Triton compiles that (a
+table that a kernel walks through gives the same registers, but compiles slowly from nu = 4 on), and
+it runs on tensors as it is.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ Numbers = tuple["Tensor", ...]
 
 
 class Polynomials(NamedTuple):
-    """Functions of tuples of values: B of A; dE/dA of A and dE/dB; rates of both in one tuple.
+    """Functions of tuples of values: B of A; dE/dA of A and dE/dB; jvps of both in one tuple.
 
-    ``rates(a, g, v)`` are the change of B and of dE/dA, at a fixed dE/dB ``g``, along ``v``.
+    ``jvps(a, g, v)`` are the changes of B and of dE/dA, at a fixed dE/dB ``g``, along ``v``
+    (``docs/theory.md``, equations 12 to 16).
     """
 
     invariants: Any
@@ -37,13 +38,16 @@ class Polynomials(NamedTuple):
 
 @cache
 def polynomials(l_max: int, nu_max: int) -> Polynomials:
-    """Return Triton's device functions of a shape."""
+    """Return Triton's device functions of a shape (``docs/theory.md``, equations 12 to 16)."""
     return _made(l_max, nu_max, TRITON, "@triton.jit\n")
 
 
 @cache
 def jvps_of_tensors(l_max: int, nu_max: int) -> Callable[[Numbers, Numbers, Numbers], Numbers]:
-    """Return the function ``jvps`` of a shape, on tensors."""
+    """Return the function ``jvps`` of a shape, on tensors.
+
+    See ``docs/theory.md``, equations 12 to 16.
+    """
     found: Callable[[Numbers, Numbers, Numbers], Numbers] = _made(l_max, nu_max, "", "").jvps
     return found
 
@@ -55,7 +59,7 @@ def _made(l_max: int, nu_max: int, head: str, decorator: str) -> Polynomials:
 
 
 def source(l_max: int, nu_max: int, head: str = TRITON, decorator: str = "@triton.jit\n") -> str:
-    """Return the module that holds the functions."""
+    """Return the text of the module with the functions (``docs/theory.md``, equations 12 to 16)."""
     lines = [head]
     for title, arguments, program in (
         ("invariants", "a", invariants(l_max, nu_max)),
@@ -96,7 +100,10 @@ def _partials(feature: tables.Feature) -> list[_Partial]:
 
 
 class Term(NamedTuple):
-    """A statement: ``target`` grows by factor times the product of one or two values."""
+    """A statement: ``factor`` times the product of one or two values is added to ``target``.
+
+    Programs are those of decision 0017.
+    """
 
     target: str
     factor: int
@@ -104,10 +111,10 @@ class Term(NamedTuple):
 
 
 class Program:
-    """Sums that grow statement by statement, and the names of those that are its result.
+    """Sums that grow statement by statement, and the names of those that are its results.
 
-    Values are other sums, which have all their terms by then, or inputs ``a[k]``, ``g[k]``,
-    ``v[k]``. A result without a term is zero.
+    Values are other sums, which are complete by then, or inputs ``a[k]``, ``g[k]``, ``v[k]``. A
+    result without a term is zero (decision 0017).
     """
 
     def __init__(self) -> None:
@@ -116,12 +123,12 @@ class Program:
         self.results: list[str] = []
 
     def add(self, target: str, factor: int, *values: str) -> None:
-        """Add a statement."""
+        """Add a statement (decision 0017)."""
         self.terms.append(Term(target, factor, values))
         self.begun.add(target)
 
     def partial(self, u: _Partial) -> None:
-        """Add the statements of one partial contraction, unless they are there."""
+        """Add the statements of one partial contraction (equation 12), unless they are there."""
         if u.name not in self.begun:
             for factor, i, j in u.products():
                 self.add(u.name, factor, f"a[{i}]", f"a[{j}]")
@@ -140,21 +147,21 @@ def _python(program: Program) -> list[str]:
 
 
 def invariants(l_max: int, nu_max: int) -> Program:
-    """Return the program of B."""
+    """Return the program of B (``docs/theory.md``, equations 13 to 16)."""
     program = Program()
     program.results = _add_invariants(program, l_max, nu_max)
     return program
 
 
 def gradient(l_max: int, nu_max: int) -> Program:
-    """Return the program of dE/dA."""
+    """Return the program of dE/dA, the derivative of equations 13 to 16."""
     program = Program()
     program.results = _add_gradient(program, l_max, nu_max)
     return program
 
 
 def jvps(l_max: int, nu_max: int) -> Program:
-    """Return the program of the rates of B and of dE/dA."""
+    """Return the program of the jvps of B and of dE/dA (``docs/theory.md``, equations 13 to 16)."""
     values, program = Program(), Program()
     results = [*_add_invariants(values, l_max, nu_max), *_add_gradient(values, l_max, nu_max)]
     factors = {value for term in values.terms for value in term.values}

@@ -1,6 +1,7 @@
 """Read-out: a small network on the features, as :func:`cace_fast.reference.readout.readout`.
 
-[n, n_in] in, [n, n_out] out. First derivative with respect to the features only.
+The operator takes [n, n_in] and returns [n, n_out]. It has the first derivative with respect to the
+features.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ def readout(
     Parameters
     ----------
     features
-        x [n, n_in]: flattened features, further inputs behind them.
+        x [n, n_in], float32 or float64: flattened features, further inputs behind them.
     weights
         Tensors ``{prefix}.layers.*``, ``{prefix}.skips.*``, ``{prefix}.linear.*``; constants.
     spec
         The read-out.
     prefix
-        Where its tensors stand, ``outputs.<sub-model>.<module>``.
+        Prefix of its tensors, ``outputs.<sub-model>.<module>``.
     backend
         ``"cpu"`` or ``"triton"``; None for the best one of the device.
 

@@ -16,9 +16,9 @@ Radial = tuple[int, int, float]
 
 @cache
 def parents(l_max: int) -> tuple[tuple[int, int], ...]:
-    """Return (k, axis) of every monomial: it is monomial k times that component of u.
+    """Return (k, axis) of every monomial: it is monomial k times that component of u (equation 10).
 
-    The first one is 1 and has no parent.
+    The first monomial is 1 and has no parent.
     """
     found = [(0, 0)]
     for monomial in tables.monomials(l_max)[1:]:
@@ -29,7 +29,10 @@ def parents(l_max: int) -> tuple[tuple[int, int], ...]:
 
 @cache
 def derivatives(l_max: int) -> tuple[tuple[tuple[int, int], ...], ...]:
-    """Return (k, factor) of every monomial and axis: its derivative is factor times monomial k."""
+    """Return (k, factor) of every monomial and axis: the derivative is factor times monomial k.
+
+    See ``docs/theory.md``, equation 10.
+    """
     return tuple(
         tuple(
             (tables.index(_lowered(monomial, axis)), monomial[axis]) if monomial[axis] else (0, 0)
@@ -46,7 +49,10 @@ def _lowered(monomial: tables.Monomial, axis: int) -> tables.Monomial:
 
 
 def radial_shape(spec: Representation) -> Radial:
-    """Return (kind of radial function, kind of cutoff function, p) as kernels take them."""
+    """Return (kind of radial function, kind of cutoff function, p) as kernels take them.
+
+    They are equations 3 to 9 of ``docs/theory.md`` by their place in ``formulas``.
+    """
     cutoff = spec.cutoff_function
     kind = cutoff.kind
     real = kind == "polynomial" and cutoff.p != int(cutoff.p)
@@ -55,7 +61,10 @@ def radial_shape(spec: Representation) -> Radial:
 
 
 def radial_chunks(n_rbf: int, l_max: int) -> tuple[tuple[int, int], ...]:
-    """Return (first, count) of the radial functions of each launch, so that none spills."""
+    """Return (first, count) of the radial functions of each launch, few enough not to spill.
+
+    ``docs/developer/kernels.md`` explains the limit.
+    """
     most = max(1, MOST_ACCUMULATORS // tables.n_monomials(l_max))
     n_chunks = -(-n_rbf // most)
     edges = [k * n_rbf // n_chunks for k in range(n_chunks + 1)]

@@ -30,12 +30,14 @@ from cace_fast.spec import (
 
 
 class Values:
-    """Values for each atom of the modules of one sub-model.
+    """Values for each atom of the modules of one sub-model (``docs/theory.md``, section 7).
+
+    Each module runs once, when its value is first asked for.
 
     Parameters
     ----------
     graph, feats, weights, spec
-        The structures, their features, and the model.
+        The structures, their features [n, n_radial, n_B, C, T], and the model.
     submodel
         Its number.
     how
@@ -58,19 +60,38 @@ class Values:
         self._sums: dict[int, EwaldResult] = {}
 
     def outputs(self, index: int) -> Tensor:
-        """Return y [n, width] of a read-out, fixed charges, or a sum of such values."""
+        """Return y [n, width] of a read-out, fixed charges, or a sum of such values (equation 24).
+
+        Raises
+        ------
+        InputError
+            If an input that the module takes is missing or has the wrong width, or an element has
+            no fixed charge.
+        """
         self._run(index)
         return self._outputs[index]
 
     def charges(self, index: int) -> Tensor:
-        """Return the charges q [n, n_q] that an Ewald module takes, in internal units."""
+        """Return the charges q [n, n_q] that an Ewald module takes, in internal units (section 9).
+
+        Raises
+        ------
+        InputError
+            As for :meth:`outputs`.
+        """
         (taken,) = taken_by(self._sub, index)
         if taken.place is not None:
             self._run(taken.place)
         return columns_of(self._value(taken))
 
     def ewald(self, index: int) -> EwaldResult:
-        """Return energies and potentials of an Ewald module."""
+        """Return energies in eV and potentials [n, n_q] of an Ewald module, in float64 (section 9).
+
+        Raises
+        ------
+        InputError
+            As for :meth:`outputs` and :func:`cace_fast.reference.ewald.ewald`.
+        """
         self._run(index)
         return self._sums[index]
 
@@ -109,7 +130,15 @@ class Values:
 
 
 def given_input(key: str, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Return an input [n, ...] that the structures bring."""
+    """Return the input [n, ...] called ``key`` of the structures.
+
+    See ``docs/conventions.md``, "Graph".
+
+    Raises
+    ------
+    InputError
+        If the structures do not have it.
+    """
     if key not in inputs:
         raise InputError(
             key,
@@ -121,7 +150,15 @@ def given_input(key: str, inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def readout_input(module: Readout, parts: Sequence[Tensor]) -> Tensor:
-    """Return the inputs x [n, n_in] of a read-out from what it takes, [n, ...] each."""
+    """Return the inputs x [n, n_in] of a read-out from the values [n, ...] that it takes.
+
+    See ``docs/theory.md``, section 7.
+
+    Raises
+    ------
+    InputError
+        If they are more or fewer numbers than the read-out takes.
+    """
     columns = [columns_of(part) for part in parts]
     x = torch.cat(columns, 1) if len(columns) > 1 else columns[0]
     check_width(module, x.shape[1])
@@ -129,14 +166,20 @@ def readout_input(module: Readout, parts: Sequence[Tensor]) -> Tensor:
 
 
 def check_width(module: Readout, n_in: int) -> None:
-    """Raise InputError unless a read-out takes ``n_in`` numbers per atom."""
+    """Raise InputError unless a read-out takes ``n_in`` numbers per atom (section 7)."""
     if n_in != module.mlp.widths[0]:
         expected = f"{module.mlp.widths[0]} numbers per atom in {', '.join(module.features)}"
         raise InputError("inputs", expected, n_in)
 
 
 def sum_of(parts: Sequence[Tensor]) -> Tensor:
-    """Return the sum of tensors of one shape."""
+    """Return the sum of tensors of one shape, an ``Add`` module (section 7).
+
+    Raises
+    ------
+    InputError
+        If the shapes differ.
+    """
     shapes = {tuple(p.shape) for p in parts}
     if len(shapes) > 1:
         raise InputError("outputs to add", "equal shapes", sorted(shapes))
@@ -147,7 +190,13 @@ def sum_of(parts: Sequence[Tensor]) -> Tensor:
 
 
 def fixed_charges(module: FixedCharge, spec: Representation, species: Tensor) -> Tensor:
-    """Return the charge of each atom's element [n, 1] float64, internal units."""
+    """Return the charge of each atom's element [n, 1] float64, in internal units (section 7).
+
+    Raises
+    ------
+    InputError
+        If an atom's element has no fixed charge.
+    """
     missing = set(spec.elements) - {z for z, _ in module.charges}
     values = torch.tensor(module.of_elements(spec.elements), dtype=torch.float64)
     used = {spec.elements[k] for k in species.unique().tolist()}
@@ -157,5 +206,5 @@ def fixed_charges(module: FixedCharge, spec: Representation, species: Tensor) ->
 
 
 def columns_of(values: Tensor) -> Tensor:
-    """Return values [n, ...] of atoms as [n, m], also where there are no atoms."""
+    """Return values [n, ...] of atoms as [n, m], also where there are no atoms (section 7)."""
     return values.flatten(1) if values.dim() > 1 else values[:, None]

@@ -21,14 +21,15 @@ def contraction(a: Tensor, l_max: int, nu_max: int) -> Tensor:
     Parameters
     ----------
     a
-        A [n, n_radial, n_A, C].
+        A [n, n_radial, n_A, C], float32 or float64.
     l_max, nu_max
         Highest degree (0 to 6) and highest correlation order (1 to 4).
 
     Returns
     -------
     Tensor
-        B [n, n_radial, n_B, C] in the order of :func:`cace_fast.tables.features`.
+        B [n, n_radial, n_B, C] in the dtype of ``a``, in the order of
+        :func:`cace_fast.tables.features`.
     """
     lanes = a.movedim(2, 0)
     shape = lanes.shape[1:]
@@ -61,7 +62,7 @@ def contraction(a: Tensor, l_max: int, nu_max: int) -> Tensor:
 
 
 @cache
-@torch.inference_mode(False)  # kept, and differentiated through later
+@torch.inference_mode(False)  # cached, and used in differentiated code later
 def _multinomials(degree: int, device: torch.device) -> Tensor:
     values = [tables.multinomial(m) for m in tables.monomials_of(degree)]
     return torch.tensor(values, dtype=torch.float64, device=device)

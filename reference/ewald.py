@@ -22,20 +22,23 @@ SPHERE = 1.0 - 1e-6  # k^2 below this fraction of k_max^2: vectors on the sphere
 
 
 class EwaldResult(NamedTuple):
-    """Energy of each atom and channel [n, n_q] in eV, and the potential dE_c/dq_c [n, n_q]."""
+    """Energy of each atom and channel, and the potential dE_c/dq_c (section 9).
+
+    Both are [n, n_q] float64: the energies in eV, the potential in eV per internal unit of charge.
+    """
 
     energies: Tensor
     potential: Tensor
 
 
 class Summation(NamedTuple):
-    """How periodic systems are summed.
+    """How periodic systems are summed (section 9).
 
-    ``k_cell`` [3, 3]: the cell whose sphere chooses the integer vectors k; by default each cell's
-    own. ``potential``: who is offered to sum, called with q, r, cell, k_cell and the module; it
-    returns K q [n, n_q] without norm and self terms, or None to leave it to the direct sum here.
-    ``slab_vacuum``: what the box of a slab has beyond the height of its cell, in A; None refuses
-    slabs.
+    ``k_cell`` [3, 3] in A is the cell whose sphere chooses the integer vectors k; by default each
+    system has its own sphere. ``potential`` may take over the sum: it is called with q, r, cell,
+    k_cell and the module, and returns K q [n, n_q] without norm and self terms, or None to leave it
+    to the direct sum here. ``slab_vacuum`` in A is what the box of a slab has beyond the height of
+    its cell; None refuses slabs.
     """
 
     k_cell: Tensor | None = None
@@ -63,7 +66,7 @@ def ewald(
     charges
         q [n, n_q], internal units.
     positions
-        [n, 3], A; need not lie inside the cell.
+        [n, 3], A; they need not lie inside the cell.
     cell
         [3, 3], A, lattice vectors as rows; ignored without periodicity.
     spec
@@ -74,18 +77,19 @@ def ewald(
     how
         Which vectors k a periodic system takes, and who sums.
     open_axis
-        Of a slab, ``periodic`` too: the lattice vector along which it is not.
+        For a slab, where ``periodic`` is true as well: the lattice vector (0 to 2) along which the
+        system is open (equation 36).
 
     Returns
     -------
     EwaldResult
-        ``energies`` sum over atoms and channels to E; ``potential`` has no mixing of channels.
+        ``energies`` sum over atoms and channels to E; ``potential`` is dE_c/dq_c of each channel.
 
     Raises
     ------
     InputError
-        For exponent 6 without periodicity in all directions, a singular cell with it, or a slab
-        whose atoms do not fit its cell.
+        For exponent 6 without periodicity in all directions, a periodic system with a singular
+        cell, or a slab whose atoms do not fit its cell.
     """
     q, r = charges.to(torch.float64), positions.to(torch.float64)
     whole = periodic and open_axis is None
@@ -104,7 +108,10 @@ def ewald(
 
 
 def self_factor(spec: Ewald) -> float:
-    """Return the self-interaction energy of a unit charge, 1/(sigma (2 pi)^1.5)."""
+    """Return the self-interaction energy 1/(sigma (2 pi)^1.5), in 1/A, of a unit charge.
+
+    See ``docs/theory.md``, equation 28.
+    """
     return float((2.0 * pi) ** -1.5 / spec.sigma)
 
 
@@ -121,7 +128,7 @@ def _periodic(
         potential = potential + planar_potential(q, r, slab, spec.sigma)
     energies, own = 0.5 * q * potential, self_factor(spec)
     if spec.remove_self_interaction and spec.exponent == 1:
-        # every channel loses the self term of all channels together: files were trained so
+        # every channel loses the self term of all channels together, as in training
         energies = energies - own * (q * q).sum(1, keepdim=True)
         potential = potential - 2.0 * own * q
     return EwaldResult(spec.norm_factor * energies, spec.norm_factor * potential)
@@ -171,9 +178,21 @@ def _open(q: Tensor, r: Tensor, spec: Ewald) -> EwaldResult:
 
 
 def k_vectors(cell: Tensor, dl: float) -> Tensor:
-    """Return the integer vectors n [n_k, 3] float64 with 0 < |k| < 2 pi/dl, one of each pair +-k.
+    """Return the integer vectors n with 0 < |k| < 2 pi/dl, one of each pair +-k (equation 27).
 
     The set depends on the cell in steps; it is chosen for the given cell and then held fixed.
+
+    Parameters
+    ----------
+    cell
+        [3, 3], A, lattice vectors as rows.
+    dl
+        Resolution in A.
+
+    Returns
+    -------
+    Tensor
+        n [n_k, 3] float64.
 
     Raises
     ------
@@ -198,7 +217,7 @@ def k_vectors(cell: Tensor, dl: float) -> Tensor:
 
 
 def kernel(k2: Tensor, spec: Ewald) -> Tensor:
-    """Return g(k) [n_k] for squared wave vectors ``k2`` [n_k] (equation 26)."""
+    """Return g(k) [n_k] for squared wave vectors ``k2`` [n_k] in 1/A^2 (equation 26)."""
     if spec.exponent == 1:
         return torch.exp(-0.5 * spec.sigma**2 * k2) / k2
     k = k2.sqrt()

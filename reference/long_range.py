@@ -17,7 +17,31 @@ from cace_fast.spec.units import E2_PER_INTERNAL
 def ewald_of(
     module: Ewald, q: Tensor, graph: AtomicGraph, how: Summation = OWN_SPHERE
 ) -> EwaldResult:
-    """Return the Ewald energies of charges ``q`` [n, n_q], each system of the graph by itself."""
+    """Return energies and potentials of the Ewald sum, each system by itself.
+
+    See ``docs/theory.md``, 9.
+
+    Parameters
+    ----------
+    module
+        The Ewald module.
+    q
+        Charges [n, n_q], internal units.
+    graph
+        The systems; their inputs hold the field where the module takes it from there.
+    how
+        How periodic systems are summed.
+
+    Returns
+    -------
+    EwaldResult
+        Fields and penalties are part of the energies, but not of the potentials.
+
+    Raises
+    ------
+    InputError
+        As for :func:`boundary`, :func:`field_of` and :func:`cace_fast.reference.ewald.ewald`.
+    """
     counts = torch.bincount(graph.batch, minlength=graph.n_systems).tolist()
     parts = []
     for number, (charges, positions) in enumerate(
@@ -35,8 +59,8 @@ def ewald_of(
         )
         first = sum(counts[:number])
         atoms = slice(first, first + counts[number])
-        # each entry of the result gets all of it: periodic ones have one for each charge channel,
-        # open ones a single one, which here is shared among the channels
+        # each entry of the result gets all of it: a periodic system has one for each channel, an
+        # open one a single entry, which is shared among the channels here
         share = 1.0 if periodic else 1.0 / charges.shape[1]
         extra = share * _extras(module, charges, positions, graph.inputs, atoms)
         parts.append(EwaldResult(one.energies + extra, one.potential))
@@ -44,12 +68,12 @@ def ewald_of(
 
 
 def boundary(pbc: Sequence[bool], slab_vacuum: float | None) -> tuple[bool, int | None]:
-    """Return whether an Ewald sum is over k, and the open direction of a slab.
+    """Return whether an Ewald sum is over k, and the open direction of a slab (sections 9 and 11).
 
     Raises
     ------
     InputError
-        For a wire, and for a slab whose vacuum is not stated.
+        For a wire, and for a slab whose vacuum (in A) is not stated.
     """
     if all(pbc) or not any(pbc):
         return all(pbc), None
@@ -59,7 +83,10 @@ def boundary(pbc: Sequence[bool], slab_vacuum: float | None) -> tuple[bool, int 
 
 
 def partly_periodic(pbc: list[bool]) -> InputError:
-    """Return the error of an Ewald model on a wire, or on a slab without a stated vacuum."""
+    """Return the error of an Ewald model on a wire, or on a slab without a stated vacuum.
+
+    See ``docs/theory.md``, section 11.
+    """
     return InputError(
         "pbc",
         "all or no directions periodic for a model with an Ewald sum",
@@ -87,7 +114,7 @@ def _extras(
 
 
 def field_of(module: Ewald, inputs: Mapping[str, Tensor], atoms: slice) -> tuple[float, int]:
-    """Return the external field of a structure and its direction, 0 to 2.
+    """Return the external field of a structure in V/A, and its direction 0 to 2 (section 9).
 
     Parameters
     ----------
@@ -97,6 +124,12 @@ def field_of(module: Ewald, inputs: Mapping[str, Tensor], atoms: slice) -> tuple
         Of the graph, [n, ...].
     atoms
         Those of the structure.
+
+    Raises
+    ------
+    InputError
+        If an input is missing, or is not one finite number for each structure, or the direction is
+        not 0, 1 or 2.
     """
     field = _setting(module.external_field or 0.0, inputs, atoms)
     direction = _setting(module.external_field_direction or 0, inputs, atoms)

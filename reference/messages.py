@@ -59,7 +59,21 @@ def messages(
 def bchi_weights(
     b: Tensor, weights: Mapping[str, Tensor], bchi: Bchi, spec: Representation, step: int = 0
 ) -> Tensor:
-    """Return what each sender multiplies its edges with, w [n, nl, nc] (equation 19)."""
+    """Return the factors w [n, n_l, n_c] of the edges of each sender (equation 19).
+
+    n_l is 1 where degrees share them, n_c is 1 where channels do.
+
+    Parameters
+    ----------
+    b
+        B [n, n_radial, n_B, C] of the generation before.
+    weights
+        Tensors ``messages.<step>.bchi.*``.
+    bchi, spec
+        The network, and the representation that has it.
+    step
+        Which message passing step, from 0.
+    """
     n_l = 1 if bchi.shared_l else spec.l_max + 1
     n_c = 1 if bchi.shared_channels else spec.n_channels
     w = mlp(b.flatten(1), weights, bchi.mlp, f"messages.{step}.bchi")

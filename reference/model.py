@@ -1,7 +1,7 @@
 """The whole model in plain torch: features, and the energy terms made of them.
 
-Reads like ``docs/theory.md``: moments -> contraction -> (messages -> contraction) -> read-outs and
-long range. Everything is differentiable twice with respect to positions, cell and weights.
+It reads like ``docs/theory.md``: moments -> contraction -> (messages -> contraction) -> read-outs
+and long range. Everything is differentiable twice with respect to positions, cell and weights.
 """
 
 from __future__ import annotations
@@ -23,14 +23,17 @@ from cace_fast.spec import EnergyProgram, EwaldTerm, ModelSpec, Representation
 
 
 class Energies(NamedTuple):
-    """Energy of each atom in eV, float64: read-outs alone, long range alone."""
+    """Energy [n] of each atom in eV, float64: read-outs alone, long range alone (section 7)."""
 
     short_range: Tensor
     long_range: Tensor
 
 
 def features(graph: AtomicGraph, weights: Mapping[str, Tensor], spec: Representation) -> Tensor:
-    """Return the invariants [n, n_radial, n_B, C, T] of every generation (equation 21)."""
+    """Return the invariants [n, n_radial, n_B, C, T] of every generation (equation 21).
+
+    They have the dtype of ``weights``, which holds the tensors of ``docs/conventions.md``.
+    """
     vectors = graph.vectors().to(weights["embedding.sender"].dtype)
     edges = (vectors, graph.senders, graph.receivers, graph.species, weights, spec)
     a = moments(*edges)
@@ -51,7 +54,23 @@ def energies(
     program: EnergyProgram,
     how: Summation = OWN_SPHERE,
 ) -> Energies:
-    """Return the energy of every atom, as the program says."""
+    """Return the energy [n] of every atom in eV, float64, as the program says (sections 7 and 9).
+
+    Parameters
+    ----------
+    graph, feats, weights, spec
+        The structures, their features [n, n_radial, n_B, C, T], and the model.
+    program
+        Read-outs and Ewald sums with their weights.
+    how
+        How periodic systems are summed.
+
+    Raises
+    ------
+    InputError
+        If ``output_index`` has to choose an energy first, or a module cannot take the inputs of the
+        structures (:class:`cace_fast.reference.atomic.Values`).
+    """
     program.check()
     zero = graph.positions.new_zeros(graph.n_atoms, dtype=torch.float64)
     short, long = zero, zero
@@ -79,17 +98,29 @@ def charges_of(
     spec: ModelSpec,
     term: EwaldTerm,
 ) -> Tensor:
-    """Return the latent charges q [n, n_q] of an Ewald term, in internal units."""
+    """Return the latent charges q [n, n_q] of an Ewald term, in internal units (section 9).
+
+    Raises
+    ------
+    InputError
+        As for :meth:`cace_fast.reference.atomic.Values.charges`.
+    """
     return Values(graph, feats, weights, spec, term.submodel).charges(term.index)
 
 
 def by_system(values: Tensor, graph: AtomicGraph) -> Tensor:
-    """Return the sum of per-atom ``values`` [n, ...] over each system, [n_systems, ...]."""
+    """Return the sum of per-atom ``values`` [n, ...] over each system, [n_systems, ...].
+
+    See ``docs/theory.md``, equation 24.
+    """
     out = values.new_zeros(graph.n_systems, *values.shape[1:])
     return out.index_add(0, graph.batch, values)
 
 
 def with_gradients(graph: AtomicGraph, strain: Tensor | None = None) -> AtomicGraph:
-    """Return the graph with positions as a leaf that requires gradients, strained by ``strain``."""
+    """Return the graph with positions [n, 3] in A as a leaf that requires gradients (equation 25).
+
+    ``strain`` [n_systems, 3, 3] deforms positions and cells.
+    """
     leaf = replace(graph, positions=graph.positions.detach().requires_grad_(True))
     return leaf if strain is None else leaf.strained(strain)

@@ -64,7 +64,10 @@ def moments(
 def edge_basis(
     vectors: Tensor, weights: Mapping[str, Tensor], spec: Representation
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return R_n f_c [n_edges, n_rbf], Y_m [n_edges, n_A], r [n_edges] and f_c [n_edges]."""
+    """Return R_n f_c [n_edges, n_rbf], Y_m [n_edges, n_A], r [n_edges] in A and f_c [n_edges].
+
+    ``vectors`` [n_edges, 3] are in A; results have their dtype (equations 3 to 10).
+    """
     r = torch.linalg.vector_norm(vectors, dim=1)
     unit = vectors / (r + 1e-9)[:, None]  # 1e-9 as in the trained models
     f_c = cutoff_function(r, spec.cutoff_function)
@@ -83,17 +86,17 @@ def angular_basis(unit: Tensor, l_max: int) -> Tensor:
 
 
 def receiver_embedding(weights: Mapping[str, Tensor], spec: Representation) -> Tensor:
-    """Return the embedding of receivers [n_z, K], the sender's when both are one."""
+    """Return the embedding of receivers [n_z, K], the sender's when both are one (equation 2)."""
     return weights["embedding.sender" if spec.shared_embedding else "embedding.receiver"]
 
 
 def monomial_slice(degree: int) -> slice:
-    """Return where the monomials of ``degree`` stand in the A basis."""
+    """Return where the monomials of ``degree`` stand in the A basis (equation 10)."""
     return slice(tables.offset(degree), tables.offset(degree + 1))
 
 
 def outer_sum(left: Tensor, right: Tensor, receivers: Tensor, n_atoms: int) -> Tensor:
-    """Return the sum over edges of each receiver of the outer product left (x) right.
+    """Return the sum over edges of each receiver of the outer product left (x) right (equation 11).
 
     Edges of one receiver are laid out in rows of at most ``ROW``, so that the sum is a batched
     matrix product whatever the number of neighbours: a hub atom just has more rows.
@@ -101,7 +104,7 @@ def outer_sum(left: Tensor, right: Tensor, receivers: Tensor, n_atoms: int) -> T
     Parameters
     ----------
     left, right
-        [n_edges, p] and [n_edges, q].
+        [n_edges, p] and [n_edges, q], of one dtype.
     receivers
         [n_edges] int64, ascending.
     n_atoms
@@ -129,7 +132,7 @@ def outer_sum(left: Tensor, right: Tensor, receivers: Tensor, n_atoms: int) -> T
 
 
 @cache
-@torch.inference_mode(False)  # kept, and differentiated through later
+@torch.inference_mode(False)  # cached, and used in differentiated code later
 def _exponents(l_max: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     lx, ly, lz = torch.tensor(tables.monomials(l_max), device=device).T
     return lx, ly, lz

@@ -14,7 +14,10 @@ from cace_fast.spec import CutoffFunction, RadialBasis
 def radial_basis(
     r: Tensor, weights: Mapping[str, Tensor], spec: RadialBasis, cutoff: float
 ) -> Tensor:
-    """Return R_n(r) [n_edges, n_rbf] for distances ``r`` [n_edges] and r_c in A (section 2)."""
+    """Return R_n(r) [n_edges, n_rbf] for distances ``r`` [n_edges] and r_c in A.
+
+    See ``docs/theory.md``, equations 3 to 5a.
+    """
     r = r[:, None]
     if spec.kind == "bessel":
         return spec.prefactor * torch.sin(weights["radial.frequencies"] * r) / r
@@ -34,7 +37,7 @@ def _chebyshev(y: Tensor, n: int) -> Tensor:
 
 
 def cutoff_function(r: Tensor, spec: CutoffFunction) -> Tensor:
-    """Return f_c(r) [n_edges], zero for r >= cutoff (equations 6 to 9)."""
+    """Return f_c(r) [n_edges] for ``r`` [n_edges] in A, zero for r >= cutoff (equations 6 to 9)."""
     inside = r < spec.cutoff
     x = torch.where(inside, r / spec.cutoff, torch.zeros_like(r))
     if spec.kind == "polynomial":

@@ -64,17 +64,20 @@ def mlp(x: Tensor, weights: Mapping[str, Tensor], spec: MLP, prefix: str) -> Ten
 
 
 def affine(x: Tensor, weights: Mapping[str, Tensor], prefix: str) -> Tensor:
-    """Return W x + b, or W x where there is no bias."""
+    """Return W x + b [n, out] of ``x`` [n, in], or W x where there is no bias (equation 22)."""
     return functional.linear(x, weights[f"{prefix}.weight"], weights.get(f"{prefix}.bias"))
 
 
 def linear(x: Tensor, weights: Mapping[str, Tensor], prefix: str) -> Tensor:
-    """Return W x + b, batch-normalised where the file has a norm."""
+    """Return W x + b [n, out], batch-normalised where the file has a norm (equation 23)."""
     return normed(affine(x, weights, prefix), weights, prefix)
 
 
 def normed(x: Tensor, weights: Mapping[str, Tensor], prefix: str) -> Tensor:
-    """Return batch normalisation with the stored statistics; ``x`` itself without them."""
+    """Return ``x`` [n, out] normalised by the stored statistics; ``x`` itself without them.
+
+    See ``docs/theory.md``, section 7.
+    """
     if f"{prefix}.norm.mean" not in weights:
         return x
     mean, variance, weight, bias = (

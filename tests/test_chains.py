@@ -1,4 +1,4 @@
-"""Keys mean their latest value, modules are told by their places, values of atoms are taken."""
+"""Keys mean their latest value, places identify modules, values of atoms are taken."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_terms_of_keys_that_are_written_twice():
 @BOTH
 @pytest.mark.parametrize("without", [None, 6])
 def test_compute_gives_what_modules_give_in_turn(backend, without):
-    """Against the dictionary call, which runs one module after the other."""
+    """`compute` equals the dictionary call, which runs one module after the other."""
     spec = SPEC
     if without is not None:
         modules = SPEC.submodels[0].modules
@@ -182,7 +182,7 @@ def test_the_last_value_can_be_asked_for():
 
 
 def test_potentials_of_charges_as_features():
-    """The field key of an Ewald sum is a value of atoms: by the reference, refused by engines."""
+    """The field key of an Ewald sum is a value of atoms; only the reference takes it."""
     spec = _with(
         Ewald("q", "e", 1.7, 1.0, compute_field=True),
         Readout("Ef", MLP((N + 1, 4, 1)), features=("q_field", "node_feats")),

@@ -1,4 +1,4 @@
-"""Latent charges and what is made of them: dipole, Born charges, fields, the weight they carry."""
+"""Latent charges and results made of them: dipole, Born charges, fields, and their weight."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_external_field_and_neutrality_terms():
 
 
 def test_a_field_does_the_work_that_forces_say(charged):
-    """Differences of the energy of a molecule in a field; Z* of a crystal has no such energy."""
+    """Forces equal differences of a molecule's energy in a field; a crystal has none."""
     options = {"external_field": [0.4, -0.3, 0.8], "skin": 0.0}
     atoms = water(False)
     atoms.calc = CACECalculator(charged, **options)

@@ -9,7 +9,8 @@ from support.boxes import CELLS, PBC, places
 from support.tiny_models import tiny_potential, tiny_structure
 
 from cace_fast import device_neighbors
-from cace_fast.device_neighbors import DeviceVerletList, device_neighbor_list
+from cace_fast.device_neighbors import device_neighbor_list
+from cace_fast.engine.verlet import DeviceVerletList
 from cace_fast.errors import InputError
 from cace_fast.neighbors import neighbor_list
 from cace_fast.potential import Potential

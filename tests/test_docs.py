@@ -1,4 +1,4 @@
-"""Pages are complete, their code runs, and what docstrings cite of docs/theory.md exists."""
+"""Pages are complete, their code runs, and parts of docs/theory.md that docstrings cite exist."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_every_page_is_in_the_index_of_its_folder(folder, further):
 
 @pytest.mark.parametrize("page", USER, ids=lambda p: p.stem)
 def test_users_can_run_the_commands_of_their_pages(page):
-    """No command of a user's page needs the laboratory: its checkpoints and its benches."""
+    """No command of a user's page needs recorded checkpoints or the benches."""
     for block in blocks(page.read_text()):
         assert not re.search(r"\.\./shared|\bbench/", block.code), block.code
 

@@ -1,4 +1,4 @@
-"""Atoms any distance apart, and crowds: neighbours in bounded time and memory, or a typed error."""
+"""Distant and dense atoms: neighbours in bounded time and memory, or a typed error."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_needles_of_any_length(direction):
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_a_box_with_too_many_vectors_k_is_refused_before_they_are_made(backend):
-    """A thousand A and a few charges once took all the memory of the machine."""
+    """A box of 1000 A with a few charges once took all the memory of the machine."""
     spec = tiny_spec(ewald_channels=1)
     potential = Potential(spec, tiny_weights(spec), backend=backend, slab_vacuum=1e3)
     atoms = tiny_structure(spec, 1)

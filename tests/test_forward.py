@@ -1,4 +1,4 @@
-"""The dictionary border: keys, shapes and numbers of upstream for the recorded checkpoints."""
+"""Upstream's dictionaries: keys, shapes and numbers of upstream for the recorded checkpoints."""
 
 from __future__ import annotations
 

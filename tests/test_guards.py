@@ -1,4 +1,4 @@
-"""Guards against what should not happen: each of these fails when its guard is loosened."""
+"""Guards against what should not happen: each of these tests fails when its guard is loosened."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_images_within_the_cutoff_are_rounded_up():
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 @pytest.mark.parametrize("name", ["forces", "virials", "energies", "energy", "latent_charges"])
 def test_nothing_that_is_not_finite_leaves_an_engine(backend, name, monkeypatch):
-    """Whatever made it so: the check is in one place, behind every engine."""
+    """The check is in one place, behind every engine, whatever the cause."""
     spec = tiny_spec(ewald_channels=1)
     potential = Potential(spec, tiny_weights(spec), backend=backend, dtype="float64")
 

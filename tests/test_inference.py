@@ -1,4 +1,4 @@
-"""Forward by a fast engine: the same numbers as plain torch, and the same derivatives of them."""
+"""`forward` by a fast engine: the numbers of plain torch, and their derivatives."""
 
 from __future__ import annotations
 

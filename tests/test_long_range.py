@@ -136,7 +136,7 @@ def test_the_old_name_of_the_mesh_is_accepted():
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("method", ["direct", "mesh"])
 def test_a_frozen_set_makes_stress_exact(backend, method):
-    """Also where a vector crosses the sphere, and both backends have the same set."""
+    """Also where a vector crosses the sphere, and with the same set in both backends."""
     atoms = structure(3)
     own = potential(backend=backend, long_range=method, k_set="frozen")
     sphere = potential(backend=backend, long_range=method)
@@ -221,7 +221,7 @@ def test_hessian_is_that_of_the_direct_sum():
 
 @pytest.fixture(scope="module")
 def processes():
-    """Four of them, which share nothing with this one."""
+    """Start four processes that share nothing with this one."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch"])
     with context.Pool(4) as pool:
@@ -232,7 +232,7 @@ def processes():
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_a_box_on_several_processes(processes, size):
-    """Each its own atoms, one sum over all processes in between."""
+    """Each process has its atoms, with one sum over all in between."""
     rng = np.random.default_rng(0)
     cell = np.array([[12.0, 0, 0], [5.1, 11.4, 0], [-4.3, 2.7, 13.1]])
     q, r = rng.normal(size=(131, 2)), rng.uniform(-1.0, 2.0, (131, 3)) @ cell

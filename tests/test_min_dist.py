@@ -1,4 +1,4 @@
-"""How close two atoms may come, by default and as told, on every way in."""
+"""The shortest allowed distance of two atoms, by default and as set, in all interfaces."""
 
 from __future__ import annotations
 

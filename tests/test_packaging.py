@@ -1,4 +1,4 @@
-"""What is installed is what is in the tree: packages, data, links, version, dependencies."""
+"""The installed files are those of the tree: packages, data, links, version, dependencies."""
 
 from __future__ import annotations
 

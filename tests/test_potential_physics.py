@@ -47,7 +47,7 @@ def test_batch_equals_singles(dtype, monkeypatch):
     names = (*NAMES, "energies", "latent_charges")
     singles = [potential.compute(atoms, names) for atoms in frames]
     for edges in (10**9, 60):  # all in one batch; then several batches
-        monkeypatch.setattr("cace_fast.potential.BATCH_EDGES", edges)
+        monkeypatch.setattr("cace_fast.evaluation.BATCH_EDGES", edges)
         for one, many in zip(singles, potential.compute(frames, names), strict=True):
             for name in names:
                 scale = max(1.0, np.abs(one[name]).max())

@@ -1,4 +1,4 @@
-"""Right numbers whatever the process does: modes of torch, threads, forks, interrupts."""
+"""Right numbers in any state of the process: modes of torch, threads, forks, interrupts."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_ordinary_restores_the_modes_and_leaves_gradients_alone():
 
 
 def at_once(work, n=4):
-    """Run work(k) in n threads at once; return what each returned, or raise what one raised."""
+    """Run work(k) in n threads at once; return all results, or raise an error of one."""
     found, start = [None] * n, threading.Barrier(n)
 
     def one(k):
@@ -247,7 +247,7 @@ class Stop(KeyboardInterrupt):
 @pytest.mark.parametrize("error", [Stop, MemoryError, RuntimeError])
 @pytest.mark.parametrize("where", ["before", "after"])
 def test_an_interrupted_step_leaves_no_list_behind(error, where, monkeypatch):
-    """The list counts as the library's only after the step; whatever ends it early."""
+    """The list counts as held only after the step, whatever ends it early."""
     potential = model()
     first, second = structure(seed=0), structure(seed=1)
     second.positions[:] = second.positions[::-1]
@@ -292,9 +292,9 @@ def test_an_interrupted_search_keeps_the_list_before_it(monkeypatch):
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_signals_at_any_moment_change_no_later_number():
-    """Another thread sends SIGINT at random moments; what is computed next is right.
+    """Another thread sends SIGINT at random moments; the next result is right.
 
-    In a process of its own: here a signal would also hit what pytest and hypothesis do.
+    It runs in a separate process: here a signal would also hit pytest and hypothesis.
     """
     code = SIGNALS.format(tests=os.path.dirname(__file__))
     done = subprocess.run(

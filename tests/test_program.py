@@ -1,4 +1,4 @@
-"""What an energy is made of, as data: by rule, printed, in JSON, and refused where inconsistent."""
+"""Energy programs as data: made by rule, printed, in JSON, and refused if inconsistent."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def test_nothing_depends_on_the_vacuum():
 
 
 def test_no_neighbours_across_the_open_direction():
-    """The short range does not see the box: atoms above and below do not meet."""
+    """The short range does not see the box: atoms above and below do not interact."""
     atoms = slab()
     flat = atoms.copy()
     normal = np.cross(atoms.cell[0], atoms.cell[1])

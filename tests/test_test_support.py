@@ -1,4 +1,4 @@
-"""The fixtures that guard all other tests do what they promise."""
+"""Tests of the fixtures that guard all other tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules of the house that hold for the tree as a whole."""
+"""Rules for the whole tree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sound potential passes every check; each way of being wrong fails the check it belongs to."""
+"""A sound potential passes every check; each kind of error fails its check."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_structures_of_users(pbc):
 
 
 class Wrong(Potential):
-    """A potential whose results a function of (frames, results, properties) spoils."""
+    """A potential whose results are spoiled by a function of (frames, results, properties)."""
 
     spoil = staticmethod(lambda frames, results: None)
 
@@ -101,25 +101,25 @@ NVE = "NVE"
 
 
 def vortex(atoms):
-    """A force that has no energy: it turns about the z axis."""
+    """A force without an energy: it turns about the z axis."""
     return (0.02 * np.cross([0.0, 0.0, 1.0], atoms.positions - atoms.positions.mean(0)),)
 
 
 def push(atoms):
-    """A force on the first atom alone that looks along x whatever the structure does."""
+    """A force on the first atom along x, whatever the structure."""
     force = np.zeros((len(atoms), 3))
     force[0, 0] = 0.1
     return -0.1 * atoms.positions[0, 0], force
 
 
 def hook(atoms):
-    """An energy with its forces that knows the first atom by its number in the list."""
+    """An energy with its forces that depends on the number of an atom in the list."""
     first = atoms.get_distances(0, np.arange(len(atoms)), mic=bool(atoms.pbc.all()))
     return (0.1 * np.exp(-first).sum(),)
 
 
 def wall(atoms):
-    """An energy and forces of atoms beyond the box, which do not know that the box repeats."""
+    """An energy and forces of atoms beyond the box, which ignore that the box repeats."""
     images = atoms.get_scaled_positions(wrap=False) // 1.0
     return 0.01 * float(images.sum()), 0.01 * images
 
@@ -190,7 +190,7 @@ def test_float32_limits_are_sharp_too(spoil, expected):
 
 
 def test_dynamics_see_forces_that_do_not_belong_to_the_energy():
-    """The run alone finds them: no derivative is compared."""
+    """Only the run shows them: no derivative is compared."""
     potential = wrong(scaled("forces", 1.1))
     (check,) = (c for c in verify(potential, steps=60).checks if c.name.startswith(NVE))
     assert not check.ok
@@ -212,7 +212,7 @@ def test_batches_that_leak_are_seen():
 
 
 def test_every_check_is_seen_to_fail():
-    """A check that nothing here makes fail would prove nothing."""
+    """A check that no test makes fail would prove nothing."""
     seen = set.union(LEAKS, JUMPS, FEATURES, *(expected for _, expected in BROKEN.values()))
     assert set(rows(verify(tiny_potential(ewald_channels=1), steps=1))) == seen
 

@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cace_fast.checkpoint.file_views import view_of_record
 from cace_fast.checkpoint.limits import Refused, short
+from cace_fast.checkpoint.live_views import view_of_module
 from cace_fast.checkpoint.reader import read_contents
 from cace_fast.checkpoint.records import Record
 from cace_fast.checkpoint.statedict import StateDictOptions
 from cace_fast.checkpoint.statedict_records import model_of_state_dict
 from cace_fast.checkpoint.upstream import read_model
-from cace_fast.checkpoint.views import view_of_module, view_of_record
 from cace_fast.errors import CheckpointError, InputError, UnsupportedModelError
 from cace_fast.spec import ModelSpec, Provenance
 
@@ -32,7 +33,7 @@ __all__ = ["StateDictOptions", "from_module", "read"]
 def read(
     path: str | PathLike[str], **state_dict_options: Any
 ) -> tuple[ModelSpec, dict[str, Tensor]]:
-    """Read an upstream file, whose kind its content tells.
+    """Read an upstream file; its content tells its kind (``docs/developer/file_reader.md``).
 
     Parameters
     ----------
@@ -80,6 +81,8 @@ def read(
 
 def from_module(module: torch.nn.Module) -> tuple[ModelSpec, dict[str, Tensor]]:
     """Read an upstream model in memory, recognised by the names of its classes.
+
+    ``docs/developer/file_reader.md`` describes what is read.
 
     Parameters
     ----------

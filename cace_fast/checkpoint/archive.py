@@ -24,7 +24,7 @@ from cace_fast.checkpoint.limits import (
     short,
 )
 
-# Everything that zipfile raises about a damaged archive
+# The exceptions of zipfile for a damaged archive
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
@@ -76,7 +76,7 @@ class _BoundedFile:
 
 
 class Archive:
-    """A model file opened for reading; use it in a ``with`` statement.
+    """A model file opened for reading; use it in a ``with`` statement (``docs/user/security.md``).
 
     Parameters
     ----------
@@ -125,26 +125,34 @@ class Archive:
 
     @property
     def pickle_name(self) -> str:
-        """Name of the entry that holds the pickle."""
+        """Name of the entry that holds the pickle (``docs/user/security.md``)."""
         return f"{self._folder}/data.pkl"
 
     def names(self, below: str) -> list[str]:
-        """Return the names of entries below a folder, relative to the archive's own folder."""
+        """Return the names of entries below a folder, relative to the archive's top folder.
+
+        See ``docs/user/security.md``.
+        """
         start = len(self._folder) + 1
         prefix = f"{self._folder}/{below}/"
         return [name[start:] for name in self._entries if name.startswith(prefix)]
 
     def read(self, name: str, expected: int | None = None, largest: int = INFLATED_BYTES) -> bytes:
-        """Return one entry.
+        """Return one entry (``docs/user/security.md``).
 
         Parameters
         ----------
         name
-            Relative to the archive's own folder, e.g. ``data/0``.
+            Relative to the archive's top folder, e.g. ``data/0``.
         expected
             Its exact size in bytes, where known.
         largest
             Its largest allowed size in bytes.
+
+        Raises
+        ------
+        Refused
+            If the entry is missing, damaged, of another size or too large, or the budget is spent.
         """
         info = self._entries.get(f"{self._folder}/{name}")
         if info is None:
@@ -168,7 +176,13 @@ class Archive:
         return content
 
     def pickle(self) -> bytes:
-        """Return the pickle, after a look at the byte order."""
+        """Return the pickle, after a look at the byte order.
+
+        Raises
+        ------
+        Refused
+            As for :meth:`read`, and if the byte order is not little.
+        """
         if f"{self._folder}/byteorder" in self._entries:
             order = self.read("byteorder", largest=64)
             if order.strip() != b"little":
@@ -178,7 +192,13 @@ class Archive:
         return self.read("data.pkl", largest=PICKLE_BYTES)
 
     def storage(self, key: str, n_bytes: int) -> bytes:
-        """Return the bytes of one storage."""
+        """Return the bytes of one storage.
+
+        Raises
+        ------
+        Refused
+            As for :meth:`read`.
+        """
         return self.read(f"data/{key}", expected=n_bytes)
 
 
@@ -247,6 +267,8 @@ def _top_folder(entries: dict[str, zipfile.ZipInfo]) -> str:
 
 def other_kind(head: bytes, size: int) -> str:
     """Return what kind of file this is; an empty text for a zip archive.
+
+    See ``docs/user/security.md``.
 
     Parameters
     ----------

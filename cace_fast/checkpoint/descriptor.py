@@ -36,6 +36,8 @@ _CUTOFF = (
 def read_representation(view: ModuleView) -> tuple[Representation, dict[str, Tensor]]:
     """Read a representation.
 
+    See ``docs/theory.md``, sections 1 to 6; ``docs/developer/file_reader.md``.
+
     Returns
     -------
     Representation, dict
@@ -175,9 +177,7 @@ def _mixing(view: ModuleView, n_channels: int, n_rbf: int) -> dict[str, Tensor]:
     transform = view.need("radial_transform")
     tensors = {}
     for degree, weights in enumerate(transform.tensors_of("weights")):
-        if (
-            weights.ndim == 2
-        ):  # the same for all channels: some copies are made of what it stands for
+        if weights.ndim == 2:  # the same for all channels: it is copied for each
             view.charge(4 * weights.numel() * n_channels * weights.dtype.itemsize)
         full = weights.unsqueeze(-1).expand(-1, -1, n_channels) if weights.ndim == 2 else weights
         if full.ndim != 3 or (full.shape[0], full.shape[2]) != (n_rbf, n_channels):

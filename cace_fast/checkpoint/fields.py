@@ -1,4 +1,4 @@
-"""Typed access to the plain attributes of a module."""
+"""Typed access to the plain attributes of a module (``docs/developer/file_reader.md``, "Model")."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ from cace_fast.checkpoint.limits import short
 from cace_fast.checkpoint.views import MISSING, ModuleView
 from cace_fast.errors import CheckpointError
 
-_MANY = 1000  # no list of keys, elements or sub-models of a real model is longer
+_MANY = 1000  # lists of keys, elements and sub-models of real models are shorter
 
 
 def attribute(view: ModuleView, name: str, default: Any = MISSING) -> Any:
-    """Return an attribute, or ``default`` if the file lacks it."""
+    """Return an attribute, or ``default`` if the file lacks it (``docs/developer/file_reader.md``).
+
+    Raises
+    ------
+    CheckpointError
+        If the file lacks it and there is no ``default``.
+    """
     value = view.raw(name)
     if value is not MISSING:
         return value
@@ -22,12 +28,21 @@ def attribute(view: ModuleView, name: str, default: Any = MISSING) -> Any:
 
 
 def wrong(view: ModuleView, name: str, expected: str, value: Any) -> CheckpointError:
-    """Return the error about an attribute of a wrong kind."""
+    """Return the CheckpointError about an attribute of a wrong kind.
+
+    See ``docs/developer/file_reader.md``.
+    """
     return CheckpointError(f"{view}: attribute {name!r} is {short(value)}, expected {expected}")
 
 
 def flag(view: ModuleView, name: str, default: Any = MISSING) -> bool:
-    """Return a truth value."""
+    """Return a truth value.
+
+    Raises
+    ------
+    CheckpointError
+        As for :func:`attribute`, and if the value is not true or false.
+    """
     value = attribute(view, name, default)
     if type(value) is not bool:
         raise wrong(view, name, "true or false", value)
@@ -35,7 +50,13 @@ def flag(view: ModuleView, name: str, default: Any = MISSING) -> bool:
 
 
 def integer(view: ModuleView, name: str, default: Any = MISSING) -> int:
-    """Return a whole number."""
+    """Return a whole number.
+
+    Raises
+    ------
+    CheckpointError
+        As for :func:`attribute`, and if the value is not an integer of at most 2^31.
+    """
     value = attribute(view, name, default)
     if type(value) is not int or abs(value) > 2**31:
         raise wrong(view, name, "a whole number", value)
@@ -43,7 +64,13 @@ def integer(view: ModuleView, name: str, default: Any = MISSING) -> int:
 
 
 def number(view: ModuleView, name: str, default: Any = MISSING) -> float:
-    """Return a number as float."""
+    """Return a number as float.
+
+    Raises
+    ------
+    CheckpointError
+        As for :func:`attribute`, and if the value is not a finite number.
+    """
     value = attribute(view, name, default)
     if type(value) not in (int, float) or not abs(value) < 1e300:
         raise wrong(view, name, "a finite number", value)
@@ -51,7 +78,13 @@ def number(view: ModuleView, name: str, default: Any = MISSING) -> float:
 
 
 def text(view: ModuleView, name: str, default: Any = MISSING) -> str:
-    """Return a non-empty text."""
+    """Return a non-empty text.
+
+    Raises
+    ------
+    CheckpointError
+        As for :func:`attribute`, and if the value is not such a text.
+    """
     value = attribute(view, name, default)
     if type(value) is not str or not value:
         raise wrong(view, name, "a name", value)
@@ -59,12 +92,24 @@ def text(view: ModuleView, name: str, default: Any = MISSING) -> str:
 
 
 def optional_text(view: ModuleView, name: str, default: Any = None) -> str | None:
-    """Return a text or None."""
+    """Return a non-empty text or None.
+
+    Raises
+    ------
+    CheckpointError
+        As for :func:`text`.
+    """
     return None if attribute(view, name, default) is None else text(view, name)
 
 
 def texts(view: ModuleView, name: str, default: Any = MISSING) -> tuple[str, ...]:
-    """Return one name or a list of names as a tuple."""
+    """Return one name or a list of names as a tuple.
+
+    Raises
+    ------
+    CheckpointError
+        As for :func:`attribute`, and if the value is no name or list of names.
+    """
     value = attribute(view, name, default)
     names = (value,) if type(value) is str else value
     if (

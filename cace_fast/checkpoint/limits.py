@@ -11,7 +11,7 @@ MIB = 1 << 20
 
 MEMORY_FACTOR = 4  # memory allowed: this times the file's size ...
 MEMORY_BASE = 256 * MIB  # ... plus this
-SECONDS = 10.0  # of the thread's processor: a busy machine or a slow disk is no fault of a file
+SECONDS = 10.0  # processor time of the thread, whatever else slows the machine
 INFLATED_BYTES = 1024 * MIB  # all entries of the archive together, after inflation
 ENTRIES = 16384
 DIRECTORY_BYTES = 4 * MIB  # the archive's own list of entries
@@ -23,11 +23,17 @@ TENSOR_DIMENSIONS = 8
 
 
 class Refused(Exception):
-    """Something in the file is not allowed; the caller adds where it was found."""
+    """The file holds something that is not allowed; the caller adds the place in the file.
+
+    See ``docs/user/security.md``.
+    """
 
 
 def short(value: object) -> str:
-    """Return a short description of any value of a file."""
+    """Return a value of a file as short text, of numbers and containers their size.
+
+    See ``docs/user/security.md``.
+    """
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         return f"a number of {value.bit_length()} bits"
     if value is None or isinstance(value, bool | int | float):
@@ -41,6 +47,8 @@ def short(value: object) -> str:
 
 class Budget:
     """Counts memory and processor time of the thread that reads one file.
+
+    See ``docs/user/security.md``.
 
     The memory is a ledger, not a measurement: every object is charged more than CPython needs
     for it *before* it is made, and nothing is ever credited back.
@@ -57,7 +65,13 @@ class Budget:
         self._deadline = time.thread_time() + SECONDS
 
     def charge(self, n_bytes: int) -> None:
-        """Account for ``n_bytes`` that are about to be allocated, or raise `Refused`."""
+        """Account for ``n_bytes`` that are about to be allocated.
+
+        Raises
+        ------
+        Refused
+            If the limit of memory (``docs/user/security.md``) is exceeded.
+        """
         self.memory_used += n_bytes
         if self.memory_used > self.memory_limit:
             raise Refused(
@@ -67,7 +81,7 @@ class Budget:
             )
 
     def check_time(self) -> None:
-        """Raise `Refused` when the file has taken too long."""
+        """Raise `Refused` when the file has taken more than 10 s (``docs/user/security.md``)."""
         if time.thread_time() > self._deadline:
             raise Refused(
                 f"reading took more than {SECONDS:g} s of processor time, which no genuine model "

@@ -28,7 +28,7 @@ _BLOCKS = "cace.modules.blocks."
 _MODULES = "torch.nn.modules.activation."
 
 _FUNCTIONS = frozenset(get_args(Activation)) - {"identity"}
-# Classes of torch.nn and the settings under which they are the plain function
+# Classes of torch.nn, and the settings with which they are the plain function
 _CLASSES: dict[str, tuple[Activation, dict[str, object]]] = {
     "SiLU": ("silu", {}),
     "ReLU": ("relu", {}),
@@ -39,42 +39,51 @@ _CLASSES: dict[str, tuple[Activation, dict[str, object]]] = {
     "GELU": ("gelu", {"approximate": "none"}),
     "Softplus": ("softplus", {"beta": 1.0, "threshold": 20.0}),
 }
-# Functions without settings, which source text therefore names completely
+# Functions without settings: their names in the source text say everything
 _IN_CODE = re.compile(r"\btorch\.(?:nn\.functional\.)?(silu|relu|tanh|sigmoid|mish)\(")
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One linear layer: its tensors by the names that `weights` uses, and what follows it."""
+    """One linear layer with its tensors, and the activation that follows.
+
+    See ``docs/theory.md``, eq. 22.
+
+    ``tensors`` are ``weight`` [n_out, n_in], ``bias`` [n_out] and ``norm.*`` [n_out], the last two
+    where the layer has them.
+    """
 
     tensors: dict[str, Tensor]
     activation: Activation = "identity"
 
     @property
     def n_in(self) -> int:
-        """Width of the input."""
+        """Width of the input (equation 22)."""
         return int(self.tensors["weight"].shape[1])
 
     @property
     def n_out(self) -> int:
-        """Width of the output."""
+        """Width of the output (equation 22)."""
         return int(self.tensors["weight"].shape[0])
 
     @property
     def normed(self) -> bool:
-        """Whether a batch norm follows."""
+        """Whether a batch norm follows (equation 23)."""
         return "norm.mean" in self.tensors
 
 
 @dataclass(slots=True)
 class Network:
-    """Layers of an MLP; ``skips`` has an entry for every residual block."""
+    """Layers of an MLP; ``skips`` has an entry for every residual block.
+
+    See ``docs/theory.md``, eq. 23.
+    """
 
     layers: list[Layer] = field(default_factory=list)
     skips: list[Layer | None] = field(default_factory=list)
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
-        """Return all tensors under the names that `weights` uses."""
+        """Return all tensors under their names in `weights` (``docs/conventions.md``)."""
         parts = [(f"layers.{k}", layer) for k, layer in enumerate(self.layers)]
         parts += [(f"skips.{k}", skip) for k, skip in enumerate(self.skips) if skip is not None]
         return {
@@ -84,7 +93,14 @@ class Network:
         }
 
     def spec(self, where: object) -> MLP:
-        """Return the network as data, after checks that all its layers are of one kind."""
+        """Return the network as data (``docs/theory.md``, section 7); ``where`` names it in errors.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If its layers differ in activation, batch norm or bias, or something follows
+            the last one.
+        """
         *hidden, last = self.layers
         activations = {layer.activation for layer in hidden}
         if last.activation != "identity" or last.normed:
@@ -96,7 +112,7 @@ class Network:
         inner = hidden + [skip for skip in self.skips if skip is not None]
         if len({layer.normed for layer in inner}) > 1:
             raise UnsupportedModelError(f"{where}: batch norm in some layers only")
-        # residual blocks have biases whatever the setting; it removes that of the last layer
+        # residual blocks always have biases; the setting removes that of the last layer
         plain = [last] if self.skips else [*hidden, last]
         blocks = inner if self.skips else []
         if len({"bias" in layer.tensors for layer in plain}) > 1 or not all(
@@ -114,7 +130,15 @@ class Network:
 
 
 def read_network(view: ModuleView) -> Network:
-    """Read a stack of dense layers, or of residual blocks and a last layer."""
+    """Read a stack of dense layers, or of residual blocks and a last layer (``docs/theory.md``, 7).
+
+    Raises
+    ------
+    CheckpointError
+        If a part is missing or malformed.
+    UnsupportedModelError
+        If a layer, an activation or a setting is not provided.
+    """
     if view.path != SEQUENTIAL:
         raise UnsupportedModelError(f"{view}: is not a stack of layers")
     parts = _members(view)
@@ -134,7 +158,15 @@ def read_network(view: ModuleView) -> Network:
 
 
 def read_dense(view: ModuleView) -> Layer:
-    """Read one dense layer."""
+    """Read one dense layer (``docs/theory.md``, equation 22).
+
+    Raises
+    ------
+    CheckpointError
+        If a part is missing or malformed.
+    UnsupportedModelError
+        If the layer or its activation is not provided.
+    """
     if view.path == LINEAR:
         return Layer(_linear(view))
     if view.path != _DENSE:

@@ -41,7 +41,7 @@ Tensors = dict[str, Tensor]
 
 
 def read_output(view: ModuleView, prefix: str) -> tuple[OutputModule, Tensors]:
-    """Read one output module.
+    """Read one output module (``docs/theory.md``, sections 7 to 10).
 
     Parameters
     ----------
@@ -57,6 +57,8 @@ def read_output(view: ModuleView, prefix: str) -> tuple[OutputModule, Tensors]:
 
     Raises
     ------
+    CheckpointError
+        A part is missing or contradicts another.
     UnsupportedModelError
         The module, or a setting of it, is not provided.
     """
@@ -88,7 +90,7 @@ def _atomwise(view: ModuleView, prefix: str) -> tuple[Readout, Tensors]:
     tensors = network.tensors(prefix)
     if linear is not None:
         layer = _linear_part(linear, network)
-        if mlp.n_layers == 1 and layer.normed:  # then the linear part alone tells
+        if mlp.n_layers == 1 and layer.normed:  # then only the linear part shows it
             mlp = replace(mlp, batch_norm=True)
         tensors |= {f"{prefix}.linear.{name}": tensor for name, tensor in layer.tensors.items()}
     for name, found in (("residual", mlp.residual), ("use_batchnorm", mlp.batch_norm)):

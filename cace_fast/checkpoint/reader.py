@@ -19,7 +19,7 @@ _CODE_BYTES = 1 * MIB
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What one model file holds.
+    """What one model file holds (``docs/developer/file_reader.md``).
 
     Attributes
     ----------
@@ -38,6 +38,8 @@ class Contents:
 
 def read_contents(path: str | PathLike[str]) -> Contents:
     """Read the objects of a file that ``torch.save`` or ``torch.jit.save`` wrote.
+
+    See ``docs/developer/file_reader.md``.
 
     Nothing is imported or called that the file names: objects become `Record`, functions
     `Global`; tensors are rebuilt on the CPU.

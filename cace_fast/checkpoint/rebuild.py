@@ -18,7 +18,7 @@ from cace_fast.checkpoint.tensors import TensorReader
 
 _KEY_LEAVES = 64
 _SCALARS = (str, int, float, type(None))
-# numpy's one-letter kinds with sizes, as struct reads them
+# numpy's kinds with their sizes, and the formats of struct
 _NUMPY_FORMATS = {
     "b1": "?",
     "i1": "b",
@@ -40,7 +40,12 @@ def check_key(key: object) -> None:
     """Refuse a dictionary key or set element that could be slow to hash.
 
     Tuples hash recursively and without a cache, so deep or much-shared ones would exhaust the
-    C stack or the clock.
+    C stack or the clock (``docs/user/security.md``).
+
+    Raises
+    ------
+    Refused
+        If the key is a tuple of more than 64 parts, or holds something else than texts and numbers.
     """
     leaves, todo = 0, [(key, 0)]
     while todo:
@@ -57,7 +62,12 @@ def check_key(key: object) -> None:
 
 
 def rules(tensors: TensorReader) -> dict[tuple[str, str], Rule]:
-    """Return the function for every global that REDUCE may meet."""
+    """Return the function for every global that REDUCE may meet.
+
+    See ``docs/developer/file_reader.md``.
+
+    Each raises `Refused` for arguments of other kinds than torch writes.
+    """
     table: dict[tuple[str, str], Rule] = {
         ("collections", "OrderedDict"): _ordered_dict,
         ("collections", "Counter"): lambda args: _one(args, dict),
@@ -80,9 +90,17 @@ def rules(tensors: TensorReader) -> dict[tuple[str, str], Rule]:
 
 
 def give_state(target: object, state: object) -> None:
-    """Give a record its state as BUILD asks, without calling ``__setstate__``."""
+    """Give a record its state as BUILD asks, without calling ``__setstate__``.
+
+    See ``docs/developer/file_reader.md``.
+
+    Raises
+    ------
+    Refused
+        If the target takes no state, has one, or the state is of a wrong kind.
+    """
     if isinstance(target, OrderedDict):
-        return  # torch hangs version numbers on state dicts; they have no meaning here
+        return  # torch attaches version numbers to state dicts; they have no meaning here
     if not isinstance(target, Record):
         raise Refused(f"the file gives a state to {short(target)}, which has none")
     if target.state is not None:

@@ -17,6 +17,8 @@ _MAX_NAME = 200
 class Global:
     """A class or function that the file names; nothing is imported.
 
+    See ``docs/developer/file_reader.md``.
+
     Attributes
     ----------
     module, name
@@ -28,7 +30,7 @@ class Global:
 
     @property
     def path(self) -> str:
-        """Dotted name."""
+        """Dotted name (``docs/developer/file_reader.md``)."""
         return f"{self.module}.{self.name}"
 
 
@@ -36,11 +38,13 @@ class Global:
 class Attribute:
     """A ``getattr`` that the file asks for; recorded, never performed.
 
+    See ``docs/developer/file_reader.md``.
+
     Attributes
     ----------
     owner
-        Class of the object that was to be asked (the object itself is not kept: upstream's files
-        ask for an attribute of the very object that holds the result).
+        Class of the object whose attribute is asked for. The object itself is not kept: upstream's
+        files ask for an attribute of the very object that holds the result.
     name
         Name of the attribute.
     """
@@ -53,10 +57,12 @@ class Attribute:
 class Record:
     """An object of a known class: its name, constructor arguments and state, and no behaviour.
 
+    See ``docs/developer/file_reader.md``.
+
     Attributes
     ----------
     module, name
-        Where the class lives, as written in the file.
+        Module and name of the class, as written in the file.
     args
         Arguments the file gives at creation (``torch.device`` and ``numpy.dtype`` have some).
     state
@@ -70,7 +76,7 @@ class Record:
 
     @property
     def path(self) -> str:
-        """Dotted name of the class."""
+        """Dotted name of the class (``docs/developer/file_reader.md``)."""
         return f"{self.module}.{self.name}"
 
     def __repr__(self) -> str:
@@ -103,6 +109,8 @@ def _is_dotted_name(text: str) -> bool:
 def find_global(module: str, name: str, known: frozenset[tuple[str, str]]) -> Global:
     """Return the inert stand-in of a class or function, if the file may name it.
 
+    See ``docs/developer/file_reader.md``.
+
     Parameters
     ----------
     module, name
@@ -129,7 +137,7 @@ def find_global(module: str, name: str, known: frozenset[tuple[str, str]]) -> Gl
 
 
 def is_class(found: Global) -> bool:
-    """Whether objects of this name become records."""
+    """Tell whether objects of this name become records (``docs/developer/file_reader.md``)."""
     if "." in found.name:
         return False
     return found.name in _CLASSES.get(found.module, ()) or f"{found.module}.".startswith(

@@ -1,8 +1,8 @@
 """Files of state dicts: training checkpoints (``checkpoint.pt``), Lightning's ``.ckpt``.
 
-They hold tensors by name and no architecture. What names and shapes tell is inferred, the rest
-comes from the caller; both together make the records that a whole-model file would have held,
-which are then read and checked as any other model.
+They hold tensors by name and no architecture. Names and shapes tell part of it, the caller tells
+the rest. Both together make the records that a whole-model file would have held, which are then
+read and checked like any other model.
 
 Source: specification of checkpoints, section 9.
 """
@@ -31,7 +31,7 @@ _WRAPPERS = ("model.", "module.", "_orig_mod.")
 
 @dataclass(frozen=True)
 class StateDictOptions:
-    """Arguments that a file of state dicts does not hold.
+    """Arguments that a file of state dicts does not hold (``docs/user/evaluate_and_convert.md``).
 
     Attributes
     ----------
@@ -52,6 +52,11 @@ class StateDictOptions:
         "CACE_forces"}]]``.
     potential_keys
         For combinations, upstream's list of dictionaries of names with an optional "weight".
+
+    Raises
+    ------
+    InputError
+        If ``weights`` or ``activation`` is not one of its choices.
     """
 
     weights: Weights | None = None
@@ -69,18 +74,27 @@ class StateDictOptions:
                 raise InputError(name, f"one of {', '.join(get_args(choices))}", repr(value))
 
     def given(self) -> list[str]:
-        """Return the names of the options that were given."""
+        """Return the names of the options that were given.
+
+        See ``docs/user/evaluate_and_convert.md``.
+        """
         return [f.name for f in fields(self) if getattr(self, f.name) is not None]
 
 
 class Missing:
-    """Collects the arguments that turn out to be needed, so that all are named at once."""
+    """Collects the arguments that turn out to be needed, so that all are named at once.
+
+    See ``docs/user/evaluate_and_convert.md``.
+    """
 
     def __init__(self) -> None:
         self.names: list[str] = []
 
     def need(self, name: str, value: Any, stand_in: Any) -> Any:
-        """Return ``value``, or note its absence and go on with ``stand_in``."""
+        """Return ``value``, or note its absence and go on with ``stand_in``.
+
+        See ``docs/user/evaluate_and_convert.md``.
+        """
         if value is None:
             if name not in self.names:
                 self.names.append(name)
@@ -88,7 +102,10 @@ class Missing:
         return value
 
     def complain(self) -> None:
-        """Raise `InputError` when anything was missing."""
+        """Raise `InputError` that names all that was missing, if anything was.
+
+        See ``docs/user/evaluate_and_convert.md``.
+        """
         if self.names:
             raise InputError(
                 ", ".join(self.names),
@@ -104,6 +121,17 @@ def select(
 ) -> dict[str, Tensor]:
     """Return the state dict that was asked for, without the prefixes of wrappers.
 
+    See ``docs/user/evaluate_and_convert.md``.
+
+    Parameters
+    ----------
+    root
+        The dictionary in the file.
+    options
+        Which weights to take.
+    missing
+        Notes that ``options.weights`` has to choose.
+
     Raises
     ------
     InputError
@@ -116,7 +144,7 @@ def select(
         for name, key in _PLACES.items()
         if isinstance(root.get(key), dict) and root[key]
     }
-    if isinstance(root.get("state_dict"), dict):  # Lightning; the whole of it can be wrapped too
+    if isinstance(root.get("state_dict"), dict):  # Lightning; it can be wrapped as a whole too
         inner = {_unwrapped(n): t for n, t in root["state_dict"].items() if isinstance(n, str)}
         found = {"model": {n: t for n, t in inner.items() if n.startswith("model.")}}
     elif not found and root and all(isinstance(value, Tensor) for value in root.values()):
@@ -151,11 +179,19 @@ def _without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
             break
         state = {name.removeprefix(found[0]): value for name, value in state.items()}
     inner = {name.replace("._orig_mod.", "."): value for name, value in state.items()}
-    return inner if len(inner) == len(state) else state  # parts can be compiled alone
+    return inner if len(inner) == len(state) else state  # parts can be compiled separately
 
 
 def tree_of(state: Mapping[str, Tensor]) -> Node:
-    """Return a state dict as nested dictionaries, split at the dots of its names."""
+    """Return a state dict as nested dictionaries, split at the dots of its names.
+
+    See ``docs/user/evaluate_and_convert.md``.
+
+    Raises
+    ------
+    CheckpointError
+        If two names exclude each other.
+    """
     tree: Node = {}
     for name, value in state.items():
         *parents, last = name.split(".")
@@ -171,7 +207,15 @@ def tree_of(state: Mapping[str, Tensor]) -> Node:
 
 
 def node_of(parent: Node, name: str) -> Node:
-    """Return the node of a name; an empty one if there is none."""
+    """Return the node of a name; an empty one if there is none.
+
+    See ``docs/user/evaluate_and_convert.md``.
+
+    Raises
+    ------
+    CheckpointError
+        If the name is that of a tensor.
+    """
     found = parent.get(name, {})
     if not isinstance(found, dict):
         raise CheckpointError(f"{name!r} is a tensor where modules are expected")
@@ -179,7 +223,13 @@ def node_of(parent: Node, name: str) -> Node:
 
 
 def numbered(node: Node) -> list[str]:
-    """Return the names 0, 1, ... of the members of a list, which must have no gap."""
+    """Return the names 0, 1, ... of the members of a list (``docs/user/evaluate_and_convert.md``).
+
+    Raises
+    ------
+    CheckpointError
+        If the numbers have a gap or other names stand among them.
+    """
     names = sorted((name for name in node if name.isdigit()), key=int)
     if names != [str(k) for k in range(len(names))] or len(names) != len(node):
         raise CheckpointError("a list of modules or weights has a gap")

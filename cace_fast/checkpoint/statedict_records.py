@@ -1,4 +1,4 @@
-"""Records of a whole model made from a state dict and what the caller knows.
+"""Records of a whole model, made from a state dict and the options of the caller.
 
 The tensors tell sizes, sharing and which parts there are; the result is read and checked like any
 other model.
@@ -28,7 +28,7 @@ from cace_fast.checkpoint.statedict import (
 from cace_fast.errors import CheckpointError, InputError, UnsupportedModelError
 from cace_fast.tables import MAX_ORDER, n_features
 
-# What no state dict tells of an output module; the rest has defaults
+# Settings of an output module that no state dict holds; the others have defaults
 _NEEDED = {
     "Atomwise": ("output_key",),
     "EwaldPotential": ("dl", "sigma", "remove_self_interaction", "feature_key", "output_key"),
@@ -48,6 +48,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 def model_of_state_dict(root: Mapping[Any, Any], options: StateDictOptions) -> Record:
     """Return the record of the model that a file of state dicts describes.
 
+    See ``docs/user/evaluate_and_convert.md``.
+
     Parameters
     ----------
     root
@@ -61,6 +63,8 @@ def model_of_state_dict(root: Mapping[Any, Any], options: StateDictOptions) -> R
         Arguments are needed that were not given; all of them are named.
     CheckpointError
         The dictionary is no state dict of a CACE model.
+    UnsupportedModelError
+        The tensors belong to a part that is not provided.
     """
     missing = Missing()
     tree = tree_of(select(root, options, missing))
@@ -104,7 +108,7 @@ def _parameters(node: Node) -> Record:
 
 def _potentials(nodes: Sequence[Node], options: StateDictOptions, missing: Missing) -> list[Record]:
     outputs = missing.need("outputs", options.outputs, [[] for _ in nodes])
-    if options.outputs is None:  # whatever they are, their networks may need an activation
+    if options.outputs is None:  # their networks may need an activation
         for node in nodes:
             for module in node_of(node, "output_modules").values():
                 if isinstance(module, dict) and "outnet" in module:
@@ -357,7 +361,7 @@ def _order(representation: Node, potential: Node, modules: Sequence[Mapping[str,
         if "outnet" in output:
             n_in = _width_in(node_of(output, "outnet"))
             per_feature = per_invariant * (len(steps) + 1)
-            # of an extra feature only the name is known: it may be as wide as an invariant's worth
+            # only the name of an extra feature is known: it may be as wide as one invariant
             spare = per_feature - 1 if _extra_features(modules) else 0
             return _lowest_order(l_max, n_in / per_feature, spare / per_feature)
     raise CheckpointError("no network tells the correlation order")

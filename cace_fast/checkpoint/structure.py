@@ -1,4 +1,4 @@
-"""A last look at the object graph: no cycles, no abyss, no exponential sharing."""
+"""Checks of the object graph of a file: no cycles, no deep nesting, no exponential sharing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _children(node: Any) -> list[Any]:
 
 
 def check_structure(root: Any, budget: Budget) -> None:
-    """Refuse an object graph that is too deep or too large to walk.
+    """Refuse an object graph that is too deep or too large to walk (``docs/user/security.md``).
 
     Parameters
     ----------

@@ -31,7 +31,9 @@ _LARGEST = 2**62  # torch counts in int64
 
 
 class Storage:
-    """Raw numbers of one storage entry; read from the archive when a tensor first needs them.
+    """The numbers of one storage entry; read from the archive when a tensor first needs them.
+
+    See ``docs/user/security.md``.
 
     Parameters
     ----------
@@ -48,7 +50,16 @@ class Storage:
         self._numbers: torch.Tensor | None = None
 
     def numbers(self, read: Callable[[str, int], bytes], budget: Budget) -> torch.Tensor:
-        """Return all elements as a one-dimensional tensor [n_elements]."""
+        """Return all elements as a one-dimensional tensor [n_elements] of ``dtype``.
+
+        See ``docs/user/security.md``.
+
+        Raises
+        ------
+        Refused
+            If the entry cannot be read, the budget is spent, or truth values are other
+            than 0 and 1.
+        """
         if self._numbers is None:
             n_bytes = self.n_elements * self.dtype.itemsize
             budget.charge(2 * n_bytes + _TENSOR_OVERHEAD)
@@ -62,7 +73,7 @@ class Storage:
 
 
 class TensorReader:
-    """Makes the tensors that a pickle describes.
+    """Makes the tensors that a pickle describes (``docs/user/security.md``).
 
     Parameters
     ----------
@@ -78,7 +89,13 @@ class TensorReader:
         self._storages: dict[str, Storage] = {}
 
     def storage(self, persistent_id: object) -> Storage:
-        """Return the storage that a persistent id names."""
+        """Return the storage that a persistent id names (``docs/user/security.md``).
+
+        Raises
+        ------
+        Refused
+            If the id is malformed or contradicts an earlier one.
+        """
         match persistent_id:
             case ("storage", Global("torch", name), str(key), str(), int(n_elements)) if (
                 name in STORAGE_DTYPES and type(n_elements) is int
@@ -100,13 +117,20 @@ class TensorReader:
         return known
 
     def tensor(self, args: tuple[Any, ...]) -> torch.Tensor:
-        """Rebuild one tensor, contiguous and owning its memory.
+        """Rebuild one tensor, contiguous and owning its memory, of the dtype of its storage.
+
+        See ``docs/user/security.md``.
 
         Parameters
         ----------
         args
             (storage, offset, size, stride, requires_grad, hooks) as the pickle gives them, offset
             and strides in elements; newer files append metadata.
+
+        Raises
+        ------
+        Refused
+            If the arguments are malformed or reach beyond the storage.
         """
         if len(args) not in (6, 7):
             raise Refused(f"a tensor has {len(args)} arguments instead of 6 or 7")

@@ -22,7 +22,7 @@ from cace_fast.checkpoint.structure import check_structure
 from cace_fast.checkpoint.tensors import STORAGE_DTYPES, Storage, TensorReader
 
 # Bytes charged, above what CPython needs. Containers include what `check_structure` remembers.
-_COST_STEP = 64  # a place on the stack; also bounds the number of steps, to some millions
+_COST_STEP = 64  # a slot of the stack; also bounds the number of steps to some millions
 _COST_CONTAINER = 512
 _COST_LIST_ITEM = 24
 _COST_DICT_ITEM = 192  # hash tables double, and are copied while they do
@@ -35,7 +35,7 @@ _MAX_NAME_LINE = 512
 
 
 class Unpickler:
-    """Reads one pickle.
+    """Reads one pickle (``docs/user/security.md``).
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ class Unpickler:
         self._next = 0
 
     def load(self) -> Any:
-        """Return the object that the pickle describes.
+        """Return the object that the pickle describes (``docs/user/security.md``).
 
         Raises
         ------

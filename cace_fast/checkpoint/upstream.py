@@ -30,6 +30,8 @@ _MOST_MODELS = 100
 def read_model(view: ModuleView) -> tuple[ModelSpec, dict[str, Tensor]]:
     """Read a potential, a combination of potentials, or a bare representation.
 
+    ``docs/developer/file_reader.md`` describes the reader.
+
     Parameters
     ----------
     view
@@ -66,7 +68,7 @@ def _refuse_changes(view: ModuleView) -> None:
                 "hooks and replaced methods, and save the model again"
             )
         for part in module.children():
-            # a shared module is looked at once; scripted ones are told by tensors alone: always
+            # a shared module is visited once; scripted modules, which only tensors identify, always
             if part is not None and not (type(part.key) is int and part.key in seen):
                 seen.add(part.key)
                 todo.append(part)
@@ -154,7 +156,7 @@ def _submodel(view: ModuleView, prefix: str) -> tuple[SubModel, dict[str, Tensor
         spec, found = read_output(module, f"{prefix}.{m}")
         modules.append(spec)
         tensors |= found
-    # upstream makes the list from a set, so that its order differs from file to file
+    # upstream makes the list from a set: its order differs from file to file
     outputs = tuple(sorted(texts(view, "model_outputs", [])))
     return SubModel(tuple(modules), strain, outputs), tensors
 

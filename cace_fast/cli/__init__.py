@@ -8,7 +8,10 @@ from __future__ import annotations
 
 
 def main() -> None:
-    """Run the command line on the arguments of this process; the exit code says how it went."""
+    """Run the command line on the arguments of this process.
+
+    See ``docs/user/errors.md``, "Exit codes".
+    """
     from cace_fast.cli.app import app
 
     app(prog_name="cace-fast")

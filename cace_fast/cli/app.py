@@ -1,4 +1,4 @@
-"""The application: its commands, and one place where every error becomes a line and a code."""
+"""The application: its commands; here every error becomes one line and an exit code."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ CODES = (
 
 
 class Group(TyperGroup):
-    """The commands, with errors as one line on stderr."""
+    """The commands; errors are printed as one line on stderr (``docs/user/errors.md``)."""
 
     def main(self, *args: Any, **options: Any) -> Any:
-        """Run a command line and exit with its code."""
-        options["standalone_mode"] = False  # leaves errors to us
+        """Run a command line and exit with its code (``docs/user/errors.md``, "Exit codes")."""
+        options["standalone_mode"] = False  # errors come here
         try:
             result = super().main(*args, **options)
         except Exception as error:
@@ -49,9 +49,9 @@ def _debugging(arguments: list[str] | None) -> bool:
 
 
 def _as_options(text: str, options: set[str]) -> str:
-    """Return a message with ``name=value`` of Python as ``--name value``, where there is such.
+    """Return a message with Python's ``name=value`` as ``--name value``, where the option exists.
 
-    So a remedy can be followed where it is read, whoever wrote it.
+    So a remedy can be followed on the command line, wherever its text comes from.
     """
 
     def option(found: re.Match[str]) -> str:
@@ -94,7 +94,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={
         "help_option_names": ["-h", "--help"],
-        # upstream's neighbours write --default_dtype: both spellings work
+        # other programs write --default_dtype: both spellings work
         "token_normalize_func": lambda token: token.replace("_", "-"),
     },
     epilog=CODES,
@@ -118,7 +118,7 @@ def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Fast, safe inference for CACE interatomic potentials."""
-    del version, debug  # the first acts by itself, the second where errors are caught
+    del version, debug  # the first has a callback, the second is read where errors are caught
 
 
 for name, command in (

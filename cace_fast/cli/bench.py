@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from cace_fast.potential import Potential
 
 SECONDS_PER_DAY = 86400.0
-TRIAL_ATOMS, TRIAL_REPEAT = 24, 2  # a made structure has 24 x 2^3 = 192 atoms
+TRIAL_ATOMS, TRIAL_REPEAT = 24, 2  # the default structure has 24 x 2^3 = 192 atoms
 
 
 def bench(
@@ -61,7 +61,8 @@ def bench(
 ) -> None:
     """Measure time and memory of energy and forces; medians over alternating rounds.
 
-    ns/day leaves out neighbour lists and ASE, which a run needs too.
+    ns/day leaves out neighbour lists and ASE, which a run needs too. More:
+    docs/user/performance.md; errors and exit codes: docs/user/errors.md.
     """
     if output is not None:
         check_output(output, force)
@@ -98,7 +99,15 @@ def bench(
 
 
 def read_stored(path: Path) -> dict[str, Any]:
-    """Return an earlier result; InputError if the file is none."""
+    """Return an earlier result of ``bench --output`` (``docs/user/performance.md``).
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    InputError
+        If the file is no result of ``bench``.
+    """
     check_input(path, "--compare")
     try:
         stored: dict[str, Any] = json.loads(path.read_text())
@@ -110,7 +119,10 @@ def read_stored(path: Path) -> dict[str, Any]:
 
 
 def print_comparison(result: dict[str, Any], earlier: dict[str, Any]) -> None:
-    """Print how much faster each way to run is than it was, and what else differs."""
+    """Print the ratio of speeds of each way to run, and what else differs from the earlier run.
+
+    See ``docs/user/performance.md``.
+    """
     for name in ("model", "structure", "machine", "threads", "versions"):
         if result.get(name) != earlier.get(name):
             note(f"{name} differs from the earlier run: {earlier.get(name)} -> {result.get(name)}")
@@ -192,7 +204,7 @@ def _circumstances(model: str, potential: Potential, atoms: Atoms) -> dict[str, 
 
 
 def _core() -> dict[str, Any]:
-    """Return what one core of this machine does at most, measured now; empty where it cannot be."""
+    """Return the peak performance of one core of this machine, measured now, or an empty dict."""
     from cace_fast.kernels.cpu import library
 
     try:

@@ -1,4 +1,4 @@
-"""What several commands share: their options, models, structures, files that appear whole."""
+"""Parts that several commands share: options, models, structures, checks of files."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ REMEDY = "Choose another name, or pass --force to overwrite."
 
 
 class Dtype(StrEnum):
-    """Working precisions."""
+    """Working precisions (``docs/user/dtype.md``)."""
 
     float32 = "float32"
     float64 = "float64"
 
 
 class KSet(StrEnum):
-    """Which vectors k a long-range sum takes."""
+    """Which vectors k a long-range sum takes (``docs/theory.md``, "Variable cells")."""
 
     sphere = "sphere"
     frozen = "frozen"
@@ -66,14 +66,23 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def load_model(model: str, device: str, dtype: str, backend: str, **long_range: Any) -> Potential:
-    """Return the potential of a file or shipped name; ``long_range`` are options of `load`."""
+    """Return the potential of a file or shipped name; options and errors are those of `load`.
+
+    See ``docs/user/first_run.md``.
+    """
     from cace_fast.loading import load
 
     return load(model, device=device, dtype=str(dtype), backend=backend, **long_range)
 
 
 def min_dist_of(text: str) -> float | str | None:
-    """Return what ``--min-dist`` says."""
+    """Return the value of ``--min-dist``: a length in A, "auto" or None (``docs/user/errors.md``).
+
+    Raises
+    ------
+    InputError
+        For anything else.
+    """
     word = text.strip().lower()
     if word in ("auto", "none"):
         return None if word == "none" else word
@@ -87,7 +96,10 @@ def min_dist_of(text: str) -> float | str | None:
 
 
 def fingerprint(potential: Potential) -> str:
-    """Return a hash of specification and tensors: equal for equal models, whatever the file."""
+    """Return a SHA-256 of specification and tensors: equal for equal models, whatever the file.
+
+    See ``docs/user/molecular_dynamics.md``.
+    """
     import hashlib
 
     from cace_fast.spec import to_json
@@ -100,7 +112,15 @@ def fingerprint(potential: Potential) -> str:
 
 
 def check_input(path: Path, argument: str) -> None:
-    """Raise InputError unless ``path`` is a regular file."""
+    """Raise an error unless ``path`` is a regular file (``docs/user/errors.md``).
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    InputError
+        If it is a folder, a pipe or a device, or no path at all.
+    """
     if not _exists(path, argument):
         raise FileNotFoundError(f"{argument}: no such file: {path}")
     if not path.is_file():
@@ -110,10 +130,15 @@ def check_input(path: Path, argument: str) -> None:
 def check_output(
     path: Path, force: bool, argument: str = "--output", suffixes: Suffixes = ()
 ) -> None:
-    """Raise unless ``path`` can be written, before anything is computed.
+    """Raise an error unless ``path`` can be written; commands call it before they compute anything.
 
-    Its folder has to be there, its name has to end in one of ``suffixes``, if there are any, and
-    no file may be there without ``force``.
+    The folder has to exist, the name has to end in one of ``suffixes``, if there are any, and the
+    file must not exist without ``force`` (``docs/user/errors.md``, "Errors of files").
+
+    Raises
+    ------
+    FileNotFoundError, FileExistsError, InputError
+        If one of these is not so.
     """
     if suffixes and path.suffix not in suffixes:
         raise InputError(
@@ -186,5 +211,5 @@ def _bar(unit: str) -> Progress:
 
 
 def note(message: str) -> None:
-    """Print a message on stderr: stdout is for results."""
+    """Print a message on stderr; stdout is for results."""
     typer.echo(f"cace-fast: {message}", err=True)

@@ -1,4 +1,4 @@
-"""`cace-fast convert`: an upstream file to one that is safe, small and loads at once."""
+"""`cace-fast convert`: an upstream file becomes one that is safe, small and loads at once."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ def convert(
     """Convert a model file to the project's own .safetensors format.
 
     The new file is read back and has to give equal results, bit for bit, before it gets its name.
+    More: docs/user/evaluate_and_convert.md; errors and exit codes: docs/user/errors.md.
     """
     from dataclasses import replace
 
@@ -63,7 +64,9 @@ def convert(
 
 
 def compare(old: tuple[ModelSpec, Weights], new: tuple[ModelSpec, Weights]) -> list[str]:
-    """Return the names of the tensors that two models share bit for bit.
+    """Return what two models share bit for bit: tensors, and the names of results.
+
+    ``docs/user/evaluate_and_convert.md``, "Convert", promises it.
 
     Raises
     ------
@@ -106,7 +109,7 @@ def _energy_key(spec: ModelSpec) -> str | None:
 
 
 def _results(potential: Potential, atoms: Atoms) -> dict[str, Any]:
-    """Return everything that a potential computes for a structure.
+    """Return every result of a potential for a structure.
 
     A model of several energies computes features alone as long as nobody chooses one.
     """

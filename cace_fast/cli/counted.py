@@ -16,8 +16,8 @@ FUNCTION = 20  # multiply-adds of a pair of sine and cosine, or an exponential
 def counted(spec: ModelSpec, neighbours: float) -> dict[str, float]:
     """Return the multiply-adds per atom of each part, for energy and forces together.
 
-    Counted from the shapes (docs/theory.md, sections 3 to 8), without what a schedule computes
-    twice. Long range is not among the parts.
+    They are counted from the shapes (``docs/theory.md``, sections 3 to 8), without what a schedule
+    computes twice. Long range is not among the parts.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""`cace-fast doctor`: what this installation has, and what a model would use."""
+"""`cace-fast doctor`: what this installation has, and which engine a model would use."""
 
 from __future__ import annotations
 
@@ -35,11 +35,14 @@ def doctor(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show versions, threads, devices, backends with reasons, and what a model would use."""
+    """Show versions, threads, devices, backends with reasons, and what a model would use.
+
+    More: docs/user/install.md; errors and exit codes: docs/user/errors.md.
+    """
     from cace_fast.cli.common import load_model
     from cace_fast.engine import find_device
 
-    find_device(device)  # one that is not here is told, with a model or without
+    find_device(device)  # refuses a missing device, with a model or without
     found = examine()
     if gpu:
         found["gpu"] = check_gpu(model)
@@ -55,7 +58,7 @@ def doctor(
 
 
 def examine() -> dict[str, dict[str, Any]]:
-    """Return what is installed and available here, by topic."""
+    """Return what is installed and available here, by topic (``docs/user/install.md``)."""
     import torch
 
     from cace_fast.model_files import shipped
@@ -84,7 +87,10 @@ def examine() -> dict[str, dict[str, Any]]:
 
 
 def installed_version(name: str) -> str | None:
-    """Return the version of an installed distribution."""
+    """Return the version of an installed distribution; None if there is none.
+
+    See ``docs/user/install.md``.
+    """
     from importlib.metadata import PackageNotFoundError, version
 
     try:
@@ -94,7 +100,7 @@ def installed_version(name: str) -> str | None:
 
 
 def processor() -> str:
-    """Return the name of the processor."""
+    """Return the name of the processor (``docs/user/install.md``)."""
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
         for line in file:
             if line.startswith("model name"):
@@ -103,9 +109,10 @@ def processor() -> str:
 
 
 def check_gpu(model: str | None = None) -> dict[str, str]:
-    """Compile the Triton kernels of a model and compare what they give with the reference.
+    """Compile the Triton kernels of a model and compare their results with the reference.
 
-    The compiled kernels stay in Triton's cache, so that the next program starts without waiting.
+    The compiled kernels stay in Triton's cache, so that the next program starts without waiting
+    (``docs/developer/gpu_session.md``).
 
     Parameters
     ----------
@@ -115,7 +122,8 @@ def check_gpu(model: str | None = None) -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        Times of the first step (compilation) and of a later one, largest error of the forces.
+        Times of the first step (compilation) and of a later one, largest error of the forces in
+        eV/A.
 
     Raises
     ------

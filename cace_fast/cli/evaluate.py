@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from cace_fast.potential import Potential
 
-MOST_TOLD = 20  # frames that were skipped: of more it is said how many
+MOST_TOLD = 20  # skipped frames that are listed; of others only the number
 
 
 def evaluate(
@@ -69,8 +69,8 @@ def evaluate(
     """Predict energies, forces and more for every structure of a file.
 
     The output holds the structures with everything that came with them, and predictions under
-    prefixed keys; those of an earlier run under the same keys give way. A run that was interrupted
-    continues where it stopped.
+    prefixed keys, which replace those of an earlier run. A run that was interrupted continues where
+    it stopped. More: docs/user/evaluate_and_convert.md; errors and exit codes: docs/user/errors.md.
     """
     from cace_fast.properties import check_names
 
@@ -108,13 +108,13 @@ def evaluate(
             file.truncate(end)
             writer.run(chain([first], frames), file, batch_size, count_frames(configs))
     finally:
-        if output.stat().st_size == 0:  # nothing came of it
+        if output.stat().st_size == 0:  # no frame was written
             output.unlink()
     _report(output, writer, before)
 
 
 def _report(output: Path, writer: Writer, before: int) -> None:
-    """Say what was written and what was skipped, ``before`` frames by an earlier run."""
+    """Print what was written and what was skipped, ``before`` frames by an earlier run."""
     n_skipped = before + len(writer.skipped)
     written = f"wrote {output}: {writer.n_read - n_skipped} frames"
     note(f"{written}, predictions under {writer.prefix}*")
@@ -126,12 +126,12 @@ def _report(output: Path, writer: Writer, before: int) -> None:
 
 
 class Writer:
-    """Predicts and writes batches of frames.
+    """Predicts and writes batches of frames (``docs/user/evaluate_and_convert.md``).
 
     Parameters
     ----------
     potential
-        What predicts.
+        The potential.
     properties
         Names of its properties.
     prefix
@@ -141,7 +141,8 @@ class Writer:
     field
         Electric field [3] in V/A that acts as in the ASE calculator, or None.
     min_dist
-        Shortest distance allowed between two atoms; see :meth:`cace_fast.Potential.compute`.
+        Shortest distance allowed between two atoms in A; see
+        :meth:`cace_fast.Potential.compute`.
     skip_errors
         Whether frames that fail are left out.
 
@@ -150,7 +151,7 @@ class Writer:
     n_read
         Frames of the input that are done, skipped ones included.
     skipped
-        What is wrong with each frame that was left out.
+        The error of each frame that was left out.
     """
 
     def __init__(
@@ -177,26 +178,32 @@ class Writer:
         self.source = "-".join([*options, dtype, potential.backend])
 
     def keys(self, atoms: Atoms) -> set[str]:
-        """Return the keys that a written frame has, with their prefix."""
+        """Return the keys that a written frame has, with their prefix.
+
+        See ``docs/user/evaluate_and_convert.md``.
+        """
         own = {key for key in (*atoms.info, *atoms.arrays) if key.startswith(self.prefix)}
         return (own - self._old) | {self.prefix + name for name in (*self._names(atoms), "model")}
 
     @property
     def _old(self) -> set[str]:
-        """The keys that any run with this prefix writes: of another model if not written anew."""
+        """The keys that any run with this prefix writes; others than the new ones are outdated."""
         from cace_fast.properties import PROPERTIES
 
         return {self.prefix + name for name in (*PROPERTIES, "model")}
 
     @property
     def mark(self) -> str:
-        """Mark a frame with the model that predicted it."""
+        """Text that marks a frame with the model that predicted it.
+
+        See ``docs/user/evaluate_and_convert.md``.
+        """
         return f"{self.prefix}model={self.source}"
 
     def run(
         self, frames: Iterator[Atoms], file: FileIO, batch_size: int, total: int | None
     ) -> None:
-        """Write all ``frames``.
+        """Write all ``frames`` (``docs/user/evaluate_and_convert.md``).
 
         If anything interrupts it, the file ends after a whole frame; if a frame fails, those before
         it are written.
@@ -204,13 +211,18 @@ class Writer:
         Parameters
         ----------
         frames
-            What to predict for.
+            The structures to predict for.
         file
             Opened for appending, without a buffer.
         batch_size
             Frames evaluated and written together.
         total
             Frames of the whole input, if that is known.
+
+        Raises
+        ------
+        CaceFastError
+            If a frame fails, with its number, unless ``skip_errors``.
         """
         with progress("eval", total, "frames") as advance:
             advance(self.n_read)
@@ -242,14 +254,14 @@ class Writer:
                 except CaceFastError as error:
                     errors[number] = error
             if not errors:
-                raise  # none fails by itself: not the fault of a structure
+                raise  # no frame fails alone: the structures are not at fault
         good = [(k, atoms) for k, atoms in enumerate(batch) if k not in errors]
         for k, atoms in good:
             self._attach(atoms, results[k])
         return good, errors
 
     def _compute(self, batch: list[Atoms]) -> list[dict[str, Any]]:
-        """Return what is asked for of each frame, within the field."""
+        """Return the properties asked for of each frame, within the field."""
         for atoms in batch:
             if not len(atoms):
                 raise InputError("atoms", "at least one atom", "none")
@@ -269,7 +281,7 @@ class Writer:
         return results
 
     def _names(self, atoms: Atoms) -> tuple[str, ...]:
-        """Return what is predicted for one structure."""
+        """Return the names of the properties predicted for one structure."""
         from cace_fast.properties import has_stress
 
         return (

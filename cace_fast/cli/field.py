@@ -32,6 +32,11 @@ def field_of(
 ) -> OscillatingField | None:
     """Return the electric field of the options; None without one.
 
+    See ``docs/user/electric_fields.md``.
+
+    ``field`` is text X,Y,Z in V/A; ``frequency`` is in THz, ``phase`` in degrees, ``pulse`` text
+    T0,WIDTH in fs.
+
     Raises
     ------
     InputError
@@ -54,7 +59,13 @@ def field_of(
 
 
 def numbers(argument: str, text: str, names: tuple[str, ...]) -> tuple[float, ...]:
-    """Return the numbers of a comma-separated list."""
+    """Return the numbers of a comma-separated list (``docs/user/electric_fields.md``).
+
+    Raises
+    ------
+    InputError
+        If they are not as many numbers as ``names``.
+    """
     try:
         found = tuple(float(word) for word in text.split(","))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Structures in files: read with what their formats hide, written with results."""
+"""Structures in files: read with care for their formats, written with results."""
 
 from __future__ import annotations
 
@@ -15,11 +15,17 @@ from cace_fast.errors import InputError
 if TYPE_CHECKING:
     from ase import Atoms
 
-NO_CELL = np.eye(3)  # CRYST1 1 1 1: what a PDB file of a molecule has for a cell
+NO_CELL = np.eye(3)  # CRYST1 1 1 1: the cell in a PDB file of a molecule
 
 
 def read_structure(path: Path, argument: str = "STRUCTURE") -> Atoms:
-    """Return the last frame of a file, with a note if there are several."""
+    """Return the last frame of a file, with a note if there are several.
+
+    Raises
+    ------
+    FileNotFoundError, InputError
+        As for :func:`read_structures`, and if the frame has no atoms.
+    """
     count, last = 0, None
     for last in read_structures(path, argument):  # noqa: B007 - the last one
         count += 1
@@ -32,7 +38,7 @@ def read_structure(path: Path, argument: str = "STRUCTURE") -> Atoms:
 
 
 def read_structures(path: Path, argument: str = "STRUCTURE") -> Iterator[Atoms]:
-    """Yield the frames of a file, one after the other.
+    """Yield the frames of a file, one after the other (``docs/user/evaluate_and_convert.md``).
 
     Raises
     ------
@@ -49,7 +55,7 @@ def read_structures(path: Path, argument: str = "STRUCTURE") -> Iterator[Atoms]:
     while True:
         try:
             atoms = next(frames, None)
-        except Exception as error:  # readers of ASE raise whatever they meet
+        except Exception as error:  # readers of ASE raise errors of any type
             got = f"{type(error).__name__}: {error} (frame {count} of {path})"
             raise InputError(argument, "a file of structures that ASE reads", got) from error
         if atoms is None:
@@ -65,9 +71,14 @@ def read_structures(path: Path, argument: str = "STRUCTURE") -> Iterator[Atoms]:
 
 
 def keep_constraints(atoms: Atoms) -> None:
-    """Convert constraints to those that extended xyz can hold; InputError for others.
+    """Convert constraints to those that extended xyz can hold.
 
     Extended xyz has a mask of each atom's x, y and z: fixed atoms and fixed Cartesian components.
+
+    Raises
+    ------
+    InputError
+        For other constraints (``docs/user/errors.md``).
     """
     from ase.constraints import FixAtoms, FixCartesian, FixScaled
 
@@ -103,7 +114,10 @@ def _fixed(atoms: Atoms, constraints: list[Any]) -> Any:
 
 
 def frames_to_bytes(frames: list[Atoms]) -> bytes:
-    """Return structures as the text of an extended xyz file."""
+    """Return structures as the text of an extended xyz file, UTF-8.
+
+    See ``docs/user/evaluate_and_convert.md``.
+    """
     import io
 
     from ase.io.extxyz import write_extxyz
@@ -114,9 +128,11 @@ def frames_to_bytes(frames: list[Atoms]) -> bytes:
 
 
 def with_results(atoms: Atoms) -> Atoms:
-    """Return a copy that holds the results of its calculator.
+    """Return a copy of ``atoms`` with the results of its calculator, in ASE's units.
 
-    Entries of the structure with the same names, which came with its file, give way. Born charges
+    See ``docs/user/evaluate_and_convert.md``.
+
+    They replace entries of the same names that came with the file of the structure. Born charges
     are left out: ASE fails to write them.
     """
     from ase.calculators.singlepoint import SinglePointCalculator

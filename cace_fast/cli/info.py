@@ -13,7 +13,7 @@ import typer
 from cace_fast.cli.common import JsonOption, ModelArgument
 from cace_fast.errors import BackendUnavailableError
 
-DENSITY, SKIN = 0.1, 0.5  # atoms/A^3, A: what --memory takes for granted
+DENSITY, SKIN = 0.1, 0.5  # atoms/A^3, A: assumptions of --memory
 MOST_ELEMENTS = 5  # of them, near one atom
 
 if TYPE_CHECKING:
@@ -31,7 +31,10 @@ def info(
         int, typer.Option("--memory", min=0, metavar="N", help="Also the GPU memory for N atoms.")
     ] = 0,
 ) -> None:
-    """Show what is in a model file: elements, cutoff, architecture, energies, licence."""
+    """Show what is in a model file: elements, cutoff, architecture, energies, licence.
+
+    More: docs/user/first_run.md; errors and exit codes: docs/user/errors.md.
+    """
     from cace_fast.model_files import read_model
     from cace_fast.spec import energy_programs, program_to_json, to_json
 
@@ -58,7 +61,10 @@ def info(
 
 
 def summarise(model: str, spec: ModelSpec, weights: Weights) -> dict[str, Any]:
-    """Return the main facts about a model as plain data."""
+    """Return the main facts about a model as plain data, lengths in A.
+
+    See ``docs/user/first_run.md``.
+    """
     from cace_fast.structures import extra_inputs, symbol
 
     path = Path(model)
@@ -96,15 +102,15 @@ def _is_upstream(spec: ModelSpec) -> bool:
 
 
 def gpu_memory(spec: ModelSpec, weights: Weights, n_atoms: int) -> str:
-    """Return how much memory the GPU engine needs for condensed matter, as text.
+    """Return how much memory the GPU engine needs for condensed matter, as text in GiB.
 
-    They are those of a system whose list is made on the device, with the room that a next list
-    may need.
+    It is that of a system whose list is made on the device, with headroom for the next list
+    (``docs/developer/kernels.md``).
 
     Raises
     ------
     BackendUnavailableError
-        Without the package triton, whose kernels say what they need.
+        Without the package triton, whose kernels tell their needs.
     """
     if importlib.util.find_spec("triton") is None:
         raise BackendUnavailableError(
@@ -154,7 +160,7 @@ def _architecture(rep: Representation) -> dict[str, Any]:
 
 
 def _energies(spec: ModelSpec) -> dict[str, Any]:
-    """Return what the read-outs give: keys, the total, the long range."""
+    """Return keys, total energy and long range of the read-outs."""
     from cace_fast.errors import UnsupportedModelError
     from cace_fast.spec import Ewald, energy_keys, energy_program, written_keys
 

@@ -1,4 +1,4 @@
-"""What decides a run of molecular dynamics, and ASE's integrator for it."""
+"""Settings of a run of molecular dynamics, and ASE's integrator for them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 class Ensemble(StrEnum):
-    """What a run holds constant besides the number of atoms."""
+    """Thermodynamic ensembles by the names of ``--ensemble``.
+
+    See ``docs/user/molecular_dynamics.md``.
+    """
 
     nve = "nve"
     nvt = "nvt"
@@ -25,7 +28,7 @@ class Ensemble(StrEnum):
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a run, which a continued run must share.
+    """Settings of a run, which a continued run must share (``docs/user/molecular_dynamics.md``).
 
     Attributes
     ----------
@@ -38,7 +41,7 @@ class Settings:
     seed
         Of the random numbers: first momenta and Langevin noise.
     model, precision, structure
-        What is run: hashes of model and structure, dtype, backend and device.
+        Hash of the model; dtype, backend and device; hash of the structure.
     threads
         Number of threads of torch.
     k_set, slab_vacuum
@@ -65,7 +68,7 @@ class Settings:
 
 
 def integrator(atoms: Atoms, settings: Settings, random: np.random.Generator) -> MolecularDynamics:
-    """Return ASE's integrator for an ensemble.
+    """Return ASE's integrator for an ensemble (``docs/user/molecular_dynamics.md``).
 
     Raises
     ------
@@ -116,10 +119,10 @@ def integrator(atoms: Atoms, settings: Settings, random: np.random.Generator) ->
 
 
 def draw_momenta(atoms: Atoms, temperature: float, random: np.random.Generator) -> None:
-    """Draw momenta from the Maxwell-Boltzmann distribution.
+    """Draw momenta from the Maxwell-Boltzmann distribution at ``temperature`` in K.
 
-    The centre of mass is at rest where atoms are free, several, and not held by others that are
-    fixed; what that takes from the temperature is given back to the rest.
+    If there are several atoms and none is fixed, the centre of mass is at rest, and the momenta are
+    scaled so that the temperature stays (``docs/user/molecular_dynamics.md``).
     """
     from ase import units
 

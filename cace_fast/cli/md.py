@@ -32,7 +32,7 @@ from cace_fast.cli.signals import stopping
 from cace_fast.cli.simulation import Simulation, digest
 from cace_fast.errors import InputError
 
-TERMINATED = 143  # as the shell has it
+TERMINATED = 143  # as in a shell
 
 
 def md(
@@ -87,7 +87,8 @@ def md(
     for bit, as one that was not, on the same machine with the same number of threads.
 
     At constant pressure the times of thermostat and barostat are 100 and 1000 time steps; begin
-    with a structure that nvt has brought to equilibrium. More: docs/user/molecular_dynamics.md.
+    with a structure that nvt has brought to equilibrium. More: docs/user/molecular_dynamics.md;
+    errors and exit codes: docs/user/errors.md.
     """
     import torch
 
@@ -129,7 +130,7 @@ def md(
         slab_vacuum=slab_vacuum,
         field=None if external is None else str(external),
     )
-    # with npt every step needs the stress: computed along with the forces
+    # with npt every step needs the stress: it is computed together with the forces
     stress = True if ensemble == Ensemble.npt else None
     calculator = CACECalculator(
         potential, compute_stress=stress, external_field=external, min_dist=min_dist_of(min_dist)

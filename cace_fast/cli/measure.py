@@ -28,7 +28,10 @@ CHILD = "from cace_fast.cli.measure import child; child()"
 
 @dataclass(frozen=True)
 class Way:
-    """A way to run a model: backend, precision, threads."""
+    """A way to run a model: backend, precision, device (``docs/user/performance.md``).
+
+    ``slab_vacuum`` and ``min_dist`` are in A.
+    """
 
     backend: str
     dtype: str
@@ -37,7 +40,10 @@ class Way:
     min_dist: MinDist = AUTO
 
     def load(self, model: str) -> Potential:
-        """Return the potential of a file, run this way."""
+        """Return the potential of a file, run this way.
+
+        Errors are those of :func:`cace_fast.load`.
+        """
         from cace_fast.loading import load
 
         return load(
@@ -59,7 +65,13 @@ def times(
     """Return the seconds of energy and forces for each potential, ``repeats`` of them.
 
     Rounds alternate between the potentials, so that a machine that slows down or is shared slows
-    all of them. The neighbour list is kept, as in dynamics between two searches.
+    all of them. The neighbour list is reused, as in dynamics between two searches
+    (``docs/user/performance.md``). ``min_dist`` is in A.
+
+    Raises
+    ------
+    InputError
+        For a structure that a potential refuses.
     """
     calls = [_call(potential, atoms, min_dist) for potential in potentials]
     loops = []
@@ -75,7 +87,15 @@ def times(
 
 
 def parts(potential: Potential, atoms: Atoms, min_dist: MinDist = AUTO) -> dict[str, float]:
-    """Return the seconds that each part of an evaluation takes: the least of several runs."""
+    """Return the seconds of each part of an evaluation: the least of several runs.
+
+    ``docs/user/performance.md`` explains the parts; ``min_dist`` is in A.
+
+    Raises
+    ------
+    InputError
+        For a structure that the potential refuses.
+    """
     call = _call(potential, atoms, min_dist)
     call()
     loop = max(1, math.ceil(SHORTEST / _seconds(call, 1)))
@@ -88,7 +108,10 @@ def parts(potential: Potential, atoms: Atoms, min_dist: MinDist = AUTO) -> dict[
 
 
 def spread(seconds: list[float]) -> tuple[float, float, float]:
-    """Return first quartile, median and third quartile."""
+    """Return first quartile, median and third quartile of ``seconds``.
+
+    See ``docs/user/performance.md``.
+    """
     if len(seconds) == 1:
         return seconds[0], seconds[0], seconds[0]
     low, _, high = quantiles(seconds, n=4, method="inclusive")
@@ -96,9 +119,14 @@ def spread(seconds: list[float]) -> tuple[float, float, float]:
 
 
 def memory(model: str, way: Way, atoms: Atoms) -> int:
-    """Return the peak memory of an evaluation in bytes, measured in a process of its own.
+    """Return the peak memory of an evaluation in bytes, measured in a separate process.
 
-    On a GPU the device memory that torch allocates.
+    On a GPU it is the device memory that torch allocates (``docs/user/performance.md``).
+
+    Raises
+    ------
+    RuntimeError
+        If that process fails.
     """
     from ase.io import write
 
@@ -115,7 +143,7 @@ def memory(model: str, way: Way, atoms: Atoms) -> int:
 
 
 def child() -> None:
-    """Evaluate the task on stdin, and print the bytes it needed."""
+    """Evaluate the task on stdin, and print the bytes it needed; :func:`memory` starts it."""
     task = json.load(sys.stdin)
     import torch
 
@@ -138,7 +166,10 @@ def child() -> None:
 def peak_memory() -> int:
     """Return the largest resident size of this process so far in bytes.
 
-    Not from getrusage on Linux: there a child begins with the peak of its parent.
+    See ``docs/user/performance.md``.
+
+    On Linux it is read from /proc, not from getrusage: there a child begins with the peak of its
+    parent.
     """
     try:
         with open("/proc/self/status") as file:

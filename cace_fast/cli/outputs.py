@@ -1,4 +1,4 @@
-"""Files of a run that grow, whole frames and lines at a time."""
+"""Output files of a run, to which whole frames and lines are appended."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from cace_fast.files import append_whole
 class Outputs:
     """Trajectory and log, appended to in whole frames and lines.
 
+    ``docs/user/molecular_dynamics.md`` describes both.
+
     Parameters
     ----------
     prefix
@@ -24,12 +26,14 @@ class Outputs:
         self._files: dict[str, FileIO] = {}
 
     def remove(self) -> None:
-        """Delete the files."""
+        """Delete the files (``docs/user/molecular_dynamics.md``)."""
         for path in self.paths.values():
             path.unlink(missing_ok=True)
 
     def open(self, lengths: dict[str, int]) -> None:
         """Open the files for appending, cut to ``lengths`` bytes, and lock them.
+
+        See ``docs/user/molecular_dynamics.md``.
 
         Raises
         ------
@@ -52,34 +56,48 @@ class Outputs:
             file.truncate(lengths[name])
 
     def check_free(self) -> None:
-        """Raise InputError if another run has one of the files open."""
+        """Raise InputError if another run has one of the files open.
+
+        See ``docs/user/molecular_dynamics.md``.
+        """
         for path in self.paths.values():
             if path.exists():
                 with open(path, "ab", buffering=0) as file:
                     _lock(file, path)
 
     def append(self, name: str, data: bytes) -> None:
-        """Append to one of the files."""
+        """Append ``data`` to one of the files, "trajectory" or "log".
+
+        See ``docs/user/molecular_dynamics.md``.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written; nothing of it is in the file then.
+        """
         append_whole(self._files[name], data)
 
     def lengths(self) -> dict[str, int]:
-        """Return the bytes of each file after they have reached the disk."""
+        """Return the length of each file in bytes, after its data have reached the disk.
+
+        See ``docs/user/molecular_dynamics.md``.
+        """
         for file in self._files.values():
             os.fsync(file.fileno())
         return {name: os.fstat(file.fileno()).st_size for name, file in self._files.items()}
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files (``docs/user/molecular_dynamics.md``)."""
         for file in self._files.values():
             file.close()
         self._files = {}
 
 
 def _lock(file: FileIO, path: Path) -> None:
-    """Keep a file for this process until it is closed; InputError if another one keeps it."""
+    """Reserve a file for this process until it is closed; InputError if another one has it."""
     try:
         import fcntl
-    except ImportError:  # Windows: nothing of the kind that ends with the process
+    except ImportError:  # Windows has no lock that ends with the process
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

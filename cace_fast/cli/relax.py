@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class Optimizer(StrEnum):
-    """Optimizers of ASE."""
+    """Optimizers of ASE by the names of ``--optimizer`` (``docs/user/evaluate_and_convert.md``)."""
 
     fire = "fire"
     bfgs = "bfgs"
@@ -60,6 +60,7 @@ def relax(
 
     Float64 is the default here: forces near a minimum are small differences of large numbers.
     The last structure is written even if it has not converged; the exit code is then 1.
+    More: docs/user/evaluate_and_convert.md; errors and exit codes: docs/user/errors.md.
     """
     from cace_fast.interfaces.ase import CACECalculator
 
@@ -89,6 +90,8 @@ def minimise(
 ) -> tuple[bool, int]:
     """Relax ``atoms`` in place; return whether it converged and the number of steps.
 
+    ``docs/user/evaluate_and_convert.md``, "Relax", describes it.
+
     Parameters
     ----------
     atoms
@@ -101,6 +104,11 @@ def minimise(
         Whether the cell relaxes too.
     advance
         Called with the number of steps and a text after each step.
+
+    Raises
+    ------
+    PropertyNotImplementedError
+        For the cell of a structure that is not periodic in three directions.
     """
     import numpy as np
     from ase.filters import FrechetCellFilter

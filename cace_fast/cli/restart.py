@@ -1,7 +1,7 @@
 """Restart files of molecular dynamics: everything that the next step depends on.
 
-What an integrator holds is taken as it is: every number and array among its attributes and those
-of its thermostat and barostat. So a restart continues bit for bit whatever the integrator keeps.
+Every number and array among the attributes of an integrator, its thermostat and its barostat is
+saved. So a restart continues bit for bit whatever the integrator keeps.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Restart:
-    """The state of a run after a step.
+    """The state of a run after a step (``docs/user/molecular_dynamics.md``, "Restart").
 
     Attributes
     ----------
@@ -59,7 +59,8 @@ class Restart:
     random
         State of the random numbers, as plain data.
     arrays
-        Positions, momenta and cell of the atoms, and the numbers of the integrator.
+        Positions [n, 3] in A, momenta [n, 3] and cell [3, 3] of the atoms, and the numbers of the
+        integrator, in ASE's units.
     """
 
     step: int
@@ -69,7 +70,13 @@ class Restart:
     arrays: dict[str, Array]
 
     def save(self, path: Path) -> None:
-        """Write the file as a whole."""
+        """Write the file; it appears whole or not at all (``docs/user/molecular_dynamics.md``).
+
+        Raises
+        ------
+        OSError
+            If it cannot be written.
+        """
         head = {
             "version": VERSION,
             "step": self.step,
@@ -90,8 +97,10 @@ class Restart:
 
         Raises
         ------
+        FileNotFoundError
+            If there is no such file.
         InputError
-            If it is none.
+            If it is no restart file, is damaged, or is of another version.
         """
         check_input(path, "--restart")
         try:
@@ -109,7 +118,12 @@ class Restart:
     def take(self, name: str, shape: tuple[int, ...]) -> Array | None:
         """Remove and return an array that is not of atoms or integrator; None if it is not there.
 
-        InputError if it is of another shape.
+        See ``docs/user/molecular_dynamics.md``.
+
+        Raises
+        ------
+        InputError
+            If it is of another shape.
         """
         array = self.arrays.pop(name, None)
         if array is not None and array.shape != shape:
@@ -140,7 +154,7 @@ def _damaged(got: str) -> InputError:
 
 
 def state_of(atoms: Atoms, dynamics: object) -> dict[str, Array]:
-    """Return the arrays of a :class:`Restart` for atoms and their integrator."""
+    """Return the arrays of a :class:`Restart` for atoms and their integrator, in ASE's units."""
     found = {
         "atoms.positions": atoms.positions,
         "atoms.momenta": atoms.get_momenta(),
@@ -154,7 +168,9 @@ def state_of(atoms: Atoms, dynamics: object) -> dict[str, Array]:
 
 
 def restore(atoms: Atoms, dynamics: object, saved: Restart, random: np.random.Generator) -> None:
-    """Restore the state of atoms, integrator and random numbers.
+    """Restore the state of atoms, integrator and random numbers, in place.
+
+    ``docs/user/molecular_dynamics.md``, "Restart", says what is promised.
 
     Raises
     ------
@@ -192,7 +208,7 @@ def restore(atoms: Atoms, dynamics: object, saved: Restart, random: np.random.Ge
 
 
 def _is_new(key: str, owners: dict[str, object]) -> bool:
-    """Tell whether a number of an integrator is one that it makes in its first step."""
+    """Tell whether an integrator makes this number in its first step."""
     prefix, _, name = key.partition(".")
     return prefix in owners and name.isidentifier() and not hasattr(owners[prefix], name)
 

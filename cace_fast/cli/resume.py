@@ -1,4 +1,4 @@
-"""Outputs of interrupted runs: how much of them is whole, and whether they are the run's own."""
+"""Outputs of interrupted runs: how much is complete, and whether this command wrote them."""
 
 from __future__ import annotations
 
@@ -16,21 +16,30 @@ CLOSE = 1e-6  # A; extended xyz has eight decimals
 
 
 class Expected(Protocol):
-    """What a run writes: :class:`cace_fast.cli.evaluate.Writer`."""
+    """What a run writes; :class:`cace_fast.cli.evaluate.Writer` is one."""
 
     prefix: str
     skip_errors: bool
 
     @property
     def mark(self) -> str:
-        """Text that the comment line of every frame holds: model and precision."""
+        """Text in the comment line of every frame: model and precision.
+
+        See ``docs/user/evaluate_and_convert.md``.
+        """
 
     def keys(self, atoms: Atoms) -> set[str]:
-        """Return the keys with the prefix in the frame of a structure."""
+        """Return the keys with the prefix in the frame of a structure.
+
+        See ``docs/user/evaluate_and_convert.md``.
+        """
 
 
 def resume(output: Path, frames: Iterator[Atoms], writer: Expected) -> tuple[int, int, int]:
-    """Return how many frames of ``output`` are whole, of how many of the input, and where they end.
+    """Return the whole frames of ``output``, the frames of the input done, and its length.
+
+    The length is that of the whole frames in bytes. ``docs/user/evaluate_and_convert.md`` says
+    when a run continues.
 
     Parameters
     ----------
@@ -57,7 +66,7 @@ def resume(output: Path, frames: Iterator[Atoms], writer: Expected) -> tuple[int
         file.seek(end)
         tail = file.read(1 << 16)
     lines = tail.split(b"\n")
-    # a last frame that was cut short: as far as it goes it has to be the run's own
+    # the last frame may be cut short; what is there has to come from this command
     foreign = bool(tail) and not lines[0].isdigit()
     foreign |= len(lines) > 2 and writer.mark.encode() not in lines[1]
     if foreign:
@@ -66,7 +75,10 @@ def resume(output: Path, frames: Iterator[Atoms], writer: Expected) -> tuple[int
 
 
 def count_frames(path: Path) -> int | None:
-    """Return the number of frames of an xyz file; None for other formats, slow to count."""
+    """Return the number of frames of an xyz file; None for other formats, slow to count.
+
+    See ``docs/user/evaluate_and_convert.md``.
+    """
     if path.suffix not in (".xyz", ".extxyz"):
         return None
     count = 0
@@ -77,7 +89,10 @@ def count_frames(path: Path) -> int | None:
 
 
 def next_frame(file: IO[bytes]) -> str | None:
-    """Return the text of the next whole frame; None at the end and where a frame is cut short."""
+    """Return the text of the next whole frame; None at the end or where a frame is cut short.
+
+    See ``docs/user/evaluate_and_convert.md``.
+    """
     head = file.readline()
     if not head.endswith(b"\n") or not head.strip().isdigit():
         return None
@@ -110,7 +125,7 @@ def _parsed(text: str) -> Atoms:
 
 
 def _same(text: str, expected: Atoms) -> bool:
-    """Tell whether a frame holds the same atoms at the same places."""
+    """Tell whether a frame holds the same atoms at the same positions."""
     import numpy as np
 
     found = _parsed(text)

@@ -12,7 +12,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stop:
-    """Whether a signal has asked for the end; calling it tells."""
+    """Whether a signal has asked the run to end.
+
+    See ``docs/user/molecular_dynamics.md``, "Restart".
+    """
 
     signal: int | None = None
 
@@ -21,7 +24,10 @@ class Stop:
         return self.signal is not None
 
     def ask(self, number: int, frame: FrameType | None) -> None:
-        """Take a signal: the second one does not wait."""
+        """Record a signal; the second one raises KeyboardInterrupt at once.
+
+        See ``docs/user/molecular_dynamics.md``.
+        """
         del frame
         if self.signal is not None:
             raise KeyboardInterrupt
@@ -30,9 +36,9 @@ class Stop:
 
 @contextmanager
 def stopping() -> Iterator[Stop]:
-    """Yield a :class:`Stop` that Ctrl-C and SIGTERM set meanwhile."""
+    """Yield a :class:`Stop` that Ctrl-C and SIGTERM set while the block runs."""
     stop = Stop()
-    if threading.current_thread() is not threading.main_thread():  # which alone takes signals
+    if threading.current_thread() is not threading.main_thread():  # it gets no signals
         yield stop
         return
     before = {number: signal.signal(number, stop.ask) for number in SIGNALS}

@@ -1,4 +1,4 @@
-"""The run behind `cace-fast md`: steps, log and frames, restarts."""
+"""The run of `cace-fast md`: steps, log and frames, restarts."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 K_CELL = "long_range.reference_cell"  # these two in the restart file
 WORK = "field.work"
-LIST = ("list.positions", "list.cell")  # of a run that was interrupted between its restart writes
-MAY_CHANGE = ("threads",)  # settings that a continued run may have otherwise
+LIST = ("list.positions", "list.cell")  # if interrupted between restart writes
+MAY_CHANGE = ("threads",)  # settings that a continued run may change
 MOST_EXPANSION = 3.0  # of the volume at constant pressure, and compression
 MOST_KELVIN, MOST_ENERGY = 1e5, 100.0  # K, or ten times the bath's; eV for each atom, of change
 
@@ -36,16 +36,23 @@ MOST_KELVIN, MOST_ENERGY = 1e5, 100.0  # K, or ten times the bath's; eV for each
 class Simulation:
     """A run that can be killed at any moment and continued, bit for bit as if it had not been.
 
+    ``docs/user/molecular_dynamics.md`` describes its files and its end.
+
     Parameters
     ----------
     atoms
-        The structure; momenta of zero are drawn from the temperature.
+        The structure; if its momenta are zero, they are drawn at the temperature.
     calculator
         Its calculator.
     settings
         What to run.
     prefix
         Beginning of the names of all files.
+
+    Raises
+    ------
+    InputError, PropertyNotImplementedError
+        As for :func:`cace_fast.cli.integrators.integrator`.
     """
 
     def __init__(
@@ -65,22 +72,30 @@ class Simulation:
 
     @property
     def step(self) -> int:
-        """Steps done."""
+        """Number of steps done (``docs/user/molecular_dynamics.md``)."""
         return int(self.dynamics.nsteps)
 
     @property
     def has_long_range(self) -> bool:
-        """Whether the model has an Ewald sum."""
+        """Whether the model has an Ewald sum (``docs/theory.md``, section 9)."""
         modules = (m for sub in self.calculator.potential.spec.submodels for m in sub.modules)
         return any(isinstance(module, Ewald) for module in modules)
 
     def begin(self, force: bool) -> None:
-        """Begin a new run; FileExistsError if there are files of one and ``force`` is false."""
+        """Begin a new run (``docs/user/molecular_dynamics.md``).
+
+        Raises
+        ------
+        FileExistsError
+            If there are files of a run and ``force`` is false.
+        InputError
+            If another run writes these files, or the structure is refused.
+        """
         paths = (self.restart_file, *self.outputs.paths.values())
         for path in paths:
             check_output(path, force=True)
         self.outputs.check_free()
-        self.atoms.get_forces()  # what model or structure do not allow comes before any file
+        self.atoms.get_forces()  # errors of model or structure come before any file is written
         if force:
             self.restart_file.unlink(missing_ok=True)
             self.outputs.remove()
@@ -98,7 +113,9 @@ class Simulation:
         self._save(dict.fromkeys(self.outputs.paths, 0))
 
     def resume(self) -> None:
-        """Continue from the restart file, outputs cut to where it was written.
+        """Continue from the restart file; outputs are cut to their length at that step.
+
+        See ``docs/user/molecular_dynamics.md``.
 
         Raises
         ------
@@ -130,7 +147,7 @@ class Simulation:
         self.calculator.results = {}
         if self.field is not None and work is not None:
             self.field.begin(work.item())
-        self.atoms.get_forces()  # all results in one evaluation, as the run had them
+        self.atoms.get_forces()  # all results in one evaluation, as in the first run
         self.outputs.open(saved.lengths)
 
     def run(
@@ -142,10 +159,12 @@ class Simulation:
     ) -> None:
         """Run until ``steps`` steps are done in all or ``stop()``, and leave a restart file.
 
+        ``docs/user/molecular_dynamics.md``, "A run that stops with an error", has the limits.
+
         Raises
         ------
         InputError
-            If a cell at constant pressure runs away; the last restart file stays.
+            If the volume at constant pressure leaves its limits; the last restart file stays.
         CaceFastError
             If temperature or energy explode; the last restart file stays.
         """
@@ -155,7 +174,7 @@ class Simulation:
             self.dynamics.run(1)
             self._write()
             self._check()
-            ended = stop()  # asked once: a signal may come between two looks
+            ended = stop()  # called once: a signal may come between two calls
             if self.step % restart_every == 0 or self.step == steps:
                 self._save(self.outputs.lengths())
             elif ended:
@@ -165,15 +184,16 @@ class Simulation:
                 return
 
     def state(self) -> dict[str, float]:
-        """Return what the log holds of the current step.
+        """Return the columns of the log for the current step (``docs/user/molecular_dynamics.md``).
 
         Time, temperature, energies and volume; at constant pressure also the pressure, kinetic
         part included, and the quantity that the integrator conserves; in an electric field the
-        field, its energy (in the potential energy of open systems) and its work so far.
+        field, its energy (in the potential energy of open systems) and its work so far. Units are
+        part of the names.
         """
         from ase.md.nose_hoover_chain import IsotropicMTKNPT
 
-        self.atoms.get_forces()  # so that frames have them from the first one on
+        self.atoms.get_forces()  # so that the first frame has them too
         potential = float(self.atoms.get_potential_energy())
         kinetic = float(self.atoms.get_kinetic_energy())
         found = {
@@ -195,7 +215,7 @@ class Simulation:
         return found
 
     def _check(self) -> None:
-        """Raise for a run whose numbers mean nothing any more."""
+        """Raise an error for a run whose results mean nothing any more."""
         kelvin = float(self.atoms.get_temperature())
         energy = float(self.atoms.get_potential_energy()) / len(self.atoms)
         self.first_energy = energy if self.first_energy is None else self.first_energy
@@ -241,7 +261,7 @@ class Simulation:
             self.outputs.append("trajectory", frames_to_bytes([frame]))
 
     def _save(self, lengths: dict[str, int], *, in_between: bool = False) -> None:
-        """Write the restart file; ``in_between`` as if nothing had been written here."""
+        """Write the restart file; with ``in_between`` the run goes on as if nothing was written."""
         arrays = state_of(self.atoms, self.dynamics)
         if (k_cell := self._sums().reference_cell) is not None:  # of a frozen set
             arrays[K_CELL] = k_cell
@@ -258,9 +278,9 @@ class Simulation:
         ).save(self.restart_file)
         if in_between:
             return
-        # a continued run searches neighbours anew: so does this one, that both stay equal
+        # a continued run searches neighbours again; this run does too, so that both stay equal
         self.calculator.reset_neighbors()
-        if self.field is not None:  # Born charges depend on the order of the list, in last bits
+        if self.field is not None:  # the last bits of Born charges depend on the order of the list
             self.field.begin(self.field.work)
 
 
@@ -271,7 +291,7 @@ def _work_of(dynamics: MolecularDynamics, calculator: CACECalculator) -> FieldWo
 
 
 def pressure(atoms: Atoms) -> float:
-    """Return the pressure in GPa, kinetic part included."""
+    """Return the pressure in GPa, kinetic part included (``docs/user/molecular_dynamics.md``)."""
     from ase import units
 
     stress = atoms.get_stress(include_ideal_gas=True)
@@ -279,7 +299,10 @@ def pressure(atoms: Atoms) -> float:
 
 
 def digest(atoms: Atoms) -> str:
-    """Return a hash of a structure: everything that a run depends on."""
+    """Return a SHA-256 of a structure: everything that a run depends on.
+
+    See ``docs/user/molecular_dynamics.md``.
+    """
     import hashlib
 
     arrays: dict[str, Any] = {"cell": atoms.cell[:], "pbc": atoms.pbc, **atoms.arrays}

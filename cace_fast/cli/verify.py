@@ -39,7 +39,8 @@ def verify(
 ) -> None:
     """Check a model against the float64 reference, its own energy, symmetries and dynamics.
 
-    The exit code is 1 if a deviation is above its limit.
+    The exit code is 1 if a deviation is above its limit. More: docs/user/first_run.md; errors and
+    exit codes: docs/user/errors.md.
     """
     from cace_fast.verification import verify as run
 

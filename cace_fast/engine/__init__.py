@@ -1,4 +1,4 @@
-"""Engines: which backend evaluates a model, and the state that evaluation keeps."""
+"""Engines: the backends that evaluate a model, and what they keep between evaluations."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ BACKENDS = ("reference", "cpu", "triton")
 
 
 def choose_backend(name: str, device: torch.device | str = "cpu") -> str:
-    """Return the backend that ``name`` means on a device; ``auto`` is the best available one.
+    """Return the backend that ``name`` means on a device; ``auto`` is the best one there is.
+
+    ``docs/user/install.md`` lists the backends.
 
     Raises
     ------
@@ -85,15 +87,28 @@ def make_engine(
     dtype: torch.dtype,
     long_range: LongRange | None = None,
 ) -> Engine:
-    """Return an engine for a model, with the weights on ``device`` in ``dtype``.
+    """Return an engine for a model, with the weights on ``device`` in ``dtype`` (decision 0018).
+
+    Parameters
+    ----------
+    spec, weights
+        The model.
+    program
+        Read-outs and Ewald sums of the energy.
+    backend
+        ``"auto"`` or the name of a backend. ``"auto"`` takes the next one where a backend refuses
+        the model; ``note`` of the engine then says why.
+    device, dtype
+        Where the weights go; float32 or float64.
+    long_range
+        How to sum the long range.
 
     Raises
     ------
     InputError, BackendUnavailableError
         See :func:`choose_backend`.
     UnsupportedModelError
-        If the backend was asked for by name and does not have a part of the model. ``auto`` takes
-        the next one, whose ``note`` says why, also where a backend refuses for another reason.
+        If the backend was asked for by name and does not have a part of the model.
     """
     reference = ReferenceEngine(spec, weights.to(device, dtype), program, long_range)
     missing = (s for s in kernels.states() if device.type in s.devices and not s.available)
@@ -104,7 +119,7 @@ def make_engine(
         try:
             return _engine_class(name)(reference)
         except CaceFastError as error:
-            if backend == "auto":  # whatever the reason; the reference says if it is the model
+            if backend == "auto":  # for any reason; the reference raises if the model is at fault
                 note = f"{name}: {error}"
                 continue
             if isinstance(error, UnsupportedModelError):
@@ -117,6 +132,6 @@ def make_engine(
 def _engine_class(name: str) -> Callable[[ReferenceEngine], Engine]:
     if name == "cpu":
         return CpuEngine
-    from .triton import TritonEngine  # needs triton, which not every machine has
+    from .triton import TritonEngine  # imports triton, which not every machine has
 
     return TritonEngine

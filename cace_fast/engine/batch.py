@@ -1,4 +1,4 @@
-"""Systems that stay on the device and move there, with a neighbour list that is kept."""
+"""Systems that stay on the device and move there, with a neighbour list that is reused."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from .protocol import Engine
 
 
 class Batch:
-    """Several systems that are evaluated together while their atoms move; see ``Potential.batch``.
+    """Several systems that are evaluated together while their atoms move.
 
-    Pairs are found on the device and kept while atoms move less than the skin. With the Triton
+    See ``docs/user/batches.md``.
+
+    Pairs are found on the device and reused while atoms move less than the skin. With the Triton
     engine a step is one captured graph, with a new list or without one, and the host reads five
     numbers after it (:class:`cace_fast.engine.runner.Runner`); other engines find pairs in torch
     operations (:class:`cace_fast.engine.moving.MovingGraph`).
@@ -36,7 +38,7 @@ class Batch:
     min_dist
         Shortest distance allowed between two atoms: in A, ``"auto"`` or None.
     isolated
-        Energies of isolated atoms [n_elements] by embedding row, which are added.
+        Energies of isolated atoms [n_elements] in eV by embedding row, which are added.
 
     Attributes
     ----------
@@ -46,6 +48,11 @@ class Batch:
         [n_atoms] int64, the system of each atom.
     pbc
         [n_systems, 3] bool.
+
+    Raises
+    ------
+    InputError
+        For a skin or ``min_dist`` that is no length, or a system that the engine refuses.
 
     Examples
     --------
@@ -83,27 +90,35 @@ class Batch:
 
     @property
     def n_systems(self) -> int:
-        """Number of systems."""
+        """Number of systems (``docs/user/batches.md``)."""
         return self._graph.n_systems
 
     @property
     def n_atoms(self) -> int:
-        """Number of atoms of all systems."""
+        """Number of atoms of all systems (``docs/user/batches.md``)."""
         return self._graph.n_atoms
 
     @property
     def system_index(self) -> Tensor:
-        """The system of each atom [n_atoms] int64."""
+        """The system of each atom [n_atoms] int64 (``docs/user/batches.md``)."""
         return self._graph.batch
 
     @property
     def pbc(self) -> Tensor:
-        """Which directions of each system are periodic [n_systems, 3] bool."""
+        """Which directions of each system are periodic [n_systems, 3] bool.
+
+        See ``docs/user/batches.md``.
+        """
         return self._graph.pbc
 
     @property
     def positions(self) -> Tensor:
-        """The positions [n_atoms, 3] float64 in A on the device; a loop may write them in place."""
+        """The positions [n_atoms, 3] float64 in A on the device; a loop may write them in place.
+
+        See ``docs/user/batches.md``.
+
+        Setting them raises InputError for a tensor of another shape, dtype or device.
+        """
         return self._moving.positions
 
     @positions.setter
@@ -114,7 +129,12 @@ class Batch:
 
     @property
     def cell(self) -> Tensor:
-        """The cells [n_systems, 3, 3] float64 in A, lattice vectors as rows; set it as a whole."""
+        """The cells [n_systems, 3, 3] float64 in A, lattice vectors as rows; set it as a whole.
+
+        See ``docs/user/batches.md``.
+
+        Setting it raises InputError for a tensor of another shape, dtype or device.
+        """
         return self._graph.cell
 
     @cell.setter
@@ -125,7 +145,7 @@ class Batch:
 
     @property
     def n_builds(self) -> int:
-        """Number of neighbour searches so far."""
+        """Number of neighbour searches so far (``docs/user/batches.md``)."""
         return self._built_before + self._moving.n_builds
 
     @ordinary
@@ -138,13 +158,15 @@ class Batch:
     ) -> ModelOutput:
         """Return energies and what else is wanted, on the device.
 
+        See ``docs/conventions.md``, "Results".
+
         Parameters
         ----------
         wanted
             Any of ``forces``, ``virials``, ``latent_charges``, ``born_charges``.
         positions, cell
-            New positions [n_atoms, 3] and cells [n_systems, 3, 3], float64 on the device of the
-            engine; None for those of the last call.
+            New positions [n_atoms, 3] and cells [n_systems, 3, 3] in A, float64 on the device of
+            the engine; None for those of the last call.
 
         Returns
         -------
@@ -157,6 +179,10 @@ class Batch:
         InputError
             For arrays of another shape or type, atoms that are too close, and what
             :meth:`cace_fast.Potential.compute` refuses.
+        PropertyNotImplementedError
+            For charges of a model that has none.
+        CaceFastError
+            If a result is not finite.
         """
         if positions is not None:
             self.positions = positions
@@ -171,8 +197,8 @@ class Batch:
     def replace(self, leave: Sequence[int], enter: Batch | None = None) -> None:
         """Take systems out of the batch, and put those of another batch at its end.
 
-        The order of those that stay is kept; positions and cells go with their systems. The list is
-        made anew at the next evaluation. ``enter`` stays as it is.
+        The order of those that stay is kept; positions and cells go with their systems. The next
+        evaluation searches neighbours again. ``enter`` stays as it is (``docs/user/batches.md``).
 
         Parameters
         ----------
@@ -184,7 +210,7 @@ class Batch:
         Raises
         ------
         InputError
-            For numbers of no system, or a batch that nothing would be left of.
+            For numbers of no system, or if no system would be left.
         """
         left = set(leave)
         if not left <= set(range(self.n_systems)):
@@ -199,7 +225,7 @@ class Batch:
         self._take(join(parts))
 
     def _system(self, number: int) -> AtomicGraph:
-        """Return one system with its positions as they stand."""
+        """Return one system with its present positions."""
         g = self._graph
         mine = g.batch == number
         return AtomicGraph(

@@ -1,4 +1,4 @@
-"""Physical charges, and Born charges from whatever gives gradients of charges."""
+"""Physical charges, and Born charges from gradients of the latent charges."""
 
 from __future__ import annotations
 
@@ -16,7 +16,15 @@ from cace_fast.spec.units import E2_PER_INTERNAL
 
 
 def charge_scale(term: EwaldTerm) -> float:
-    """Return the charge in e of one internal unit, sqrt(w norm/90.0474), of an Ewald term."""
+    """Return the charge in e of one internal unit, sqrt(w norm/90.0474), of an Ewald term.
+
+    Equation 30 of ``docs/theory.md``.
+
+    Raises
+    ------
+    PropertyNotImplementedError
+        If the weight is negative.
+    """
     scale = term.weight * term.ewald.norm_factor / E2_PER_INTERNAL
     if scale < 0:
         raise PropertyNotImplementedError(
@@ -27,7 +35,15 @@ def charge_scale(term: EwaldTerm) -> float:
 
 
 def physical_charges(q: Tensor, graph: AtomicGraph, term: EwaldTerm) -> Tensor:
-    """Return charges [n] float64 in e: q sqrt(w norm/90.0474) minus its mean over each system."""
+    """Return the charges Q [n] float64 in e of latent charges ``q`` [n].
+
+    See ``docs/theory.md``, eq. 30.
+
+    Raises
+    ------
+    PropertyNotImplementedError
+        As for :func:`charge_scale`.
+    """
     return _neutral(q.to(torch.float64)[None] * charge_scale(term), graph)[0]
 
 
@@ -38,7 +54,7 @@ def born_charges(
     slabs: Mapping[int, Slab],
     gradients: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Return dP_b/dr_ia [n, 3, 3] in e (``docs/theory.md``, equations 33 and 34).
+    """Return dP_b/dr_ia [n, 3, 3] float64 in e (``docs/theory.md``, equations 33 and 34).
 
     Parameters
     ----------
@@ -49,15 +65,15 @@ def born_charges(
     term
         The Ewald term of the charges.
     slabs
-        Those among the systems, by number: their boxes are the cells of polarisations.
+        The slabs among the systems, by number: their boxes are the cells of polarisations.
     gradients
-        Of weights [m, n] float64 the gradients [m, n, 3] of sum_i weights_i q_i with respect to
-        positions, float64.
+        For weights [m, n] float64 it returns the gradients [m, n, 3] float64, in 1/A, of
+        sum_i weights_i q_i with respect to positions.
 
     Raises
     ------
     PropertyNotImplementedError
-        If there is more than one charge channel.
+        If there is more than one charge channel, or the weight of the term is negative.
     """
     if q.shape[1] != 1:
         raise PropertyNotImplementedError(
@@ -67,11 +83,11 @@ def born_charges(
     of_atom, periodic = cells[graph.batch], graph.pbc[graph.batch].T
     places = (graph.positions.detach()[:, None, :] @ torch.linalg.inv(cells)[graph.batch])[:, 0].T
     cos, sin = torch.cos(2.0 * pi * places), torch.sin(2.0 * pi * places)
-    # along an open direction P has sum q s: s stands where a periodic one has sin
+    # an open direction has s in P where a periodic one has sin(2 pi s)/(2 pi)
     weights = [torch.where(periodic, sin / (2.0 * pi), places)]
     turning = [g for g in range(3) if bool(periodic[g].any())]
     weights.append(cos[turning] / (2.0 * pi))
-    # Q is q times the scale minus its mean, and so are weights of Q those of q
+    # Q is q times the scale minus its mean; weights of Q become weights of q the same way
     of_charges = _neutral(torch.cat(weights) * charge_scale(term), graph)
     found = gradients(of_charges)
     along = found[:3]

@@ -1,4 +1,4 @@
-"""What enters and leaves an engine is finite, or an error says where it is not."""
+"""Checks that what enters and leaves an engine is finite; errors say where it is not."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ BY_SYSTEM = ("energy", "virials")
 
 
 class Sums(Protocol):
-    """What the checks ask of an engine: its Ewald sums and their settings."""
+    """The Ewald sums of an engine and their settings, which the checks look at.
+
+    See ``docs/theory.md``, 9.
+    """
 
     program: EnergyProgram
     long_range: LongRange
@@ -38,7 +41,7 @@ def checked(
 ) -> Callable[Concatenate[E, AtomicGraph, P], ModelOutput]:
     """Make ``evaluate`` of an engine check its graph, and that its results are finite.
 
-    Its errors are those of :func:`check_input` and :func:`check_output`.
+    It raises the errors of :func:`check_input` and :func:`check_output`.
     """
 
     @wraps(evaluate)
@@ -50,27 +53,33 @@ def checked(
 
 
 def check_positions(positions: Tensor) -> None:
-    """Raise InputError for positions [n, 3] that are not finite."""
+    """Raise InputError for positions [n, 3] that are not finite (``docs/user/errors.md``)."""
     if not _sums_are_finite([positions]):
         check_finite(torch.nonzero(~torch.isfinite(positions).all(1)).flatten().cpu().numpy())
 
 
 def check_graph(graph: AtomicGraph) -> None:
-    """Raise InputError for positions or cells of a graph that are not finite."""
+    """Raise InputError for positions or cells of a graph that are not finite.
+
+    See ``docs/user/errors.md``.
+    """
     check_positions(graph.positions)
     if not (_sums_are_finite([graph.cell]) or bool(torch.isfinite(graph.cell).all())):
         raise InputError("cell", "finite numbers", graph.cell.tolist())
 
 
 def check_input(engine: Sums, graph: AtomicGraph) -> None:
-    """Raise InputError as :func:`check_graph`, or for a box with too many vectors k."""
+    """Raise InputError as :func:`check_graph` does, or for a box with too many vectors k."""
     check_graph(graph)
     if engine.program.terms:
         engine.long_range.check_size(graph, (t.ewald for t in engine.program.terms))
 
 
 def check_output(output: ModelOutput) -> ModelOutput:
-    """Return the results; raise CaceFastError, with the atoms, if they are not finite."""
+    """Return the results; raise CaceFastError, with the atoms, if they are not finite.
+
+    ``docs/user/errors.md`` explains the error.
+    """
     parts = {name: t for name, t in vars(output).items() if t is not None}
     if _sums_are_finite(parts.values()):
         return output

@@ -43,9 +43,9 @@ class _Held(NamedTuple):
 class CpuEngine:
     """Evaluates a model with the compiled kernels; see :class:`cace_fast.engine.protocol.Engine`.
 
-    All comes from the library but second derivatives, which are those of the reference. It takes
-    candidate pairs and drops those beyond the cutoff itself. Calls from several threads wait for
-    each other.
+    The library computes everything except second derivatives, which the reference computes. It
+    takes candidate pairs and drops those beyond the cutoff itself. Calls from several threads wait
+    for each other (``docs/user/threads_and_processes.md``).
 
     Parameters
     ----------
@@ -85,36 +85,55 @@ class CpuEngine:
 
     @property
     def description(self) -> str:
-        """Instruction set and path of the contraction."""
+        """Instruction set and path of the contraction (``docs/user/install.md``)."""
         path = "unrolled" if self._evaluator.query("unrolled") == 1 else "general"
         return f"{library.isa()}, {path} contraction"
 
     @property
     def n_bytes(self) -> int:
-        """Memory held by the library for this model's evaluation."""
+        """Memory in bytes held by the library for this model's evaluation.
+
+        See ``docs/user/performance.md``.
+        """
         return self._evaluator.n_bytes
 
     def seconds(self) -> dict[str, float]:
-        """Return the time spent in each part of the library so far, threads added up."""
+        """Return the seconds spent in each part of the library so far, summed over threads.
+
+        See ``docs/user/performance.md``.
+        """
         return self._evaluator.seconds()
 
     def to_device(self, graph: AtomicGraph) -> AtomicGraph:
-        """Return the graph on the CPU."""
+        """Return the graph on the CPU (decision 0018)."""
         return self._reference.to_device(graph)
 
     def moving(self, graph: AtomicGraph, skin: float) -> MovingGraph:
-        """Return systems that move."""
+        """Return systems that move; see :meth:`cace_fast.engine.protocol.Engine.moving`."""
         return MovingGraph(self, graph, skin)
 
     def hessian(self, graph: AtomicGraph) -> Tensor:
-        """Return the second derivatives of the energy [n, 3, n, 3], by the reference."""
+        """Return the second derivatives of the energy [n, 3, n, 3] float64 in eV/A^2.
+
+        See ``docs/conventions.md``, "Results".
+
+        The reference computes them.
+
+        Raises
+        ------
+        InputError
+            For positions or cells that are not finite.
+        """
         return self._reference.hessian(graph)
 
     @checked
     def evaluate(
         self, graph: AtomicGraph, wanted: Collection[str] = (), *, min_dist: MinDist = None
     ) -> ModelOutput:
-        """Return energies and what else is wanted; pairs beyond the cutoff do no harm."""
+        """Return energies and what else is wanted; pairs beyond the cutoff do no harm.
+
+        See :meth:`cace_fast.engine.protocol.Engine.evaluate` for arguments, results and errors.
+        """
         self.program.check()
         names = [name for name in ("forces", "virials") if name in wanted]
         needs_charges = "latent_charges" in wanted or "born_charges" in wanted
@@ -149,7 +168,7 @@ class CpuEngine:
         )
 
     def features(self, graph: AtomicGraph) -> Tensor:
-        """Return the invariants [n, n_radial, n_B, C, T] in the working dtype."""
+        """Return the invariants [n, n_radial, n_B, C, T] in the working dtype (equation 21)."""
         structures = self._structures(graph, None, with_extras=False)
         with self._lock, self._holding(graph, structures) as pairs:
             found = self._evaluator.features(structures, pairs, torch.get_num_threads())
@@ -185,12 +204,12 @@ class CpuEngine:
         return [None if x is None else np.ascontiguousarray(x.numpy()) for x in found]
 
     def _no_extras(self, n_atoms: int) -> list[library.Floats | None]:
-        """Return zeros in the place of extra inputs, for what does not depend on them."""
+        """Return zeros instead of extra inputs, for results that do not depend on them."""
         widths = [sum(x.width for x in head.extras or ()) for head in self.program.heads]
         return [np.zeros((n_atoms, width)) if width else None for width in widths]
 
     def _require_fit(self, graph: AtomicGraph) -> None:
-        """Raise InputError for a slab that its cell does not hold, with the numbers."""
+        """Raise InputError, with the numbers, for a slab that does not fit its cell."""
         for system, slab in self.long_range.slabs(graph).items():
             require_fit(graph.positions[graph.batch == system], slab)
 
@@ -198,10 +217,10 @@ class CpuEngine:
     def _holding(
         self, graph: AtomicGraph, structures: evaluator.Structures
     ) -> Iterator[Pairs | None]:
-        """Yield the pairs for the library, None where it holds them; then it holds them.
+        """Yield the pairs for the library, or None if it holds them; afterwards it holds them.
 
-        Whatever ends the work early, an interrupt or a lack of memory, leaves nothing held: the
-        library may have taken the list or not.
+        After an interrupt or a lack of memory nothing counts as held: the library may have taken
+        the list or not.
         """
         held, self._held = self._held, None
         try:
@@ -228,7 +247,7 @@ class CpuEngine:
         return senders, receivers, shifts.astype(np.int64, copy=False)
 
     def _charge_gradients(self, weights: Tensor) -> Tensor:
-        """Return the gradients [m, n, 3] of sum_i weights_i q_i, of what was evaluated last."""
+        """Return the gradients [m, n, 3] of sum_i weights_i q_i at the last evaluation."""
         head = self.program.charge_term.head
         if head is None:  # charges that do not depend on positions
             return torch.zeros((*weights.shape, 3), dtype=torch.float64)
@@ -251,7 +270,7 @@ class CpuEngine:
 
 
 def _moved(before: AtomicGraph, graph: AtomicGraph) -> bool:
-    """Tell whether only positions differ, all else being the same tensors (see VerletList)."""
+    """Tell whether only positions differ: everything else is the same tensors (see VerletList)."""
     return (
         graph.species is before.species
         and graph.cell is before.cell
@@ -270,7 +289,7 @@ def _in_library(min_dist: MinDist) -> float:
 
 
 def as_user_error(error: CaceFastError, graph: AtomicGraph) -> CaceFastError:
-    """Return the error in terms of the structure that a user gave."""
+    """Return the error in terms of the structure that a user gave (``docs/user/errors.md``)."""
     if isinstance(error, library.TooCloseError):
         return too_close(error.atoms, error.distance, error.allowed)
     if isinstance(error, library.NotFiniteError) and error.atom >= 0:

@@ -1,4 +1,4 @@
-"""What structures bring to an energy program: extra inputs of heads, fixed charges, fields."""
+"""Inputs of structures that an energy program takes: extra inputs, fixed charges, fields."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from cace_fast.spec import EnergyHead, EnergyProgram, Extra, Representation
 
 
 def check_elements(program: EnergyProgram, spec: Representation, graph: AtomicGraph) -> None:
-    """Raise InputError for atoms whose element has no fixed charge."""
+    """Raise InputError for atoms whose element has no fixed charge.
+
+    See ``docs/theory.md``, section 7.
+    """
     given = [extra.fixed for head in program.heads for extra in head.extras or ()]
     for module in dict.fromkeys([*(term.fixed for term in program.terms), *given]):
         if module is not None:
@@ -23,7 +26,13 @@ def check_elements(program: EnergyProgram, spec: Representation, graph: AtomicGr
 
 
 def extra_inputs(head: EnergyHead, spec: Representation, graph: AtomicGraph) -> Tensor | None:
-    """Return the extra inputs [n, n_extra] float64 of a head, None where it has none."""
+    """Return the extra inputs [n, n_extra] float64 of a head, None where it has none (section 7).
+
+    Raises
+    ------
+    InputError
+        If the structures lack an input, or its width is wrong.
+    """
     parts = [_extra(extra, spec, graph) for extra in head.extras or ()]
     return torch.cat(parts, 1) if parts else None
 
@@ -42,7 +51,15 @@ def _extra(extra: Extra, spec: Representation, graph: AtomicGraph) -> Tensor:
 def fields(
     program: EnergyProgram, graph: AtomicGraph
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]] | None:
-    """Return external fields and directions [n_terms, n_systems]; None if modules hold them."""
+    """Return external fields in V/A and directions 0 to 2, each [n_terms, n_systems] (section 9).
+
+    They are float64 and int64; None if the modules hold the fields themselves.
+
+    Raises
+    ------
+    InputError
+        As for :func:`cace_fast.reference.long_range.field_of`.
+    """
     if not any(term.ewald.takes_field for term in program.terms):
         return None
     ends = torch.bincount(graph.batch, minlength=graph.n_systems).cumsum(0).tolist()

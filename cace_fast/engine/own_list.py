@@ -1,8 +1,9 @@
-"""The neighbour list of systems that move on the device: of fixed capacity, made when it is due.
+"""The Verlet list of systems that move on the device; its buffers have a fixed capacity.
 
-A step tells how far atoms have strayed since the list was made. Shortly before they leave the skin
-the next step makes a new list; where they have left it, the step is repeated with one. What does
-not fit the buffers, or the bins, is answered by larger ones and never by numbers that lack pairs.
+A step tells how far atoms have moved since the list was made. Shortly before one leaves the skin
+the next step makes a new list; where one has left it, the step is repeated with a new list. When
+buffers or bins are too small, larger ones are made and the step is repeated, so that no result
+lacks pairs.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ NO_POSITIONS = np.zeros((0, 3))
 
 
 class OwnList:
-    """Systems that move, and their neighbour list.
+    """Systems that move, and their Verlet list (``docs/developer/kernels.md``).
 
     Parameters
     ----------
@@ -44,9 +45,9 @@ class OwnList:
     search
         Makes the list.
     due
-        Whether the next step has to.
+        Whether the next step has to make a list.
     n_builds
-        How often a step did.
+        How many lists have been made.
 
     Raises
     ------
@@ -68,7 +69,7 @@ class OwnList:
         self._shifts = self._set_grids()
 
     def _set_grids(self) -> tuple[Tensor, Tensor]:
-        """Choose bins for the cells and positions as they are; the host looks at both.
+        """Choose bins for the present cells and positions; the host reads both.
 
         Returns
         -------
@@ -90,11 +91,14 @@ class OwnList:
         return search.set_grids(np.stack(frames), grids)
 
     def first_capacity(self) -> Capacity:
-        """Return the capacity of buffers before there is a list."""
+        """Return the capacity of buffers before there is a list (``docs/developer/kernels.md``)."""
         return initial_capacity(self.graph.n_atoms, self.search.n_shifts, self.graph.n_systems)
 
     def fill(self, step: Step) -> None:
-        """Write positions, shifts and cells to new buffers, in which positions move from now on."""
+        """Write positions, shifts and cells to new buffers, in which positions move from now on.
+
+        See ``docs/developer/kernels.md``.
+        """
         self.due = True  # there is no list in them
         step.inputs.positions = self.graph.positions
         lists = step.pairs.lists
@@ -104,6 +108,8 @@ class OwnList:
 
     def room(self, status: Status, have: Capacity) -> Capacity | None:
         """Return the capacity that a new list needs; None if bins and buffers suffice.
+
+        See ``docs/developer/kernels.md``.
 
         Bins that are too small are chosen anew.
 
@@ -123,16 +129,25 @@ class OwnList:
 
     @staticmethod
     def has_left(status: Status) -> bool:
-        """Tell whether atoms have left the skin: the list lacks pairs."""
+        """Tell whether atoms have left the skin, so that the list lacks pairs.
+
+        See ``docs/developer/kernels.md``.
+        """
         return not status.displacement_ratio <= 1.0
 
     @staticmethod
     def leaves(status: Status) -> bool:
-        """Tell whether atoms are about to leave the skin, so that the next step makes a list."""
+        """Tell whether atoms are about to leave the skin, so that the next step makes a list.
+
+        See ``docs/developer/kernels.md``.
+        """
         return status.displacement_ratio > REBUILD_AT**2
 
     def check_places(self) -> None:
-        """Raise InputError for positions that are not finite, or too many cells away."""
+        """Raise InputError for positions that are not finite, or too many cells away.
+
+        See ``docs/user/errors.md``.
+        """
         g = self.graph
         check_positions(g.positions)
         frames = torch.where(g.pbc[:, :, None], g.cell, self.search.kept.frames)
@@ -142,7 +157,7 @@ class OwnList:
         check_wraps(torch.nonzero(~(away < MAX_WRAPS)).flatten().cpu().numpy())
 
     def pairs(self, step: Step) -> DevicePairs:
-        """Return the list in the buffers, with shifts for the positions as given."""
+        """Return the list in the buffers, with shifts for the positions as given (equation 1)."""
         edges, lists, n = step.pairs.edges, step.pairs.lists, int(self.search.found.need[0])
         senders, receivers = edges.sender[:n].long(), edges.receiver[:n].long()
         wraps = self.search.kept.wraps.T.long()
@@ -150,6 +165,9 @@ class OwnList:
         return DevicePairs(senders, receivers, shifts - wraps[receivers] + wraps[senders])
 
     def whole(self, step: Step) -> AtomicGraph:
-        """Return the systems as a graph with the list in the buffers."""
+        """Return the systems as a graph with the list in the buffers.
+
+        See ``docs/developer/kernels.md``.
+        """
         found = self.pairs(step)._asdict()
         return replace(self.graph, positions=self.graph.positions.clone(), **found)

@@ -1,4 +1,4 @@
-"""What :class:`cace_fast.Potential` and :class:`cace_fast.engine.Batch` ask of an engine."""
+"""Protocols of engines, as :class:`cace_fast.Potential` and :class:`.batch.Batch` use them."""
 
 from __future__ import annotations
 
@@ -14,28 +14,37 @@ from cace_fast.spec import ModelSpec
 
 
 class Moving(Protocol):
-    """Systems that stay on the device and move there, with a neighbour list that is kept."""
+    """Systems that stay on the device and move there, with a Verlet list (decision 0018)."""
 
     @property
     def n_builds(self) -> int:
-        """Number of neighbour searches so far."""
+        """Number of neighbour searches so far (``docs/user/batches.md``)."""
 
     @property
     def positions(self) -> Tensor:
-        """The positions [n, 3] float64 in A, which may be written in place."""
+        """The positions [n, 3] float64 in A, which may be written in place.
+
+        See ``docs/user/batches.md``.
+        """
 
     def set_cell(self, cell: Tensor) -> None:
-        """Take new cells [n_systems, 3, 3] at the next evaluation, which checks them."""
+        """Take new cells [n_systems, 3, 3] in A at the next evaluation, which checks them.
+
+        See ``docs/user/batches.md``.
+        """
 
     def pairs(self) -> DevicePairs:
-        """Return the list: all pairs within the cutoff, and some beyond."""
+        """Return the list: all pairs within the cutoff, and some beyond.
+
+        See ``docs/theory.md``, section 1.
+        """
 
     def evaluate(self, wanted: Collection[str], min_dist: MinDist) -> ModelOutput:
         """Evaluate the present positions and cells; see :meth:`Engine.evaluate`."""
 
 
 class Engine(Protocol):
-    """Evaluates a model; made by :func:`cace_fast.engine.make_engine`.
+    """Evaluates a model; made by :func:`cace_fast.engine.make_engine` (decision 0018).
 
     Attributes
     ----------
@@ -57,10 +66,16 @@ class Engine(Protocol):
 
     @property
     def description(self) -> str:
-        """Which code runs."""
+        """Which code runs, as ``cace-fast info`` and ``bench`` print it.
+
+        See ``docs/user/install.md``.
+        """
 
     def seconds(self) -> dict[str, float]:
-        """Return the time spent in each part so far; empty where that is not measured."""
+        """Return the seconds spent in each part so far; empty where that is not measured.
+
+        See ``docs/user/performance.md``.
+        """
 
     def to_device(self, graph: AtomicGraph) -> AtomicGraph:
         """Return the graph on the device that :meth:`evaluate` needs."""
@@ -68,7 +83,7 @@ class Engine(Protocol):
     def evaluate(
         self, graph: AtomicGraph, /, wanted: Collection[str] = (), *, min_dist: MinDist = None
     ) -> ModelOutput:
-        """Return energies and what else is ``wanted``.
+        """Return energies and what else is ``wanted`` (``docs/conventions.md``, "Results").
 
         Parameters
         ----------
@@ -80,22 +95,37 @@ class Engine(Protocol):
             Shortest distance allowed between two atoms in A; ``"auto"``: 0.35 times the sum of
             their covalent radii; None allows any.
 
+        Returns
+        -------
+        ModelOutput
+            Energies in eV, and of the rest what was wanted.
+
         Raises
         ------
         InputError
             If two atoms are closer than ``min_dist``, or positions or cells are not finite.
+        PropertyNotImplementedError
+            For charges of a model that has none.
         CaceFastError
             If a result is not finite.
         """
 
     def features(self, graph: AtomicGraph) -> Tensor:
-        """Return the invariants [n, n_radial, n_B, C, T] in the working dtype."""
+        """Return the invariants [n, n_radial, n_B, C, T] in the working dtype (equation 21)."""
 
     def hessian(self, graph: AtomicGraph) -> Tensor:
-        """Return the second derivatives of the energy [n, 3, n, 3] float64 in eV/A^2."""
+        """Return the second derivatives of the energy [n, 3, n, 3] float64 in eV/A^2.
+
+        See ``docs/conventions.md``, "Results".
+
+        Raises
+        ------
+        InputError
+            For positions or cells that are not finite.
+        """
 
     def moving(self, graph: AtomicGraph, skin: float) -> Moving:
-        """Return systems that move, with a list that is kept while they stay within the skin.
+        """Return systems that move, with a Verlet list (``docs/user/batches.md``).
 
         Parameters
         ----------
@@ -103,4 +133,9 @@ class Engine(Protocol):
             The systems on the device, without pairs; its positions are copied.
         skin
             In A.
+
+        Raises
+        ------
+        InputError
+            For a skin that is no length, or a cell without room for a list.
         """

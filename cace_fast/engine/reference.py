@@ -29,7 +29,7 @@ class ReferenceEngine:
     program
         What the energy is made of, from :func:`cace_fast.spec.energy_program`.
     long_range
-        How to sum the long range.
+        How to sum the long range (``docs/theory.md``, section 9).
     """
 
     backend = "reference"
@@ -48,23 +48,23 @@ class ReferenceEngine:
 
     @property
     def description(self) -> str:
-        """Which code runs."""
+        """Which code runs (``docs/user/install.md``)."""
         return "plain torch"
 
     def seconds(self) -> dict[str, float]:
-        """Return an empty dictionary: times are not measured."""
+        """Return an empty dictionary: times are not measured (``docs/user/performance.md``)."""
         return {}
 
     def to_device(self, graph: AtomicGraph) -> AtomicGraph:
-        """Return the graph on the device of the weights."""
+        """Return the graph on the device of the weights (decision 0018)."""
         return graph.to(self.weights["embedding.sender"].device)
 
     def moving(self, graph: AtomicGraph, skin: float) -> MovingGraph:
-        """Return systems that move."""
+        """Return systems that move; see :meth:`cace_fast.engine.protocol.Engine.moving`."""
         return MovingGraph(self, graph, skin)
 
     def features(self, graph: AtomicGraph) -> Tensor:
-        """Return the invariants [n, n_radial, n_B, C, T] in the working dtype."""
+        """Return the invariants [n, n_radial, n_B, C, T] in the working dtype (equation 21)."""
         with torch.no_grad():
             return model.features(graph, self.weights, self.spec.representation)
 
@@ -72,7 +72,11 @@ class ReferenceEngine:
     def evaluate(
         self, graph: AtomicGraph, wanted: Collection[str] = (), *, min_dist: MinDist = None
     ) -> ModelOutput:
-        """Return energies and what else is wanted."""
+        """Return energies and what else is wanted.
+
+        See :meth:`cace_fast.engine.protocol.Engine.evaluate` for arguments, results and errors.
+        Pairs have to ascend in the receiver.
+        """
         graph = trim(graph, self.spec.representation, min_dist)
         derivatives = {"forces", "virials", "born_charges"} & set(wanted)
         with torch.set_grad_enabled(bool(derivatives)):
@@ -104,7 +108,15 @@ class ReferenceEngine:
         )
 
     def hessian(self, graph: AtomicGraph) -> Tensor:
-        """Return the second derivatives of the energy [n, 3, n, 3] float64 in eV/A^2."""
+        """Return the second derivatives of the energy [n, 3, n, 3] float64 in eV/A^2.
+
+        See ``docs/conventions.md``, "Results".
+
+        Raises
+        ------
+        InputError
+            For positions or cells that are not finite.
+        """
         check_input(self, graph)
         with torch.enable_grad():
             return self._hessian(model.with_gradients(graph))
@@ -143,7 +155,7 @@ class ReferenceEngine:
 
 
 def _gradients_of(q: Tensor, positions: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return what gives the gradients [m, n, 3] of sum_i w_i q_i for weights w [m, n]."""
+    """Return a function of weights w [m, n]: the gradients [m, n, 3] of sum_i w_i q_i."""
 
     def gradients(weights: Tensor) -> Tensor:
         sums = (weights * q[:, 0].to(torch.float64)).sum(1)

@@ -1,8 +1,8 @@
-"""Who runs the steps of a model on a device: one caller at a time, captured where that can be.
+"""Runs the steps of a model on a device: one caller at a time, as captured graphs on CUDA.
 
-On CUDA the second step of a kind is captured, and later ones are one launch. Long-range transforms
-belong to libraries that cannot be captured: with them a step is two graphs and the transforms
-between them.
+On CUDA the second step of a kind is captured, and later ones are one launch. The libraries of
+long-range transforms cannot be captured: with them a step is two graphs and the transforms between
+them.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from .step_output import check_distances, output_of
 
 
 class Runner:
-    """Runs steps on buffers of one size after another.
+    """Runs steps on buffers, and replaces the buffers when they are too small (decision 0018).
 
-    Systems with an own list move in these buffers (:class:`cace_fast.engine.protocol.Moving`);
-    without one, every graph brings its pairs.
+    With an :class:`OwnList` the systems move in these buffers
+    (:class:`cace_fast.engine.protocol.Moving`); without one, every graph brings its pairs.
 
     Parameters
     ----------
@@ -50,6 +50,11 @@ class Runner:
         The same in plain torch: for Born charges, and for how to sum the long range.
     own
         The list that systems make as they move; None for graphs.
+
+    Raises
+    ------
+    CaceFastError
+        If the buffers do not fit on the device.
     """
 
     def __init__(
@@ -71,14 +76,14 @@ class Runner:
                 self._fill(own.first_capacity())
 
     def reset(self) -> None:
-        """Forget the list that the buffers hold."""
+        """Forget the pair list that the buffers hold (``docs/user/threads_and_processes.md``)."""
         self._held = ()
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Hold the buffers: other threads wait, and the current stream waits for the last one.
 
-        Every way to the device leads through here.
+        Every use of the device passes through here (``docs/user/threads_and_processes.md``).
         """
         with self._lock, torch.no_grad():
             if self._done is not None:
@@ -92,53 +97,62 @@ class Runner:
 
     @property
     def step(self) -> Step:
-        """The buffers; they exist after the first evaluation."""
+        """The buffers; they exist after the first evaluation (``docs/developer/kernels.md``)."""
         assert self._step is not None
         return self._step
 
     @property
     def n_bytes(self) -> int:
-        """Memory held by the buffers."""
+        """Memory in bytes held by the buffers (``docs/user/performance.md``)."""
         return 0 if self._step is None else self._step.n_bytes
 
     @property
     def own(self) -> OwnList:
-        """The list of systems that move."""
+        """The Verlet list of systems that move (``docs/developer/kernels.md``)."""
         assert self._own is not None
         return self._own
 
     @property
     def n_builds(self) -> int:
-        """Number of lists made so far."""
+        """Number of lists made so far (``docs/user/batches.md``)."""
         return self.own.n_builds
 
     @property
     def positions(self) -> Tensor:
-        """The positions [n, 3] of systems that move, which may be written in place."""
+        """The positions [n, 3] float64 in A of systems that move, which may be written in place.
+
+        See ``docs/user/batches.md``.
+        """
         return self.own.graph.positions
 
     def set_cell(self, cell: Tensor) -> None:
-        """Take new cells [n_systems, 3, 3] at the next evaluation."""
+        """Take new cells [n_systems, 3, 3] in A at the next evaluation.
+
+        See ``docs/user/batches.md``.
+        """
         self._new_cell = cell
 
     def make_list(self) -> None:
-        """Make a list for the present positions; a step does so itself when it is due."""
+        """Make a list for the present positions; a step does so itself when it is due.
+
+        See ``docs/developer/kernels.md``.
+        """
         with self.exclusive():
             self.step.make_list()
 
     def pairs(self) -> DevicePairs:
-        """Return the present list."""
+        """Return the present list (``docs/theory.md``, section 1)."""
         with self.exclusive():
             return self.own.pairs(self.step)
 
     def evaluate(self, wanted: Collection[str], min_dist: MinDist) -> ModelOutput:
-        """Evaluate the present positions and cells of systems that move."""
+        """Evaluate the systems that move; see :meth:`cace_fast.engine.protocol.Engine.evaluate`."""
         return check_output(self.run(None, wanted, min_dist))
 
     def run(
         self, graph: AtomicGraph | None, wanted: Collection[str], min_dist: MinDist
     ) -> ModelOutput:
-        """Return energies and what else is wanted, on the device and not yet checked.
+        """Return energies and what else is wanted, on the device and not yet checked to be finite.
 
         Parameters
         ----------
@@ -146,6 +160,13 @@ class Runner:
             With pairs in any order, on any device; None for the systems that move.
         wanted, min_dist
             As for :meth:`cace_fast.engine.protocol.Engine.evaluate`.
+
+        Raises
+        ------
+        InputError, PropertyNotImplementedError
+            As for :meth:`cace_fast.engine.protocol.Engine.evaluate`.
+        CaceFastError
+            If the systems do not fit on the device.
         """
         self.reference.program.check()
         if {"latent_charges", "born_charges"} & set(wanted):
@@ -167,7 +188,13 @@ class Runner:
         return replace(output, born_charges=born)
 
     def features(self, graph: AtomicGraph) -> Tensor:
-        """Return the invariants [n, n_radial, n_B, C, T] of a graph, on the device."""
+        """Return the invariants [n, n_radial, n_B, C, T] of a graph, on the device (equation 21).
+
+        Raises
+        ------
+        CaceFastError
+            If the systems do not fit on the device.
+        """
         rep = self.launchers.rep
         shape = (rep.n_stages, rep.n_radial, rep.n_invariants, rep.n_channels, graph.n_atoms)
         with self.exclusive():
@@ -179,7 +206,7 @@ class Runner:
         """Take a graph into the buffers; pairs are sorted where they are new."""
         given = (graph.senders, graph.receivers, graph.shifts, graph.species, graph.batch)
         if self._step is None or not self._held or not same_memory(given, self._held):
-            self._held = ()  # until all of it is there
+            self._held = ()  # until the whole list is there
             self._take_list(graph.to(self.device))
             self._held = given
         self.step.inputs.positions.copy_(graph.positions)
@@ -200,7 +227,7 @@ class Runner:
         self._cells = None
 
     def _allocate(self, capacity: Capacity, search: PairSearch | None = None) -> Step:
-        """Replace the buffers, after giving the old ones back."""
+        """Replace the buffers; the old ones are freed first."""
         self._step, self._captured, self._cells, self._held = None, {}, None, ()
         try:
             self._step = Step(self.launchers, capacity, search)
@@ -212,7 +239,7 @@ class Runner:
         return self._step
 
     def _fill(self, capacity: Capacity) -> None:
-        """Make buffers of a capacity for the systems that move, with all that does not."""
+        """Make buffers for the systems that move, and write what does not change to them."""
         own = self.own
         step = self._allocate(capacity, own.search)
         own.fill(step)
@@ -221,7 +248,7 @@ class Runner:
         self._take_systems(own.graph)
 
     def _take_cell(self, cell: Tensor) -> None:
-        """Take new cells of systems that move; the list is kept as long as they allow it."""
+        """Take new cells of systems that move; the list is reused as long as they allow it."""
         self.own.graph.cell.copy_(cell)
         self.step.pairs.lists.cells[:-1] = cell
         self._take_systems(self.own.graph)
@@ -265,21 +292,21 @@ class Runner:
         self._cells, self._slabs = cells, slabs
 
     def _check_slabs(self, positions: Tensor) -> None:
-        """Raise for slabs whose atoms reach farther than their cell is high."""
+        """Raise InputError for slabs whose atoms reach farther than their cell is high."""
         for s, slab in self._slabs.items():
             first, end = self.step.inputs.first_atom[s : s + 2].tolist()
             require_fit(positions[first:end].to(slab.normal.device), slab)
 
     def _move(self, *, derivatives: bool) -> Status:
-        """Run steps of the systems that move until one had a list that holds for it."""
+        """Run steps of the systems that move until the list was valid for one."""
         own = self.own
-        if self._step is None:  # the last ones did not fit
+        if self._step is None:  # the last buffers did not fit
             self._fill(own.first_capacity())
         if self._new_cell is not None:
             self._take_cell(self._new_cell)
             self._new_cell = None
         while True:
-            # due until all is done: an interrupt may leave half a list
+            # due until the step ends: an interrupt may leave half a list
             rebuild, own.due = own.due, True
             status = self._launch(derivatives=derivatives, rebuild=rebuild)
             own.n_builds += rebuild
@@ -323,7 +350,7 @@ class Runner:
             work()
             return
         captured = self._captured.get(key)
-        if captured is None:  # compiles what is not yet compiled: must not happen in a capture
+        if captured is None:  # kernels are compiled now: that must not happen in a capture
             work()
             self._captured[key] = "warm"
             return
@@ -333,9 +360,9 @@ class Runner:
 
 
 def _capture(work: Callable[[], None]) -> Any:
-    """Return the work as a CUDA graph; it is not done meanwhile. There is no other capture."""
+    """Return the work as a CUDA graph, without doing it. There is no other capture."""
     captured = torch.cuda.CUDAGraph()
-    # other threads may allocate meanwhile, for engines of their own
+    # other threads may allocate meanwhile, for other engines
     with torch.cuda.graph(captured, capture_error_mode="thread_local"):
         work()
     return captured

@@ -1,4 +1,4 @@
-"""What a step on the device left: distances that are allowed, and results."""
+"""What a step on the device has left: shortest distances, and results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,17 @@ VIRIAL_ROWS = (0, 5, 4, 5, 1, 3, 4, 3, 2)  # of xx yy zz yz xz xy, as a 3 x 3 ma
 
 
 def check_distances(step: Step, status: Status, min_dist: MinDist) -> None:
-    """Raise for atoms that are too close to each other, or whose positions are not finite."""
+    """Raise an error for atoms that are too close to each other, or whose positions are not finite.
+
+    See ``docs/user/errors.md``.
+
+    Raises
+    ------
+    InputError
+        If atoms are closer than ``min_dist`` (in A), or positions are not finite.
+    CaceFastError
+        If two atoms coincide and ``min_dist`` allows it.
+    """
     shortest = status.closest**0.5
     halves = half_distances(step.launchers.rep.elements, min_dist)
     if shortest > 0.0 and (halves is None or shortest >= 2.0 * halves.max()):
@@ -40,7 +50,7 @@ def check_distances(step: Step, status: Status, min_dist: MinDist) -> None:
 
 
 def output_of(step: Step, wanted: Collection[str]) -> ModelOutput:
-    """Return copies of the results, on the device."""
+    """Return copies of the results, on the device (``docs/conventions.md``, "Results")."""
     results, virials = step.results, None
     if "virials" in wanted:
         rows = torch.tensor(VIRIAL_ROWS, device=results.virial_sums.device)

@@ -34,10 +34,10 @@ class TritonEngine:
 
     See :class:`cace_fast.engine.protocol.Engine`. Energies, forces, virials, charges and features
     come from the kernels; second derivatives and Born charges from the reference. It takes
-    candidate pairs in any order, of a graph on any device, keeps a list as long as the graph's
-    tensors are the same, and answers where the graph is. On CUDA the second and later steps of one
-    size replay a captured graph. Calls from several threads wait for each other; work goes to the
-    current stream.
+    candidate pairs in any order, of a graph on any device, reuses a list as long as the graph's
+    tensors are the same, and returns results on the device of the graph. On CUDA the second and
+    later steps of one size replay a captured graph. Calls from several threads wait for each
+    other; work goes to the current stream (``docs/developer/kernels.md``).
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ class TritonEngine:
 
     @property
     def description(self) -> str:
-        """Name of the GPU, or of the one that is emulated."""
+        """Name of the GPU, or of the one that is emulated (``docs/user/install.md``)."""
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
         target = backend.emulated()
@@ -78,17 +78,24 @@ class TritonEngine:
 
     @property
     def n_bytes(self) -> int:
-        """Memory held by the buffers of the last evaluation."""
+        """Memory in bytes held by the buffers of the last evaluation.
+
+        See ``docs/user/performance.md``.
+        """
         return self._runner.n_bytes
 
     def seconds(self) -> dict[str, float]:
-        """Return an empty dictionary: times are not measured."""
+        """Return an empty dictionary: times are not measured (``docs/user/performance.md``)."""
         return {}
 
     def bytes_per_atom(
         self, density: float, skin: float, n_segments: float, n_atoms: int = PROBE
     ) -> float:
-        """Return the memory of the buffers in bytes per atom, for a system that makes its own list.
+        """Return the memory of the buffers in bytes per atom, for systems that make their own list.
+
+        See ``docs/user/performance.md``.
+
+        ``cace-fast info --memory`` prints it.
 
         Parameters
         ----------
@@ -118,11 +125,17 @@ class TritonEngine:
     def evaluate(
         self, graph: AtomicGraph, wanted: Collection[str] = (), *, min_dist: MinDist = None
     ) -> ModelOutput:
-        """Return energies and what else is wanted; pairs beyond the cutoff do no harm."""
+        """Return energies and what else is wanted; pairs beyond the cutoff do no harm.
+
+        See :meth:`cace_fast.engine.protocol.Engine.evaluate` for arguments, results and errors.
+        """
         return _moved(self._runner.run(graph, wanted, min_dist), graph.positions.device)
 
     def moving(self, graph: AtomicGraph, skin: float) -> Moving:
-        """Return systems that move; steps make a new list when it is due."""
+        """Return systems that move; steps make a new list when it is due.
+
+        See :meth:`cace_fast.engine.protocol.Engine.moving` for arguments and errors.
+        """
         if not graph.n_atoms:
             return MovingGraph(self, graph, skin)
         self.program.check()
@@ -130,15 +143,28 @@ class TritonEngine:
         return Runner(self._launchers, self._reference, own)
 
     def to_device(self, graph: AtomicGraph) -> AtomicGraph:
-        """Return the graph itself: what is new in it is copied to the device at evaluation."""
+        """Return the graph itself: evaluation copies what is new in it to the device.
+
+        See ``docs/developer/decisions``, 0018.
+        """
         return graph
 
     def features(self, graph: AtomicGraph) -> Tensor:
-        """Return the invariants [n, n_radial, n_B, C, T] in the working dtype."""
+        """Return the invariants [n, n_radial, n_B, C, T] in the working dtype (equation 21)."""
         return self._runner.features(graph).to(graph.positions.device)
 
     def hessian(self, graph: AtomicGraph) -> Tensor:
-        """Return the second derivatives of the energy [n, 3, n, 3], by the reference."""
+        """Return the second derivatives of the energy [n, 3, n, 3] float64 in eV/A^2.
+
+        See ``docs/conventions.md``, "Results".
+
+        The reference computes them.
+
+        Raises
+        ------
+        InputError
+            For positions or cells that are not finite.
+        """
         return self._reference.hessian(graph)
 
 

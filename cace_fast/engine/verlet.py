@@ -1,4 +1,4 @@
-"""Verlet skin: a neighbour list that stays valid while atoms move a little."""
+"""Verlet lists: neighbour lists that stay valid while atoms move a little."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from cace_fast.device_neighbors import DevicePairs, device_neighbor_list
 from cace_fast.errors import InputError
 from cace_fast.geometry import Floats
 from cace_fast.graph import AtomicGraph
@@ -19,6 +21,11 @@ from cace_fast.structures import geometry_of, graph_of
 
 if TYPE_CHECKING:
     from ase import Atoms
+
+
+def _require_skin(skin: float) -> None:
+    if not (np.isfinite(skin) and skin >= 0):
+        raise InputError("skin", "a length of at least 0 A", skin)
 
 
 class _Built(NamedTuple):
@@ -42,8 +49,8 @@ class _Last(NamedTuple):
 class VerletList:
     """Pairs within ``cutoff`` + ``skin``, searched again when two atoms moved that far together.
 
-    A changed cell, periodicity or number of atoms also asks for a new search. What it returns
-    holds every pair within ``cutoff`` and some beyond; the engine drops those.
+    A changed cell, periodicity or number of atoms also asks for a new search. The list has every
+    pair within ``cutoff`` and some beyond; the engine drops those (``docs/theory.md``, section 1).
 
     Parameters
     ----------
@@ -52,11 +59,15 @@ class VerletList:
     in_order
         False leaves the pairs in the order of the search, which is quicker; for an engine that
         sorts them itself.
+
+    Raises
+    ------
+    InputError
+        If ``skin`` is not a length of at least 0.
     """
 
     def __init__(self, cutoff: float, skin: float, *, in_order: bool = True) -> None:
-        if not (np.isfinite(skin) and skin >= 0):
-            raise InputError("skin", "a length of at least 0 A", skin)
+        _require_skin(skin)
         self.cutoff, self.skin = float(cutoff), float(skin)
         self.in_order = in_order
         self.n_builds = 0
@@ -68,19 +79,28 @@ class VerletList:
 
     @property
     def made_for(self) -> tuple[Floats, Floats, NDArray[np.bool_]] | None:
-        """Positions, cell and pbc of the last search; None before it."""
+        """Positions [n, 3] in A, cell [3, 3] in A and pbc [3] of the last search, or None.
+
+        See ``docs/theory.md``, section 1.
+        """
         built = self._built
         return None if built is None else (built.positions, built.cell, built.pbc)
 
     def reset(self) -> None:
-        """Drop the list: the next call searches again."""
+        """Drop the list: the next call searches again (``docs/user/threads_and_processes.md``)."""
         self._built, self._last, self._search = None, None, None
 
     def graph(self, atoms: Atoms, spec: Representation, inputs: dict[str, str]) -> AtomicGraph:
         """Return :func:`~cace_fast.structures.graph_of` of the structure, with candidate pairs.
 
-        Where only positions have changed, all else is shared with the last graph, as the same
-        tensors: engines need not look at it again.
+        Where only positions have changed, everything else is shared with the last graph, as the
+        same tensors: engines need not look at it again.
+
+        Raises
+        ------
+        InputError
+            As for :func:`~cace_fast.structures.graph_of` and
+            :func:`~cace_fast.neighbors.neighbor_list`.
         """
         if inputs:
             return graph_of(atoms, spec, inputs=inputs, edges=self)
@@ -111,21 +131,21 @@ class VerletList:
                 edges = neighbor_list(
                     positions, cell, pbc, reach, in_order=self.in_order, search=search
                 )
-                # in one step: an interrupt between two would leave a list of other positions
+                # one assignment: an interrupt between two would leave a list of other positions
                 built = _Built(positions.copy(), cell.copy(), pbc.copy(), edges)
                 self._built = built
                 self.n_builds += 1
             return built.edges
 
     def _searcher(self, reach: float, n_atoms: int) -> Searcher:
-        """Return the searcher of the last list, whose memory is warm: a fifth less time."""
+        """Return the searcher of the last list; its warm memory saves a fifth of the time."""
         wanted = (n_atoms, torch.get_num_threads())
         if self._search is None or self._searches_for != wanted:
             self._search, self._searches_for = Searcher(reach, n_atoms), wanted
         return self._search
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what copies take: all but the lock and what holds memory of a library."""
+        """Return the state for copies, without the lock and the memory of a library."""
         own = self.__dict__ | {"_search": None}
         del own["_lock"]
         return own
@@ -149,3 +169,49 @@ class VerletList:
         # not finite fails this and is named by the search
         squares.partition(len(squares) - 2)
         return bool(np.sqrt(squares[-2:]).sum() <= self.skin)
+
+
+class DeviceVerletList:
+    """Pairs within ``cutoff`` + ``skin`` on the device, searched again when atoms moved that far.
+
+    Like :class:`VerletList`, for tensors: it returns the same object until two atoms moved by
+    ``skin`` together, or cell, periodicity or number of atoms changed. The host reads one number a
+    call.
+
+    Parameters
+    ----------
+    cutoff, skin
+        In A.
+
+    Raises
+    ------
+    InputError
+        If ``skin`` is not a length of at least 0.
+    """
+
+    def __init__(self, cutoff: float, skin: float) -> None:
+        _require_skin(skin)
+        self.cutoff, self.skin = float(cutoff), float(skin)
+        self.n_builds = 0
+        self._built: tuple[DevicePairs, Tensor, Tensor, Tensor] | None = None
+
+    def __call__(
+        self, positions: Tensor, cell: Tensor, pbc: Tensor, batch: Tensor | None = None
+    ) -> DevicePairs:
+        """Return candidate pairs; arguments as for :func:`device_neighbor_list`."""
+        if self._built is None or not self._valid(positions, cell, pbc):
+            reach = self.cutoff + self.skin
+            pairs = device_neighbor_list(positions, cell, pbc, reach, batch)
+            self._built = (pairs, positions.clone(), cell.clone(), pbc.clone())
+            self.n_builds += 1
+        return self._built[0]
+
+    def _valid(self, positions: Tensor, cell: Tensor, pbc: Tensor) -> bool:
+        assert self._built is not None
+        _, old_positions, old_cell, old_pbc = self._built
+        if positions.shape != old_positions.shape or cell.shape != old_cell.shape:
+            return False
+        moved = torch.linalg.vector_norm(positions - old_positions, dim=1)
+        farthest = torch.topk(moved, min(2, len(moved))).values.sum()
+        same = (cell == old_cell).all() & (pbc == old_pbc).all()
+        return bool((farthest <= self.skin) & same)

@@ -1,1 +1,1 @@
-"""Faces towards other programs: ASE, and the drop-in for upstream modules."""
+"""Interfaces to other programs: ASE, and the drop-in for upstream modules."""

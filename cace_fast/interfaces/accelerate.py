@@ -20,7 +20,8 @@ class Accelerated(nn.Module):
 
     It shares the Parameter objects of the module it was made from, so training and ``.to()`` act
     on both. Attributes that it does not have (``representation``, ``models``, ...) are those of
-    the wrapped module. ``options`` are those of :func:`accelerate`.
+    the wrapped module. ``options`` and errors are those of :func:`accelerate`
+    (``docs/user/coming-from-upstream.md``).
     """
 
     def __init__(self, module: nn.Module, **options: Any) -> None:
@@ -34,6 +35,11 @@ class Accelerated(nn.Module):
         """Read architecture and tensors from the wrapped module again.
 
         Needed only after a change other than of parameter values, dtype or device.
+
+        Raises
+        ------
+        CheckpointError, UnsupportedModelError
+            As for :func:`cace_fast.checkpoint.from_module`.
         """
         spec, tensors = checkpoint.from_module(self.wrapped)
         self.spec = spec
@@ -52,13 +58,13 @@ class Accelerated(nn.Module):
     ) -> dict[str, Tensor]:
         """Return what the wrapped module returns, key for key, by the fast engine of its device.
 
-        With ``training`` plain torch computes all; otherwise it does when an output is
-        differentiated, and only then.
+        With ``training`` everything is computed in plain torch; otherwise only outputs that are
+        differentiated are.
 
         Parameters
         ----------
         data
-            Upstream's input dictionary (docs/conventions.md, "Input dictionary"); not changed.
+            Upstream's input dictionary (``docs/conventions.md``, "Input dictionary"); not changed.
         training
             Keep the graph of the derivatives.
         compute_stress
@@ -66,6 +72,17 @@ class Accelerated(nn.Module):
             without effect where the file has no stress module.
         output_index
             Which energy, for a read-out that gives several.
+
+        Returns
+        -------
+        dict
+            Energies [n_systems] in eV, forces [n, 3] in eV/A, stress [n_systems, 3, 3] in eV/A^3,
+            and what else the modules write, in the dtype of the weights.
+
+        Raises
+        ------
+        InputError
+            If an input is missing, of a wrong shape or not finite.
         """
         if self._state() != self._made_for:
             self.refresh()
@@ -89,7 +106,7 @@ class Accelerated(nn.Module):
         return self._held[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what copies take: all but the engines."""
+        """Return the state for copies, without the engines."""
         return self.__dict__ | {"_held": None}
 
     def _state(self) -> tuple[torch.dtype, torch.device]:
@@ -116,9 +133,9 @@ def accelerate(
     """Return a module with an upstream module's ``forward(dict)``, by a fast engine.
 
     Outputs are differentiable, also with respect to the parameters, which are those of ``module``:
-    plain torch computes again what is differentiated, and everything where ``training`` is asked
-    for. Molecular dynamics is quicker by :class:`cace_fast.CACECalculator`, which takes modules
-    too and keeps its list of neighbours.
+    plain torch computes again what is differentiated, and everything with ``training=True``.
+    Molecular dynamics is quicker with :class:`cace_fast.CACECalculator`, which takes modules too
+    and reuses its list of neighbours (``docs/user/performance.md``).
 
     Parameters
     ----------
@@ -126,13 +143,15 @@ def accelerate(
         An upstream ``NeuralNetworkPotential`` or ``CombinePotential``, or a ScriptModule of one,
         recognised by its class names; upstream itself is not imported.
     long_range, long_range_tolerance, k_set
-        As for :func:`cace_fast.load`. Where ``training`` is asked for the sum is direct: only that
-        one has second derivatives.
+        As for :func:`cace_fast.load`. With ``training=True`` the sum is direct: only that one has
+        second derivatives.
 
     Raises
     ------
     InputError
         For an option out of its range.
+    CheckpointError
+        If a part of the module is missing or contradicts another.
     UnsupportedModelError
         If the module has a part that cace-fast does not provide.
     """

@@ -1,4 +1,4 @@
-"""ASE calculator, with the keywords of upstream's own."""
+"""ASE calculator, with the keywords of upstream's calculator."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.calculator import PropertyNotImplementedError as AseNotImplementedError
-from ase.stress import full_3x3_to_voigt_6_stress
 
 from cace_fast.committee import Committee
 from cace_fast.electric_field import FieldOfTime, Vector, add_field_energy, neutral, vector_of
@@ -30,11 +29,15 @@ from .keywords import (
     potential_of,
     settings_of,
 )
-from .structure_inputs import copy_of, input_of, is_same
+from .results import in_units
+from .structure_inputs import changes_of, copy_of, input_of, is_same, remembered
 
 
 class NotAvailableError(PropertyNotImplementedError, AseNotImplementedError):
-    """A property that this model or structure does not have, as ASE's own error."""
+    """A property that this model or structure does not have; ASE's error too.
+
+    See ``docs/user/errors.md``.
+    """
 
 
 class CACECalculator(Calculator):
@@ -174,7 +177,7 @@ class CACECalculator(Calculator):
         }
         models = models_of(model_path)
         members = [potential_of(model, keywords) for model in models]
-        if isinstance(models[0], Potential):  # what it has, not what was left at the default
+        if isinstance(models[0], Potential):  # its settings, not the defaults
             keywords |= settings_of(members[0])
         self.time, self._lock = 0.0, Lock(self)
         self._take(members[0] if len(members) == 1 else Committee(members), keywords)
@@ -190,10 +193,17 @@ class CACECalculator(Calculator):
     def set(self, **changes: Any) -> dict[str, Any]:
         """Change keywords, all but the model, and forget the results; see ASE.
 
-        Returns those that are not what they were; InputError for a keyword that there is not, or
-        a value that it cannot have, and nothing has changed then.
+        Returns
+        -------
+        dict
+            The keywords that have changed.
+
+        Raises
+        ------
+        InputError
+            For an unknown keyword or a value out of its range; nothing has changed then.
         """
-        if not changes:  # ASE calls it so, before there is anything
+        if not changes:  # ASE calls it without changes in its constructor
             return {}
         unknown = sorted(changes.keys() - self._keywords.keys())
         if unknown:
@@ -207,7 +217,7 @@ class CACECalculator(Calculator):
         return new
 
     def _take(self, potential: Potential | Committee, keywords: dict[str, Any]) -> None:
-        """Work with a potential and keywords from now on; as before, if they make no sense."""
+        """Take a potential and keywords; nothing changes if they make no sense."""
         k, spec = keywords, potential.spec
         check_keys(spec, k["energy_key"], k["forces_key"], k["charge_key"])
         check_min_dist(k["min_dist"])
@@ -230,35 +240,27 @@ class CACECalculator(Calculator):
         self.born_charges: Vector | None = None
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
-        """Return what changed since the last calculation, further inputs included.
+        """Return the names of what changed since the last calculation, further inputs too; see ASE.
 
-        Exact comparison in a tenth of the time of ASE's own, which costs more than the forces of a
-        small molecule. ``tol`` is ASE's and has no use here.
+        The comparison is exact and takes a tenth of the time of ASE's, which costs more than the
+        forces of a small molecule. ``tol`` is ASE's and has no use here.
         """
-        old = self.atoms
-        if old is None or len(old) != len(atoms):
-            return list(all_changes)
-        pairs = {
-            "positions": (old.positions, atoms.positions),
-            "numbers": (old.numbers, atoms.numbers),
-            "cell": (old.cell.array, atoms.cell.array),
-            "pbc": (old.pbc, atoms.pbc),
-        }
-        changes = [name for name, (a, b) in pairs.items() if not bool((a == b).all())]
-        for name in ("initial_charges", "initial_magmoms"):
-            if not is_same(old.arrays.get(name), atoms.arrays.get(name)):
-                changes.append(name)
-        if any(not is_same(self._seen.get(k), input_of(atoms, k)) for k in self._inputs.values()):
-            changes.append("inputs")
-        return changes
+        return changes_of(self.atoms, atoms, self._seen, self._inputs.values())
 
     def get_property(
         self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True
     ) -> Any:
-        """Return one of :attr:`implemented_properties`; see ASE.
+        """Return one of :attr:`implemented_properties` in ASE's units (eV, A, e); see ASE.
 
-        Without the copies of the structure that ASE's own makes in every step, which cost more than
-        the forces of a small molecule.
+        It leaves out the copies of the structure that ASE makes in every step, which cost more
+        than the forces of a small molecule.
+
+        Raises
+        ------
+        NotAvailableError
+            If the model or the structure does not have the property.
+        InputError
+            If the structure cannot be evaluated (``docs/user/errors.md``).
         """
         if name not in self.implemented_properties:
             raise NotAvailableError(f"{name}: not a property of this calculator")
@@ -279,7 +281,13 @@ class CACECalculator(Calculator):
         properties: Sequence[str] = ("energy",),
         system_changes: Sequence[str] = all_changes,
     ) -> None:
-        """Compute ``properties`` of ``atoms`` and set ``results``; see ASE."""
+        """Compute ``properties`` of ``atoms`` and set ``results``; see ASE.
+
+        Raises
+        ------
+        NotAvailableError, InputError
+            As for :meth:`get_property`.
+        """
         with self._lock:
             changes = [] if atoms is None else self.check_state(atoms)
             if changes or system_changes:
@@ -289,9 +297,9 @@ class CACECalculator(Calculator):
     def _calculate(
         self, atoms: Atoms | None, properties: Sequence[str], changes: Sequence[str]
     ) -> None:
-        """Add to ``results``, which are empty unless they are of this structure."""
+        """Add to ``results``, which are empty or belong to this structure."""
         if atoms is not None:
-            self._remember(atoms, changes)
+            self.atoms = remembered(self.atoms, atoms, changes)
         current = self.atoms
         if current is None:
             raise InputError("atoms", "a structure", None)
@@ -315,8 +323,16 @@ class CACECalculator(Calculator):
     def reset_neighbors(self, positions: Vector | None = None, cell: Vector | None = None) -> None:
         """Search neighbours again at the next calculation.
 
-        Where positions [n, 3] and cell [3, 3] are given, search those of the last structure there,
-        now, and use them as long as the skin allows: what a run did that is continued.
+        See ``docs/user/molecular_dynamics.md``, "Restart".
+
+        With positions [n, 3] and cell [3, 3] in A, neighbours of the last structure are searched
+        there at once, and used as long as the skin allows. A continued run so has the list of the
+        first run.
+
+        Raises
+        ------
+        InputError
+            For positions or a cell that cannot be searched.
         """
         with self._lock:
             self._list.reset()
@@ -325,18 +341,12 @@ class CACECalculator(Calculator):
 
     @property
     def neighbors_made_for(self) -> tuple[Vector, Vector] | None:
-        """Positions [n, 3] and cell [3, 3] of the last neighbour search; None before it."""
+        """Positions [n, 3] and cell [3, 3] in A of the last neighbour search; None before it.
+
+        See ``docs/user/molecular_dynamics.md``.
+        """
         made = self._list.made_for
         return None if made is None else (made[0], made[1])
-
-    def _remember(self, atoms: Atoms, changes: Sequence[str]) -> None:
-        """Copy the structure, or what has changed of it, so that later changes are seen."""
-        old = self.atoms
-        if old is None or len(old) != len(atoms) or not set(changes) <= {"positions", "cell"}:
-            self.atoms = atoms.copy()
-            return
-        old.positions[:] = atoms.positions
-        old.cell[:] = atoms.cell.array
 
     def _wanted(self, properties: Sequence[str], atoms: Atoms) -> list[str]:
         """Return the properties of the potential that ASE's ``properties`` need."""
@@ -359,29 +369,16 @@ class CACECalculator(Calculator):
         return sorted(wanted)
 
     def _results(self, found: Mapping[str, Any], atoms: Atoms) -> dict[str, Any]:
-        """Return ASE's names and units for what the potential found."""
-        per_length = self.energy_unit / self.length_unit
-        energy, energies = found["energy"], found["energies"]
+        """Return ASE's names and units for the results of the potential."""
+        units = (self.energy_unit, self.length_unit, self.charge_unit)
+        isolated = None
         if self.atomic_energies:
             isolated = isolated_energies(self.atomic_energies, atoms.numbers)
-            energy, energies = energy + float(isolated.sum()), energies + isolated
-        results: dict[str, Any] = {
-            "energy": energy * self.energy_unit,
-            "free_energy": energy * self.energy_unit,
-            "energies": energies * self.energy_unit,
-        }
+        results = in_units(found, units, isolated)
         self.field_energy = 0.0
         if self.field is not None and "dipole" in found:
             self.field_energy = -float(found["dipole"] @ self.field) * self.length_unit
             add_field_energy(results, self.field_energy, len(atoms))
-        if "stress" in found:
-            stress = found["stress"] * self.energy_unit / self.length_unit**3
-            results["stress"] = full_3x3_to_voigt_6_stress(stress)
-        if "charges" in found:
-            results["charges"] = found["charges"] / CHARGE_UNIT * self.charge_unit
-        if "dipole" in found:
-            results["dipole"] = found["dipole"]
-        results["forces"] = found["forces"] * per_length
         if self.field is not None:
             self.born_charges = self._born(found)
             results["forces"] = results["forces"] + self.born_charges @ self.field

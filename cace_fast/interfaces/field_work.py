@@ -17,8 +17,8 @@ class FieldWork:
     """Sets the time of a calculator at each step, and adds up the work of its field.
 
     The work is the integral of f.Z*.v over time, by the trapezoidal rule over the steps. Without a
-    thermostat, ``atoms.get_total_energy() - calc.field_energy - work.work`` stays what it was, to
-    the order of the integrator, in periodic and in open systems (``docs/theory.md`` section 10).
+    thermostat, ``atoms.get_total_energy() - calc.field_energy - work.work`` is constant, to the
+    order of the integrator, in periodic and in open systems (``docs/theory.md``, section 10).
 
     Parameters
     ----------
@@ -48,11 +48,14 @@ class FieldWork:
         dynamics.attach(self)
 
     def begin(self, work: float = 0.0) -> None:
-        """Start from the present state of the atoms, after ``work`` eV."""
+        """Start from the present state of the atoms, with ``work`` in eV done so far.
+
+        See ``docs/theory.md``, section 10.
+        """
         self.work = work
         self._calculator.time = self._time(self._dynamics.nsteps)
         self._calculator.results = {}
-        self._calculator.atoms = None  # the results may be those of a field of another time
+        self._calculator.atoms = None  # the results may belong to the field at another time
         self._dynamics.atoms.get_forces()
         self._arrive()
 

@@ -20,7 +20,7 @@ from cace_fast.spec import Ewald, Forces, ModelSpec, Polarization, Readout, tota
 from cace_fast.weights import Weights
 
 Model = str | os.PathLike[str] | Potential | nn.Module
-OPTIONS = {  # keywords of the calculator that are a Potential's, and their names there
+OPTIONS = {  # keywords that the calculator passes to Potential, and their names there
     "device": "device",
     "default_dtype": "dtype",
     "backend": "backend",
@@ -31,7 +31,15 @@ OPTIONS = {  # keywords of the calculator that are a Potential's, and their name
 
 
 def models_of(model_path: Model | Sequence[Model]) -> list[Model]:
-    """Return each model that ``model_path`` names."""
+    """Return each model that ``model_path`` names (``docs/user/coming-from-upstream.md``).
+
+    Raises
+    ------
+    FileNotFoundError
+        If no file matches a pattern.
+    InputError
+        If there is no model.
+    """
     if (
         isinstance(model_path, str)
         and glob.has_magic(model_path)
@@ -51,7 +59,12 @@ def models_of(model_path: Model | Sequence[Model]) -> list[Model]:
 def potential_of(model: Model, keywords: dict[str, Any]) -> Potential:
     """Return the potential of one model.
 
-    One that is a Potential keeps its own settings, unless another than the default is asked for.
+    A Potential keeps its own settings, unless another than the default is asked for.
+
+    Raises
+    ------
+    CaceFastError
+        As for :func:`cace_fast.load`.
     """
     options = {OPTIONS[name]: value for name, value in keywords.items() if name in OPTIONS}
     if isinstance(model, Potential):
@@ -66,7 +79,10 @@ def potential_of(model: Model, keywords: dict[str, Any]) -> Potential:
 
 
 def settings_of(potential: Potential) -> dict[str, Any]:
-    """Return the keywords that say where and how a potential runs."""
+    """Return the keywords of the calculator that say where and how a potential runs.
+
+    See ``docs/user/coming-from-upstream.md``.
+    """
     dtype = str(potential.dtype).removeprefix("torch.")
     return {"device": str(potential.device), "default_dtype": dtype, "backend": potential.backend}
 
@@ -74,7 +90,15 @@ def settings_of(potential: Potential) -> dict[str, Any]:
 def changed_potential(
     potential: Potential | Committee, keywords: dict[str, Any]
 ) -> Potential | Committee:
-    """Return a potential with the changed keywords; itself if none has changed."""
+    """Return a potential with the changed keywords; itself if none has changed.
+
+    See ``docs/user/coming-from-upstream.md``.
+
+    Raises
+    ------
+    InputError, BackendUnavailableError
+        If an option is out of its range or the backend cannot run.
+    """
     options = {OPTIONS[name]: value for name, value in keywords.items() if name in OPTIONS}
     if not options:
         return potential
@@ -88,7 +112,10 @@ def changed_potential(
 def check_keys(
     spec: ModelSpec, energy_key: str | None, forces_key: str | None, charge_key: str | None
 ) -> None:
-    """Raise InputError for keys that the file lacks, or forces of another energy."""
+    """Raise InputError for keys that the file lacks, or forces of another energy.
+
+    See ``docs/user/coming-from-upstream.md``.
+    """
     if forces_key is not None:
         reported = energy_key if energy_key is not None else total_energy_key(spec)
         own = _energy_of_forces(spec, forces_key)
@@ -130,7 +157,13 @@ def _energy_of_forces_in(spec: ModelSpec, number: int, forces_key: str) -> list[
 def field_of_time(
     field: float | Sequence[float] | FieldOfTime | None, spec: ModelSpec
 ) -> FieldOfTime | None:
-    """Return the electric field as a function of time."""
+    """Return the electric field [3] as a function of time in fs (``docs/user/electric_fields.md``).
+
+    Raises
+    ------
+    InputError
+        If the field is not three finite numbers, or one for a model with one field direction.
+    """
     if field is None or callable(field):
         return field
     vector = field

@@ -18,6 +18,8 @@ COMMON_ENERGY_NAMES = ("CACE_energy", "energy")
 class EnergyTerm:
     """One read-out or Ewald sum that enters the energy with ``weight``.
 
+    See ``docs/theory.md``, section 7.
+
     ``submodel`` and ``index`` say where the module stands in the specification.
     """
 
@@ -30,18 +32,18 @@ class EnergyTerm:
 def energy_terms(
     spec: ModelSpec, key: str | None = None, *, submodel: int | None = None
 ) -> tuple[EnergyTerm, ...]:
-    """Return the terms of the energy called ``key``, or of the total energy.
+    """Return the terms of the energy called ``key``, or of the total energy (section 7).
 
     A key of a combined model is the weighted sum over its sub-models; a key of one sub-model is
-    that part alone, without its weight. With ``submodel`` it is the key of that one.
+    that part alone, without its weight. With ``submodel``, ``key`` is a key of that sub-model.
 
     Raises
     ------
     InputError
         If no module writes ``key``.
     UnsupportedModelError
-        If ``key`` is absent and the total energy is ambiguous, or forces are those of an earlier
-        value of its key.
+        If ``key`` is None and the total energy is ambiguous, or forces are those of an earlier
+        value of its key; or if ``key`` names something else than an energy.
     """
     if key is None:
         key = total_energy_key(spec)
@@ -64,7 +66,7 @@ def energy_terms(
 
 
 def energy_keys(spec: ModelSpec) -> tuple[str, ...]:
-    """Return every key that names an energy of the model, totals first."""
+    """Return every key that names an energy of the model, totals first (section 7)."""
     names = list(spec.combination.names) if spec.combination is not None else []
     for sub in spec.submodels:
         names += [m.output_key for m in sub.modules if isinstance(m, Readout | Ewald | Add)]
@@ -80,12 +82,12 @@ def _combined_forces_names(spec: ModelSpec, forces: set[str]) -> set[str]:
 
 
 def total_energy_key(spec: ModelSpec) -> str:
-    """Return the key of the total energy: the one whose gradient the model's forces are.
+    """Return the key of the energy whose gradient the model's forces are (sections 7 and 8).
 
     Raises
     ------
     UnsupportedModelError
-        If there is no energy or several without a way to choose.
+        If there is no energy, or there are several and nothing to choose by.
     """
     candidates = (
         spec.combination.names if spec.combination is not None else _single_candidates(spec)
@@ -162,7 +164,7 @@ def _resolve(sub: SubModel, number: int, key: str, weight: float) -> tuple[Energ
     """Return the read-outs and Ewald sums of an energy, each once, in the order of the modules."""
     weights: dict[int, float] = {_place(sub, number, key): weight}
     last = max(weights)
-    for index in range(last, -1, -1):  # a sum takes what stands before it: one pass is enough
+    for index in range(last, -1, -1):  # a sum takes earlier modules: one pass is enough
         module = sub.modules[index]
         if index in weights and isinstance(module, Add):
             own = weights.pop(index)
@@ -175,7 +177,7 @@ def _resolve(sub: SubModel, number: int, key: str, weight: float) -> tuple[Energ
     for index in sorted(weights):
         module = sub.modules[index]
         assert isinstance(module, Readout | Ewald)
-        chain(sub, [index])  # refuses what is no value of atoms
+        chain(sub, [index])  # raises for values that are not per atom
         terms.append(EnergyTerm(number, index, weights[index], module))
     return tuple(terms)
 

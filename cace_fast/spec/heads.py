@@ -1,6 +1,6 @@
 """Heads: a read-out, or a sum of values of atoms, with all that it takes of other modules.
 
-The library makes the same of the specification (``kernels/cpu/csrc/heads.cpp``).
+The C library makes the same from the specification (``kernels/cpu/csrc/heads.cpp``).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from .outputs import Add, FixedCharge, Readout
 
 
 class Block(NamedTuple):
-    """Columns of what a module takes of each atom.
+    """Columns of what a module takes of each atom (``docs/theory.md``, section 7).
 
-    Of the features, of the extra inputs from ``first`` on, or the outputs of the module at
-    ``first``.
+    They are ``width`` columns of the features or of the extra inputs, from ``first`` on, or the
+    outputs of the module at ``first``.
     """
 
     kind: Literal["features", "extra", "outputs"]
@@ -31,7 +31,15 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class Extra:
-    """Extra inputs that stand together: keys of the structure, or a module of fixed charges."""
+    """Extra inputs that stand together: ``width`` numbers per atom (``docs/theory.md``, section 7).
+
+    They come from ``keys`` of the structure, or from ``fixed``, a module of fixed charges.
+
+    Raises
+    ------
+    SpecError
+        If a field is wrong.
+    """
 
     keys: tuple[str, ...]
     fixed: FixedCharge | None
@@ -45,7 +53,7 @@ class Extra:
 
 
 class Head:
-    """A network of a sub-model: where it stands, its inputs and its outputs.
+    """A network of a sub-model: where it stands, its inputs and its outputs (section 7).
 
     Parameters
     ----------
@@ -54,7 +62,7 @@ class Head:
     submodel, index
         Its number, and the place of the module whose value it is.
     n_features
-        Numbers in the features of an atom.
+        Length of the feature vector of an atom.
 
     Attributes
     ----------
@@ -68,7 +76,9 @@ class Head:
     Raises
     ------
     UnsupportedModelError
-        If something is taken that no network of the features gives.
+        If a module takes what no network of the features gives.
+    SpecError
+        If a read-out is not as wide as what it takes, or the summands of a sum differ in width.
     """
 
     def __init__(self, sub: SubModel, submodel: int, index: int, n_features: int) -> None:
@@ -96,16 +106,19 @@ class Head:
 
     @property
     def n_extra(self) -> int:
-        """Number of columns of all extra inputs."""
+        """Number of columns of all extra inputs (``docs/theory.md``, section 7)."""
         return sum(extra.width for extra in self.extras)
 
     @property
     def n_out(self) -> int:
-        """Number of outputs for each atom."""
+        """Number of outputs for each atom (``docs/theory.md``, section 7)."""
         return self._outputs[self.index].width
 
     def prefix(self, place: int) -> str:
-        """Return where the tensors of a read-out stand."""
+        """Return the prefix of the tensors of a read-out.
+
+        See ``docs/conventions.md``, "Tensors of a model".
+        """
         return f"outputs.{self.submodel}.{place}"
 
     def _extra(self, keys: Sequence[str], width: int, fixed: FixedCharge | None = None) -> Block:

@@ -14,11 +14,12 @@ FEATURES = "node_feats"
 
 
 class Taken(NamedTuple):
-    """A per-atom value that a module takes.
+    """A per-atom value that a module takes (``docs/theory.md``, section 7).
 
-    ``place`` is that of the module that gives it, None for features and inputs. ``kind`` says
-    what it is: the features, an input, or of a module its result (``y``: outputs of a read-out, a
-    sum, fixed charges), the inputs x of a read-out, or the potential of an Ewald sum.
+    ``place`` is that of the module that gives it, None for features and inputs. ``kind`` says what
+    it is: the features, an input of the structure, or a value of another module: its result
+    (``y``: outputs of a read-out, a sum, fixed charges), the inputs x of a read-out, or the
+    potential of an Ewald sum.
     """
 
     key: str
@@ -27,7 +28,7 @@ class Taken(NamedTuple):
 
 
 def taken_by(sub: SubModel, index: int) -> tuple[Taken, ...]:
-    """Return what a module takes for each atom, in the order of its keys.
+    """Return what a module takes for each atom, in the order of its keys (section 7).
 
     Raises
     ------
@@ -39,12 +40,12 @@ def taken_by(sub: SubModel, index: int) -> tuple[Taken, ...]:
 
 
 def chain(sub: SubModel, indices: Iterable[int]) -> tuple[int, ...]:
-    """Return the given modules and all that they depend on, in the order to run them.
+    """Return the given modules and all that they depend on, in the order to run them (section 7).
 
     Raises
     ------
     UnsupportedModelError
-        See :func:`taken_by`.
+        As for :func:`taken_by`.
     """
     wanted = set(indices)
     for index in range(max(wanted, default=-1), -1, -1):  # values come from earlier modules only
@@ -54,12 +55,24 @@ def chain(sub: SubModel, indices: Iterable[int]) -> tuple[int, ...]:
 
 
 def n_charges(sub: SubModel, index: int) -> int | None:
-    """Return how many charges each atom has for an Ewald module; None if an input decides."""
+    """Return n_q, the charges per atom of an Ewald module; None if an input decides (section 9).
+
+    Raises
+    ------
+    UnsupportedModelError
+        As for :func:`taken_by`.
+    """
     return width_of(sub, taken_by(sub, index)[0])
 
 
 def width_of(sub: SubModel, taken: Taken, n_features: int | None = None) -> int | None:
-    """Return the width of a per-atom value; None if an input decides."""
+    """Return the width of a per-atom value; None if an input decides (section 7).
+
+    Raises
+    ------
+    UnsupportedModelError
+        As for :func:`taken_by`.
+    """
     if taken.kind == "features":
         return n_features
     while taken.place is not None:

@@ -29,7 +29,14 @@ RESERVED = frozenset({"node_feats", "positions", "cell", "atomic_numbers", "edge
 class SubModel:
     """One potential on the representation: its output modules in order.
 
+    See ``docs/theory.md``, section 7.
+
     ``strain`` says that the file's sub-model can give stress; ``outputs`` are its declared keys.
+
+    Raises
+    ------
+    SpecError
+        If a field is wrong, there are too many modules, or one writes a reserved key.
     """
 
     modules: tuple[OutputModule, ...]
@@ -56,8 +63,10 @@ class SubModel:
     def producer(self, key: str, before: int | None = None) -> int | None:
         """Return the last module before ``before`` that writes ``key``.
 
+        See ``docs/theory.md``, section 7.
+
         Modules run in order on one dictionary, so that each use of a key means its latest value.
-        Modules are told by their places: two of equal settings have weights of their own.
+        A place identifies a module: two modules of equal settings have different weights.
 
         Parameters
         ----------
@@ -78,7 +87,22 @@ class SubModel:
 
 @dataclass(frozen=True)
 class Combination:
-    """Weighted sum of sub-models: for each, its weight and (common name, own key) pairs."""
+    """Weighted sum of sub-models (``docs/theory.md``, section 7).
+
+    Attributes
+    ----------
+    names
+        Keys of the combined results.
+    keys
+        For each sub-model the pairs (common name, key in the sub-model).
+    weights
+        The weight of each sub-model.
+
+    Raises
+    ------
+    SpecError
+        If a field is wrong or a sub-model has no key for a name.
+    """
 
     names: tuple[str, ...]
     keys: tuple[tuple[tuple[str, str], ...], ...]
@@ -100,7 +124,16 @@ class Combination:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a model comes from and under which terms it may be used."""
+    """Where a model comes from and under which terms it may be used.
+
+    ``source`` is the name of the file, ``sha256`` its digest; ``licence`` and ``note`` are free
+    text (``docs/user/evaluate_and_convert.md``, "Convert").
+
+    Raises
+    ------
+    SpecError
+        If a field is no text.
+    """
 
     source: str = ""
     sha256: str = ""
@@ -114,11 +147,16 @@ class Provenance:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model without its tensors.
+    """A model without its tensors (``docs/conventions.md``, "Tensors of a model").
 
     A bare descriptor has no sub-models. ``combination`` is None for a single potential.
     ``atomic_energies`` (pairs of atomic number and energy in ``energy_unit``) are added to the
     energy; upstream files have none.
+
+    Raises
+    ------
+    SpecError
+        If a field is wrong, or a read-out is not as wide as the features that it takes.
     """
 
     representation: Representation

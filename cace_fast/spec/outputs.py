@@ -25,7 +25,24 @@ RESOLUTIONS, WIDTHS = (0.05, 1000.0), (1e-3, 1000.0)  # A: of Ewald sums, and of
 
 @dataclass(frozen=True)
 class Readout(Constant):
-    """Per-atom network on features, summed over atoms, ``docs/theory.md`` section 7."""
+    """Per-atom network on features, summed over atoms (``docs/theory.md``, section 7).
+
+    Attributes
+    ----------
+    output_key, per_atom_key, descriptor_key
+        Keys of the sum or mean, of the outputs y of each atom, and of the inputs x.
+    mlp, linear
+        The network, and whether a linear layer is added to it.
+    features
+        Keys of what it takes, in the order of its columns.
+    aggregation
+        Sum or mean over the atoms of a structure; None leaves the outputs per atom.
+
+    Raises
+    ------
+    SpecError
+        If a field is wrong.
+    """
 
     output_key: str
     mlp: MLP
@@ -50,13 +67,40 @@ class Readout(Constant):
 
     @property
     def n_out(self) -> int:
-        """Number of outputs per atom."""
+        """Number of outputs per atom (equation 24)."""
         return self.mlp.widths[-1]
 
 
 @dataclass(frozen=True)
 class Ewald:
-    """Latent Ewald sum over charges, ``docs/theory.md`` section 9. Lengths in A."""
+    """Latent Ewald sum over charges (``docs/theory.md``, section 9).
+
+    Attributes
+    ----------
+    feature_key, output_key
+        Keys of the charges and of the energy.
+    dl, sigma
+        Resolution, k_max = 2 pi/dl, and width of the charges, in A.
+    exponent
+        1 or 6 (equation 26).
+    remove_self_interaction
+        Whether the self term is taken out (equations 28 and 29).
+    norm_factor
+        norm of equations 27 and 29, in eV A for charges of one internal unit.
+    aggregation
+        Sum over the atoms of a structure; None leaves the energy as it is.
+    compute_field
+        Whether the potential is written under ``<feature_key>_field``.
+    external_field, external_field_direction
+        Field in V/A and its direction 0 to 2, or the keys of inputs that hold them.
+    charge_neutral_lambda
+        Penalty on the squared mean charge, in eV for one internal unit.
+
+    Raises
+    ------
+    SpecError
+        If a field is wrong.
+    """
 
     feature_key: str
     output_key: str
@@ -92,13 +136,22 @@ class Ewald:
 
     @property
     def takes_field(self) -> bool:
-        """Whether an external field, or its direction, is an input of the structures."""
+        """Whether an external field, or its direction, is an input of the structures.
+
+        See ``docs/theory.md``, section 9.
+        """
         return any(isinstance(x, str) for x in (self.external_field, self.external_field_direction))
 
 
 @dataclass(frozen=True)
 class Add:
-    """Sum of the listed outputs."""
+    """Sum of the outputs under the keys ``features`` (``docs/theory.md``, section 7).
+
+    Raises
+    ------
+    SpecError
+        If a field is wrong.
+    """
 
     features: tuple[str, ...]
     output_key: str
@@ -110,7 +163,15 @@ class Add:
 
 @dataclass(frozen=True)
 class Forces:
-    """Negative gradient of an energy, and its strain derivative, ``docs/theory.md`` section 8."""
+    """Negative gradient of an energy, and its strain derivative (``docs/theory.md``, equation 25).
+
+    The fields name the keys of the energy and of the results, and say which results there are.
+
+    Raises
+    ------
+    SpecError
+        If a field is wrong.
+    """
 
     energy_key: str
     forces_key: str
@@ -126,7 +187,26 @@ class Forces:
 
 @dataclass(frozen=True)
 class Polarization:
-    """Dipole or periodic polarisation of latent charges, ``docs/theory.md`` section 10."""
+    """Dipole or periodic polarisation of latent charges (``docs/theory.md``, equations 31 and 32).
+
+    Attributes
+    ----------
+    charge_key, output_key, phase_key
+        Keys of the charges, the polarisation, and the phase factors of the atoms.
+    remove_mean
+        Whether the mean charge is taken out.
+    pbc
+        Whether the polarisation is periodic.
+    normalization_factor
+        e per internal unit of charge.
+    output_index
+        The one component (0 to 2) to compute; None for all.
+
+    Raises
+    ------
+    SpecError
+        If a field is wrong.
+    """
 
     charge_key: str
     output_key: str
@@ -147,7 +227,15 @@ class Polarization:
 
 @dataclass(frozen=True)
 class Grad:
-    """Gradient of one output with respect to an input (``positions``)."""
+    """Gradient of one output with respect to an input, ``positions``.
+
+    See ``docs/theory.md``, section 10.
+
+    Raises
+    ------
+    SpecError
+        If a field is wrong.
+    """
 
     y_key: str
     x_key: str
@@ -159,7 +247,13 @@ class Grad:
 
 @dataclass(frozen=True)
 class Dephase:
-    """Real part of a complex output times the conjugate phase of its atom."""
+    """Real part of a complex output times the conjugate phase of its atom (equation 34).
+
+    Raises
+    ------
+    SpecError
+        If a field is wrong.
+    """
 
     input_key: str
     phase_key: str
@@ -171,7 +265,15 @@ class Dephase:
 
 @dataclass(frozen=True)
 class FixedCharge:
-    """A charge for each element (in e when ``normalize``), as latent charge of shape [n, 1]."""
+    """A charge for each element (in e when ``normalize``), as latent charge of shape [n, 1].
+
+    Its pairs are atomic number and charge (``docs/theory.md``, section 7).
+
+    Raises
+    ------
+    SpecError
+        If a field is wrong.
+    """
 
     output_key: str
     charges: tuple[tuple[int, float], ...]
@@ -183,7 +285,10 @@ class FixedCharge:
         require_bools(self, "normalize")
 
     def of_elements(self, elements: Sequence[int]) -> list[float]:
-        """Return the charge of each element in internal units, 0 for those without one."""
+        """Return the charge of each element in internal units, 0 for those without one.
+
+        See ``docs/theory.md``, section 7.
+        """
         unit, table = FIXED_CHARGE_UNIT if self.normalize else 1.0, dict(self.charges)
         return [unit * table.get(z, 0.0) for z in elements]
 
@@ -192,7 +297,7 @@ OutputModule = Readout | Ewald | Add | Forces | Polarization | Grad | Dephase | 
 
 
 def written_keys(module: OutputModule) -> tuple[str, ...]:
-    """Return the keys that an output module writes."""
+    """Return the keys that an output module writes (``docs/theory.md``, section 7)."""
     if isinstance(module, Forces):
         return ((module.forces_key,) if module.calc_forces else ()) + (
             (module.stress_key, module.virial_key) if module.calc_stress else ()

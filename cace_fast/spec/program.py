@@ -34,7 +34,7 @@ Source = Literal["head", "fixed", "input", "features", "x", "potential"]
 
 @dataclass(frozen=True)
 class EnergyHead:
-    """A network of the energy: one of its outputs is an energy, or all are charges.
+    """A network of the energy: one of its outputs is an energy, or all are charges (section 7).
 
     Attributes
     ----------
@@ -45,12 +45,17 @@ class EnergyHead:
     n_out
         How many; None where only the inputs of a structure tell.
     column, weight, average
-        Of an energy: which number it is (None: ``output_index`` has to choose), what it counts,
-        and whether it is divided by the number of atoms.
+        For an energy: which output it is (None: ``output_index`` has to choose), its weight, and
+        whether it is divided by the number of atoms.
     extras
         What the network takes of the structure beside the features, in the order of its columns;
         None where it takes what no network of the features gives, so that the reference alone
         evaluates it.
+
+    Raises
+    ------
+    SpecError
+        If a field is wrong.
     """
 
     submodel: int
@@ -79,11 +84,16 @@ class EnergyHead:
 
 @dataclass(frozen=True)
 class EwaldTerm:
-    """One Ewald sum of the energy, with its weight and the source of its charges.
+    """One Ewald sum of the energy, with its weight and the source of its charges (section 9).
 
-    ``charges`` says what they are: all numbers of the head ``head`` of the program, the ``fixed``
+    ``charges`` says what they are: all outputs of the head ``head`` of the program, the ``fixed``
     charges of elements, or what the reference alone sums: an input of the structure, the features,
     or the inputs x or the potential of another module.
+
+    Raises
+    ------
+    SpecError
+        If a field is wrong.
     """
 
     submodel: int
@@ -111,7 +121,7 @@ class EwaldTerm:
 
 @dataclass(frozen=True)
 class EnergyProgram:
-    """The read-outs and Ewald sums that an energy is made of.
+    """The read-outs and Ewald sums that an energy is made of (``docs/theory.md``, section 7).
 
     Attributes
     ----------
@@ -124,12 +134,18 @@ class EnergyProgram:
     terms
         Ewald sums.
     isolated
-        Pairs of atomic number and energy of the isolated atom, which are added.
+        Pairs of atomic number and energy (in ``energy_unit``) of the isolated atom, which
+        are added.
     charge_unit
-        e per internal unit of charge, sqrt(w norm/90.0474); None unless there is exactly one
-        Ewald sum and this a number.
+        e per internal unit of charge, sqrt(w norm/90.0474) (equation 30); None unless there is
+        exactly one Ewald sum and the root is real.
     energy_unit, length_unit
         As in the specification.
+
+    Raises
+    ------
+    SpecError
+        If a field is wrong or fields contradict each other.
     """
 
     energy_key: str
@@ -171,7 +187,10 @@ class EnergyProgram:
         return "\n".join(lines_of(self, 0))
 
     def check(self) -> None:
-        """Raise InputError where ``output_index`` has to choose an energy first."""
+        """Raise InputError where ``output_index`` has to choose an energy first.
+
+        See ``docs/theory.md``, section 7.
+        """
         for head in self.heads:
             if head.gives == "energy":
                 assert head.n_out is not None
@@ -179,7 +198,13 @@ class EnergyProgram:
 
     @property
     def charge_term(self) -> EwaldTerm:
-        """The Ewald sum that the latent charges belong to."""
+        """The Ewald sum that the latent charges belong to (``docs/theory.md``, section 10).
+
+        Raises
+        ------
+        PropertyNotImplementedError
+            Unless the energy has exactly one Ewald sum.
+        """
         if not self.terms:
             raise PropertyNotImplementedError("charges: this model has no charges")
         if len(self.terms) != 1:
@@ -190,7 +215,10 @@ class EnergyProgram:
         return self.terms[0]
 
     def parts(self) -> list[str]:
-        """Return a line for each read-out and Ewald sum that the energy adds up."""
+        """Return a line for each read-out and Ewald sum of the energy; ``info`` prints them.
+
+        See ``docs/theory.md``, section 7.
+        """
         lines = []
         for head in self.heads:
             if head.gives == "energy":
@@ -209,11 +237,16 @@ class EnergyProgram:
         return lines
 
     def first_charge(self, head: int) -> int:
-        """Return where the charges of a head begin among those of all heads."""
+        """Return the column where the charges of a head begin among those of all heads.
+
+        See ``docs/theory.md``, section 7.
+        """
         return sum(h.n_out or 1 for h in self.heads[:head] if h.gives == "charges")
 
     def networks(self, spec: ModelSpec) -> list[Head]:
         """Return the network of every head, for engines that evaluate features and networks alone.
+
+        See ``docs/theory.md``, section 7.
 
         Raises
         ------
@@ -235,7 +268,13 @@ class EnergyProgram:
 
 
 def energy_column(n_out: int, output_index: int | None) -> int:
-    """Return the column of the energy among ``n_out`` outputs."""
+    """Return the column of the energy among ``n_out`` outputs (``docs/user/errors.md``).
+
+    Raises
+    ------
+    InputError
+        If there are several and none is chosen, or the chosen one does not exist.
+    """
     if output_index is None and n_out != 1:
         expected = f"0 to {n_out - 1}: this model has several energies"
         raise InputError("output_index", expected, output_index)
@@ -246,7 +285,10 @@ def energy_column(n_out: int, output_index: int | None) -> int:
 
 
 def column_of(n_out: int | None, output_index: int | None) -> int | None:
-    """Return the column of an energy; None if ``output_index`` has to choose it."""
+    """Return the column of an energy; None if ``output_index`` has to choose it.
+
+    See ``docs/theory.md``, section 7.
+    """
     assert n_out is not None
     try:
         return energy_column(n_out, output_index)
@@ -255,7 +297,10 @@ def column_of(n_out: int | None, output_index: int | None) -> int | None:
 
 
 def charge_unit_of(terms: Sequence[EwaldTerm]) -> float | None:
-    """Return e per internal unit of charge; None unless there is one sum and this a number."""
+    """Return e per internal unit of charge (equation 30).
+
+    None unless there is exactly one Ewald sum and the root is real.
+    """
     if len(terms) != 1:
         return None
     square = terms[0].weight * terms[0].ewald.norm_factor / E2_PER_INTERNAL

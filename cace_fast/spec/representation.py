@@ -38,9 +38,14 @@ Activation = Literal[
 
 @dataclass(frozen=True)
 class RadialBasis:
-    """Radial functions R_n(r), ``docs/theory.md`` section 2.
+    """Radial functions R_n(r) (``docs/theory.md``, equations 3 to 5a).
 
     ``prefactor`` multiplies Bessel functions and exponentials.
+
+    Raises
+    ------
+    SpecError
+        If a field is wrong.
     """
 
     kind: RadialKind
@@ -54,15 +59,20 @@ class RadialBasis:
 
     @property
     def tensors(self) -> tuple[str, ...]:
-        """The names of its tensors, each with a number for every function."""
+        """Names of its tensors, each [n_rbf] (``docs/conventions.md``, "Tensors of a model")."""
         return RADIAL_TENSORS[self.kind]
 
 
 @dataclass(frozen=True)
 class CutoffFunction:
-    """Cutoff function f_c(r), zero for r >= ``cutoff`` (in A), ``docs/theory.md`` section 2.
+    """Cutoff function f_c(r), zero for r >= ``cutoff`` in A (``docs/theory.md``, equations 6 to 9).
 
-    ``p`` belongs to ``polynomial``, ``eps`` to ``mollifier``, ``switch_on`` to ``switch``.
+    ``p`` belongs to ``polynomial``, ``eps`` (A) to ``mollifier``, ``switch_on`` (A) to ``switch``.
+
+    Raises
+    ------
+    SpecError
+        If a field is wrong.
     """
 
     kind: CutoffKind
@@ -87,7 +97,13 @@ class CutoffFunction:
 
 @dataclass(frozen=True)
 class MLP:
-    """Linear layers of the given ``widths`` (input first), ``docs/theory.md`` section 7."""
+    """Linear layers of the given ``widths``, input first (``docs/theory.md``, equations 22 and 23).
+
+    Raises
+    ------
+    SpecError
+        If a field is wrong.
+    """
 
     widths: tuple[int, ...]
     bias: bool = True
@@ -111,12 +127,15 @@ class MLP:
 
     @property
     def n_layers(self) -> int:
-        """Number of linear layers."""
+        """Number of linear layers (equation 22)."""
         return len(self.widths) - 1
 
     @property
     def layer_shapes(self) -> tuple[tuple[int, int], ...]:
-        """(out, in) of every layer; both layers of a residual block have its output width."""
+        """(out, in) of every layer; both layers of a residual block have its output width.
+
+        See ``docs/theory.md``, equation 23.
+        """
         if not self.residual:
             return tuple(
                 (out, into) for into, out in zip(self.widths, self.widths[1:], strict=False)
@@ -128,7 +147,7 @@ class MLP:
 
     @property
     def skip_shapes(self) -> tuple[tuple[int, int], ...]:
-        """(in, out) of every residual block; empty without residual connections."""
+        """(in, out) of every residual block; empty without residual connections (equation 23)."""
         if not self.residual:
             return ()
         return tuple((self.widths[k], self.widths[k + 2]) for k in range(0, self.n_layers - 1, 2))
@@ -136,7 +155,13 @@ class MLP:
 
 @dataclass(frozen=True)
 class Bchi:
-    """Message Bchi: a network on the sender weighs its edge, ``docs/theory.md`` section 6."""
+    """Message Bchi: a network on the sender weighs its edges (``docs/theory.md``, equation 19).
+
+    Raises
+    ------
+    SpecError
+        If a field is wrong.
+    """
 
     shared_l: bool
     shared_channels: bool
@@ -149,7 +174,15 @@ class Bchi:
 
 @dataclass(frozen=True)
 class MessageStep:
-    """One message passing step: which of memory, Ar and Bchi it has."""
+    """One message passing step: which of memory, Ar and Bchi it has.
+
+    See ``docs/theory.md``, section 6.
+
+    Raises
+    ------
+    SpecError
+        If a field is wrong, or the step has no part.
+    """
 
     memory: bool = False
     ar: bool = False
@@ -164,10 +197,15 @@ class MessageStep:
 
 @dataclass(frozen=True)
 class Representation(Constant):
-    """The CACE descriptor, ``docs/theory.md`` sections 1 to 6.
+    """The CACE descriptor (``docs/theory.md``, sections 1 to 6).
 
     ``elements`` are atomic numbers in the order of the embedding rows; ``cutoff`` (A) is that of
     the neighbour search; ``forward_features`` are extra inputs handed on to read-outs.
+
+    Raises
+    ------
+    SpecError
+        If a field is wrong, the features are too many, or a network of a message does not fit.
     """
 
     elements: tuple[int, ...]
@@ -209,7 +247,7 @@ class Representation(Constant):
         require_tuple(self, "steps", MessageStep)
         require_texts(self, "forward_features")
         require(len(self.steps) <= MOST_STEPS, self, "steps", f"at most {MOST_STEPS} message steps")
-        if self.n_features > MOST_FEATURES:  # sizes of arrays, which engines count with
+        if self.n_features > MOST_FEATURES:  # engines compute sizes of arrays from it
             expected = f"at most {MOST_FEATURES} features of an atom"
             raise SpecError("Representation", expected, self.n_features)
         for step in self.steps:
@@ -224,36 +262,39 @@ class Representation(Constant):
 
     @property
     def n_elements(self) -> int:
-        """Number of elements the model knows, n_z."""
+        """Number of elements the model knows, n_z (``docs/conventions.md``, "Sizes")."""
         return len(self.elements)
 
     @property
     def n_channels(self) -> int:
-        """Number of edge channels, C = K^2."""
+        """Number of edge channels, C = K^2 (``docs/conventions.md``, "Sizes")."""
         return self.n_embedding**2
 
     @property
     def n_monomials(self) -> int:
-        """Number of monomials, n_A."""
+        """Number of monomials, n_A (``docs/conventions.md``, "Sizes")."""
         return tables.n_monomials(self.l_max)
 
     @property
     def n_invariants(self) -> int:
-        """Number of invariants per radial function and channel, n_B."""
+        """Number of invariants per radial function and channel, n_B.
+
+        See ``docs/conventions.md``, "Sizes".
+        """
         return tables.n_features(self.l_max, self.nu_max)
 
     @property
     def n_stages(self) -> int:
-        """Number of feature generations, T."""
+        """Number of feature generations, T (``docs/conventions.md``, "Sizes")."""
         return len(self.steps) + 1
 
     @property
     def n_features(self) -> int:
-        """Length of the flattened feature vector of an atom."""
+        """Length of the flattened feature vector of an atom, n_radial n_B C T (section 6)."""
         return self.n_radial * self.n_invariants * self.n_channels * self.n_stages
 
     def n_bchi_weights(self, bchi: Bchi) -> int:
-        """Return the number of outputs of the Bchi network, nl nc."""
+        """Return the number of outputs of the Bchi network, n_l n_c (equation 19)."""
         return (1 if bchi.shared_l else self.l_max + 1) * (
             1 if bchi.shared_channels else self.n_channels
         )

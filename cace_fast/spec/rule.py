@@ -22,6 +22,8 @@ def energy_program(
 ) -> EnergyProgram:
     """Return what the energy called ``key``, or the total energy, is made of.
 
+    The rule is that of ``docs/theory.md``, section 7, and of decision 0016.
+
     Parameters
     ----------
     spec
@@ -33,8 +35,10 @@ def energy_program(
 
     Raises
     ------
-    InputError, UnsupportedModelError
-        See :func:`energy_terms`.
+    InputError
+        If ``key`` is unknown or ``output_index`` is not an integer.
+    UnsupportedModelError
+        As for :func:`energy_terms`.
     """
     if output_index is not None:
         try:
@@ -48,14 +52,14 @@ def energy_program(
 
 
 def energy_programs(spec: ModelSpec) -> Iterator[EnergyProgram]:
-    """Yield the program of every key that names an energy which can be evaluated.
+    """Yield the program of every key that names an energy which can be evaluated (decision 0016).
 
     Which of several energies of a read-out is left open.
 
     Raises
     ------
     UnsupportedModelError
-        For more energies, or parts of all of them, than a file is to hold.
+        If there are more energies, or more parts of them, than a file may hold.
     """
     keys, n_parts = energy_keys(spec), 0
     if len(keys) > MOST_PROGRAMS:
@@ -75,7 +79,13 @@ def energy_programs(spec: ModelSpec) -> Iterator[EnergyProgram]:
 def program_of(
     spec: ModelSpec, terms: Sequence[EnergyTerm], output_index: int | None = None, key: str = ""
 ) -> EnergyProgram:
-    """Return what the sum of ``terms`` is made of."""
+    """Return what the sum of ``terms`` is made of (decision 0016).
+
+    Raises
+    ------
+    UnsupportedModelError
+        As for :func:`taken_by`.
+    """
     return _Maker(spec, output_index, {}).program(terms, key)
 
 

@@ -79,7 +79,10 @@ def _decode(value: Any, where: str) -> Any:
 
 
 def to_json(spec: ModelSpec) -> str:
-    """Return ``spec`` as JSON text with the format's version number."""
+    """Return ``spec`` as JSON text with the format's version number.
+
+    See ``docs/conventions.md``, "Tensors of a model".
+    """
     return json.dumps({"version": FORMAT_VERSION, "model": _encode(spec)}, allow_nan=False)
 
 
@@ -95,7 +98,13 @@ def from_json(text: str) -> ModelSpec:
 
 
 def file_to_json(spec: ModelSpec) -> str:
-    """Return the text of a model file: the specification, and the program of every energy."""
+    """Return the text of a model file: the specification, and the program of every energy.
+
+    Raises
+    ------
+    UnsupportedModelError
+        As for :func:`energy_programs`.
+    """
     content = {
         "version": FILE_VERSION,
         "model": _encode(spec),
@@ -152,7 +161,7 @@ def _check_programs(spec: ModelSpec, content: dict[str, Any]) -> None:
 
 
 def program_to_json(program: EnergyProgram) -> str:
-    """Return an energy program as JSON text."""
+    """Return an energy program as JSON text (``docs/conventions.md``, "Tensors of a model")."""
     return json.dumps(_encode(program), allow_nan=False)
 
 
@@ -169,7 +178,7 @@ def program_from_json(text: str) -> EnergyProgram:
 
 
 def readout_to_json(readout: Readout) -> str:
-    """Return a read-out as JSON text."""
+    """Return a read-out as JSON text (``docs/conventions.md``, "Tensors of a model")."""
     return json.dumps(_encode(readout), allow_nan=False)
 
 

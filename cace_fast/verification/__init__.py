@@ -1,7 +1,7 @@
 """Self-check of a potential: whether it gives the right numbers on this machine.
 
-Every number that could be silently wrong is compared with something independent: the float64
-reference, differences of the energy, symmetries, conservation of energy.
+Each result is compared with something independent: the float64 reference, differences of the
+energy, symmetries, conservation of energy.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ def verify(
 ) -> Report:
     """Check a potential against the reference, differences of energies, and symmetries.
 
+    ``docs/user/first_run.md`` explains how to read the report.
+
     Parameters
     ----------
     potential
@@ -83,7 +85,7 @@ def verify(
 
 
 def quick_check(potential: Verifiable) -> None:
-    """Check a potential quickly, on a small structure of its elements.
+    """Check a potential quickly, on a small structure of its elements (``docs/user/first_run.md``).
 
     Raises
     ------

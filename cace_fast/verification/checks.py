@@ -37,7 +37,10 @@ MOST_PAIRS = 12
 
 @dataclass(frozen=True)
 class Subject:
-    """A potential on a structure, with the answer of the reference."""
+    """A potential on a structure, the results of the reference, and the limits of deviations.
+
+    See ``docs/user/first_run.md``.
+    """
 
     potential: Verifiable
     oracle: Oracle
@@ -47,39 +50,57 @@ class Subject:
 
     @classmethod
     def of(cls, potential: Verifiable, atoms: Atoms) -> Subject:
-        """Return the subject of a potential with a read-out."""
+        """Return the subject of a potential with a read-out (``docs/user/first_run.md``).
+
+        Raises
+        ------
+        InputError
+            For a structure that the model does not cover.
+        """
         oracle = Oracle(potential)
         wanted = ["forces", "virials"]
-        if len(oracle.ewalds) == 1:  # only then do charges have a meaning
+        if len(oracle.ewalds) == 1:  # only then are charges defined
             wanted.append("latent_charges")
         reference = oracle.output(atoms, wanted)
         return cls(potential, oracle, atoms, reference, limits_for(potential.dtype, reference))
 
     def compute(self, atoms: Atoms, *properties: str) -> dict[str, Any]:
-        """Return properties of one structure, by default energy and forces."""
+        """Return properties of one structure, by default energy in eV and forces [n, 3] in eV/A.
+
+        See :meth:`cace_fast.Potential.compute`.
+        """
         asked = properties or ("energy", "forces")
         return self.potential.evaluate([atoms], asked, min_dist=None)[0]
 
     def energies(self, frames: Sequence[Atoms]) -> Floats:
-        """Return the energy of each frame [n_frames] by the potential."""
+        """Return the energy of each frame [n_frames] in eV by the potential.
+
+        See ``docs/user/first_run.md``.
+        """
         found = self.potential.evaluate(frames, ("energy",), min_dist=None)
         return np.array([result["energy"] for result in found])
 
     @property
     def field(self) -> bool:
-        """Whether an external field breaks the symmetries of space."""
+        """Whether an external field breaks the symmetries of space.
+
+        See ``docs/theory.md``, section 9.
+        """
         return any(module.external_field is not None for module in self.oracle.ewalds)
 
 
 def compare_features(potential: Verifiable, oracle: Oracle, atoms: Atoms, limit: float) -> Check:
-    """Compare the descriptor with the reference."""
+    """Compare the descriptor with the reference (``docs/theory.md``, equation 21)."""
     expected = oracle.features(atoms)
     deviation = largest(potential.features(atoms) - expected) / (largest(expected) or 1.0)
     return Check("features = float64 reference", deviation, limit, "relative")
 
 
 def compare_reference(subject: Subject) -> Iterator[Check]:
-    """Compare with the float64 reference."""
+    """Compare features, energies, forces, virials and charges with the float64 reference.
+
+    See ``docs/user/first_run.md``.
+    """
     limits, reference, atoms = subject.limits, subject.reference, subject.atoms
     yield compare_features(subject.potential, subject.oracle, atoms, limits.features)
     asked = ["energy", "energies", "forces", "virials"]
@@ -105,7 +126,10 @@ def compare_reference(subject: Subject) -> Iterator[Check]:
 
 
 def compare_forces(subject: Subject, count: int = 4) -> Iterator[Check]:
-    """Compare forces with differences of the reference's energy, and energies on the way."""
+    """Compare forces with differences of the reference's energy (``docs/theory.md``, equation 25).
+
+    Energies of moved atoms are compared too. ``count`` random directions are taken.
+    """
     atoms, limits, oracle = subject.atoms, subject.limits, subject.oracle
     forces = subject.compute(atoms)["forces"]
     ways = directions(forces, count)
@@ -115,7 +139,7 @@ def compare_forces(subject: Subject, count: int = 4) -> Iterator[Check]:
     deviation = largest(((forces * ways).sum((1, 2)) + slopes) / lengths)
     allowed = limits.forces + DIFFERENCES * (1.0 + largest(subject.reference.forces))
     yield Check("forces = -dE/dr of the float64 energy", deviation, allowed, "eV/A")
-    # differences of the own energy would drown in its rounding; equal energies have equal slopes
+    # differences of this energy would be lost in its rounding; equal energies have equal slopes
     frames = [move(size) for move in moves for size in (-FAR, FAR)]
     deviations = np.abs(subject.energies(frames) - oracle.energies(frames)) / len(atoms)
     name = "energy of moved atoms = float64 reference"
@@ -123,7 +147,10 @@ def compare_forces(subject: Subject, count: int = 4) -> Iterator[Check]:
 
 
 def compare_strain(subject: Subject) -> Iterator[Check]:
-    """Compare virials and stress with strain differences of the reference's energy."""
+    """Compare virials and stress with strain differences of the reference's energy.
+
+    See ``docs/theory.md``, equation 25.
+    """
     atoms, names = subject.atoms, ("virials = -dE/dstrain", "stress = dE/dstrain / V")
     step = strain_step(atoms, {module.dl for module in subject.oracle.ewalds})
     if step is None:
@@ -144,7 +171,7 @@ def compare_strain(subject: Subject) -> Iterator[Check]:
 
 
 def check_symmetries(subject: Subject) -> Iterator[Check]:
-    """Check sum of forces, translation, rotation, permutation, lattice shifts."""
+    """Check sum of forces, translation, rotation, permutation and lattice shifts (section 8)."""
     base, atoms = subject.compute(subject.atoms, "energy", "forces", "virials"), subject.atoms
     rng = np.random.default_rng(5)
     order = rng.permutation(len(atoms))
@@ -174,7 +201,10 @@ def check_symmetries(subject: Subject) -> Iterator[Check]:
 
 
 def check_batching(subject: Subject) -> Iterator[Check]:
-    """Check that structures evaluated together give what they give one by one."""
+    """Check that structures evaluated together have the results that they have one by one.
+
+    See ``docs/user/first_run.md``.
+    """
     atoms = subject.atoms
     half = atoms[: max(1, len(atoms) // 2)]
     stretched = displaced(atoms, 0.01 * np.random.default_rng(6).standard_normal((len(atoms), 3)))
@@ -196,7 +226,10 @@ def check_batching(subject: Subject) -> Iterator[Check]:
 
 
 def check_cutoff(subject: Subject) -> Iterator[Check]:
-    """Check that energy and forces are smooth where a pair of atoms crosses the cutoff."""
+    """Check that energy and forces are smooth where a pair of atoms crosses the cutoff.
+
+    See ``docs/theory.md``, section 2.
+    """
     cutoff = subject.potential.spec.representation.cutoff
     numbers = np.unique(subject.atoms.numbers)
     pairs = [(a, b) for k, a in enumerate(numbers) for b in numbers[k:]][:MOST_PAIRS]
@@ -212,7 +245,7 @@ def check_cutoff(subject: Subject) -> Iterator[Check]:
         ]
         found = [subject.compute(frame) for frame in frames]
         far_in, near_in, near_out, far_out = (result["forces"] for result in found)
-        # the work on the way is no jump, nor is the slope of the forces on either side
+        # the work on the way is not a jump, and neither is the slope of the forces on either side
         work = 0.5 * (near_in + near_out) * (frames[2].positions - frames[1].positions)
         jumps.append(abs(found[2]["energy"] - found[1]["energy"] + work.sum()) / 3.0)
         kinks.append(largest((2.0 * near_out - far_out) - (2.0 * near_in - far_in)))
@@ -224,7 +257,7 @@ def check_cutoff(subject: Subject) -> Iterator[Check]:
 
 
 def random_rotation(rng: np.random.Generator) -> NDArray[np.float64]:
-    """Return a random proper rotation [3, 3]."""
+    """Return a random proper rotation [3, 3] float64 (``docs/user/first_run.md``)."""
     q, _ = np.linalg.qr(rng.standard_normal((3, 3)))
     return np.asarray(q * np.linalg.det(q))
 

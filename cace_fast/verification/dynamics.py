@@ -20,11 +20,11 @@ REFINEMENTS = 2  # times that a run which exceeds the limit is repeated with a q
 
 
 def check_dynamics(subject: Subject, steps: int = 100) -> Iterator[Check]:
-    """Run ``steps`` steps of NVE, and compare the drift with the exchanged energy.
+    """Run ``steps`` steps at constant energy, and compare the drift with the exchanged energy.
 
-    The work of wrong forces differs from the change of the energy in proportion to what is
-    exchanged, whatever the structure and however short the steps; the integrator's own error
-    falls with the square of the step.
+    Wrong forces do work that differs from the change of the energy in proportion to the exchanged
+    energy, whatever the structure and however short the steps; the integrator's own error falls
+    with the square of the step (``docs/theory.md``, equation 25).
     """
     from ase import units
 
@@ -44,7 +44,7 @@ def check_dynamics(subject: Subject, steps: int = 100) -> Iterator[Check]:
 
 
 def _run(subject: Subject, dt: float, steps: int) -> tuple[float, float]:
-    """Return the largest change of the total energy and the range of the kinetic one, eV/atom."""
+    """Return in eV/atom the drift of the total energy and the range of the kinetic energy."""
     from ase import units
 
     atoms = subject.atoms.copy()

@@ -1,4 +1,4 @@
-"""How large a deviation may be, by working precision and size of the numbers themselves."""
+"""How large a deviation may be, by working precision and the size of the results."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 
 from cace_fast.graph import ModelOutput
 
-# For float64 more than its rounding, 2^-53: there the order of sums may differ in any way.
+# For float64 more than its rounding, 2^-53, because the order of sums may differ.
 EPSILON = {torch.float32: 2.0**-24, torch.float64: 2.0**-46}
-GROWTH = 200.0  # roundings that a number of the network sees, by experience with real models
+GROWTH = 200.0  # roundings of a number in the network, by experience with real models
 DIFFERENCES = 1e-6  # relative error of float64 differences of energies, kinks of cutoffs included
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Allowed deviations for one structure.
+    """Allowed deviations for one structure (``docs/user/dtype.md``).
 
     Attributes
     ----------
@@ -43,7 +43,10 @@ class Limits:
 
 
 def limits_for(dtype: torch.dtype, reference: ModelOutput) -> Limits:
-    """Return the limits for a precision, scaled by what the reference gives."""
+    """Return the limits for a precision, scaled by the results of the reference.
+
+    See ``docs/user/dtype.md``.
+    """
     unit = GROWTH * EPSILON[dtype]
     per_atom = 1.0 + largest(reference.energies)
     force, virial = 1.0 + largest(reference.forces), 1.0 + largest(reference.virials)
@@ -57,7 +60,10 @@ def limits_for(dtype: torch.dtype, reference: ModelOutput) -> Limits:
 
 
 def largest(values: torch.Tensor | NDArray[Any] | None) -> float:
-    """Return the largest absolute value; NaN if there is one, 0 for no values."""
+    """Return the largest absolute value; NaN if there is a NaN, 0 if there are no values.
+
+    See ``docs/user/first_run.md``.
+    """
     if values is None:
         return 0.0
     array = np.asarray(values, dtype=np.float64)

@@ -13,9 +13,9 @@ from cace_fast.spec import ModelSpec, Readout, taken_by, width_of
 if TYPE_CHECKING:
     from ase import Atoms
 
-MOST_ELEMENTS = 8  # a trial structure of a model for more elements holds a sample of them
-APART = 1.6  # times the sum of covalent radii: no bonds, as at random they would be wrong ones
-LEAST = 1.5  # A; light atoms are never trained closer to each other, bonds apart
+MOST_ELEMENTS = 8  # a trial structure has a sample of the elements if there are more
+APART = 1.6  # times the sum of covalent radii: no bonds, since random ones would be unphysical
+LEAST = 1.5  # A; apart from bonds, light atoms are never closer in training data
 CLOSEST, FARTHEST = 0.55, 0.8  # of the cutoff: the shortest distances of large atoms lie between
 ROOM = 2.5  # volume over that of cubes of one atomic diameter: loose enough to be filled at random
 TRIES = 4000
@@ -24,9 +24,10 @@ TRIES = 4000
 def trial_structure(spec: ModelSpec, n_atoms: int = 24, seed: int = 7) -> Atoms:
     """Return a periodic structure of the model's elements at sensible distances.
 
-    Atoms stand at random in a skewed cell, far enough from each other that a model is not asked
-    for what it never saw; further inputs of the model are filled with numbers that differ between
-    atoms.
+    See ``docs/user/first_run.md``.
+
+    Atoms stand at random in a skewed cell, at distances in A that the model has probably seen.
+    Further inputs of the model are filled with numbers that differ between atoms.
 
     Parameters
     ----------
@@ -67,9 +68,12 @@ def trial_structure(spec: ModelSpec, n_atoms: int = 24, seed: int = 7) -> Atoms:
 
 
 def completed(atoms: Atoms, spec: ModelSpec, seed: int = 7) -> Atoms:
-    """Return a copy without calculator, with extra inputs as per-atom arrays.
+    """Return a copy without calculator, with extra inputs as per-atom arrays [n, width].
 
-    Inputs that the structure has are kept; those that it lacks are drawn at random.
+    See ``docs/user/first_run.md``.
+
+    Inputs that the structure has are kept; those that it lacks are drawn at random from -0.5 to
+    0.5.
     """
     atoms = atoms.copy()
     atoms.calc = None

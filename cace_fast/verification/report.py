@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Check:
-    """One row: a deviation, the largest one allowed, and their unit.
+    """One row: a deviation, the largest one allowed, and their unit (``docs/user/first_run.md``).
 
     ``skipped`` says why the check does not apply; it is empty for a check that was made.
     """
@@ -22,7 +22,7 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether the deviation is within its limit; NaN never is."""
+        """Whether the deviation is within its limit; NaN never is (``docs/user/first_run.md``)."""
         return bool(self.skipped) or bool(self.value <= self.limit)
 
     def __str__(self) -> str:
@@ -34,13 +34,13 @@ class Check:
 
 
 def skip(name: str, reason: str) -> Check:
-    """Return the row of a check that does not apply."""
+    """Return the row of a check that does not apply (``docs/user/first_run.md``)."""
     return Check(name, 0.0, 0.0, "", reason)
 
 
 @dataclass(frozen=True)
 class Report:
-    """All checks of one potential on one structure.
+    """All checks of one potential on one structure (``docs/user/first_run.md``).
 
     Attributes
     ----------
@@ -55,12 +55,12 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether every check is within its limit."""
+        """Whether every check is within its limit (``docs/user/first_run.md``)."""
         return all(check.ok for check in self.checks)
 
     @property
     def failures(self) -> tuple[Check, ...]:
-        """The checks that exceed their limit."""
+        """The checks that exceed their limit (``docs/user/first_run.md``)."""
         return tuple(check for check in self.checks if not check.ok)
 
     def __str__(self) -> str:
@@ -69,7 +69,10 @@ class Report:
         return "\n".join([self.subject, head, *map(str, self.checks)])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain data for JSON; None stands for numbers that are not finite."""
+        """Return the report as plain data for JSON; None stands for numbers that are not finite.
+
+        See ``docs/user/first_run.md``.
+        """
         rows = [
             {
                 "check": check.name,

@@ -1,9 +1,9 @@
-"""Compile the CPU engine into one shared library; the standard library alone.
+"""Compile the CPU engine into one shared library, with the standard library of Python alone.
 
-``pip install`` calls :func:`build`; ``python -m cace_fast.kernels.cpu.build`` does it again in
-place, recompiling what changed; with ``--commands FILE`` it writes what editors ask for instead.
-Files called ``*_isa.cpp`` are compiled once for each instruction set of the kind of processor,
-``isa_avx2.cpp`` for that set alone; the library chooses among them when it is loaded.
+``pip install`` calls :func:`build`; ``python -m cace_fast.kernels.cpu.build`` repeats it in place
+and recompiles what changed; with ``--commands FILE`` it writes ``compile_commands.json`` for
+editors instead. Files called ``*_isa.cpp`` are compiled once for each instruction set of the kind
+of processor, ``isa_avx2.cpp`` for that set alone; the library chooses among them when it is loaded.
 """
 
 from __future__ import annotations
@@ -55,11 +55,14 @@ ISA_FLAGS: dict[str, tuple[str, ...]] = {
 
 
 class BuildError(RuntimeError):
-    """The library cannot be compiled here, for the reason in the text."""
+    """The library cannot be compiled here; the text has the reason (``docs/user/install.md``)."""
 
 
 class Unit(NamedTuple):
-    """A source that is compiled for an instruction set; its objects' names begin with ``name``."""
+    """A source that is compiled for an instruction set; its objects' names begin with ``name``.
+
+    See decision 0019.
+    """
 
     name: str
     source: Path
@@ -67,18 +70,20 @@ class Unit(NamedTuple):
     folders: tuple[Path, Path]  # of the sources, and of those that are generated
 
     def line(self) -> list[str]:
-        """Return the whole command, but for its outputs."""
+        """Return the whole command without its outputs (decision 0019)."""
         include = [f"-I{folder}" for folder in self.folders]
         return [*self.command, *include, "-c", str(self.source)]
 
 
 def isas(machine: str) -> tuple[str, ...]:
-    """Return the instruction sets that are compiled for a kind of processor."""
+    """Return the instruction sets that are compiled for a kind of processor (decision 0019)."""
     return tuple(ISA_FLAGS) if machine.lower() in ("x86_64", "amd64") else ("base",)
 
 
 def compiler() -> list[str]:
-    """Return the command of the C++ compiler: CXX, or the first of g++, clang++, c++ found.
+    """Return the command of the C++ compiler: CXX, or the first of g++, clang++, c++ that exists.
+
+    ``docs/user/install.md`` names the compilers.
 
     Raises
     ------
@@ -98,12 +103,14 @@ def build(
 ) -> Path:
     """Compile the library and return its path, ``target / LIBRARY``.
 
+    ``CONTRIBUTING.md``, "The C++", tells when to.
+
     Parameters
     ----------
     target
         Folder for the library.
     objects
-        Folder for object files and generated sources; what is up to date in it is used again.
+        Folder for object files and generated sources; objects that are up to date are used again.
     sources
         Folder of the sources.
     jobs
@@ -115,7 +122,7 @@ def build(
         If there is no compiler, or it fails.
     """
     todo = list(units(objects, sources))
-    # as they are before anything is compiled: what is written meanwhile counts the next time
+    # read before anything is compiled: later changes count at the next build
     files = [file for folder in (objects / "generated", sources) for file in folder.iterdir()]
     contents = {file.name: file.read_bytes() for file in files if file.is_file()}
 
@@ -128,12 +135,18 @@ def build(
     with tempfile.TemporaryDirectory(dir=target) as folder:
         part = Path(folder) / LIBRARY
         _run([*compiler(), *LINK, "-o", str(part), *map(str, made)])
-        os.replace(part, target / LIBRARY)  # a process that has the old one mapped keeps it
+        os.replace(part, target / LIBRARY)  # a process that has mapped the old library keeps it
     return target / LIBRARY
 
 
 def units(objects: Path, sources: Path = HERE / "csrc") -> Iterator[Unit]:
-    """Write the generated sources, and yield what the library is compiled of."""
+    """Write the generated sources, and yield the units of the library (decision 0019).
+
+    Raises
+    ------
+    BuildError
+        If there is no compiler, or the generator fails.
+    """
     folders = (sources, objects / "generated")
     _generate(folders[1])
     machine = platform.machine()
@@ -146,7 +159,15 @@ def units(objects: Path, sources: Path = HERE / "csrc") -> Iterator[Unit]:
 
 
 def commands(objects: Path, sources: Path = HERE / "csrc") -> str:
-    """Return ``compile_commands.json``, which tells editors how each source is compiled."""
+    """Return ``compile_commands.json``, which tells editors how each source is compiled.
+
+    ``CONTRIBUTING.md``, "The C++", uses it.
+
+    Raises
+    ------
+    BuildError
+        As for :func:`units`.
+    """
     return json.dumps(
         [
             {"directory": str(sources), "file": str(unit.source), "arguments": unit.line()}
@@ -157,10 +178,11 @@ def commands(objects: Path, sources: Path = HERE / "csrc") -> str:
 
 
 def _found(unit: Unit, objects: Path, contents: Mapping[str, bytes]) -> Path | None:
-    """Return an object of the unit as it is now; None where there is none.
+    """Return an object of the unit that is up to date; None if there is none.
 
-    Beside an object is a list of the files that the compiler read, and its name holds a hash of the
-    command and of these files. So whatever has the name that follows from its list is right.
+    Beside each object is a list of the files that the compiler read, and the name of the object
+    holds a hash of the command and of these files. So an object is up to date if its name is the
+    one that its list gives now.
     """
     for listed in objects.glob(f"{unit.name}-*.files"):
         made = listed.with_suffix(".o")
@@ -185,9 +207,10 @@ def _compiled(unit: Unit, objects: Path, contents: Mapping[str, bytes]) -> Path:
 
 
 def _object_name(unit: Unit, names: list[str], contents: Mapping[str, bytes]) -> str:
-    """Return what an object is called that the unit's command makes of these files.
+    """Return the name of the object that the unit's command makes of these files.
 
-    A name is that of one of ``contents``, wherever these lie, or the path of a file from elsewhere.
+    A name in ``names`` is that of one of ``contents``, wherever these lie, or the path of a file
+    from elsewhere.
     """
     digest = hashlib.sha256("\0".join(unit.command).encode())
     for name in names:
@@ -226,14 +249,17 @@ def _generate(folder: Path) -> None:
 
 
 def default_objects() -> Path | None:
-    """Return where a build from a checkout keeps its objects; None elsewhere."""
+    """Return the folder of objects of a build from a checkout; None elsewhere (decision 0019)."""
     root = HERE.parents[1] if HERE.parent.name == "kernels" else HERE
     here = (root / "pyproject.toml").exists()
     return root / "build" / f"cpu-{sysconfig.get_platform()}" if here else None
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Compile in place, or write the compiler's commands, and say what happened."""
+    """Compile in place, or write the compiler's commands; return the exit code, 0 or 1.
+
+    See ``docs/user/install.md``.
+    """
     parser = argparse.ArgumentParser(description="Compile the CPU engine in place.")
     parser.add_argument(
         "--commands", type=Path, metavar="FILE", help="write the compiler's commands instead"

@@ -50,12 +50,17 @@ class _Sums(ctypes.Structure):
 
 
 class EdgeSums:
-    """What :class:`cace_fast.kernels.edge_moments.EdgeSums` asks for.
+    """The sums of :class:`cace_fast.kernels.edge_moments.EdgeSums` by the library, in float64.
 
     Parameters
     ----------
     spec, weights
         The representation and its tensors.
+
+    Raises
+    ------
+    NotLoadedError
+        On use, if the library is not here.
     """
 
     def __init__(self, spec: Representation, weights: Mapping[str, Tensor]) -> None:
@@ -75,23 +80,32 @@ class EdgeSums:
         )
 
     def forward(self, edges: Edges, rho: Tensor) -> None:
-        """Write rho [n_b n_A, S]."""
+        """Write rho [n_b n_A, S], the inner sum of equation 11."""
         rho.copy_(torch.from_numpy(self._values(edges, None)).T)
 
     def jvp(self, edges: Edges, tangent: Tensor, out: Tensor) -> None:
-        """Write the change of rho when vectors change by ``tangent`` [3, E]."""
+        """Write the change of rho [n_b n_A, S] when vectors change by ``tangent`` [3, E].
+
+        See ``docs/theory.md``, equation 11.
+        """
         out.copy_(torch.from_numpy(self._values(edges, tangent)).T)
 
     def backward(self, edges: Edges, grad_rho: Tensor, grad_vectors: Tensor) -> None:
-        """Write dE/dd [3, E] of dE/drho."""
+        """Write dE/dd [3, E] of dE/drho [n_b n_A, S] (equation 11)."""
         grad_vectors.copy_(torch.from_numpy(self._gradients(edges, grad_rho, None)[0]).T)
 
     def vjp_jvp(self, edges: Edges, tangent: Tensor, grad_rho: Tensor, out: Tensor) -> None:
-        """Write the change of ``backward`` at a fixed dE/drho."""
+        """Write the change of ``backward`` [3, E] along ``tangent`` [3, E] at a fixed dE/drho.
+
+        See :meth:`cace_fast.kernels.edge_moments.EdgeSums.vjp_jvp`.
+        """
         out.copy_(torch.from_numpy(self._gradients(edges, grad_rho, tangent)[0]).T)
 
     def by_table(self, edges: Edges, grad_rho: Tensor, tangent: Tensor | None) -> Tensor:
-        """Return dE/da_n, dE/db_n [2 n_b] of dE/drho, or their change along ``tangent``."""
+        """Return dE/da_n, dE/db_n [2 n_b] of dE/drho, or their change along ``tangent`` [3, E].
+
+        See :meth:`cace_fast.kernels.edge_moments.EdgeSums.by_table`.
+        """
         found = self._gradients(edges, grad_rho, tangent)[1].sum(0)
         return torch.from_numpy(found).to(grad_rho)
 

@@ -20,10 +20,10 @@ PARTS = ("pairs", "radial", "sums", "mix", "contract", "readout", "edges", "mess
 
 
 class Structures(NamedTuple):
-    """Structures evaluated together; arrays in C order.
+    """Structures evaluated together (``cf_structures`` of ``cace_fast_step.h``); arrays in C order.
 
-    ``species`` [n] int32, ``positions`` [n, 3] float64, ``first_atom`` [n_systems + 1] int32,
-    ``cells`` [n_systems, 3, 3] float64, ``periodic`` [n_systems] int32 (0 open, 1 in all
+    ``species`` [n] int32, ``positions`` [n, 3] float64 in A, ``first_atom`` [n_systems + 1] int32,
+    ``cells`` [n_systems, 3, 3] float64 in A, ``periodic`` [n_systems] int32 (0 open, 1 in all
     directions, 2 + a in all but a), ``extras`` one float64 array [n, n_extra] or None for each
     head, ``min_dist`` in A (0: a share of covalent radii, below 0: any).
     """
@@ -38,7 +38,11 @@ class Structures(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """What :meth:`Evaluator.run` returns, float64; None where it was not asked for."""
+    """Results of :meth:`Evaluator.run`, float64; None where it was not asked for.
+
+    ``energies_sr`` and ``energies_lr`` [n] in eV, ``forces`` [n, 3] in eV/A, ``virials``
+    [n_systems, 3, 3] in eV, ``charges`` [n, n_charges] in internal units (``docs/conventions.md``).
+    """
 
     energies_sr: library.Floats
     energies_lr: library.Floats
@@ -48,7 +52,7 @@ class StepResult(NamedTuple):
 
 
 class Evaluator:
-    """A model in the library, and the buffers of its evaluation.
+    """A model in the library, and the buffers of its evaluation (``cace_fast_step.h``).
 
     Parameters
     ----------
@@ -65,6 +69,8 @@ class Evaluator:
     ------
     UnsupportedModelError
         If the library does not have a part of the model.
+    NotLoadedError
+        If the library is not here.
     """
 
     def __init__(
@@ -103,18 +109,30 @@ class Evaluator:
             self._finish(self._lib.cf_step_method(self._step, number, tolerance, given))
 
     def freeze(self, cell: library.Floats | None) -> None:
-        """Take the integer vectors k of one cell [3, 3] in every cell; None: of each its own."""
+        """Take the integer vectors k of one cell [3, 3] in A in every cell; None: each has its own.
+
+        See ``docs/theory.md``, "Variable cells".
+        """
         kept = None if cell is None else np.ascontiguousarray(cell, dtype=np.float64)
         with self._lock:
             self._lib.cf_step_freeze(self._step, None if kept is None else kept.ctypes.data)
 
     def slabs(self, vacuum: float | None) -> None:
-        """Sum slabs in boxes with this vacuum in A beyond the height of their cells."""
+        """Sum slabs in boxes with this vacuum in A beyond the height of their cells.
+
+        See ``docs/theory.md``, equation 35.
+        """
         with self._lock:
             self._lib.cf_step_slab(self._step, vacuum or 0.0)
 
     def fields(self, given: tuple[library.Floats, library.Ints]) -> None:
-        """Take external fields and their directions [n_terms, n_systems] of the structures."""
+        """Take external fields in V/A and their directions, each [n_terms, n_systems] (section 9).
+
+        Raises
+        ------
+        InputError
+            If a direction is not 0, 1 or 2.
+        """
         strengths = np.ascontiguousarray(given[0], dtype=np.float64)
         axes = np.ascontiguousarray(given[1], dtype=np.int32)
         n_systems = strengths.shape[1]
@@ -125,20 +143,25 @@ class Evaluator:
             self._finish(code)
 
     def query(self, name: str) -> int:
-        """Return a number that describes the model; see ``cf_model_query``."""
+        """Return a number that describes the model; see ``cf_model_query`` of ``cace_fast.h``."""
         return int(self._lib.cf_model_query(self._model, name.encode()))
 
     def n_extras(self, head: int) -> int:
-        """Return how many extra inputs a head takes beside the features."""
+        """Return how many extra inputs a head takes beside the features (``cf_model_extras``)."""
         return int(self._lib.cf_model_extras(self._model, head))
 
     @property
     def n_bytes(self) -> int:
-        """Memory held by the buffers of the engine."""
+        """Memory in bytes held by the buffers of the engine (``cf_state_bytes``)."""
         return int(self._lib.cf_state_bytes(self._state))
 
     def seconds(self) -> dict[str, float]:
-        """Return the time spent in each part since the number of threads changed, threads added."""
+        """Return the seconds spent in each part, summed over threads.
+
+        See ``docs/user/performance.md``.
+
+        They count from the last change of the number of threads.
+        """
         seconds = self._lib.cf_state_seconds
         return {part: float(seconds(self._state, part.encode())) for part in PARTS}
 
@@ -149,7 +172,7 @@ class Evaluator:
         wanted: Sequence[str],
         n_threads: int,
     ) -> StepResult:
-        """Evaluate structures.
+        """Evaluate structures (``cf_step_run`` of ``cace_fast_step.h``).
 
         Parameters
         ----------
@@ -186,10 +209,16 @@ class Evaluator:
         return result
 
     def charge_gradients(self, weights: library.Floats) -> library.Floats:
-        """Return the gradients [m, n, 3] of sum_i weights_i q_i with respect to positions.
+        """Return the gradients [m, n, 3], in 1/A, of sum_i weights_i q_i with respect to positions.
 
-        Of the structures of the last :meth:`run`, which have to live still and which nothing else
-        may have followed; ``weights`` [m, n, n_charges] is float64 in C order.
+        They are those of the structures of the last :meth:`run`, which have to live still and
+        after which nothing else may have been evaluated; ``weights`` [m, n, n_charges] is float64
+        in C order (``docs/theory.md``, section 10).
+
+        Raises
+        ------
+        CaceFastError, MemoryError
+            If the library fails.
         """
         found = np.empty((*weights.shape[:2], 3))
         with self._lock:
@@ -206,7 +235,10 @@ class Evaluator:
         pairs: tuple[library.Ints, library.Ints, library.Ints] | None,
         n_threads: int,
     ) -> library.Floats:
-        """Return the invariants [n, n_radial, n_B, C, T]; arguments as in :meth:`run`."""
+        """Return the invariants [n, n_radial, n_B, C, T] float64 (equation 21).
+
+        Arguments and errors are those of :meth:`run`.
+        """
         names = ("n_radial", "n_invariants", "n_channels", "n_stages")
         found = np.empty((len(structures.species), *(self.query(name) for name in names)))
         with self._lock:
@@ -216,7 +248,7 @@ class Evaluator:
         return found
 
     def _given(self, s: Structures) -> tuple[library.StructuresC, Any]:
-        """Return the C structure, and what has to live as long as it."""
+        """Return the C structure, and the objects that have to live as long as it."""
         extras = None
         if any(e is not None for e in s.extras):
             pointers = (None if e is None else e.ctypes.data for e in s.extras)

@@ -1,11 +1,11 @@
-"""Write the C++ that is made of tables: contraction, formulas, constants.
+"""Write the C++ that is generated: contraction, formulas, constants.
 
 Run at build time::
 
     python kernels/cpu/generate.py <folder>
 
-What is printed are programs and formulas of :mod:`cace_fast.kernels`, which Triton's kernels are
-made of too.
+It prints the programs and formulas of :mod:`cace_fast.kernels`, which Triton's kernels are made of
+too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-if __name__ == "__main__":  # of a build: nothing is installed yet, so nothing else is imported
+if __name__ == "__main__":  # in a build nothing is installed yet, so nothing else is imported
     HERE = Path(__file__).resolve()
     NEAR = [HERE.parents[2] / "cace_fast", HERE.parents[2]]
     for name, home in (
@@ -39,7 +39,10 @@ ARRAYS = {"a": "A", "g": "G", "b": "B", "d": "D"}
 
 
 def statements(program: polynomials.Program) -> Iterator[str]:
-    """Yield a program's statements: every sum as one expression, once its last term is there."""
+    """Yield a program's statements: each sum as one expression, after its last term.
+
+    See ``docs/developer/decisions``, 0017.
+    """
     sums: dict[str, dict[int, list[str]]] = {}
     last = {term.target: number for number, term in enumerate(program.terms)}
     for number, (target, factor, values) in enumerate(program.terms):
@@ -65,7 +68,7 @@ def _sum(by_factor: dict[int, list[str]]) -> str:
 
 
 def contraction() -> str:
-    """Return the header of the contraction's unrolled shapes."""
+    """Return the header with the unrolled contractions (``docs/theory.md``, equations 12 to 16)."""
     parts = [
         NOTE + "// V is a vector of T; one lane of it is one atom.\n"
         '#pragma once\n\n#include "isa.h"\n\nnamespace cace_fast {\nnamespace CF_ISA {\n'
@@ -95,13 +98,18 @@ OPERATORS = {
 class Formula:
     """A formula of :mod:`cace_fast.kernels.formulas` as a C++ function of the vectors of M.
 
-    M has the type V of a vector, S of a scalar, and the elementary functions.
+    M has the type V of a vector, S of a scalar, and the elementary functions (decision 0017).
+
+    Raises
+    ------
+    NotImplementedError
+        In :meth:`text`, for Python that a formula may not have.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         tree = ast.parse(inspect.getsource(function)).body[0]
         assert isinstance(tree, ast.FunctionDef)
-        self.name, self.body = tree.name, tree.body[1:]  # behind the docstring
+        self.name, self.body = tree.name, tree.body[1:]  # without the docstring
         self.arguments = [argument.arg for argument in tree.args.args]
         self.known = set(self.arguments)
         stored = [n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and _is_stored(n)]
@@ -109,7 +117,10 @@ class Formula:
         self.read = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and not _is_stored(n)}
 
     def typed(self, *, read: bool = False) -> str:
-        """Return the arguments with their types; with ``read`` what is not read has no name."""
+        """Return the arguments with their types; with ``read`` unused ones have no name.
+
+        See ``docs/developer/decisions``, 0017.
+        """
         types = dict.fromkeys(SCALARS, "S") | {"n": "int"}
         return ", ".join(
             f"{types.get(name, 'V')} {name if name in self.read or not read else ''}".strip()
@@ -117,7 +128,13 @@ class Formula:
         )
 
     def text(self, result: str) -> str:
-        """Return the function; ``result`` is the type of what it returns."""
+        """Return the function as C++; ``result`` is the type that it returns (decision 0017).
+
+        Raises
+        ------
+        NotImplementedError
+            For Python that a formula may not have.
+        """
         body = "\n".join(f"  {line}" for node in self.body for line in self._statement(node))
         return f"{head(self.name, self.typed(read=True), result)} {{\n{body}\n}}\n"
 
@@ -172,7 +189,8 @@ class Formula:
             if node.id in self.known:
                 return node.id
             constant = getattr(formulas, node.id, None)
-            return f"S({node.id if constant is None else repr(constant)})"  # or a loop's number
+            # a constant, or the number of a loop
+            return f"S({node.id if constant is None else repr(constant)})"
         if isinstance(node, ast.UnaryOp):
             return f"({OPERATORS[type(node.op)]}{self._value(node.operand)})"
         if isinstance(node, ast.BinOp):
@@ -191,13 +209,13 @@ def _is_stored(node: ast.Name) -> bool:
 
 
 def head(name: str, arguments: str, result: str) -> str:
-    """Return the head of a function of M."""
+    """Return the head of a C++ function of M (decision 0017)."""
     types = "class M, class V = typename M::V, class S = typename M::S"
     return f"template <{types}>\ninline {result}<V> {name}({arguments})"
 
 
 def choice(name: str, functions: dict[int, Formula], result: str) -> str:
-    """Return a function that calls the one of a number."""
+    """Return a C++ function that calls one of ``functions`` by its number (decision 0017)."""
     first = next(iter(functions.values()))
     arguments = first.arguments
     lines = [f"{head(name, f'int kind, {first.typed()}', result)} {{", "  switch (kind) {"]
@@ -215,7 +233,10 @@ def _parameter(parameter: formulas.Parameter | None) -> str:
 
 
 def all_formulas() -> str:
-    """Return the header of formulas, and of what radial and cutoff functions are called."""
+    """Return the header with formulas, and names of radial and cutoff functions.
+
+    See ``docs/theory.md``, equations 3 to 9, 26.
+    """
     bases = "".join(
         f'    {{"{name}", {_parameter(basis.a)}, {_parameter(basis.b)}}},\n'
         for name, basis in formulas.BASES.items()
@@ -248,7 +269,7 @@ def all_formulas() -> str:
 
 
 def constants() -> str:
-    """Return the header with units and covalent radii."""
+    """Return the header with units and covalent radii (decision 0017)."""
     radii = ", ".join(map(repr, tables.COVALENT_RADII))
     return (
         f"{NOTE}#pragma once\n\nnamespace cace_fast {{\n\n"
@@ -320,7 +341,10 @@ FILES: dict[str, Callable[[], str]] = {
 
 
 def main(folder: str) -> None:
-    """Write the headers into ``folder``, only when they changed (so builds stay incremental)."""
+    """Write the headers into ``folder`` where they changed, so that builds stay incremental.
+
+    See ``docs/developer/decisions``, 0017.
+    """
     for name, made in FILES.items():
         path, text = Path(folder) / name, made()
         if not path.exists() or path.read_text() != text:

@@ -32,7 +32,10 @@ Ints = NDArray[np.int64]
 
 
 class NotLoadedError(CaceFastError):
-    """The library is not here or cannot be used; ``remedy`` says what to do."""
+    """The library is not here or cannot be used; ``remedy`` says what to do.
+
+    See ``docs/user/install.md``.
+    """
 
     def __init__(self, reason: str, remedy: str) -> None:
         super().__init__(reason)
@@ -40,7 +43,7 @@ class NotLoadedError(CaceFastError):
 
 
 class Head(ctypes.Structure):
-    """``cf_head``: one read-out to evaluate."""
+    """``cf_head`` of ``cace_fast.h``: one read-out to evaluate."""
 
     _fields_ = (
         ("submodel", c_int32),
@@ -53,7 +56,7 @@ class Head(ctypes.Structure):
 
 
 class EwaldSpec(ctypes.Structure):
-    """``cf_ewald_spec``: parameters of an Ewald module."""
+    """``cf_ewald_spec`` of ``cace_fast_step.h``: parameters of an Ewald module."""
 
     _fields_ = (
         ("dl", c_double),
@@ -68,7 +71,7 @@ class EwaldSpec(ctypes.Structure):
 
 
 class LongRange(ctypes.Structure):
-    """``cf_long_range``: one Ewald term of the energy."""
+    """``cf_long_range`` of ``cace_fast_step.h``: one Ewald term of the energy."""
 
     _fields_ = (
         ("ewald", EwaldSpec),
@@ -80,7 +83,7 @@ class LongRange(ctypes.Structure):
 
 
 class StructuresC(ctypes.Structure):
-    """``cf_structures``; addresses of arrays."""
+    """``cf_structures`` of ``cace_fast_step.h``; addresses of arrays."""
 
     _fields_ = (
         ("n_atoms", c_int32),
@@ -96,7 +99,7 @@ class StructuresC(ctypes.Structure):
 
 
 class StepResultC(ctypes.Structure):
-    """``cf_step_result``; addresses of arrays."""
+    """``cf_step_result`` of ``cace_fast_step.h``; addresses of arrays."""
 
     _fields_ = tuple(
         (name, c_void_p) for name in ("energies_sr", "energies_lr", "forces", "virials", "charges")
@@ -140,7 +143,7 @@ class TransformC(ctypes.Structure):
     _fields_ = (("run", TRANSFORM), ("context", c_void_p))
 
 
-# a description, and how many tensors with their names, numbers and sizes
+# a description, and the number, names, data and sizes of tensors
 _TENSORS = (c_char_p, c_int32, POINTER(c_char_p), POINTER(c_void_p), POINTER(c_int64))
 
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
@@ -232,12 +235,13 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
 
 @cache
 def library() -> ctypes.CDLL:
-    """Return the library with its functions declared.
+    """Return the library with its functions declared (decision 0008).
 
     Raises
     ------
     NotLoadedError
-        If it was not compiled, cannot be loaded, or its variable asks for what is not there.
+        If it was not compiled, cannot be loaded, or ``CACE_FAST_ISA`` asks for an instruction set
+        that is not there.
     """
     path = importlib.resources.files(__package__) / LIBRARY
     if not path.is_file():
@@ -261,29 +265,41 @@ def library() -> ctypes.CDLL:
 
 
 def isa() -> str:
-    """Return the name of the instruction set in use."""
+    """Return the name of the instruction set in use; NotLoadedError as :func:`library`."""
     name: bytes = library().cf_isa(None)
     return name.decode()
 
 
 def peak(precision: int) -> float:
-    """Return the measured multiply-add peak of one core in operations/s, precision 32 or 64."""
+    """Return the measured multiply-add peak of one core in operations/s, ``precision`` 32 or 64.
+
+    Raises
+    ------
+    NotLoadedError
+        As for :func:`library`.
+    """
     return float(library().cf_machine_peak(precision))
 
 
 def bandwidth() -> float:
-    """Return the measured rate of copying memory by one core in bytes/s."""
+    """Return the measured rate of copying memory by one core in bytes/s.
+
+    Raises
+    ------
+    NotLoadedError
+        As for :func:`library`.
+    """
     return float(library().cf_machine_bandwidth())
 
 
 def address(array: NDArray[Any]) -> int:
-    """Return where the data of an array stand; quicker than ``array.ctypes.data``."""
+    """Return the address of the data of an array; quicker than ``array.ctypes.data``."""
     found: int = array.__array_interface__["data"][0]
     return found
 
 
 class Handle:
-    """An object of the library, which ctypes takes in the place of its pointer.
+    """An object of the library, which ctypes passes as its pointer (``cace_fast.h``).
 
     ``cf_KIND_create`` makes it and ``cf_KIND_free`` frees it; the handles that it was made of live
     as long as it does.
@@ -298,11 +314,11 @@ class Handle:
     Raises
     ------
     InputError, UnsupportedModelError
-        As :func:`raise_for`.
+        As for :func:`raise_for`.
     """
 
     def __init__(self, kind: str, *given: Any) -> None:
-        self._as_parameter_ = c_void_p()  # first: what fails is freed too
+        self._as_parameter_ = c_void_p()  # set first, so that __del__ works after an error
         self._lib, self._kind = library(), kind
         self._made_of = [x for x in given if isinstance(x, Handle)]
         text = ctypes.create_string_buffer(ERROR_LENGTH)
@@ -311,7 +327,15 @@ class Handle:
 
     @classmethod
     def of_tensors(cls, kind: str, text: str, tensors: Mapping[str, Floats], *rest: Any) -> Handle:
-        """Return what is made of JSON text and named tensors, which are copied, and the rest."""
+        """Return an object made of JSON text, named tensors and further arguments.
+
+        The tensors, float64, are copied.
+
+        Raises
+        ------
+        InputError, UnsupportedModelError
+            As for :func:`raise_for`.
+        """
         arrays = [np.ascontiguousarray(t, dtype=np.float64) for t in tensors.values()]
         n = len(arrays)
         names = (c_char_p * n)(*(name.encode() for name in tensors))
@@ -320,13 +344,16 @@ class Handle:
         return cls(kind, text.encode(), n, names, data, sizes, *rest)
 
     def __del__(self) -> None:
-        """Free what the library holds."""
+        """Free the object of the library."""
         if self._as_parameter_:
             getattr(self._lib, f"cf_{self._kind}_free")(self._as_parameter_)
 
 
 class TooCloseError(CaceFastError):
-    """Two atoms are too close: ``atoms``, their ``distance`` and the one ``allowed`` in A."""
+    """Two atoms are too close: ``atoms``, their ``distance`` and the one ``allowed`` in A.
+
+    See ``docs/user/errors.md``.
+    """
 
     def __init__(self, atoms: tuple[int, int], distance: float, allowed: float) -> None:
         super().__init__(f"atoms {atoms[0]} and {atoms[1]} at {distance:.6f} A")
@@ -334,7 +361,10 @@ class TooCloseError(CaceFastError):
 
 
 class NotFiniteError(CaceFastError):
-    """A position or a result is NaN or infinite; ``atom`` is the first such atom."""
+    """A position or a result is NaN or infinite; ``atom`` is the first such atom.
+
+    See ``docs/user/errors.md``.
+    """
 
     def __init__(self, atom: int, text: str) -> None:
         super().__init__(text)
@@ -342,7 +372,13 @@ class NotFiniteError(CaceFastError):
 
 
 def raise_for(code: int, text: str) -> None:
-    """Raise what a code that the library has just returned in this thread means."""
+    """Raise the error of a code that the library has just returned in this thread.
+
+    Raises
+    ------
+    UnsupportedModelError, MemoryError, InputError, CaceFastError
+        By the code (``cace_fast.h``); nothing for 0.
+    """
     if code == 0:
         return
     if code == UNSUPPORTED:

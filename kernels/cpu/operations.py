@@ -20,7 +20,15 @@ from cace_fast.spec import ModelSpec, Readout, readout_to_json, to_json
 
 
 def contraction(a: Floats, l_max: int, nu_max: int, precision: int) -> Floats:
-    """Return B [..., n_B, C] of A [..., n_A, C]."""
+    """Return B [..., n_B, C] of A [..., n_A, C] (``docs/theory.md``, equations 13 to 16).
+
+    The library computes in ``precision``, 32 or 64 bits.
+
+    Raises
+    ------
+    CaceFastError, MemoryError
+        If the library fails.
+    """
     b = np.empty((*a.shape[:-2], tables.n_features(l_max, nu_max), a.shape[-1]))
     code = library.library().cf_contraction(
         l_max, nu_max, precision, prod(a.shape[:-2]), a.shape[-1], address(a), address(b)
@@ -32,7 +40,13 @@ def contraction(a: Floats, l_max: int, nu_max: int, precision: int) -> Floats:
 def contraction_gradient(
     a: Floats, grad_out: Floats, l_max: int, nu_max: int, precision: int
 ) -> Floats:
-    """Return the gradient with respect to A."""
+    """Return dE/dA [..., n_A, C] of dE/dB ``grad_out`` [..., n_B, C] (equations 13 to 16).
+
+    Raises
+    ------
+    CaceFastError, MemoryError
+        If the library fails.
+    """
     found = np.empty_like(a)
     code = library.library().cf_contraction_gradient(
         l_max,
@@ -49,14 +63,19 @@ def contraction_gradient(
 
 
 class Network:
-    """The network of a read-out; threads may share it.
+    """The network of a read-out (``docs/theory.md``, equation 24); threads may share it.
 
     Parameters
     ----------
     module, tensors
-        The read-out, and its tensors by their names behind its prefix, float64.
+        The read-out, and its tensors by their names without its prefix, float64.
     precision
         32 or 64.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the library does not have the network.
     """
 
     n_bytes = 0  # of buffers between calls
@@ -66,14 +85,26 @@ class Network:
         self._handle = Handle.of_tensors("network", readout_to_json(module), tensors, precision)
 
     def run(self, x: Floats) -> Floats:
-        """Return y [n, n_out] of x [n, n_in]."""
+        """Return y [n, n_out] of x [n, n_in] (equation 24).
+
+        Raises
+        ------
+        CaceFastError, MemoryError
+            If the library fails.
+        """
         y = np.empty((len(x), self._n_out))
         code = library.library().cf_network_run(self._handle, len(x), address(x), address(y))
         library.raise_for(code, "network")
         return y
 
     def gradient(self, x: Floats, grad_out: Floats) -> Floats:
-        """Return the gradient with respect to x."""
+        """Return dE/dx [n, n_in] of dE/dy ``grad_out`` [n, n_out] (equation 24).
+
+        Raises
+        ------
+        CaceFastError, MemoryError
+            If the library fails.
+        """
         found = np.empty_like(x)
         code = library.library().cf_network_gradient(
             self._handle, len(x), address(x), address(grad_out), address(found)
@@ -83,7 +114,11 @@ class Network:
 
 
 class Graph(NamedTuple):
-    """Edges in any order: ``vectors`` [n_edges, 3] float64, indices int64, ``species`` [n]."""
+    """Edges in any order (``docs/theory.md``, equation 1).
+
+    ``vectors`` [n_edges, 3] float64 in A; ``senders``, ``receivers`` [n_edges] and ``species`` [n]
+    int64.
+    """
 
     vectors: Floats
     senders: Ints
@@ -94,12 +129,19 @@ class Graph(NamedTuple):
 class EdgeOperations:
     """Moments and messages of one representation, and their buffers: for one thread at a time.
 
+    ``docs/theory.md``, sections 4 and 6, has the formulas.
+
     Parameters
     ----------
     spec, tensors
         A model without outputs, and its tensors, float64.
     precision
         32 or 64.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the library does not have a part of the representation.
     """
 
     def __init__(self, spec: ModelSpec, tensors: Mapping[str, Floats], precision: int) -> None:
@@ -110,23 +152,43 @@ class EdgeOperations:
 
     @property
     def n_bytes(self) -> int:
-        """Memory held by the buffers."""
+        """Memory in bytes held by the buffers (``cf_state_bytes``)."""
         return int(library.library().cf_state_bytes(self._state))
 
     def moments(self, graph: Graph) -> Floats:
-        """Return A [n, n_radial, n_A, C]."""
+        """Return A [n, n_radial, n_A, C] (equation 11).
+
+        Raises
+        ------
+        CaceFastError, MemoryError
+            If the library fails.
+        """
         a = np.empty((len(graph.species), *self._a))
         self._call("moments", graph, address(a))
         return a
 
     def moments_gradient(self, graph: Graph, grad_out: Floats) -> Floats:
-        """Return the gradient with respect to the vectors [n_edges, 3]."""
+        """Return dE/dd [n_edges, 3] of dE/dA ``grad_out`` [n, n_radial, n_A, C] (equation 11).
+
+        Raises
+        ------
+        CaceFastError, MemoryError
+            If the library fails.
+        """
         found = np.empty_like(graph.vectors)
         self._call("moments_gradient", graph, address(grad_out), address(found))
         return found
 
     def messages(self, graph: Graph, a: Floats, b: Floats, step: int) -> Floats:
-        """Return A of the next generation."""
+        """Return A [n, n_radial, n_A, C] of the next generation (equation 21).
+
+        ``a`` [n, n_radial, n_A, C] and ``b`` [n, n_radial, n_B, C] are those of the one before.
+
+        Raises
+        ------
+        CaceFastError, MemoryError
+            If the library fails.
+        """
         out = np.empty_like(a)
         message = library.MessageC(step, address(a), address(b))
         self._call("messages", graph, byref(message), address(out))
@@ -135,7 +197,15 @@ class EdgeOperations:
     def messages_gradient(
         self, graph: Graph, a: Floats, b: Floats, step: int, grad_out: Floats
     ) -> tuple[Floats, Floats, Floats]:
-        """Return the gradients with respect to A, B and the vectors."""
+        """Return dE/dA, dE/dB and dE/dd [n_edges, 3] of the gradient of the next generation.
+
+        ``grad_out`` is dE/dA' of equation 21; dE/dA, dE/dB and dE/dA' are shaped like A, B and A.
+
+        Raises
+        ------
+        CaceFastError, MemoryError
+            If the library fails.
+        """
         found = np.empty_like(a), np.empty_like(b), np.empty_like(graph.vectors)
         message = library.MessageC(step, address(a), address(b))
         self._call(

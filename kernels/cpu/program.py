@@ -1,4 +1,4 @@
-"""An energy program as the compiled library takes it."""
+"""An energy program in the form that the compiled library takes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from cace_fast.spec import EnergyHead, EnergyProgram, Ewald, EwaldTerm, ModelSpe
 def evaluator_of(
     spec: ModelSpec, program: EnergyProgram, tensors: Mapping[str, library.Floats], precision: int
 ) -> Evaluator:
-    """Return what evaluates a program with the library.
+    """Return an evaluator of a program in the library (decision 0016).
 
     Parameters
     ----------
     spec, program
-        The model, and what its energy is made of.
+        The model, and the program of its energy.
     tensors
         Its tensors, float64 arrays in C order; they are copied.
     precision
@@ -28,8 +28,10 @@ def evaluator_of(
     ------
     UnsupportedModelError
         If the library does not have a part of the model.
+    NotLoadedError
+        If the library is not here.
     """
-    program.networks(spec)  # refuses what no network of the features gives
+    program.networks(spec)  # raises for charges and inputs that are not networks of the features
     heads = [_head(head) for head in program.heads]
     terms = [_term(term, program, spec) for term in program.terms]
     return Evaluator(to_json(spec), tensors, heads, terms, precision)
@@ -38,7 +40,7 @@ def evaluator_of(
 def _head(head: EnergyHead) -> library.Head:
     if head.gives == "charges":
         return library.Head(head.submodel, head.index, -1, 0, 1, 0.0)
-    column = head.column or 0  # an open choice is refused before anything is evaluated
+    column = head.column or 0  # an open choice raises before anything is evaluated
     return library.Head(head.submodel, head.index, column, head.average, 0, head.weight)
 
 
@@ -55,7 +57,7 @@ def _term(term: EwaldTerm, program: EnergyProgram, spec: ModelSpec) -> library.L
 
 
 def _ewald(module: Ewald) -> library.EwaldSpec:
-    """Return the settings; fields that are inputs of the structures come with these."""
+    """Return the settings; fields that are inputs come with the structures."""
     field, direction = module.external_field, module.external_field_direction
     return library.EwaldSpec(
         dl=module.dl,

@@ -30,7 +30,7 @@ def count(degree):
 
 @triton.constexpr_function
 def begin(degree):
-    """Return the position of the first monomial of a degree."""
+    """Return the index of the first monomial of a degree."""
     return degree * (degree + 1) * (degree + 2) // 6
 
 
@@ -309,8 +309,8 @@ def edge_gradient(
 ):
     """Add dE/dd of Bchi, and of Ar whose dE/dr comes in PARTS, to grad_vectors [3, E].
 
-    With BCHI also write dE/dv of every edge to ``sent`` [e, c, l]: ``bchi_backward`` adds up those
-    that an atom sends.
+    With BCHI also write dE/dv of every edge to ``sent`` [e, c, l]; ``bchi_backward`` sums it over
+    the edges that an atom sends.
     """
     N_MONOMIALS: tl.constexpr = length(DEGREE)
     e = tl.program_id(0) * BLOCK_EDGE + tl.arange(0, BLOCK_EDGE)

@@ -1,8 +1,9 @@
-"""Device code of cells, and what the tables of the neighbour list have where.
+"""Device code of cells, and the layout of the tables of the neighbour list.
 
 ``grids`` has FIELDS integers of each system: numbers of bins, how many bins away neighbours are,
 how many bins an atom looks at, how many cells away images are, whether periodic (three each, by
 axis), the first bin, and the first of the system's shifts.
+
 ``settings``: reach of the list, its square, width of bins in open directions, skin.
 """
 
@@ -10,7 +11,7 @@ import triton
 import triton.language as tl
 
 FIELDS = tl.constexpr(17)
-N_BINS, FAR, WINDOW, IMAGES, PERIODIC = (tl.constexpr(3 * k) for k in range(5))  # of each axis
+N_BINS, FAR, WINDOW, IMAGES, PERIODIC = (tl.constexpr(3 * k) for k in range(5))  # for each axis
 FIRST_BIN, FIRST_SHIFT = tl.constexpr(15), tl.constexpr(16)
 REACH, REACH2, BIN_WIDTH, SKIN = (tl.constexpr(k) for k in range(4))  # of ``settings``
 

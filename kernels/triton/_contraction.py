@@ -1,6 +1,6 @@
-"""Device code of the contraction: A made of rho, contracted in registers, and all of it backwards.
+"""Device code of the contraction: A is made of rho and contracted in registers; and its gradient.
 
-A program owns BLOCK_ATOM atoms, one for each lane, at one radial function q and GROUP channels c
+A program has BLOCK_ATOM atoms, one for each lane, at one radial function q and GROUP channels c
 that share the sender's embedding component a. The polynomials are device functions
 (``kernels/polynomials.py``).
 """
@@ -37,9 +37,8 @@ def _mixed(
 ):
     """Return sum_n W_l[n, q, c] sum_s h_s[s, a] rho_s[n, m], at g len(DEGREE) + m for channel g.
 
-    DEGREE has the degrees of the monomials that are wanted, which begin at FIRST_MONOMIAL of
-    N_MONOMIALS. UNROLL radial functions are taken at once, so that their loads are under way
-    together.
+    DEGREE has the degrees of the wanted monomials, which begin at FIRST_MONOMIAL of N_MONOMIALS.
+    UNROLL radial functions are loaded together, so that their latencies overlap.
     """
     N_PART: tl.constexpr = length(DEGREE)
     first = tl.load(atom_first + atom, mask=exists, other=0)
@@ -178,7 +177,7 @@ def contraction_backward(
     ADD: tl.constexpr,
     BLOCK_ATOM: tl.constexpr,
 ):
-    """Write dE/dA of dE/dB, with A made of rho again."""
+    """Write dE/dA of dE/dB; A is made of rho again."""
     N_PART: tl.constexpr = length(DEGREE)
     atom, exists, group = atoms_of_group(n, N_RADIAL * K * K // GROUP, BLOCK_ATOM)
     q, channel = (group // (K * K // GROUP), group % (K * K // GROUP) * GROUP)

@@ -1,6 +1,6 @@
 """Device code that several kernels share: look-ups, radial functions, cutoffs, monomials.
 
-float32 throughout; in float64 are the long range's operator and the interpreter's runs.
+It computes in float32; the operator of the long range and runs of the interpreter use float64.
 """
 
 import triton
@@ -30,7 +30,7 @@ def length(table, *path):
 
 @triton.jit
 def zeros(COUNT: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, like):
-    """Return COUNT sums [ROWS, LANES] that are still zero, in the dtype of ``like``."""
+    """Return COUNT sums [ROWS, LANES] of zeros, in the dtype of ``like``."""
     out = ()
     for k in tl.static_range(COUNT):
         out = out + (tl.zeros((ROWS, LANES), like.dtype.element_ty),)
@@ -66,7 +66,7 @@ def geometry(x, y, z):
 def cutoff(r, table, N_RBF: tl.constexpr, RADIAL: tl.constexpr):
     """Return f_c and its first and second derivative, zero from r_c on.
 
-    What a kernel does not use costs nothing: the compiler drops it.
+    The compiler drops results that a kernel does not use.
     """
     radius = tl.load(table + 2 * N_RBF + 1)
     scale = tl.load(table + 2 * N_RBF + 2)  # 1/r_c
@@ -86,8 +86,8 @@ def radial(
 ):
     """Return R_n f_c of COUNT_RBF functions from FIRST_RBF, and two derivatives: three tuples.
 
-    ``table`` is what ``edges.radial_table`` makes: a_n, b_n [N_RBF each], scale, r_c, 1/r_c, and
-    the cutoff's eps or switch-on.
+    ``table`` comes from ``edges.radial_table``: a_n, b_n [N_RBF each], scale, r_c, 1/r_c, and the
+    cutoff's eps or switch-on.
     """
     fc, dfc, ddfc = cutoff(r, table, N_RBF, RADIAL)
     values = ()
@@ -103,7 +103,7 @@ def radial(
 
 @triton.jit
 def radial_slopes(r, inverse, table, N_RBF: tl.constexpr, RADIAL: tl.constexpr):
-    """Return how R_n f_c changes with a_n and b_n of the table, and d/dr of that: four tuples."""
+    """Return derivatives of R_n f_c by a_n and b_n of the table, and their d/dr: four tuples."""
     fc, dfc, ddfc = cutoff(r, table, N_RBF, RADIAL)
     by_a = ()
     by_a_r = ()
@@ -129,7 +129,7 @@ def _function(r, inverse, table, n: tl.constexpr, N_RBF: tl.constexpr, RADIAL: t
 
 @triton.jit
 def monomials(ux, uy, uz, PARENT: tl.constexpr):
-    """Return all Y_m of a unit vector, each made of its parent (equation 10)."""
+    """Return all Y_m of a unit vector, each made from its parent (equation 10)."""
     u = (ux, uy, uz)
     out = (ux * 0.0 + 1.0,)
     for k in tl.static_range(1, length(PARENT)):
@@ -142,7 +142,7 @@ def monomials(ux, uy, uz, PARENT: tl.constexpr):
 
 @triton.jit
 def monomial_tangents(y, ux, uy, uz, vx, vy, vz, PARENT: tl.constexpr):
-    """Return how Y_m change along a change v of u."""
+    """Return the tangents of Y_m along a tangent v of u."""
     u = (ux, uy, uz)
     v = (vx, vy, vz)
     out = (ux * 0.0,)
@@ -157,7 +157,7 @@ def monomial_tangents(y, ux, uy, uz, vx, vy, vz, PARENT: tl.constexpr):
 
 @triton.jit
 def edge_vector(vectors, e, inside, stride):
-    """Return the components of edges; (1, 0, 0) where there is none."""
+    """Return the components of edges; (1, 0, 0) where there is no edge."""
     x = tl.load(vectors + e, mask=inside, other=1.0)
     y = tl.load(vectors + stride + e, mask=inside, other=0.0)
     z = tl.load(vectors + 2 * stride + e, mask=inside, other=0.0)
@@ -176,7 +176,7 @@ def edge_basis(
     RADIAL: tl.constexpr,
     PARENT: tl.constexpr,
 ):
-    """Return what ``geometry``, ``radial`` and ``monomials`` make of edges, one after another."""
+    """Return ``geometry``, ``radial`` and ``monomials`` of edges, one after another."""
     r, inverse, inv_r_eps, ux, uy, uz = geometry(x, y, z)
     f, df, ddf = radial(r, inverse, table, FIRST_RBF, COUNT_RBF, N_RBF, RADIAL)
     return r, inverse, inv_r_eps, ux, uy, uz, f, df, ddf, monomials(ux, uy, uz, PARENT)

@@ -1,10 +1,10 @@
 """Device code of the long range: the sum over k vectors, and the open sum over pairs.
 
-Phases are exact: fractional coordinates are integer turns (32 bits in float32), so that n . x
-modulo a whole turn is what integer arithmetic with overflow gives, whatever the box; only the last
-step is rounded. HALF is the number of half turns of the integer 1. Work is cut in items (system,
-run of k vectors, run of atoms) that the host lists; every item writes its own part. Loads of UNROLL
-terms are under way together.
+Phases are exact: fractional coordinates are integer turns (32 bits in float32), so that integer
+arithmetic with overflow gives n . x modulo a whole turn in any box; only the last step is rounded.
+HALF is the number of half turns of the integer 1. The host lists the work as items (system, run of
+k vectors, run of atoms); every item writes one part. UNROLL terms are loaded together, so that
+their latencies overlap.
 """
 
 import triton

@@ -1,10 +1,10 @@
 """Device code around the sums of the long range: turns before them, float64 sums of parts after.
 
-Parts are added in order, so results are the same bits from run to run. Two tables say what a system
-is. ``spans`` int32 [n_systems, SPAN]: first atom, end of atoms, first k, end of k, parts of its
+Parts are added in order, so results are the same bits from run to run. Two tables describe each
+system. ``spans`` int32 [n_systems, SPAN]: first atom, end of atoms, first k, end of k, parts of its
 structure factors, parts of its potentials, whether it is open. ``systems`` float64
-[n_systems, WIDTH]: its inverse cell, and the self energies of a unit charge: of its own channel
-alone, and for each channel that there is. ``settings`` float64: weight of the term, field.
+[n_systems, WIDTH]: its inverse cell, and the self energies of a unit charge: that of its channel,
+and that which counts for every channel. ``settings`` float64: weight of the term, field.
 """
 
 import triton
@@ -64,7 +64,7 @@ def sum_factors(
     UNROLL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Add up the parts of S_c; write them as potentials take them, and sum_c |S_c|^2 [n_k]."""
+    """Add up the parts of S_c; write them for ``potentials``, and sum_c |S_c|^2 [n_k]."""
     k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = k < n_k
     own = tl.load(k_system + k, mask=inside, other=0)
@@ -117,12 +117,12 @@ def sum_potentials(
     UNROLL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Add up the parts of potentials and dE/dr; write what atoms have of them, times the weight.
+    """Add up the parts of potentials and dE/dr; write results of atoms, times the weight.
 
-    Energies [n] and forces [3, n] are added to what is there with ADD, dE/dq [N_CHARGES, n] to
+    Energies [n] and forces [3, n] are added to their arrays with ADD, dE/dq [N_CHARGES, n] to
     ``known`` with KNOWN; GIVEN are potentials and dE/dr [N_CHARGES + 3, n] that were summed
     elsewhere. AXIS is that of the field, or -1. With MOMENTS also r_i F_i [6, n], symmetric,
-    without weight: of open systems and of the field. Behind the last atom there are zeros.
+    without weight: of open systems and of the field. Lanes behind the last atom get zeros.
     """
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     exists = i < n_atoms
@@ -188,7 +188,7 @@ def sum_potentials(
 
 @triton.jit
 def _entries(span, exists, N_CHARGES: tl.constexpr):
-    """Return how many entries of the result get the field: of an open system there is one."""
+    """Return how many entries of the result get the field: one for an open system."""
     return tl.where(tl.load(span + IS_OPEN, mask=exists, other=0) > 0, 1.0, N_CHARGES * 1.0).to(
         tl.float64
     )

@@ -59,9 +59,9 @@ def split_positions(
     """Write positions, and from program ``n_blocks`` on S h, each as a sum of two.
 
     S are ``numbers`` [3, n_shifts] of the systems ``system`` [n_shifts], ``cells`` float64.
-    KEEPS_LIST: the list was made here (``_neighbors``): positions lose the cells ``wraps`` that
-    they lay away then, and ``displacement_ratio`` gets the largest square of a move in units of
-    what the skin allows.
+    KEEPS_LIST: the device made the list (``_neighbors``). Then positions are moved back by the
+    cells ``wraps`` that they lay away when it was made, and ``displacement_ratio`` gets the
+    largest squared displacement in units of the allowed one.
     """
     if tl.program_id(0) < n_blocks:
         i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -88,7 +88,7 @@ def split_positions(
             for x in tl.static_range(3):
                 square += (r[x] - home[x]) * (r[x] - home[x])
             allowed = _allowed(h, reciprocals + 9 * own, settings, inside)
-            kept = (allowed > 0.0) & (square < 1e30)  # what is no number is far away
+            kept = (allowed > 0.0) & (square < 1e30)  # NaN counts as far away
             ratio = 4.0 * square.to(tl.float32) / tl.where(kept, allowed * allowed, 1.0)
             ratio = tl.where(inside, tl.where(kept, ratio, float("inf")), 0.0)
             tl.store(displacement_ratio + tl.program_id(0), tl.max(ratio, 0))
@@ -108,7 +108,7 @@ def split_positions(
 
 @triton.jit
 def _allowed(h, reciprocals, settings, inside):
-    """Return how far two atoms together may move: the skin without what the strain takes of it.
+    """Return how far two atoms together may move: the skin minus the share of the strain.
 
     A pair at the cutoff was at most (cutoff + moves)/(1 - |strain|) apart when the list was made.
     """
@@ -159,7 +159,7 @@ def edge_vectors(
         d += rest
         tl.store(vectors + axis * n_edges + e, d, mask=inside)
         square += d * d
-    # a number that is none must not get lost in the minimum: it counts as 0, too close
+    # NaN must not get lost in the minimum: it counts as 0, too close
     square = tl.where(square >= 0.0, square, 0.0)
     tl.store(closest + tl.program_id(0), tl.min(square, 0))
 
@@ -182,7 +182,7 @@ def gather_forces(
     BLOCK_ATOM: tl.constexpr,
     BLOCK_EDGE: tl.constexpr,
 ):
-    """Write forces [3, n], with MORE added to ``more``; with VIRIALS also -d (x) dE/dd of atoms.
+    """Write forces [3, n], plus ``more`` with MORE; with VIRIALS also -d (x) dE/dd of atoms.
 
     ``virials`` is [6, n], symmetrised, in the order xx yy zz yz xz xy.
     """
@@ -279,11 +279,11 @@ def totals(
 ):
     """Write the energies of atoms, float64 sums over systems, and the status of the step.
 
-    Programs are (system, row): row 0 the read-outs' energies, which it makes of ``outputs`` [n_out,
-    n], row 1 those of the long range, rows 2 to 7 the virials [6, n], to which what the long range
-    has of each system is added. The system behind the last one is the status: the smallest squared
-    distance, and if KEEPS_LIST the largest of ``displacement_ratio``, how many systems have too few
-    bins, and the edges and segments that a list has.
+    Programs are (system, row): row 0 has the energies of the read-outs, made of ``outputs``
+    [n_out, n], row 1 those of the long range, rows 2 to 7 the virials [6, n] plus those of the
+    long range by system. The system behind the last one is the status: the smallest squared
+    distance, and if KEEPS_LIST the largest of ``displacement_ratio``, how many systems have too
+    few bins, and the edges and segments of the list.
     """
     system = tl.program_id(0)
     row = tl.program_id(1)

@@ -43,7 +43,7 @@ def _jit(function: Callable[..., Any]) -> str:
 
 
 def _choice(name: str, arguments: tuple[str, ...], functions: Iterable[str]) -> str:
-    """Return the text of a device function that calls the one of a number."""
+    """Return the text of a device function that calls another one by its number."""
     typed = [f"{a}: tl.constexpr" if a in CONSTANTS else a for a in arguments]
     lines = ["@triton.jit", f"def {name}(KIND: tl.constexpr, {', '.join(typed)}):"]
     for number, function in enumerate(functions):
@@ -53,7 +53,7 @@ def _choice(name: str, arguments: tuple[str, ...], functions: Iterable[str]) -> 
 
 
 def source() -> str:
-    """Return the module of all device functions, and of the two that choose among them."""
+    """Return the text of the module: all device functions, and the two that choose among them."""
     parts = [HEAD]
     for name, functions in (
         ("radial_function", [basis.function for basis in formulas.BASES.values()]),

@@ -1,6 +1,6 @@
-"""Device code of the contraction of moments A that are there, and all of it backwards.
+"""Device code of the contraction of given moments A, and its gradient.
 
-A program owns BLOCK_ATOM atoms, one for each lane, at one radial function and channel. The
+A program has BLOCK_ATOM atoms, one for each lane, at one radial function and channel. The
 polynomials are device functions (``kernels/polynomials.py``).
 """
 
@@ -12,7 +12,7 @@ import triton.language as tl
 def atoms_of_group(n, GROUPS: tl.constexpr, BLOCK_ATOM: tl.constexpr):
     """Return atoms, whether they exist, and the number of the group of channels.
 
-    Groups of one block of atoms are neighbours in time: they read the same rho.
+    Groups of one block of atoms run close in time: they read the same rho.
     """
     program = tl.program_id(0)
     atom = (program // GROUPS) * BLOCK_ATOM + tl.arange(0, BLOCK_ATOM)
@@ -35,7 +35,7 @@ def add_gradient(
     C: tl.constexpr,
     ADD: tl.constexpr,
 ):
-    """Write dE/dA of one channel to ``grad_a``, or add it to what is there."""
+    """Write dE/dA of one channel to ``grad_a``, or add it."""
     slopes = ()
     for f in tl.static_range(N_INVARIANTS):
         row = (q * N_INVARIANTS + f) * C + channel
@@ -92,7 +92,7 @@ def contract_backward(
     ADD: tl.constexpr,
     BLOCK_ATOM: tl.constexpr,
 ):
-    """Write dE/dA of A and dE/dB, or add it to what is there."""
+    """Write dE/dA of A and dE/dB, or add it."""
     atom, exists, group = atoms_of_group(n, N_RADIAL * C, BLOCK_ATOM)
     q, channel, stride = group // C, group % C, n
     moments = _load_moments(a, q, channel, stride, atom, exists, N_MONOMIALS, C)
@@ -130,7 +130,7 @@ def contract_jvps(
 ):
     """Write the change of B, and of dE/dA at a fixed dE/dB, when A changes by ``tangent``.
 
-    For training and Hessians: everything is in registers, which spill from l_max 4 on.
+    It serves training and Hessians: everything is in registers, which spill from l_max 4 on.
     """
     atom, exists, group = atoms_of_group(n, N_RADIAL * C, BLOCK_ATOM)
     q, channel, stride = group // C, group % C, n

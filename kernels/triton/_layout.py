@@ -1,8 +1,8 @@
 """Device code between the two layouts: a lane for each atom, or whole rows of numbers of an atom.
 
 Component-major arrays are [q, m, c, atom], atom-major ones [atom, m, q, c]. A tile is read along
-its fast axis, turned by the compiler in shared memory, and written along the other fast axis, so
-that both sides move whole lines.
+its fast axis, transposed by the compiler in shared memory, and written along the other fast axis,
+so that both sides move whole lines.
 """
 
 import triton
@@ -21,7 +21,7 @@ def _tile(n, COUNT: tl.constexpr, BLOCK_ATOM: tl.constexpr, BLOCK_COMPONENT: tl.
 
 @triton.jit
 def _component(number, N_RADIAL: tl.constexpr, N_MONOMIALS: tl.constexpr, C: tl.constexpr):
-    """Return the row of [q, m, c] that is number [m, q, c] of an atom."""
+    """Return the row of [q, m, c] for the number [m, q, c] of an atom."""
     run = number // C  # (m, q)
     m = run // N_RADIAL
     return number + (run * (N_MONOMIALS - 1) - m * (N_RADIAL * N_MONOMIALS - 1)) * C

@@ -1,4 +1,4 @@
-"""Sines and cosines by polynomials after an own range reduction: the library's bring a stack."""
+"""Sines and cosines by polynomials after range reduction; those of the library need a stack."""
 
 import triton
 import triton.language as tl

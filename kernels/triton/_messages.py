@@ -1,9 +1,9 @@
-"""Device code of Ar and memory, which carry A from one generation to the next, and back.
+"""Device code of Ar and memory, which carry A from one generation to the next, and their gradients.
 
-Arrays are atom-major, [atom, monomial, lane], lanes being (q, c) of A: what a neighbour contributes
-is read as whole rows. A program has BLOCK_ROW rows, which are (atom, lane), and BLOCK_EDGE slots
-that share the edges of a row; sums stay in registers, in a fixed order; hub atoms and atoms without
-edges are nothing special. What is Bchi's: ``_bchi.py``.
+Arrays are atom-major, [atom, monomial, lane], lanes being (q, c) of A: a neighbour is read as
+whole rows. A program has BLOCK_ROW rows, which are (atom, lane), and BLOCK_EDGE slots that share
+the edges of a row; sums stay in registers, in a fixed order; hub atoms and atoms without edges are
+no special cases. Bchi is in ``_bchi.py``.
 """
 
 import triton
@@ -65,8 +65,8 @@ def memory_and_ar(
 ):
     """Write s P_l sum_e exp(-r V_l) f_c x[other end] + m_l x (equations 17, 18), or one of them.
 
-    Of A and the edges that an atom receives this is A'; then ``first_of`` are ``atom_first`` and
-    ``through`` are ``seg_first``. Of dE/dA' and the edges that it sends, with SENT, it is dE/dA;
+    For A and the edges that an atom receives this is A'; then ``first_of`` are ``atom_first`` and
+    ``through`` are ``seg_first``. For dE/dA' and the edges that it sends, with SENT, it is dE/dA;
     then they are ``sent_first`` and ``sent_edge``. ``decay`` are P_l and V_l [2, N_DEGREES,
     N_LANES], ``memory`` m_l [N_DEGREES, N_LANES].
     """

@@ -1,8 +1,9 @@
-"""Device code of the moments: rho of segments, its gradient, and derivatives of that.
+"""Device code of the moments: rho of segments, its gradient, and derivatives of the gradient.
 
 rho[(n, m), s] is the sum over the edges of segment s of R_n f_c Y_m (the inner sum of
-docs/theory.md, equation 11, before embeddings). A program owns BLOCK_SEG segments, BLOCK_EDGE lanes
-walk through the edges of each: sums stay in registers until the end; no atomics, no shared memory.
+docs/theory.md, equation 11, before embeddings). A program has BLOCK_SEG segments, and BLOCK_EDGE
+lanes go through the edges of each: sums stay in registers until the end; no atomics, no shared
+memory.
 """
 
 import triton
@@ -92,7 +93,7 @@ def moments_backward(
     BLOCK_SEG: tl.constexpr,
     BLOCK_EDGE: tl.constexpr,
 ):
-    """Write dE/dd [3, n_edges] of dE/drho; with ADD, add it to what is there."""
+    """Write dE/dd [3, n_edges] of dE/drho, or add it with ADD."""
     N_MONOMIALS: tl.constexpr = length(PARENT)
     exists, first, end, wide = _segments(seg_first, n_seg, BLOCK_SEG, BLOCK_EDGE)
     lane = tl.arange(0, BLOCK_EDGE)[None, :]
@@ -159,9 +160,9 @@ def moments_jvp(
     BLOCK_SEG: tl.constexpr,
     BLOCK_EDGE: tl.constexpr,
 ):
-    """Write how rho changes when edge vectors change by ``tangent`` [3, n_edges].
+    """Write the change of rho when edge vectors change by ``tangent`` [3, n_edges].
 
-    This is also the derivative of ``moments_backward``, along a direction, by dE/drho.
+    This is also the derivative of ``moments_backward``, along a tangent, by dE/drho.
     """
     N_MONOMIALS: tl.constexpr = length(PARENT)
     exists, first, end, wide = _segments(seg_first, n_seg, BLOCK_SEG, BLOCK_EDGE)
@@ -184,7 +185,7 @@ def moments_jvp(
         dh = monomial_tangents(h, ux, uy, uz, wx, wy, wz, PARENT)
         added = ()
         for n in tl.static_range(COUNT_RBF):
-            dn = df[n] * dr  # nothing beyond the end, where ``along`` is read as zero
+            dn = df[n] * dr  # zero beyond the end, where ``along`` is read as zero
             added = added + (sums[n * N_MONOMIALS] + dn,)
             for m in tl.static_range(1, N_MONOMIALS):
                 added = added + (sums[n * N_MONOMIALS + m] + (dn * h[m] + f[n] * dh[m]),)
@@ -212,10 +213,10 @@ def moments_vjp_jvp(
     DERIVATIVES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write how dE/dd changes when edge vectors change by ``tangent``, dE/drho fixed [3, n_edges].
+    """Write the change of dE/dd [3, n_edges] along ``tangent`` at a fixed dE/drho.
 
-    One lane for each edge, which reads dE/drho of its segment as it goes: for training and
-    Hessians, where simple is better than quick.
+    ``tangent`` is the change of the edge vectors. There is one lane for each edge, which reads
+    dE/drho of its segment: for training and Hessians simple code is better than quick code.
     """
     N_MONOMIALS: tl.constexpr = length(PARENT)
     e = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -297,7 +298,7 @@ def moments_by_table(
 ):
     """Write each edge's part of dE/da_n, dE/db_n [2 n_b, n_edges] of dE/drho.
 
-    With TANGENT: how it changes when edge vectors change by ``tangent``, dE/drho fixed.
+    With TANGENT: its change when edge vectors change by ``tangent``, dE/drho fixed.
     """
     N_MONOMIALS: tl.constexpr = length(PARENT)
     e = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

@@ -1,8 +1,8 @@
-"""Device code of the neighbour list: bins, candidates, order, segments; nothing is added up.
+"""Device code of the neighbour list: bins, candidates, order, segments.
 
-Every array has a fixed size, and what would not fit is left out and counted: the host never has to
+Every array has a fixed size; entries that do not fit are left out and counted: the host need not
 know how many pairs there are while a list is made. Positions and cells are float64 throughout, as
-in a list made by the host: whether a pair is in the list must not depend on who made it.
+in a list of the host: both have to contain the same pairs.
 """
 
 import triton
@@ -59,8 +59,8 @@ def _place_block(
         f = r[0] * c[3 * k] + r[1] * c[3 * k + 1] + r[2] * c[3 * k + 2]
         periodic = tl.load(grid + PERIODIC + k, mask=inside, other=0)
         count = tl.load(grid + N_BINS + k, mask=inside, other=1)
-        # what is no number, or farther than a double or 32 bits tell, has no bin; in a periodic
-        # direction it is no number from here on, which the host finds in the next step
+        # NaN, and positions too far for a double or 32 bits, have no bin; in a periodic
+        # direction they are NaN from here on, which the host sees in the next step
         there = tl.abs(f) < tl.where(periodic > 0, 1e9, 1e15)
         lost = (periodic > 0) & ~there
         f = tl.where(there, f, 0.0)
@@ -122,13 +122,13 @@ def place_atoms(
     n_blocks,
     BLOCK: tl.constexpr,
 ):
-    """Write where atoms stand when the list is made, and the reciprocal vectors of systems.
+    """Write where atoms are when the list is made, and the reciprocal vectors of systems.
 
     ``placed`` [3, n] is r without the cells ``wraps`` [3, n] that it lies away, ``fractions`` [3,
-    n] the same in units of lattice vectors, ``bins`` [n] the bin. The programs from ``n_blocks`` on
-    have one system each: ``reciprocals`` [n_systems, 9], and in ``bins_too_small`` whether the bins
-    that an atom looks at reach too short. ``settings``: reach of the list, its square, width of
-    bins in open directions, skin.
+    n] the same in units of lattice vectors, ``bins`` [n] the bin. The programs from ``n_blocks``
+    on have one system each: ``reciprocals`` [n_systems, 9], and in ``bins_too_small`` whether the
+    bins that an atom looks at reach too short. ``settings``: reach of the list, its square, width
+    of bins in open directions, skin.
     """
     if tl.program_id(0) < n_blocks:
         _place_block(
@@ -178,7 +178,7 @@ def near_pairs(
     """Count the neighbours of one atom that each lane finds, or WRITE them.
 
     Lane l looks at the bins l, l + 32, ... around the atom. A key is the element (15 bits), the
-    sender (32 bits) and the number of the shift among its system's (16 bits); ``ends`` [32 n] says
+    sender (32 bits) and the number of the shift among its system's (16 bits); ``ends`` [32 n] is
     where each lane's keys end.
     """
     receiver = tl.program_id(0)
@@ -243,7 +243,7 @@ def near_pairs(
 
 @triton.jit
 def _row(ends, atom, mask, n_edges):
-    """Return where the edges of receivers begin and end, of those that fit."""
+    """Return the begin and end of the edges of receivers, of those that fit."""
     first = tl.load(ends + atom * LANES - 1, mask=mask & (atom > 0), other=0)
     end = tl.load(ends + atom * LANES + (LANES - 1), mask=mask, other=0)
     return tl.minimum(first, n_edges), tl.minimum(end, n_edges)
@@ -269,7 +269,7 @@ def sort_pairs(
 ):
     """Put the edges of each receiver in the order of their keys, one lane for each edge.
 
-    A lane counts the smaller keys of its row. ``opens`` tells the first edge of every segment.
+    A lane counts the smaller keys of its row. ``opens`` marks the first edge of every segment.
     """
     e = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = e < n_edges
@@ -326,7 +326,7 @@ def finalize_segments(
 ):
     """Write segments, the first segment and edge of atoms, and for each edge its reverse.
 
-    The reverse of an edge of i is one that i sends: found by bisection in the row of its receiver.
+    The reverse of an edge of i is one that i sends: bisection in the row of its receiver finds it.
     ``numbers`` are the running sums of ``opens``. ``need``: how many edges and segments there are,
     whether they fit or not.
     """

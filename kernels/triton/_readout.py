@@ -1,7 +1,7 @@
-"""Device code of networks: one layer, forwards or backwards, for all read-outs at once.
+"""Device code of networks: one layer, forward or backward, for all read-outs at once.
 
 out[h] = sum_f w[f, h] x[f] for BLOCK_HIDDEN rows h and ATOMS_PER_LANE times 32 atoms of a program:
-every weight that is read serves ATOMS_PER_LANE atoms of each lane. Products are sums of float32
+every weight is read once for ATOMS_PER_LANE atoms of each lane. Products are sums of float32
 products, never TF32.
 """
 
@@ -91,7 +91,7 @@ def _activated_slope(x, flag, KINDS: tl.constexpr):
 
 @triton.jit
 def _summed(x, row, n_rows, stride, atom, exists, PARTS: tl.constexpr):
-    """Return row ``row`` of x [PARTS, n_rows, n], its parts added up in order."""
+    """Return row ``row`` of x [PARTS, n_rows, n], its parts added in order."""
     place = x + row * stride + atom
     parts = ()
     for k in tl.static_range(PARTS):
@@ -126,7 +126,7 @@ def _inputs(
             value = _summed(x, f + t, n_in, n, own, (own < n) & (f + t < end), PARTS)
             if ACTIVATE:
                 flag = tl.load(flags + tl.minimum(f + t, n_in - 1))
-                # an activation of nothing may be something
+                # an activation of zero may not be zero
                 value = tl.where(f + t < end, _activated(value, flag, KINDS), 0.0)
             values = values + (value,)
     return values
@@ -159,12 +159,13 @@ def layer(
 ):
     """Write a layer's sums [parts, n_out, n]: a part of it for each run of ``per_part`` inputs.
 
-    Rounding grows with the length of a chain of additions and the size of what they go to: so
-    there are parts, and the bias, which may be larger than all sums, comes last.
-    ACTIVATE: inputs go through the activation that ``flags`` name. SLOPE: outputs are multiplied by
-    the activation's derivative at z, for a backward pass. x and z may come in parts. ``n_before``
-    parts of ``out`` stand in front of the first one written. Inputs are taken UNROLL at a time, so
-    that their loads are under way together.
+    Rounding grows with the length of a chain of additions and the size of its sums: so there are
+    parts, and the bias, which may be larger than all sums, is added last.
+
+    ACTIVATE: inputs go through the activation that ``flags`` name. SLOPE: outputs are multiplied
+    by the activation's derivative at z, for a backward pass. x and z may come in parts. The first
+    part is written behind ``n_before`` parts of ``out``. UNROLL inputs are loaded together, so
+    that their latencies overlap.
     """
     GROUPS: tl.constexpr = STRIDE_W // BLOCK_HIDDEN
     program = tl.program_id(0)
@@ -239,7 +240,7 @@ def _slope_of_kind(x, KINDS: tl.constexpr, FLAG: tl.constexpr):
 
 @triton.jit
 def _further_layers(pre, packed, NET: tl.constexpr, KINDS: tl.constexpr, FLAGS: tl.constexpr):
-    """Return what goes into the activations of all layers behind the second one, after ``pre``."""
+    """Return the inputs of the activations of all layers after the second one, after ``pre``."""
     for k in tl.static_range(1, length(NET)):
         inputs = ()
         for i in tl.static_range(get(NET, k, 0)):
@@ -256,7 +257,7 @@ def _further_layers(pre, packed, NET: tl.constexpr, KINDS: tl.constexpr, FLAGS: 
 
 @triton.jit
 def _back_to_second(grad, pre, packed, NET: tl.constexpr, KINDS: tl.constexpr, FLAGS: tl.constexpr):
-    """Return dE/d of what goes into the activations of the second layer, of dE/dy."""
+    """Return dE/dz of the activations' inputs of the second layer, of dE/dy."""
     for back in tl.static_range(1, length(NET)):
         below = ()
         for i in tl.static_range(get(NET, length(NET) - back, 0)):
@@ -290,13 +291,13 @@ def tail(
     BACKWARD: tl.constexpr,
     BLOCK_HIDDEN: tl.constexpr,
 ):
-    """All layers behind the first one, for one atom: forwards, backwards, or both.
+    """Compute all layers after the first one, for one atom: forward, backward, or both.
 
     ``z`` [PARTS, n_1, n] are the first layer's sums: BLOCK_HIDDEN times 32 lanes have a row each
-    (in turns of 32, as a wider array would go through shared memory), and every later number is the
-    same in all lanes. NET has (inputs, outputs, where weights and biases begin in ``packed``,
-    length of a row, number of the first output in FLAGS) of each layer. Backwards, ``grad_z`` [n_1,
-    n] gets dE/dz of dE/dy.
+    (in groups of 32, as a wider array would go through shared memory), and every later number is
+    the same in all lanes. NET has (inputs, outputs, begin of weights and of biases in ``packed``,
+    length of a row, number of the first output in FLAGS) of each layer. In a backward pass
+    ``grad_z`` [n_1, n] gets dE/dz of dE/dy.
     """
     N1: tl.constexpr = get(NET, 0, 0)
     LAST: tl.constexpr = length(NET) - 1

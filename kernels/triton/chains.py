@@ -1,7 +1,7 @@
-"""Heads as chains of dense layers: read-outs that take what other modules give, in turn.
+"""Heads as chains of dense layers: read-outs that take values of other modules.
 
 The first layer has rows for the features and extra inputs of all modules of the chain; those of
-later modules, and outputs that are still to be taken, pass through the layers between.
+later modules, and outputs that a later module takes, pass through the layers between.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _through(name: _Name, size: int) -> _Rows:
 
 
 def _layer(rows: list[_Rows], names: list[_Name], sizes: Mapping[_Name, int]) -> Layer:
-    """Return the layer that makes rows of the rows called ``names``, in their order."""
+    """Return the layer that makes new rows of the rows called ``names``, in their order."""
     empty = [torch.zeros(len(r.bias), sum(sizes[n] for n in names)).double() for r in rows]
     first = {n: sum(sizes[m] for m in names[:k]) for k, n in enumerate(names)}
     for weight, row in zip(empty, rows, strict=True):

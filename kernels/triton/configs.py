@@ -1,8 +1,9 @@
-"""Which tile a kernel runs with, by size and device: a table, and no timing when a program runs.
+"""The tile of each kernel by size and device: a table; programs do not time kernels.
 
-BA segments (or atoms) by BE lanes of their edges for each program of one warp. More lanes for each
-segment fill a device when there are few segments; fewer waste less at ends. How many fill a device
-goes as its multiprocessors: limits are for `UNITS` of them and scale (docs/developer/kernels.md).
+A tile has BLOCK_SEG segments (or atoms) by BLOCK_EDGE lanes of their edges for each program of one
+warp. More lanes for each segment fill a device when there are few segments; fewer waste less at
+ends. The size that fills a device is proportional to its multiprocessors: limits are for `UNITS` of
+them and scale (docs/developer/kernels.md).
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ SUM_BLOCK = 1024  # numbers that a program of the float64 sums takes at once
 def tile(n_rows: int, units: int | None = None) -> Tile:
     """Return the tile for a number of segments or atoms, on a device of so many multiprocessors.
 
-    By default on the current one.
+    The default is the current device.
     """
     return next(found for limit, found in TILES if below(n_rows, limit, units))
 
 
 def below(n: int, limit: int, units: int | None = None) -> bool:
-    """Return whether ``n`` is below a limit, which is one for `UNITS` multiprocessors."""
+    """Return whether ``n`` is below a limit, which is for `UNITS` multiprocessors and scales."""
     return n * UNITS < limit * (current_units() if units is None else units)
 
 

@@ -13,7 +13,7 @@ from cace_fast.kernels.triton.launch import EdgeGeometry
 
 HEADROOM = 1.1  # capacity beyond what a list needs, so that the next one fits
 GRAIN = 256  # capacities are multiples of this
-FIRST_EDGES, FIRST_SEGMENTS = 16, 2  # of an atom, as a guess: the first list tells better
+FIRST_EDGES, FIRST_SEGMENTS = 16, 2  # of an atom, as a guess; the first list corrects it
 
 
 class Capacity(NamedTuple):
@@ -47,7 +47,7 @@ def initial_capacity(n_atoms: int, n_shifts: int, n_systems: int) -> Capacity:
 
 
 def enlarged(have: Capacity, n_edges: int, n_segments: int) -> Capacity:
-    """Return the capacity that follows on one which a list does not fit."""
+    """Return the capacity after one that was too small for a list."""
     edges, segments = max(n_edges, have.edges), max(n_segments, have.segments)
     return with_headroom(have._replace(edges=edges, segments=segments))._replace(shifts=have.shifts)
 
@@ -55,8 +55,8 @@ def enlarged(have: Capacity, n_edges: int, n_segments: int) -> Capacity:
 class Listed(NamedTuple):
     """A list in the order of the kernels, without padding.
 
-    ``shift`` [E] numbers the columns of ``numbers`` [3, n_shifts], which are distinct cell shifts
-    S; ``system`` [n_shifts] says whose each is.
+    ``shift`` [E] is the column of each edge in ``numbers`` [3, n_shifts], the distinct cell shifts
+    S; ``system`` [n_shifts] is the system of each shift.
     """
 
     edges: Order
@@ -65,7 +65,7 @@ class Listed(NamedTuple):
     system: Tensor
 
     def need(self, n_atoms: int, n_systems: int) -> Capacity:
-        """Return the least capacity; one shift more than there are, for padding."""
+        """Return the least capacity; padding needs one shift more than there are."""
         sizes = (len(self.shift), len(self.edges.seg_atom), len(self.system) + 1)
         return Capacity(n_atoms, *sizes, n_systems)
 
@@ -89,7 +89,7 @@ class EdgeBuffers:
     Parameters
     ----------
     capacity, device, dtype
-        Sizes, and where and how to compute.
+        Sizes, device and working precision.
     cutoff
         r_c in A: padding edges are made four times as long.
     """
@@ -118,7 +118,7 @@ class EdgeBuffers:
             sent_edge=ints(c.edges),
         )
         cells = torch.zeros(c.systems + 1, 3, 3, dtype=torch.float64, device=device)
-        cells[-1, 0, 0] = 4.0 * cutoff  # no system's: padding edges go along it
+        cells[-1, 0, 0] = 4.0 * cutoff  # belongs to no system: padding edges go along it
         self.lists = EdgeGeometry(
             shift=ints(c.edges),
             numbers=ints(3, c.shifts),
@@ -129,7 +129,7 @@ class EdgeBuffers:
         )
 
     def fill(self, found: Listed) -> None:
-        """Take a list over."""
+        """Copy a list into the buffers."""
         edges, lists, n_atoms = self.edges, self.lists, self.capacity.atoms
         given, n_edges = found.edges, len(found.shift)
         pairs = (

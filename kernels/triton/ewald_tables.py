@@ -1,4 +1,4 @@
-"""What the kernels of the long range know of systems: vectors k, spans, and lists of work."""
+"""Tables of systems for the kernels of the long range: vectors k, spans, and lists of work."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Tables(NamedTuple):
 
     ``turns`` [3, n_k] integers, ``k`` [3, n_k] in 1/A, ``potential`` [n_k] 4 g norm/V, ``virial``
     [6, n_k] -dE/dstrain for |S|^2, ``ranges`` the k vectors of every system; ``k_system`` [n_k] and
-    ``system_of`` [n] whose they are; ``spans``, ``systems`` as ``_ewald_parts`` describes them,
-    items as ``_ewald`` does.
+    ``system_of`` [n] the system of each vector and atom; ``spans``, ``systems`` as ``_ewald_parts``
+    describes them, items as ``_ewald`` does.
     """
 
     turns: Tensor
@@ -112,7 +112,7 @@ def _ints(rows: Sequence[Sequence[int]], width: int) -> Tensor:
 
 
 def _owners(ranges: Sequence[Range]) -> Tensor:
-    """Return which of the ranges each number is in."""
+    """Return the range that contains each number."""
     sizes = torch.tensor([end - first for first, end in ranges])
     return torch.repeat_interleave(sizes).int()
 
@@ -141,10 +141,10 @@ def _terms(module: Ewald, n: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def _self_energies(module: Ewald, periodic: Sequence[bool]) -> Tensor:
-    """Return what a unit charge adds to the energy of its own channel [n_systems, 2].
+    """Return the self energies of a unit charge [n_systems, 2].
 
-    In a periodic system every channel loses the self terms of all, files were trained so: the
-    second column counts for each channel that there is.
+    The first column counts for the charge's channel. In a periodic system every channel loses the
+    self terms of all channels (equation 28): the second column counts for every channel.
     """
     own = module.norm_factor * (2.0 * pi) ** -1.5 / module.sigma
     removed = module.remove_self_interaction
@@ -155,7 +155,7 @@ def _self_energies(module: Ewald, periodic: Sequence[bool]) -> Tensor:
 
 
 def _blocks(lanes: tuple[int, int], summed: tuple[int, int]) -> Iterator[Item]:
-    """Yield items: a block of lanes and a run of what it sums over, numbered by run."""
+    """Yield items: a block of lanes and a run of the terms of its sum, numbered by run."""
     for part, run in enumerate(range(summed[0], summed[1], RUN)):
         for first in range(lanes[0], lanes[1], LANES):
             yield first, min(first + LANES, lanes[1]), run, min(run + RUN, summed[1]), part

@@ -18,8 +18,8 @@ from cace_fast.spec import Representation
 
 LANES = 32  # atoms of a program of one warp
 MOST_MOMENTS = 105  # moments of all channels of a lane: with more of them registers spill
-MOST_AT_ONCE = 60  # numbers of a lane where there are few atoms: everything is read at once
-FEW_ROWS = 8  # rows of a tile: the table of tiles gives fewer where a device is not full
+MOST_AT_ONCE = 60  # numbers of a lane for few atoms: everything is read at once
+FEW_ROWS = 8  # rows of a tile: the table of tiles has fewer where a device is not full
 MOST_FUSED = 56  # monomials: with more of them A is made in parts, and contracted from memory
 
 
@@ -29,7 +29,7 @@ def degrees(l_max: int) -> tuple[int, ...]:
 
 
 def packed_mixing(spec: Representation, weights: Mapping[str, Tensor]) -> Tensor:
-    """Return W as kernels read it, [n_b, L + 1, R, C]."""
+    """Return W in the layout of the kernels, [n_b, L + 1, R, C]."""
     found = [weights[f"mixing.{degree}"] for degree in range(spec.l_max + 1)]
     return torch.stack(found, 1).contiguous()
 
@@ -42,7 +42,7 @@ class Contraction:
     Parameters
     ----------
     spec, weights
-        The representation and its tensors; their device and dtype are those of the work.
+        The representation and its tensors; the kernels use their device and dtype.
     """
 
     def __init__(self, spec: Representation, weights: Mapping[str, Tensor]) -> None:
@@ -65,7 +65,7 @@ class Contraction:
     def forward(
         self, rho: Tensor, edges: Edges, species: Tensor, b: Tensor | None, a: Tensor | None
     ) -> None:
-        """Write B and A of rho; None for what is not wanted. ``species`` [n] is int32."""
+        """Write B and A of rho; None leaves one out. ``species`` [n] is int32."""
         whole = len(self.parts) == 1
         if not whole and a is None:
             a = rho.new_empty(self.n_radial * self.n_a * self.k**2, species.shape[0])
@@ -109,8 +109,8 @@ class Contraction:
     ) -> None:
         """Write dE/drho.
 
-        ``grad_a`` gets dE/dA, beside what is there already where ``add`` is true; with ``grad_b``
-        None it is taken as it is.
+        ``grad_a`` gets dE/dA, added if ``add`` is true; if ``grad_b`` is None, ``grad_a``
+        is the input.
         """
         n = species.shape[0]
         if grad_b is not None and len(self.parts) > 1:
@@ -160,7 +160,7 @@ class Contraction:
     def contract_backward(
         self, a: Tensor, grad_b: Tensor, grad_a: Tensor, *, add: bool = False
     ) -> None:
-        """Write dE/dA, or add it to what is there."""
+        """Write dE/dA, or add it."""
         self.alone.backward(a, grad_b, grad_a, add=add)
 
     def _grid(self, n: int) -> tuple[int]:
@@ -175,7 +175,7 @@ class Contraction:
 
 
 class ContractionFromA:
-    """The contraction of moments that are there: A [R n_A C, n], B [R n_B C, n]."""
+    """The contraction of given moments: A [R n_A C, n], B [R n_B C, n]."""
 
     def __init__(self, l_max: int, nu_max: int, n_radial: int, n_channels: int) -> None:
         self.functions = polynomials(l_max, nu_max)
@@ -198,7 +198,7 @@ class ContractionFromA:
         )
 
     def backward(self, a: Tensor, grad_b: Tensor, grad_a: Tensor, *, add: bool = False) -> None:
-        """Write dE/dA of A and dE/dB, or add it to what is there."""
+        """Write dE/dA of A and dE/dB, or add it."""
         n = a.shape[1]
         _invariants.contract_backward[(_blocks(n) * self.lanes,)](
             a, grad_b, grad_a, n, GRADIENT=self.functions.gradient, ADD=add, **self.shape
@@ -213,12 +213,12 @@ class ContractionFromA:
 
 
 def channels_at_once(k: int, l_max: int) -> int:
-    """Return how many channels of one sender's component a lane takes: rho is read once for all."""
+    """Return the channels of one sender's component that a lane takes: rho is read once for all."""
     return _divisor(k, MOST_MOMENTS // tables.n_monomials(l_max))
 
 
 def _few(n: int) -> bool:
-    """Return whether atoms are so few that waiting for memory is what counts."""
+    """Return whether there are so few atoms that latency of memory decides."""
     return configs.tile(n).rows < FEW_ROWS
 
 
@@ -228,7 +228,7 @@ def _divisor(n: int, most: int) -> int:
 
 
 def monomial_parts(l_max: int) -> tuple[tuple[int, int], ...]:
-    """Return (first, end) of the monomials that one launch makes A of."""
+    """Return (first, end) of the monomials of A that one launch makes."""
     n = tables.n_monomials(l_max)
     count = -(-n // MOST_FUSED)
     edges = [k * n // count for k in range(count + 1)]

@@ -1,4 +1,4 @@
-"""Host side of the long range: launches, and what else a term of the energy needs.
+"""Host side of the long range: launches, and the other parts of an energy term.
 
 The sums over atoms, k vectors and pairs are kernels in the working precision; their parts are added
 up in float64 by others. Operations of torch are left where something is rare: slabs, the neutrality
@@ -30,7 +30,7 @@ UNROLL = 4  # terms or parts whose loads are under way together
 
 
 class _Given(NamedTuple):
-    """What is summed elsewhere: potentials and dE/dr [n_q + 3, n], virials [6, n_systems]."""
+    """Parts summed elsewhere: potentials and dE/dr [n_q + 3, n], virials [6, n_systems]."""
 
     rows: Tensor
     virials: Tensor
@@ -341,7 +341,7 @@ class DeviceEwaldSum:
         return _Given(rows, virials)
 
     def _penalty(self, q: Tensor, energies: Tensor, slopes: Tensor, penalty: float) -> None:
-        """Add the neutrality penalty, which each entry of a result gets; open systems have one."""
+        """Add the neutrality penalty to each entry of a result; open systems have one."""
         for (a, b), periodic in zip(self._bounds(), self.periodic, strict=True):
             if b > a:
                 entries = len(q) if periodic else 1
@@ -355,7 +355,7 @@ class DeviceEwaldSum:
 
 
 def _field(module: Ewald) -> tuple[int, float]:
-    """Return axis and strength of the external field as a charge of one channel feels it, or -1."""
+    """Return axis and strength of the external field for a charge of one channel, or -1."""
     field, axis = module.external_field or 0.0, module.external_field_direction or 0
     assert not isinstance(field, str)
     assert not isinstance(axis, str)

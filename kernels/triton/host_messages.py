@@ -31,13 +31,13 @@ TURNED = {
 class Messages:
     """One message passing step.
 
-    A [R n_A C, n], B [R n_B C, n] component-major; inside, copies that are atom-major, so that a
-    neighbour's numbers are read as rows.
+    A [R n_A C, n] and B [R n_B C, n] are component-major; copies inside are atom-major, so that the
+    numbers of a neighbour are read as rows.
 
     Parameters
     ----------
     spec, weights
-        The representation and its tensors; their device and dtype are those of the work.
+        The representation and its tensors; the kernels use their device and dtype.
     step
         Which step, from 0.
 
@@ -106,7 +106,7 @@ class Messages:
         return torch.stack(found).contiguous()
 
     def _rows(self, bchi: Bchi) -> Tensor:
-        """Return which output of the network belongs to every (l, c), whatever is shared."""
+        """Return the output of the network that belongs to every (l, c), whatever is shared."""
         n_c = 1 if bchi.shared_channels else self.c
         degree = torch.arange(self.n_degrees) * (0 if bchi.shared_l else n_c)
         return (degree[:, None] + torch.arange(self.c) * (n_c > 1)).flatten()
@@ -183,8 +183,8 @@ class Messages:
     ) -> None:
         """Write or add the gradients of dE/dA' ``grad_out``, after :meth:`forward`.
 
-        ``grads`` are those of A, which is written if it is read, and of B and vectors, to which
-        is added.
+        ``grads`` are those of A, which is written if it is read, and of B and vectors,
+        which are added to.
         """
         grad_a, grad_b, grad_vectors = grads
         n, n_edges = species.shape[0], edges.vectors.shape[1]
@@ -270,7 +270,7 @@ class Messages:
         grad_b.add_(work["grad_b"])
 
     def _carry(self, x: Tensor, edges: Edges, y: Tensor, *, sent: bool) -> None:
-        """Write what Ar and memory make of x atom-major, along edges that atoms receive or send."""
+        """Write Ar and memory of x, atom-major, along edges that atoms receive or send."""
         other = edges.receiver if sent else edges.sender
         lists = edges.sent_first, edges.sent_edge
         if not sent:

@@ -1,4 +1,4 @@
-"""Moments of edges in any order: what the public operator of ``backend="triton"`` computes."""
+"""Moments of edges in any order, for the public operator of ``backend="triton"``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cace_fast.spec import Representation
 
 
 class TritonMoments(EdgeMoments):
-    """Moments of one set of edges, mixed by the kernels that the engine has for it."""
+    """Moments of one set of edges, mixed by the kernels of the engine."""
 
     def __init__(
         self,

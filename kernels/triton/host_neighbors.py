@@ -1,8 +1,8 @@
 """Host side of the neighbour list on the device: arrays of fixed size, launches, no arithmetic.
 
-Once the grid of bins is chosen, a list is made without a look of the host: what does not fit is
-counted, and a later look at the counts tells how much room is needed. Positions in open directions
-need no box: bins are numbered modulo their number there.
+Once the grid of bins is chosen, a list is made without reading anything on the host: pairs that do
+not fit are counted, and the counts, read later, tell how much capacity is needed. Positions in open
+directions need no box: bins are numbered modulo their number there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CLOSE = 0.98  # of the room that bins leave a cell before they are chosen anew
 
 
 class Grid(NamedTuple):
-    """The bins of one system, three numbers each by axis: see ``_neighbors``."""
+    """The bins of one system, three numbers each by axis; see ``_neighbors``."""
 
     number: list[int]
     far: list[int]
@@ -90,7 +90,7 @@ def grid_of(
 
 
 class PairSearch:
-    """The list of one system or batch, made on the device again and again.
+    """The neighbour list of one system or batch, made on the device again and again.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ class PairSearch:
     def set_grids(self, frames: NDArray[np.float64], grids: list[Grid]) -> tuple[Tensor, Tensor]:
         """Take the bins of every system; return the shifts [3, n_shifts] and the system of each.
 
-        One shift more than there are belongs to no system: that of padding edges.
+        The last shift belongs to no system: it is that of padding edges.
         """
         device = self.species.device
         bins = np.cumsum([0, *(grid.n_bins for grid in grids)]).tolist()
@@ -167,7 +167,7 @@ class PairSearch:
         positions
             [n, 3] float64.
         lists, edges
-            Where the list goes. ``edges.sent_edge`` is used meanwhile.
+            Buffers of the list. ``edges.sent_edge`` is used as work space before it is written.
         work
             Two int64 and two int32 arrays [E]: keys, sorted keys, receivers, running sums.
         """

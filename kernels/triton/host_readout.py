@@ -25,7 +25,7 @@ Work = dict[str, Tensor]
 
 
 class _Packed(NamedTuple):
-    """A layer as kernels read it, forwards [n_in, rows] and backwards [n_out, rows]."""
+    """A layer in the layout of the kernels, forward [n_in, rows] and backward [n_out, rows]."""
 
     forward: Tensor
     backward: Tensor
@@ -43,7 +43,7 @@ class Networks:
     networks
         Layers of each.
     like
-        A tensor whose device and dtype are those of the work.
+        A tensor with the device and dtype to use.
     """
 
     def __init__(self, networks: Sequence[list[Layer]], like: Tensor) -> None:
@@ -68,7 +68,7 @@ class Networks:
     def buffers(self, n: int, n_more: int = 0) -> Work:
         """Return the buffers for ``n`` atoms; ``n_more`` parts of the first sums come from outside.
 
-        ``z0``, ``z1``, ...: what goes into activations, kept for the backward pass. The last
+        ``z0``, ``z1``, ...: inputs of the activations, stored for the backward pass. The last
         outputs go to the caller's tensor.
         """
         like = self.layers[0].forward
@@ -80,9 +80,9 @@ class Networks:
         return work
 
     def forward(self, x: Tensor, y: Tensor, work: Work, grad_y: Tensor | None = None) -> None:
-        """Write y [n_out, n] of x [n_in, n]; with dE/dy, the first part of the way back too.
+        """Write y [n_out, n] of x [n_in, n]; with dE/dy also the first part of the backward pass.
 
-        :meth:`backward` is to be told then that dE/dy was known.
+        Tell :meth:`backward` then that dE/dy was known.
         """
         before = x
         for k, layer in enumerate(self.layers):
@@ -128,18 +128,18 @@ class Networks:
 
 
 class FusedHiddenLayers:
-    """All layers of a network behind the first one, as one launch.
+    """All layers of a network after the first one, as one launch.
 
     Parameters
     ----------
     layers
-        They, of a chain of at least two.
+        The layers of the whole network, at least two.
     flags
         The activation of every output of the first layer.
     kinds
         Names of activations; ``flags`` number them from 1 on.
     like
-        A tensor whose device and dtype are those of the work.
+        A tensor with the device and dtype to use.
 
     Attributes
     ----------
@@ -271,7 +271,7 @@ class Readouts:
         self._pack_extras(widths, like)
 
     def _pack_extras(self, widths: list[int], like: Tensor) -> None:
-        """Place the weights of extra inputs in the rows of their head's first layer."""
+        """Write the weights of extra inputs into the rows of their head's first layer."""
         first, packed = 0, []
         for width, weight in zip(widths, self._extra_weights, strict=True):
             whole = torch.zeros(sum(widths), weight.shape[1]).double()
@@ -317,5 +317,5 @@ class Readouts:
     def backward(
         self, grad_y: Tensor, grad_feats: Tensor, work: Work, *, known: bool = False
     ) -> None:
-        """Write dE/dfeatures of dE/dy, after :meth:`forward`; ``known`` if that had it."""
+        """Write dE/dfeatures of dE/dy, after :meth:`forward`; ``known`` if forward had dE/dy."""
         self.network.backward(grad_y, grad_feats, work, known=known)

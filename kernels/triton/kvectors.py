@@ -1,4 +1,4 @@
-"""The vectors k of the long range: which there are, and when to transform."""
+"""The vectors k of the long range, and the choice between direct sums and transforms."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cace_fast.kernels.kspace import axes_of, k2_limit
 
 
 class SumMethod(NamedTuple):
-    """How periodic systems are summed: method, its tolerance, and how many charges atoms have."""
+    """The sum of periodic systems: method, its tolerance, and how many charges atoms have."""
 
     method: str
     tolerance: float
@@ -35,8 +35,9 @@ def plan_of(
 ) -> MeshPlan | None:
     """Return the mesh of a periodic system of n atoms, None for the direct sum.
 
-    By itself a GPU sums directly for longer than a processor: all its lanes have work, and the sum
-    is part of the captured step. MOST_PAIRS_ON_GPU is a prediction (docs/developer/kernels.md).
+    On a GPU ``"auto"`` sums directly up to larger systems than on a processor: all its lanes have
+    work, and the sum is part of the captured step. MOST_PAIRS_ON_GPU is a prediction
+    (docs/developer/kernels.md).
     """
     n_k = n_k_vectors(k_cell.numpy(), sphere.dl)
     if how.method == "auto" and (n * n_k <= MOST_PAIRS_ON_GPU or how.tolerance < TIGHTEST):

@@ -1,7 +1,7 @@
-"""Host side of the moments and of what stands around a model: edges, launches, no arithmetic.
+"""Host side of the moments, forces and sums: edges, launches, no arithmetic.
 
-Arrays are component-major and contiguous, [component, lane]; lanes are edges, segments or atoms,
-and their number may be a capacity: places behind the last one are empty
+Arrays are component-major and contiguous, [component, lane]; lanes are edges, segments or atoms.
+Their number may be a capacity: elements behind the last lane are empty
 (docs/developer/kernels.md).
 """
 
@@ -24,14 +24,14 @@ SPLIT = 1024  # positions are split at multiples of 1/1024 A: differences are ex
 
 
 class EdgeGeometry(NamedTuple):
-    """What edges need besides their ends.
+    """Shifts, cells and split positions of edges.
 
     Attributes
     ----------
     shift, numbers, system
-        [E] which shift each edge has; S [3, n_shifts] of each, and its system [n_shifts].
+        [E] the shift of each edge; S [3, n_shifts] of each shift, and its system [n_shifts].
     cells
-        [n_systems + 1, 3, 3] float64; the last one is no system's but that of padding edges.
+        [n_systems + 1, 3, 3] float64; the last one belongs to padding edges.
     atoms, shifts
         Positions [3, n] and S h [3, n_shifts], two numbers of each.
     """
@@ -45,7 +45,7 @@ class EdgeGeometry(NamedTuple):
 
 
 class VerletState(NamedTuple):
-    """What a list that was made on the device remembers; see ``host_neighbors``."""
+    """State of a list that was made on the device; see ``host_neighbors``."""
 
     system_of: Tensor
     frames: Tensor
@@ -57,7 +57,7 @@ class VerletState(NamedTuple):
 
 
 class VerletStatus(NamedTuple):
-    """What the host asks of such a list: moves of blocks of atoms, bad systems, sizes."""
+    """Status of such a list for the host: displacements of blocks of atoms, bad systems, sizes."""
 
     displacement_ratio: Tensor
     bins_too_small: Tensor
@@ -66,14 +66,14 @@ class VerletStatus(NamedTuple):
 
 @dataclass
 class Results:
-    """What a step leaves.
+    """Results of a step.
 
     ``energies`` [2, n] of atoms, short and long range, their sums ``totals`` [2, n_systems],
     ``virial_sums`` [6, n_systems] (xx yy zz yz xz xy) and the share of the long range in these,
-    ``long_virials``, are float64. ``outputs`` y [n_out, n],
-    ``forces`` [3, n] and ``virials`` [6, n] of atoms are in the working precision. ``closest``
-    holds the smallest squared distance of every block of edges, ``status`` [5] float64 what the
-    host reads after a step (``_forces.totals``).
+    ``long_virials``, are float64. ``outputs`` y [n_out, n], ``forces`` [3, n] and ``virials`` [6,
+    n] of atoms are in the working precision. ``closest`` holds the smallest squared distance of
+    every block of edges, ``status`` [5] float64 the numbers that the host reads after a step
+    (``_forces.totals``).
     """
 
     energies: Tensor
@@ -93,7 +93,7 @@ class Moments:
     Parameters
     ----------
     spec, weights
-        The representation and its tensors; their device and dtype are those of the work.
+        The representation and its tensors; the kernels use their device and dtype.
     """
 
     def __init__(self, spec: Representation, weights: Mapping[str, Tensor]) -> None:
@@ -129,7 +129,7 @@ class Moments:
     def backward(
         self, edges: Edges, grad_rho: Tensor, grad_vectors: Tensor, *, add: bool = False
     ) -> None:
-        """Write dE/dd [3, E] of dE/drho [n_b n_A, S], or add it to what is there."""
+        """Write dE/dd [3, E] of dE/drho [n_b n_A, S], or add it."""
         tile, grid = tiles(grad_rho.shape[1])
         for first, count in self.chunks:
             _moments.moments_backward[grid](
@@ -229,9 +229,9 @@ def split_positions(
 ) -> None:
     """Write positions [n, 3] and the shifts S h of ``lists``, each as a sum of two.
 
-    With ``kept``, a list that was made on the device, positions are first moved back to where they
-    were then; ``displacement_ratio`` gets the largest move of every block of atoms
-    (``_forces.split_positions``).
+    With ``kept``, a list that was made on the device, positions are first moved back by the cells
+    that they lay away then; ``displacement_ratio`` gets the largest displacement of every block of
+    atoms (``_forces.split_positions``).
     """
     n, n_shifts = positions.shape[0], lists.numbers.shape[1]
     fill = VerletState(*(positions,) * len(VerletState._fields)) if kept is None else kept
@@ -314,7 +314,7 @@ def totals(
 ) -> None:
     """Write energies of atoms, float64 sums of energies and virials, and ``results.status``.
 
-    ``energy_weights`` [n_out, n] is what each output counts in the energy; virials are summed
+    ``energy_weights`` [n_out, n] is the weight of each output in the energy; virials are summed
     with ``derivatives``; ``kept`` belongs to a list that was made on the device.
     """
     n_out, n = results.outputs.shape
@@ -347,7 +347,7 @@ def totals(
 
 
 def n_blocks(n: int) -> int:
-    """Return how many programs of one lane for each of ``n`` there are."""
+    """Return the number of programs if each has one lane per item of ``n``."""
     return -(-n // configs.BLOCK)
 
 
@@ -356,6 +356,6 @@ def _blocks(n: int) -> tuple[int]:
 
 
 def tiles(n_rows: int) -> tuple[configs.Tile, tuple[int]]:
-    """Return the tile for a number of rows, and how many programs that makes."""
+    """Return the tile for a number of rows, and the number of programs."""
     tile = configs.tile(n_rows)
     return tile, (-(-n_rows // tile.rows),)

@@ -1,6 +1,6 @@
-"""Networks as chains of dense layers: norms, residuals and linear read-outs are rows of them.
+"""Networks as chains of dense layers; norms, residuals and linear read-outs become rows of them.
 
-Rows that a network does not touch in a layer pass through it, so that networks of any depth, and
+Rows that a network does not use in a layer pass through it, so that networks of any depth, and
 the linear read-outs beside them, are rows of the same few products (docs/developer/kernels.md).
 """
 
@@ -28,7 +28,7 @@ class Layer(NamedTuple):
 def layers_of(
     mlp: MLP, weights: Mapping[str, Tensor], prefix: str, linear: bool = False
 ) -> list[Layer]:
-    """Return a network as layers with its batch normalisation and linear read-out in them."""
+    """Return a network as layers that include its batch normalisation and linear read-out."""
     layers = (_residual if mlp.residual else _plain)(mlp, weights, prefix)
     if not linear:
         return layers
@@ -45,9 +45,9 @@ def _plain(mlp: MLP, weights: Mapping[str, Tensor], prefix: str) -> list[Layer]:
 
 
 def _residual(mlp: MLP, weights: Mapping[str, Tensor], prefix: str) -> list[Layer]:
-    """Return a residual network: what skips a layer is rows that pass through it.
+    """Return a residual network as layers; what skips a layer passes through it as rows.
 
-    Between layers x = M s + c of the rows s: outputs of activations, and what skipped them.
+    Between layers x = M s + c of the rows s: outputs of activations, and rows that skipped them.
     """
     found: list[Layer] = []
     m, c = None, torch.zeros(mlp.widths[0]).double()
@@ -103,7 +103,7 @@ def _bare(weights: Mapping[str, Tensor], name: str) -> _Bare:
 
 
 def _affine(weights: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
-    """Return W, b of a linear layer with its stored normalisation in them, float64 on the CPU."""
+    """Return W, b of a linear layer, its stored normalisation included, float64 on the CPU."""
     w, b = _without_norm(weights, name)
     scale, offset = _norm(weights, name, len(b))
     return w * scale[:, None], b * scale + offset

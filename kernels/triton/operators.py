@@ -1,4 +1,4 @@
-"""The public operators on Triton kernels: from arrays as users have them to component-major ones.
+"""The public operators on Triton kernels: users' arrays become component-major ones.
 
 Each function is the body of the operator of the same name in ``kernels/``.
 """
@@ -37,7 +37,13 @@ def _atoms(x: Tensor, like: Tensor, n_rows: int) -> Tensor:
 
 
 def contraction(a: Tensor, l_max: int, nu_max: int) -> Tensor:
-    """Return B [n, R, n_B, C]."""
+    """Return B [n, R, n_B, C] of A [n, R, n_A, C] (``docs/theory.md``, equations 13 to 16).
+
+    Raises
+    ------
+    InputError
+        For arrays of too many numbers.
+    """
     alone = ContractionFromA(l_max, nu_max, a.shape[1], a.shape[3])
     b = a.new_empty(alone.n_b * alone.lanes, len(a))
     alone.forward(_components(a), b)
@@ -45,7 +51,13 @@ def contraction(a: Tensor, l_max: int, nu_max: int) -> Tensor:
 
 
 def contraction_gradient(grad_out: Tensor, a: Tensor, l_max: int, nu_max: int) -> Tensor:
-    """Return dE/dA of dE/dB."""
+    """Return dE/dA [n, R, n_A, C] of dE/dB ``grad_out`` [n, R, n_B, C] (equations 13 to 16).
+
+    Raises
+    ------
+    InputError
+        For arrays of too many numbers.
+    """
     alone, moments = ContractionFromA(l_max, nu_max, a.shape[1], a.shape[3]), _components(a)
     out = torch.empty_like(moments)
     alone.backward(moments, _components(grad_out), out)
@@ -55,7 +67,15 @@ def contraction_gradient(grad_out: Tensor, a: Tensor, l_max: int, nu_max: int) -
 def contraction_jvps(
     tangent: Tensor, grad_out: Tensor, a: Tensor, l_max: int, nu_max: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the change of B, and of dE/dA at a fixed dE/dB, when A changes by ``tangent``."""
+    """Return the change of B, and of dE/dA at a fixed dE/dB, when A changes by ``tangent``.
+
+    ``tangent`` and ``a`` are [n, R, n_A, C], ``grad_out`` is [n, R, n_B, C] (equations 13 to 16).
+
+    Raises
+    ------
+    InputError
+        For arrays of too many numbers.
+    """
     alone, moments = ContractionFromA(l_max, nu_max, a.shape[1], a.shape[3]), _components(a)
     slopes = _components(grad_out)
     outs = torch.empty_like(slopes), torch.empty_like(moments)
@@ -64,7 +84,10 @@ def contraction_jvps(
 
 
 class Network:
-    """One read-out on features [n, n_in] in the order of files; weights begin with ``PREFIX``."""
+    """One read-out on features [n, n_in] in the order of files (``docs/theory.md``, equation 24).
+
+    The names of the weights begin with ``PREFIX``.
+    """
 
     PREFIX = "outputs.0.0"
 
@@ -77,13 +100,13 @@ class Network:
         self.work: Work = self.heads.buffers(n)
 
     def value(self) -> Tensor:
-        """Return y [n, n_out]."""
+        """Return y [n, n_out] in the dtype of the features (equation 24)."""
         y = self.x.new_empty(self.heads.n_out, self.x.shape[1])
         self.heads.forward(self.x, [None], y, self.work)
         return y.T.contiguous()
 
     def gradient(self, grad_out: Tensor) -> Tensor:
-        """Return dE/dx [n, n_in] of dE/dy."""
+        """Return dE/dx [n, n_in] of dE/dy ``grad_out`` [n, n_out] (equation 24)."""
         self.value()
         out = torch.empty_like(self.x)
         self.heads.backward(grad_out.detach().T.contiguous(), out, self.work)
@@ -91,7 +114,10 @@ class Network:
 
 
 class Step:
-    """One message passing step on edges in any order."""
+    """One message passing step on edges in any order (``docs/theory.md``, equation 21).
+
+    ``edges`` are vectors [n_edges, 3] in A, senders, receivers [n_edges] and species [n].
+    """
 
     def __init__(
         self,
@@ -108,14 +134,29 @@ class Step:
         self.work = self.messages.buffers(len(species), len(vectors))
 
     def value(self, a: Tensor, b: Tensor) -> Tensor:
-        """Return A of the next generation."""
+        """Return A [n, R, n_A, C] of the next generation, of A and B of this one (equation 21).
+
+        Raises
+        ------
+        InputError
+            For arrays of too many numbers.
+        """
         moments = _components(a)
         out = torch.empty_like(moments)
         self.messages.forward(moments, _components(b), self.edges, self.species, out, self.work)
         return _atoms(out, a, a.shape[2])
 
     def gradient(self, a: Tensor, b: Tensor, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the gradients with respect to A, B and the vectors."""
+        """Return dE/dA, dE/dB and dE/dd [n_edges, 3] of the gradient of the next generation.
+
+        ``grad_out`` is dE/dA' of equation 21 (``docs/theory.md``); dE/dA, dE/dB and dE/dA' are
+        shaped like A, B and A.
+
+        Raises
+        ------
+        InputError
+            For arrays of too many numbers.
+        """
         self.value(a, b)
         grad = _components(grad_out)
         by_a, by_b = torch.zeros_like(grad), torch.zeros_like(_components(b))
@@ -130,9 +171,15 @@ class Step:
 def ewald(
     q: Tensor, positions: Tensor, cell: Tensor, k_cell: Tensor, module: Ewald, *, periodic: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the potential [n, n_q], forces [n, 3] and the virial [3, 3] of one system.
+    """Return potential [n, n_q], forces [n, 3] and virial [3, 3] of one system, without norm.
 
-    All but ``q`` are float64; the work is done in the dtype of ``q``.
+    ``q`` [n, n_q] is in internal units and its dtype is that of the work; ``positions`` [n, 3],
+    ``cell`` and ``k_cell`` [3, 3] are float64 in A, like the virial (equation 27).
+
+    Raises
+    ------
+    InputError
+        If the cell is singular.
     """
     total = DeviceEwaldSum(module, q.device, q.dtype)
     cells = cell.detach().cpu()[None]

@@ -1,8 +1,8 @@
-"""One evaluation on the device: every kernel in order, forward and back, no automatic derivatives.
+"""One evaluation on the device: all kernels in order, forward and backward, without autograd.
 
-The order is that of ``docs/theory.md``; the way back is its analytic reverse. All arrays stand in
-buffers of one capacity, so that the whole step can be captured as a CUDA graph. Who fills and runs
-them is ``cace_fast.engine.runner``.
+The order is that of ``docs/theory.md``; the backward pass is its analytic reverse. All arrays are
+in buffers of one capacity, so that the whole step can be captured as a CUDA graph.
+``cace_fast.engine.runner`` fills the buffers and runs the step.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from cace_fast.spec import EnergyProgram, ModelSpec
 
 
 class Status(NamedTuple):
-    """What the host reads after a step, all at once; see ``_forces.totals``."""
+    """The numbers that the host reads after a step; see ``_forces.totals``."""
 
     closest: float
     displacement_ratio: float
@@ -45,7 +45,7 @@ class Launchers:
     spec, weights
         The model, with tensors on the device and in the dtype to compute with.
     program
-        What the energy is made of.
+        Read-outs and Ewald sums of the energy.
 
     Raises
     ------
@@ -71,7 +71,7 @@ class Launchers:
         self.charge_rows = [self._rows(term.head) for term in program.terms]
 
     def _energy_rows(self) -> dict[int, tuple[float, bool]]:
-        """Return weight and whether to average of every row of y that is an energy."""
+        """Return the weight of each row of y that is an energy, and whether it is a mean."""
         if self.readouts is None:
             return {}
         return {
@@ -90,9 +90,9 @@ class Launchers:
 
 @dataclass
 class Inputs:
-    """What a graph brings besides its edges, in buffers that stay.
+    """Inputs of a graph besides its edges, in buffers that stay.
 
-    ``energy_weights`` [n_out, n] is what every output of the read-outs counts in the energy,
+    ``energy_weights`` [n_out, n] is the weight of every output of the read-outs in the energy,
     ``grad_outputs`` the same with dE/dq for charges; ``extras`` further inputs [n_extra, n] of
     each head.
     """
@@ -107,7 +107,7 @@ class Inputs:
 
 @dataclass
 class TermBuffers:
-    """Charges of one Ewald term, its dE/dq, and what that is added to, if anything: [n_q, n]."""
+    """Charges of one Ewald term, its dE/dq, and the gradient to add to it, if any: [n_q, n]."""
 
     charges: Tensor
     slopes: Tensor
@@ -142,7 +142,7 @@ class Step:
         self.rho, self.grad_rho = floats(n_rho, n_segments), floats(n_rho, n_segments)
         self.features, self.grad_features = (floats(stages * self.n_features, n) for _ in "xg")
         kept = [n_a if t or self._is_read(0) else 0 for t in range(stages)]
-        self.a = [floats(rows, n) for rows in kept]  # the first one can be made of rho again
+        self.a = [floats(rows, n) for rows in kept]  # the first one can be computed from rho again
         self.grad_a = [floats(n_a, n) for _ in range(stages)]
         self.grad_vectors = floats(3, n_edges)
         ints = torch.zeros(n_systems + 1, dtype=torch.int32, device=k.device)
@@ -198,7 +198,7 @@ class Step:
 
     @property
     def n_bytes(self) -> int:
-        """Memory of all buffers, those of the search included."""
+        """Memory of all buffers in bytes, those of the search included."""
         storages = [t.untyped_storage() for t in _tensors(vars(self))]
         return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
 
@@ -208,7 +208,7 @@ class Step:
         return any(total.by_mesh for total in self.sums)
 
     def take_atoms(self, graph: AtomicGraph) -> None:
-        """Take elements, systems, and what each output counts in the energy."""
+        """Take elements, systems, and the weight of each output in the energy."""
         inputs = self.inputs
         inputs.species.copy_(graph.species)
         counts = torch.bincount(graph.batch, minlength=graph.n_systems)
@@ -218,7 +218,7 @@ class Step:
         inputs.grad_outputs.copy_(inputs.energy_weights)
 
     def make_list(self) -> None:
-        """Make the list of the positions and cells that the buffers hold."""
+        """Make the list for the positions and cells in the buffers."""
         assert self.search is not None
         edges, n = self.pairs.edges, self.capacity.edges
         # what is computed along edges is not needed yet
@@ -284,7 +284,7 @@ class Step:
         )
 
     def status(self) -> Status:
-        """Return what was found on the way: the one look of the host at a step."""
+        """Return the status of the step; this is the only time that the host waits for it."""
         return Status(*self.results.status.tolist())
 
     def _backward(self) -> None:
@@ -338,7 +338,7 @@ class Step:
 
 
 def too_large(n_atoms: int) -> InputError:
-    """Return the error of a structure whose arrays kernels cannot number."""
+    """Return the error of a structure whose arrays are too large for int32 indices."""
     return InputError(
         "atoms",
         f"arrays of at most {MOST_NUMBERS} numbers",

@@ -239,7 +239,7 @@ def test_missing_files_and_folders(tmp_path):
 
 
 def test_the_file_is_closed_after_an_error(tmp_path):
-    """ResourceWarning is an error here: a handle left open would fail this."""
+    """ResourceWarning is an error in tests: an open handle would fail this one."""
     with pytest.raises(CheckpointError):
         read(tmp_path, zipped([("a/x", b"")]))
     gc.collect()

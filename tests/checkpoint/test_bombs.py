@@ -1,4 +1,4 @@
-"""Files that claim what they do not hold, and files that cost more than they should."""
+"""Files whose declared sizes are wrong, and files that cost more than they should."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_truth_values_are_zero_or_one(tmp_path):
 
 
 def test_a_tensor_that_is_not_lying(tmp_path):
-    """The helpers above make sound tensors, so what was refused was the lie."""
+    """The helpers above make sound tensors, so the reader refused the wrong sizes."""
     raw = struct.pack("<6f", *range(6))
     path = a.write_archive(tmp_path / "m.pth", a.whole(a.tensor()), {"0": raw})
     assert torch.equal(read_contents(path).root, torch.arange(6.0).reshape(2, 3))
@@ -228,7 +228,7 @@ print(json.dumps(results))
 
 
 def zip_bombs(folder: Path) -> list[Path]:
-    """Return files whose entries inflate a thousandfold, declared truly and not."""
+    """Return files whose entries inflate a thousandfold, with right and wrong declared sizes."""
     folder.mkdir()
     paths = []
     for name, claimed in (("honest", None), ("lying", 1000)):

@@ -1,6 +1,6 @@
-"""Files that are sound pickles but hostile models, and paths that are no files.
+"""Files that are sound pickles but hostile models, and paths that are not files.
 
-Each bound has a case that it alone refuses, and most have one just within it that is read.
+Each bound has a case that only this bound refuses, and most have one just within it that is read.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _moved(content: bytes, offset: int) -> bytes:
 
 
 def test_an_entry_inside_the_data_of_another_is_refused(tmp_path):
-    """The quoted overlap: a whole entry lies in the numbers of a storage, and is listed too."""
+    """An overlap: a whole entry lies in the numbers of a storage, and is listed too."""
     inner = _zip([("m/data/1", bytes(24))])[: 30 + len("m/data/1") + 24]
     body = a.whole(a.tensor(a.storage("0", n_elements=len(inner) // 4), size=(2,), stride=(1,)))
     pad = bytes(-len(inner) % 4)
@@ -76,7 +76,7 @@ def test_two_entries_of_one_place_are_refused(tmp_path):
 
 @pytest.mark.parametrize("more", [0, 1])
 def test_texts_have_a_length(tmp_path, more):
-    """All bytes are there: only the limit of one text refuses the longer one."""
+    """All bytes are there: only the limit of a text refuses the longer one."""
     body = a.whole(a.text("x" * (limits.STRING_BYTES + more)))
     path = a.write_archive(tmp_path / "m.pth", body)
     if more:
@@ -88,7 +88,7 @@ def test_texts_have_a_length(tmp_path, more):
 
 
 def test_waiting_is_not_reading(tmp_path, monkeypatch):
-    """A busy machine or a slow disk is no fault of a file: the limit is of processor time."""
+    """The limit is of processor time, which a busy machine or a slow disk does not change."""
     monkeypatch.setattr(limits, "SECONDS", 0.05)
     u.save(u.water_like(), tmp_path / "m.pth")
     opened = Path.open
@@ -162,7 +162,7 @@ print(json.dumps([outcome, grown, time.process_time() - start]))
 
 
 def _apart(path: Path):
-    """Return outcome, growth of memory and time of loading a file in a process of its own."""
+    """Return outcome, growth of memory and time of loading a file in a separate process."""
     done = subprocess.run(
         [sys.executable, "-c", CHILD, str(path)], capture_output=True, text=True, timeout=120
     )
@@ -232,7 +232,7 @@ def test_steps_and_features_have_limits():
 
 
 def test_the_library_counts_by_itself():
-    """C programs load files without the checks of Python."""
+    """C programs load files without the checks of Python, so the library checks sizes too."""
     from cace_fast.kernels.cpu.evaluator import Evaluator
 
     spec = tiny_spec(steps=("M",))
@@ -295,7 +295,7 @@ def test_what_changes_upstreams_computation_is_refused(tmp_path, name):
 
 
 class _Doubling(torch.nn.Module):
-    """A module of the name of upstream's, without tensors."""
+    """A module with a name of upstream's, without tensors."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return 2.0 * x
@@ -318,7 +318,7 @@ def _plus_one(
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_hooks_of_scripted_modules_are_seen(tmp_path):
-    """Also that of the second of two modules which nothing but their hooks tells apart."""
+    """Two modules that differ only in their hooks are told apart."""
     pair = _Pair()
     pair.other.register_forward_hook(_plus_one)
     script = torch.jit.script(pair)

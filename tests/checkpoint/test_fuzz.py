@@ -15,18 +15,18 @@ from support.upstream_like import representation, save, water_like
 
 from cace_fast import checkpoint
 from cace_fast.checkpoint import limits
+from cace_fast.checkpoint.file_views import view_of_record
 from cace_fast.checkpoint.reader import read_contents
 from cace_fast.checkpoint.records import Attribute, Global, Record
 from cace_fast.checkpoint.unpickler import _OPCODES
 from cace_fast.checkpoint.upstream import read_model
-from cace_fast.checkpoint.views import view_of_record
 from cace_fast.errors import CheckpointError, InputError, UnsupportedModelError
 
 CASES_PER_FILE = 320
 
 
 def sound_files(folder: Path) -> dict[str, bytes]:
-    """Return files that read without error: own stand-ins, and real ones where there are any."""
+    """Return files that read without error: stand-ins, and real ones if there are any."""
     files = {}
     small = {"n_embedding": 1, "n_rbf": 2, "n_radial": 2, "elements": (1, 8)}
     for name, model in {
@@ -80,7 +80,7 @@ def move(raw: bytes, rng) -> bytes:
 
 
 def swap_instruction(raw: bytes, rng) -> bytes:
-    """Put one instruction of the reader's own set somewhere."""
+    """Replace a byte by an instruction that the reader knows."""
     at = rng.randrange(2, len(raw))
     return raw[:at] + rng.choice(sorted(_OPCODES)) + raw[at + rng.choice((0, 1)) :]
 
@@ -149,7 +149,7 @@ ODD = (
 
 
 def places(record, seen):
-    """Yield every dictionary and key below a record at which something could stand instead."""
+    """Yield every dictionary and key below a record whose value can be replaced."""
     if id(record) in seen or not isinstance(record.state, dict):
         return
     seen.add(id(record))
@@ -165,7 +165,7 @@ def places(record, seen):
 
 
 def test_odd_values_in_sound_pickles_are_refused(tmp_path, record_property, capsys):
-    """What a mutation of bytes seldom reaches: well-formed files whose values make no sense."""
+    """Well-formed files with senseless values, which a mutation of bytes seldom makes."""
     rng = random.Random(7)
     counts = {"read": 0, "CheckpointError": 0, "UnsupportedModelError": 0}
     for name in ("combination", "script"):

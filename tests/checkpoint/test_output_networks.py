@@ -101,7 +101,7 @@ def test_residual_blocks_keep_their_biases(tmp_path, skip):
 
 
 def test_residual_blocks_without_biases_are_refused(tmp_path):
-    """Upstream never builds them: what is such a file is not known."""
+    """Upstream never builds them, so the meaning of such a file is unknown."""
     model = u.potential(u.representation(), _residual(True, inner=False), u.forces())
     u.save(model, tmp_path / "m.pth")
     with pytest.raises(UnsupportedModelError, match="bias in some layers only"):

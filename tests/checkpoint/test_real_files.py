@@ -1,4 +1,4 @@
-"""Every published checkpoint at hand: what is read equals the summary recorded beside it."""
+"""Every published checkpoint at hand: the result equals the summary recorded beside it."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def outputs_as_options(folder: Path) -> dict:
 
 @every
 def test_the_state_dict_with_what_it_lacks_gives_the_same_model(folder, tmp_path):
-    """Shapes and names have to give all that checkpoint.md 9 says they give."""
+    """Shapes and names have to determine everything that checkpoint.md 9 says they do."""
     spec, tensors = checkpoint.read(folder / "model.pth")
     state = dict(named_tensors(read_contents(folder / "model.pth").root))
     torch.save({"model_state_dict": state}, tmp_path / "checkpoint.pt")

@@ -1,4 +1,4 @@
-"""Files of state dicts: what names and shapes tell, and what the caller has to say."""
+"""Files of state dicts: settings from names and shapes, and options of the caller."""
 
 from __future__ import annotations
 

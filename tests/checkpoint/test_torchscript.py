@@ -16,7 +16,7 @@ from cace_fast.spec import Provenance
 
 
 def filled(model):
-    """Put something scriptable into the places that are None, as scripted models have it."""
+    """Put a scriptable module into the places that are None, as scripted models have it."""
     for module in model.modules():
         if isinstance(module, torch.nn.ModuleList):
             for k, part in enumerate(module):

@@ -1,4 +1,4 @@
-"""What the opcode loop makes of honest files, and what it says about broken ones."""
+"""Results of the opcode loop for honest files, and its messages about broken ones."""
 
 from __future__ import annotations
 

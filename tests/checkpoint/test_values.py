@@ -54,7 +54,7 @@ def test_a_running_sum(tmp_path):
     [(("E0", "mine"), "mine")],
 ])  # fmt: skip
 def test_a_true_cycle_is_refused(tmp_path, adds):
-    """At its turn a module finds no such value: upstream stops there too."""
+    """A module finds no such value when it runs: upstream stops there too."""
     spec = _sums(tmp_path / "m.pth", adds)
     with pytest.raises(UnsupportedModelError, match="written by no module before output"):
         energy_terms(spec)

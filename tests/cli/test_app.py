@@ -1,4 +1,4 @@
-"""What all commands have in common: help, version, errors and exit codes."""
+"""Common behaviour of all commands: help, version, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_remedies_name_options_of_the_command(command, text, expected):
 
 
 def test_slabs_and_close_atoms_on_every_command(files):
-    """What a message advises is an option of the command that says it."""
+    """An option that a message advises is an option of the command."""
     potential = tiny_potential(ewald_channels=1)
     potential.save(files / "charged.safetensors")
     atoms = tiny_structure(potential.spec)

@@ -1,4 +1,4 @@
-"""`cace-fast bench`: what it reports, stores and compares."""
+"""`cace-fast bench`: its report, its files and its comparison."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`cace-fast eval` with frames that fail, predictions of before, and structures that are none."""
+"""`cace-fast eval` with frames that fail, earlier predictions, and files without structures."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def evaluate(*more: object, output: str = "out.xyz") -> object:
 
 @pytest.fixture
 def broken(tmp_path, monkeypatch):
-    """Seven frames, of which 2 and 5 are no good."""
+    """Seven frames, of which 2 and 5 cannot be evaluated."""
     monkeypatch.chdir(tmp_path)
     found = frames()
     found[2].positions[1] = found[2].positions[0]

@@ -89,7 +89,7 @@ def test_first_momenta(md_files):
 
 
 def test_thermostat_and_barostat_get_their_settings(md_files):
-    """With strong friction the temperature goes to the bath's; pressure sets the volume's way."""
+    """With strong friction the bath sets the temperature; the pressure sets the volume."""
     succeed(*arguments(output="warm", steps=1))
     read("warm.extxyz", "0").write("in.xyz")  # has momenta of 300 K
     last = []
@@ -156,7 +156,7 @@ def test_runs_killed_while_they_begin_continue(md_files, monkeypatch, moment):
 
 @pytest.mark.parametrize(("ensemble", "lines"), [("nve", 12), ("nvt", 26), ("npt", 45)])
 def test_a_process_killed_by_sigkill_continues_bit_for_bit(md_files, ensemble, lines):
-    """The real thing: SIGKILL, another process, and a third that nobody killed."""
+    """A real SIGKILL, a second process that continues, and a third that nobody killed."""
     words = [*arguments(ensemble, steps=60, **{"restart-every": 7}), "--restart"]
     process = start(*words)
     deadline = time.monotonic() + 120
@@ -258,7 +258,7 @@ def of_other_kind(path):
 
 
 class Trap:
-    """What a hostile file would have pickle call."""
+    """A class whose unpickling a hostile file would use to run code."""
 
     def __reduce__(self):
         return os.mkdir, ("trapped",)
@@ -329,7 +329,7 @@ def test_interrupts_say_how_to_continue(md_files, monkeypatch):
 
 
 def test_further_inputs_and_results_of_the_file(md_files):
-    """Inputs of the model go along, and an old energy does not stand in the way."""
+    """Inputs of the model are kept, and an old energy of the file is no obstacle."""
     options = {"inputs": ("charge_states",)}
     tiny_potential(**options).save("m.safetensors")
     atoms = tiny_structure(tiny_spec(**options), 2)

@@ -49,7 +49,7 @@ def copper(volume, pressure, steps, timestep):
 
 
 def test_constant_pressure_is_that_of_the_equation_of_state(md_files):
-    """Begun at the volume of 5 GPa by another way, a crystal stays there; begun wide, it goes."""
+    """A crystal at the volume of 5 GPa stays there; one that begins wider goes there."""
     potential = load("copper-emt", device="cpu", dtype="float64")
 
     def excess(volume):
@@ -76,7 +76,7 @@ def test_constant_pressure_conserves_to_the_order_of_the_integrator(md_files):
 
 
 def test_a_cell_that_runs_away_ends_the_run(md_files):
-    """Atoms on top of each other: the typed error comes before the volume is nonsense."""
+    """Atoms coincide: the typed error comes before the volume is nonsense."""
     atoms = read("in.xyz")
     atoms.set_cell(0.6 * atoms.cell[:], scale_atoms=True)
     atoms.write("in.xyz")

@@ -1,4 +1,4 @@
-"""`cace-fast md` where runs stop, explode, collide, or begin from what they cannot keep."""
+"""`cace-fast md` where runs stop, explode, collide, or begin from structures they cannot keep."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_signals_lose_no_step(md_files, number, code, text):
 
 
 def test_a_signal_between_two_looks_loses_no_step(md_files):
-    """It came between the look that saves and the one that returns: only step 0 was there."""
+    """The signal came between the check that saves and the check that returns."""
     run = simulation("nve", "run")
     answers = iter([False, False, False, True])
     with closing(run.outputs):

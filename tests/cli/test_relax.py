@@ -46,7 +46,7 @@ def test_the_cell_relaxes_on_request(files):
 
 
 def test_slabs_relax_with_their_vacuum(files):
-    """Its forces are those of the slab with this vacuum, and of no other."""
+    """The forces are those of the slab with this vacuum, and of no other."""
     tiny_potential(ewald_channels=1, ewald={"norm_factor": 5.0}).save(files / "m.safetensors")
     atoms = read(files / "in.xyz")
     atoms.pbc = (True, True, False)
@@ -94,7 +94,7 @@ def test_wrong_arguments(files):
 
 
 def test_results_of_the_file_give_way(files):
-    """A file may bring an energy in a place where the calculator's belongs."""
+    """A file may have an energy under a name that the calculator uses."""
     atoms = read(files / "in.xyz")
     atoms.arrays["forces"] = np.ones((27, 3))
     atoms.write(files / "in.traj")

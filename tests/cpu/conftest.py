@@ -1,4 +1,4 @@
-"""The compiled engine, or the reason why there is none."""
+"""Skips tests of the compiled engine where there is no compiler."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cace_fast.kernels.cpu.library import NotLoadedError, library
 
 @pytest.fixture(autouse=True, scope="session")
 def _library():
-    """Skip where no compiler is; elsewhere a missing library is a failure."""
+    """Skip if there is no compiler; otherwise a missing library is a failure."""
     try:
         library()
     except NotLoadedError as error:

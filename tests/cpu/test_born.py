@@ -62,7 +62,7 @@ def test_born_charges_are_those_of_the_reference(name):
 
 
 def test_what_follows_born_charges_is_what_it_was():
-    """The engine goes back to charges and leaves energies out, for them alone."""
+    """Born charges rewind the engine and leave energies out, for that call alone."""
     model = made("memory, Ar, Bchi")
     box, atoms = frames(model[0])[0], frames(model[0])[2]
     want = {key: potential(model).compute(box, (key,))[key] for key in ("forces", "virials")}

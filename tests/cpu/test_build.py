@@ -1,4 +1,4 @@
-"""The build of the library: headers that stand alone, and what is compiled again."""
+"""The build of the library: headers compile alone, and only changed files are compiled again."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _compiler():
 
 
 def test_every_header_stands_alone(tmp_path):
-    """As an editor opens it: with no other before it, and of no instruction set."""
+    """A header compiles as an editor opens it: first, and without an instruction set."""
     build._generate(tmp_path)
     line = [*build.compiler(), "-std=c++17", "-fopenmp", "-Wall", "-Wextra", "-Werror"]
     line += [f"-I{CSRC}", f"-I{tmp_path}", "-fsyntax-only", "-x", "c++", "-"]
@@ -45,7 +45,7 @@ def test_every_header_stands_alone(tmp_path):
 
 
 def test_files_of_an_instruction_set_share_nothing(tmp_path):
-    """Of functions that several files emit the linker takes any one, for other processors too."""
+    """If several files emit a function, the linker takes any copy, also for other processors."""
     kept, nm = build.default_objects(), shutil.which("nm")
     if kept is None or nm is None:
         pytest.skip("no objects here, or no nm")

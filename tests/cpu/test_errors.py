@@ -1,4 +1,4 @@
-"""Errors of the compiled engine: argument, expectation and value arrive apart, per thread."""
+"""Errors of the compiled engine: argument, expectation and value arrive as parts, per thread."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cace_fast.spec import to_json
 
 
 def made(**changes):
-    """Return a model in the library, from tensors of which some are others."""
+    """Return a model in the library, from tensors of which some are replaced."""
     spec = tiny_spec()
     tensors = {k: t.numpy().astype(np.float64) for k, t in tiny_weights(spec).items()} | changes
     return evaluator.Evaluator(to_json(spec), tensors, [], [], 64)

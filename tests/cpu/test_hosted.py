@@ -68,7 +68,7 @@ def test_domains_equal_the_whole(program, tmp_path, name):
 
 
 def test_several_sums_with_fixed_charges_and_isolated_energies(program, tmp_path):
-    """All of it from the file: terms that share charges, fixed ones, and what is added."""
+    """Terms that share charges, fixed charges and isolated energies all come from the file."""
     spec = repeated(tiny_program()[0])
     modules = [
         replace(m, external_field=None, charge_neutral_lambda=None) if isinstance(m, Ewald) else m

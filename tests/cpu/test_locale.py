@@ -1,4 +1,4 @@
-"""A process whose decimal point is a comma: numbers of files and errors are as ever."""
+"""A process whose decimal point is a comma reads and writes the same numbers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ cace_fast.load(sys.argv[1]).save(sys.argv[3])
 
 
 def _german(folder):
-    """Make the locale, or skip where the tools are not there."""
+    """Make the locale, or skip if its tools are missing."""
     tool = shutil.which("localedef")
     if tool is None:
         pytest.skip("there is no localedef to make a locale with")
@@ -91,7 +91,7 @@ def test_numbers_in_any_notation(text):
 
 
 def test_auto_goes_on_whatever_a_backend_refuses(monkeypatch):
-    """Not only what it does not support: `auto` says why, an explicit request raises."""
+    """`auto` takes the next backend after any error and says why; an explicit request raises."""
     spec = tiny_spec()
 
     def refuse(*args, **options):

@@ -191,7 +191,7 @@ def test_real_models(folder, dtype):
 
 
 def fits(spec, atoms):
-    """Tell whether a model takes the structure at all."""
+    """Tell whether a model can evaluate the structure."""
     if any(k not in atoms.arrays and k not in atoms.info for k in extra_inputs(spec)):
         return False
     terms = energy_terms(spec) if spec.submodels else ()

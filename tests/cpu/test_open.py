@@ -1,4 +1,4 @@
-"""Models that a host in C opens by their path alone: what it learns, and what is refused."""
+"""Models that a host in C opens by their path alone: their settings, and refused files."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def program(**fields):
 
 
 def part(kind, number, **fields):
-    """A change of fields of a head or term of it."""
+    """A change of fields of a head or term of the program."""
 
     def change(content):
         own = next(p for p in content["programs"] if p["energy_key"] == "CACE_energy")
@@ -157,7 +157,7 @@ def heads(content):
 
 
 def terms(content):
-    """The terms of it."""
+    """The terms of the program of the total energy."""
     return next(p["terms"] for p in content["programs"] if p["energy_key"] == "CACE_energy")
 
 
@@ -214,7 +214,7 @@ def test_fixed_charges_of_all_elements_are_needed():
 
 
 def test_damaged_bytes_are_refused():
-    """No cut and no changed byte makes more than an error, or a model of other numbers."""
+    """A cut or a changed byte gives an error, or a model with other numbers."""
     data = file_of(CHARGED)
     for cut in (0, 7, 8, 9, 100, len(data) // 2, len(data) - 1):
         with pytest.raises(InputError):

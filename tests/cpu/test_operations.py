@@ -1,4 +1,4 @@
-"""Single operations of the C interface: what they refuse, and what they leave behind."""
+"""Single operations of the C interface: refusals, and the state after them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts of the library by themselves: pair lists, the k sum in parts, the machine."""
+"""Separate parts of the library: pair lists, the k sum in parts, the machine."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def charges(n=150, n_q=3):
 
 
 def test_structure_factors_of_parts_add_up():
-    """As ranks of a parallel host do it: each its own atoms, one sum over all in between."""
+    """Like ranks of a parallel host: each has its atoms, with one sum over all in between."""
     q, r = charges()
     n_q = q.shape[1]
     want = EwaldSum(SPEC).evaluate(q, r, CELL, periodic=True, n_threads=1)

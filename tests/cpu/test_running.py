@@ -81,7 +81,7 @@ def test_the_order_of_the_pairs_changes_no_bit():
 
 @pytest.mark.parametrize("options", [{"nu_max": 3}, FULL], ids=["short range", "everything"])
 def test_nothing_changes_where_a_block_of_atoms_ends(options):
-    """Blocks hold 2 to 16 atoms: every size up to two of them, every place of an atom in one."""
+    """Blocks hold 2 to 16 atoms: every size up to two blocks, and every place in a block."""
     spec = tiny_spec(**options)
     potential = potential_of("float64", **options)
     plain = Potential(spec, potential.weights, dtype="float64", backend="reference")

@@ -1,4 +1,4 @@
-"""What the choice of a backend says about Triton: what is missing, and how to get it."""
+"""Messages about Triton when a backend is chosen: what is missing, and how to get it."""
 
 from __future__ import annotations
 

@@ -214,7 +214,7 @@ def interruption(calculator: CACECalculator, when: str) -> Iterator[None]:
 def outcome(
     call: Callable[[CACECalculator, Atoms], Any], calc: CACECalculator, atoms: Atoms
 ) -> Any:
-    """Return what a call gave, or the error that it is allowed to raise."""
+    """Return the result of a call, or the error that it may raise."""
     try:
         return call(calc, atoms)
     except CaceFastError as error:

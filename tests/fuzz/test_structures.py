@@ -1,4 +1,4 @@
-"""Random structures, however odd: right beside brute force, or a typed error that has a reason."""
+"""Random structures, however odd: results as by brute force, or a typed error with a reason."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def blur_of(atoms: Atoms) -> float:
 
 
 def check(name: str, atoms: Atoms, lists: dict[str, VerletList]) -> None:
-    """Compare a new list and a kept one with what is expected."""
+    """Compare a new list and a reused one with the expected result."""
     kind, want = expected(name, atoms)
     model = MODELS[name]
     before = atoms.copy()
@@ -202,7 +202,7 @@ def check(name: str, atoms: Atoms, lists: dict[str, VerletList]) -> None:
 
 
 def compare(got: dict[str, np.ndarray], want: dict[str, np.ndarray], atoms: Atoms) -> None:
-    """Within what the rounding of positions can do, which is large far from the origin."""
+    """Compare within the rounding of positions, which is large far from the origin."""
     blur = blur_of(atoms)
     for key in ("energy", "forces"):
         size = np.abs(want[key]).max(initial=0.0)
@@ -212,7 +212,7 @@ def compare(got: dict[str, np.ndarray], want: dict[str, np.ndarray], atoms: Atom
 
 @pytest.fixture(autouse=True)
 def guarded():
-    """End the process with all stacks where something hangs in compiled code; bound memory."""
+    """End the process with all stacks if compiled code hangs; bound memory."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield
     faulthandler.cancel_dump_traceback_later()

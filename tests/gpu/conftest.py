@@ -19,7 +19,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out what was not asked for, or needs another kind of process."""
+    """Leave out tests that were not asked for, or that need another kind of process."""
     named = [(config.invocation_params.dir / str(a).split("::")[0]).resolve() for a in config.args]
     if not any(path == HERE or HERE in path.parents for path in named):
         return True
@@ -34,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """On a real GPU run what runs there, and nothing that would emulate another."""
+    """On a real GPU run the tests for it, and none that would emulate another."""
     if config.getoption("--device") != "cuda":
         return
     if not torch.cuda.is_available():

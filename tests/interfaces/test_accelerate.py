@@ -189,7 +189,7 @@ def born_charge_module():
 
 
 def test_polarisation_modules_give_the_born_charges_of_the_potential(tmp_path):
-    """Triclinic cells included: the modules' own formula holds for orthogonal ones only."""
+    """Also in triclinic cells; the formula of the modules holds for orthogonal cells only."""
     module = born_charge_module()
     out = accelerate(module)(dictionary(frames()[:1], CUTOFF))
     assert out["bec"].shape == (4, 3, 3)

@@ -24,7 +24,7 @@ GOLDEN = Potential(*golden.model(), dtype="float64", backend="reference")
 
 
 class TestPhysics(PhysicsTests):
-    """One calculator object for everything: its neighbour list has to keep up."""
+    """One calculator for all structures: its neighbour list has to follow."""
 
     calculator = CACECalculator(GOLDEN, skin=0.7)
 
@@ -168,7 +168,7 @@ def test_further_inputs_may_change_too(where):
 
 
 def test_what_a_list_shares_between_steps_follows_the_structure():
-    """A step that moves atoms only takes all else from the step before: nothing else may."""
+    """Only a step that changes nothing but positions may share the rest with the step before."""
     atoms = prepared(kind="periodic")
     atoms.get_forces()
     kept = atoms.calc._list

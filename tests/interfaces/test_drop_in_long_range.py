@@ -1,4 +1,4 @@
-"""Every way in takes the same long range: modules, dictionaries, scripted files, mixed batches."""
+"""All interfaces take the same long range: modules, dictionaries, scripted files, mixed batches."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def taken(monkeypatch):
 
 
 def ways(tmp_path, module, **options):
-    """The same module as itself, as a file, and as a TorchScript-era file."""
+    """The same module in memory, as a file, and as a file with TorchScript's conventions."""
     like.save(module, tmp_path / "model.pth")
     save_script(module, tmp_path / "scripted.pt")
     load = {"dtype": "float64", "backend": "reference"} | options

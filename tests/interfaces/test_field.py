@@ -1,4 +1,4 @@
-"""Electric fields in molecular dynamics: what a field does, at which time, and its work."""
+"""Electric fields in molecular dynamics: their effect, their time, and their work."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def balance(potential, pbc, field, timestep):
 @pytest.mark.parametrize("pbc", [True, False], ids=["periodic", "open"])
 @pytest.mark.parametrize("field", [STATIC, WAVE], ids=["static", "in time"])
 def test_the_energy_changes_by_the_work_to_the_order_of_the_integrator(charged, pbc, field):
-    """Halving the step quarters what is missing, which is far less than the work itself."""
+    """Half the step gives a quarter of the imbalance, which is far less than the work."""
     change, work, coarse = balance(charged, pbc, field, 0.3)
     _, _, fine = balance(charged, pbc, field, 0.15)
     assert 3.5 < coarse / fine < 4.6
@@ -106,7 +106,7 @@ def test_a_static_field_on_an_open_system_conserves_the_total(charged):
 
 @pytest.mark.parametrize("kind", ["nve", "nvt", "npt"])
 def test_forces_are_those_of_the_field_at_the_time_of_their_structure(charged, kind):
-    """Any function of time, seen once for each structure, with each integrator."""
+    """Any function of time, called once for each structure, with each integrator."""
     times = []
 
     def field(time):
@@ -139,7 +139,7 @@ def test_forces_are_those_of_the_field_at_the_time_of_their_structure(charged, k
 
 
 def test_the_clock_begins_where_the_run_stands(charged):
-    """The field of another time, in results that are there already, is not taken."""
+    """Existing results, which have the field of another time, are not used."""
     atoms = structure(charged, True)
     atoms.calc = CACECalculator(charged, external_field=WAVE)
     early = atoms.get_forces()

@@ -1,4 +1,4 @@
-"""The calculator's results: whose they are, what is computed together, what joins by habit."""
+"""The calculator's results: their structure, what is computed together, and habits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def prepared(potential=GOLDEN, kind="periodic", **options):
 
 
 def watched(monkeypatch, potential):
-    """Return a list that fills with what is asked of a potential."""
+    """Return a list of the properties that a potential is asked for."""
     asked, plain = [], potential.evaluate
 
     def evaluate(frames, properties, **options):

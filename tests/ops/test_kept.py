@@ -1,4 +1,4 @@
-"""What the operators of a CPU keep between calls: nothing is built twice, nothing is stale."""
+"""Objects that CPU operators reuse between calls: none is made twice, none is stale."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ MODULE = Readout("E", MLP((21, 6, 3)), linear=False)
 
 @pytest.fixture(autouse=True)
 def nothing_kept(monkeypatch):
-    """Start each test with nothing kept, and leave nothing of it."""
+    """Start and end each test without stored objects."""
     monkeypatch.setattr(_operators, "_KEPT", _operators._Kept())
 
 
 @pytest.fixture
 def built(monkeypatch):
-    """Count what the library makes of weights."""
+    """Count the objects that the library makes from weights."""
     found, lib = Counter(), library.library()
 
     class Counting:

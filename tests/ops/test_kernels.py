@@ -39,7 +39,7 @@ def _library():
 
 
 def judge(ours, theirs, tensors, dtype, growth=1.0):
-    """One rule for every operation: as good as plain torch in the same precision."""
+    """One rule for every operation: as accurate as plain torch in the same precision."""
     low = to_dtype(tensors, dtype)
     got = value_and_grads(ours, low)
     assert got["value"].dtype == theirs(**low).dtype
@@ -48,7 +48,7 @@ def judge(ours, theirs, tensors, dtype, growth=1.0):
 
 
 def with_weights(function, weights, **fixed):
-    """The operation with weights as constants, in the dtype of what it is given."""
+    """The operation with weights as constants, in the dtype of its first tensor."""
 
     def run(**tensors):
         like = next(iter(tensors.values()))
@@ -179,7 +179,7 @@ NETWORKS = {
 
 
 def read_out(name, linear):
-    """A read-out with seeded tensors, called other than where the operator puts them."""
+    """A read-out with seeded tensors under another prefix than the operator's."""
     module = Readout("E", NETWORKS[name], linear=linear)
     mlp = module.mlp
     shapes = mlp_shapes(mlp, "outputs.4.2")

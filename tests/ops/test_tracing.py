@@ -1,4 +1,4 @@
-"""What torch demands of an operator, for all of them on the CPU kernels."""
+"""torch's requirements of operators, for all of them on the CPU kernels."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A stand-in for CUDA graphs on the emulated device.
 
-What a step launches is recorded once, kernels with their arguments and operations of torch with
-theirs, and replayed as it was: what Python would decide anew is not asked again, as on a GPU. What
-has no fixed size, or makes the host look at the device, cannot be recorded.
+The launches of a step are recorded once, kernels with their arguments and operations of torch with
+theirs, and replayed unchanged: decisions of Python are not made again, as on a GPU. Operations
+without a fixed size, or that make the host read the device, cannot be recorded.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ UNWRITTEN = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_str
 
 
 class Graph(TorchDispatchMode):
-    """What stands in for ``torch.cuda.CUDAGraph``; ``replays`` counts how often it ran."""
+    """A stand-in for ``torch.cuda.CUDAGraph``; ``replays`` counts its runs."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Inputs of the operations: specifications, weights, and edges of every awkward sort."""
+"""Inputs of the operations: specifications, weights, and difficult edges."""
 
 from __future__ import annotations
 

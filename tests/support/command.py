@@ -1,4 +1,4 @@
-"""Running the command line in this process and in one of its own."""
+"""Runs of the command line in this process and in separate processes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def succeed(*arguments: object) -> Any:
 
 
 def command(arguments: Sequence[object]) -> list[str]:
-    """Return the words that run the command line in a process of its own."""
+    """Return the words that run the command line in a separate process."""
     return [sys.executable, "-c", CALL, *(str(a) for a in arguments)]
 
 

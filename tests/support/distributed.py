@@ -1,4 +1,4 @@
-"""One process of a sum over k whose atoms lie on several."""
+"""One process of a sum over k whose atoms lie on several processes."""
 
 from __future__ import annotations
 

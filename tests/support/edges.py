@@ -18,7 +18,7 @@ def radial_representation(
     kind: str = "bessel", cutoff: str = "polynomial", *, l_max: int = 2, n_rbf: int = 3,
     p: float = 6.0,
 ) -> Representation:  # fmt: skip
-    """Return a representation of three elements whose radial part is as asked for."""
+    """Return a representation of three elements with the given radial part."""
     return Representation(
         (1, 6, 8), 2, False, CUTOFF, RadialBasis(kind, n_rbf, prefactor=0.7),
         CutoffFunction(cutoff, CUTOFF, p=p, switch_on=2.0, eps=1e-3), 2, l_max, 2,

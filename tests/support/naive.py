@@ -1,4 +1,4 @@
-"""The formulas of docs/theory.md typed as they stand: every edge, every monomial, every channel.
+"""The formulas of docs/theory.md as written: every edge, every monomial, every channel.
 
 Slow and independent of ``reference/``: the edge tensor phi [n_edges, n_rbf, n_A, C] is made in
 full, contractions run over the product tables.

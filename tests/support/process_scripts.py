@@ -1,4 +1,4 @@
-"""What test_process runs in processes of its own: forks, and signals at any moment."""
+"""Scripts that test_process runs in separate processes: forks, and signals at any moment."""
 
 FORK = """
 import os, signal, sys, threading

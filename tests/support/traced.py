@@ -111,7 +111,7 @@ def value_and_slopes(call: Callable[..., Tensor], inputs: list[Tensor]) -> list[
 
 
 def assert_compiles_whole(case: Traced, **tolerance: float) -> None:
-    """One graph for any size, with slopes; ``backend`` of torch: what the operators see of it."""
+    """Compile to one graph for any size, with gradients, by a ``backend`` of torch."""
     compiled = torch.compile(case.call, fullgraph=True, dynamic=True, backend="aot_eager")
     for size in ("small", "large"):
         inputs = case.inputs(size)
@@ -147,7 +147,7 @@ class Recorder(TorchDispatchMode):
 
 
 def checks_of_torch(name: str, case: Traced) -> None:
-    """opcheck of every operator that a call and its derivatives run, with what they were given."""
+    """Run opcheck on every operator of a call and its derivatives, with its arguments."""
     with Recorder() as recorder:
         leaves = [x.requires_grad_(x.is_floating_point()) for x in case.inputs("small")]
         energy = case.call(*leaves).sin().sum()
@@ -164,7 +164,7 @@ def checks_of_torch(name: str, case: Traced) -> None:
 
 
 def _leaf(x: Any, differentiable: bool) -> Any:
-    """Return a tensor without its history; to be differentiated by, if that can be."""
+    """Return a tensor without its history, and with gradients if it can have them."""
     if not isinstance(x, Tensor):
         return x
     return x.detach().requires_grad_(differentiable and x.requires_grad)

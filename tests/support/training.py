@@ -61,14 +61,14 @@ def moments_of(
 
 
 class PlainMoments(Moments):
-    """The reference in the place of the kernels."""
+    """The reference instead of the kernels."""
 
     def forward(self, *edges: Tensor) -> Tensor:
         return reference_moments(*edges, dict(self.named_parameters()), self.spec)
 
 
 class PlainContraction(Contraction):
-    """The reference in the place of the kernels."""
+    """The reference instead of the kernels."""
 
     def forward(self, a: Tensor) -> Tensor:
         return reference_contraction(a, self.l_max, self.nu_max)

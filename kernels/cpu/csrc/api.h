@@ -1,4 +1,4 @@
-// What the C interface is written with: what stands behind its handles, and errors as codes.
+// Parts of the C interface: the objects behind its handles, and errors as codes.
 #pragma once
 
 #include <cstdint>
@@ -36,7 +36,7 @@ inline void say(char* error, const std::string& text) {
   if (error) std::snprintf(error, CF_ERROR_LENGTH, "%s", text.c_str());
 }
 
-// Runs f and turns what it throws into a code and a text.
+// Runs f and turns its exceptions into a code and a text.
 template <class F>
 int guarded(std::string& text, int64_t* bad_atom, const F& f) {
   remember(nullptr);
@@ -67,7 +67,7 @@ int guarded(std::string& text, int64_t* bad_atom, const F& f) {
   }
 }
 
-// The same for what tells its text to the caller.
+// The same for functions that return the text to the caller.
 template <class F>
 int told(char* error, const F& f) {
   std::string text;
@@ -76,7 +76,7 @@ int told(char* error, const F& f) {
   return code;
 }
 
-// The same for a state: after an error its step is over.
+// The same for a state: an error ends its step.
 template <class F>
 int phase(cf_state* state, const F& f) {
   state->error.clear();
@@ -86,7 +86,7 @@ int phase(cf_state* state, const F& f) {
   return code;
 }
 
-// Copies of the tensors that a caller names.
+// Copies of the tensors of a caller, by name.
 inline std::map<std::string, Numbers> tensors_of(const std::string& prefix, int32_t n_tensors,
                                                  const char* const* names,
                                                  const double* const* data, const int64_t* sizes) {

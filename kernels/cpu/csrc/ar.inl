@@ -1,5 +1,5 @@
-// Ar (docs/theory.md section 6): moments of neighbours times a decay of their own for every degree
-// and channel. Vectors run over the channels (q, c) here, not over atoms.
+// Ar (docs/theory.md, equation 18): moments of neighbours times a decay that differs by degree and
+// channel. Vectors run over the channels (q, c) here, not over atoms.
 #pragma once
 
 #include <stddef.h>
@@ -42,7 +42,7 @@ inline void ar_degree(const StepData<T>& s, ArPairs<T>& pairs, int i, Vec<T>* su
   }
 }
 
-// The same for what a sender gets back, and dr_p += (sum_m from_p[m] a[m]) d/dr of that decay.
+// The same for the gradient of a sender, and dr_p += (sum_m from_p[m] a[m]) d/dr of that decay.
 template <class T, int L>
 inline void ar_degree_gradient(const StepData<T>& s, ArPairs<T>& pairs, int i, const Vec<T>* a,
                                Vec<T>* sum) {
@@ -85,7 +85,7 @@ inline void ar_sum(const StepData<T>& s, int l_max, ArPairs<T>& pairs, const Vec
   for (int i = 0; i < s.n_q / Simd<T>::width; ++i) ar_degrees<T>(s, l_max, pairs, i, a, sum);
 }
 
-// Adds s Ar to A of the block, receiver by receiver .
+// Adds s Ar to A of the block, receiver by receiver.
 template <class T>
 void ar_sums(ThreadWorkspace<T>& work, const Model& m, const StepData<T>& s, const Block& block,
              const cf_list& list, Vec<T>* a) {
@@ -110,7 +110,7 @@ void ar_sums(ThreadWorkspace<T>& work, const Model& m, const StepData<T>& s, con
   add_atoms_to_lanes<T>(reinterpret_cast<const T*>(sums), block, m, s, true, a);
 }
 
-// What a sender gets back through Ar: dE/dA of it, and dE/dr of each pair it sends.
+// Gradients of a sender through Ar: its dE/dA, and dE/dr of each pair it sends.
 template <class T>
 void ar_sender_gradient(ThreadWorkspace<T>& work, const Model& m, StepData<T>& s,
                         const Cutoff<T>& cutoff, int64_t sender, const int32_t* sent,

@@ -1,5 +1,5 @@
-// Everything that one thread needs for one block of atoms, and the first two stages of a block:
-// which neighbours are within the cutoff, and the radial functions there.
+// Buffers of one thread for one block of atoms, and the first two stages of a block: the
+// neighbours within the cutoff, and their radial functions.
 //
 // Slots: slot k of a group holds, in each lane, the k-th neighbour of that lane's atom; lanes with
 // fewer neighbours have padding there, whose cutoff function is zero.
@@ -20,19 +20,19 @@
 namespace cace_fast {
 namespace CF_ISA {
 
-// An atom as the search for its neighbours reads it: one load for each candidate.
+// Position and element of an atom, read by one load for each candidate neighbour.
 struct alignas(32) AtomRecord {
   double x, y, z;
   int64_t species;
 };
 
-// What is kept of a slot's geometry.
+// Stored components of a slot's geometry.
 enum { kUx, kUy, kUz, kInverse, kR, kFc, kSlope, kGeometry };
 constexpr int kRow = 4;     // numbers of a pair's gradient: x, y, z, and one unused
 constexpr int kFew = 500;   // atoms whose sums are not worth waking threads
 constexpr int kChunk = 16;  // slots whose monomials stay in the first cache together
 
-// The pairs of one atom on their way through Ar (ar.inl).
+// The pairs of one atom in Ar (ar.inl).
 template <class T>
 struct ArPairs {
   typedef Vec<T> V;
@@ -172,7 +172,7 @@ struct Block {
   int n_lanes, segment;  // segment: a fixed run of blocks, see kSegments
 };
 
-// What senders get back is summed up in so many parts, each by one thread in the order of its
+// Number of parts in which gradients of senders are summed, each by one thread in the order of its
 // blocks: the same bits for any number of threads, and less memory than a row for every pair.
 constexpr int kSegments = 16;
 

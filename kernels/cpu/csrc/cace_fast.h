@@ -33,7 +33,7 @@ extern "C" {
 #define CF_ABI_VERSION 4
 #define CF_ERROR_LENGTH 512
 
-/* What every function that can fail returns; the text is in the error buffer or cf_state_error. */
+/* Return codes of functions that can fail; the text is in the error buffer or cf_state_error. */
 enum {
   CF_OK = 0,
   CF_INVALID = 1,     /* an argument is wrong; the text names it, cf_invalid its parts */
@@ -43,8 +43,8 @@ enum {
   CF_ORDER = 5        /* phases called in another order than begin, forward, backward, finish */
 };
 
-/* After CF_INVALID, in the same thread: which argument (part 0), what was expected (1) and what came
- * (2); empty texts where the error has no such parts. */
+/* After CF_INVALID, in the same thread: the name of the argument (part 0), what was expected (1) and
+ * what came (2); empty texts if the error has no such parts. */
 CF_API const char *cf_invalid(int32_t part);
 
 typedef struct cf_model cf_model;
@@ -56,9 +56,9 @@ typedef struct cf_state cf_state;
  *   energy_weight  factor of that output in the energy
  *   average        divide the energy by the number of atoms of the atom's system (aggregation avg)
  *   charges        all outputs are latent charges: exported by cf_charges, dE/dq is taken back
- * What it takes of other modules of the sub-model is computed with it; a sum (Add) of such values can
- * be a head as well. Its extra inputs are, for these modules in order and then its own, the keys that
- * no earlier module writes, and the fixed charges of atoms. */
+ * Other modules of the sub-model whose values it takes are computed with it; a sum (Add) of such
+ * values can be a head as well.  Its extra inputs are, for these modules in order and then for its
+ * own module, the keys that no earlier module writes, and the fixed charges of atoms. */
 typedef struct {
   int32_t submodel, module, energy_column, average, charges;
   double energy_weight;
@@ -189,16 +189,17 @@ CF_API int cf_backward(cf_state *state, int32_t t);
 CF_API int cf_get_gradients(const cf_state *state, int32_t t, double *dw, double *da);
 CF_API int cf_add_gradients(cf_state *state, int32_t t, const double *dw, const double *da);
 CF_API int cf_finish(cf_state *state, const cf_result *result);
-/* Back to where charges are known, from any place after the last cf_forward until the next cf_begin:
- * cf_set_charge_gradient, cf_backward and cf_finish may follow once more.  With charges_only forces and
- * virials are then those of sum_i de_dq_i q_i alone, without the energies of read-outs. */
+/* Return to the state in which charges are known, at any time after the last cf_forward until the
+ * next cf_begin: cf_set_charge_gradient, cf_backward and cf_finish may follow once more.  With
+ * charges_only forces and virials are then those of sum_i de_dq_i q_i alone, without the energies of
+ * read-outs. */
 CF_API int cf_rewind(cf_state *state, int32_t charges_only);
 
 /* --- single operations --------------------------------------------------------------------- */
 
 /* Shapes and meaning are those of cace_fast.reference; numbers are double outside and of the given
- * precision, 32 or 64, inside.  Gradients are of sum(grad_out * out).  What takes no state runs in
- * this thread, and of an error tells the code and cf_invalid. */
+ * precision, 32 or 64, inside.  Gradients are of sum(grad_out * out).  Functions without a state run
+ * in this thread and report errors by their code and cf_invalid. */
 
 /* B [n][n_B][n_channels] of A [n][n_A][n_channels], for l_max 0 to 6 and nu_max 1 to 4. */
 CF_API int cf_contraction(int32_t l_max, int32_t nu_max, int32_t precision, int64_t n,
@@ -207,7 +208,7 @@ CF_API int cf_contraction_gradient(int32_t l_max, int32_t nu_max, int32_t precis
                                    int64_t n_channels, const double *a, const double *grad_out,
                                    double *grad_a);
 
-/* A network by itself: the JSON text of a read-out (cace_fast.spec.readout_to_json) and its tensors,
+/* A single network: the JSON text of a read-out (cace_fast.spec.readout_to_json) and its tensors,
  * "layers.0.weight" and so on, which are copied.  It does not change: threads may share it.
  * y [n][n_out] of x [n][n_in], the inputs as the read-out lists them. */
 typedef struct cf_network cf_network;
@@ -227,13 +228,13 @@ typedef struct {
   const int64_t *species;             /* [n_atoms] row of the embedding */
 } cf_edges;
 
-/* A [n_atoms][R][n_A][C] of the model of a state; grad_vectors [n_edges][3] in the order of the edges,
- * 0 beyond the cutoff.  Each of these ends the step that the state was in. */
+/* A [n_atoms][R][n_A][C] of the model of a state; grad_vectors [n_edges][3] in the order of the
+ * edges, 0 beyond the cutoff.  Each of these ends the step that the state was in. */
 CF_API int cf_moments(cf_state *state, const cf_edges *edges, double *a);
 CF_API int cf_moments_gradient(cf_state *state, const cf_edges *edges, const double *grad_out,
                                double *grad_vectors);
 
-/* What a message passing step takes of the generation before. */
+/* Input of a message passing step: the generation before. */
 typedef struct {
   int32_t step;        /* from 0 */
   const double *a, *b; /* A [n_atoms][R][n_A][C], B [n_atoms][R][n_B][C] */
@@ -248,8 +249,8 @@ CF_API int cf_messages_gradient(cf_state *state, const cf_edges *edges, const cf
 
 /* --- sums over edges for training, in double ---------------------------------------------------- */
 
-/* Radial and cutoff functions and monomials, numbered as cace_fast.kernels has them: table
- * [2 n_b + 4] is a_n, b_n, prefactor, r_c, 1/r_c, and the mollifier's eps or the switch's begin;
+/* Radial and cutoff functions and monomials, numbered as in cace_fast.kernels: table
+ * [2 n_b + 4] is a_n, b_n, prefactor, r_c, 1/r_c, and the mollifier's eps or the begin of the switch;
  * monomial m is monomial parent[m] times the component axis[m] of the direction. */
 typedef struct cf_edge_functions {
   int32_t kind, cutoff, n_b, n_a;

@@ -35,7 +35,7 @@ CF_API int cf_pairs_set(cf_pairs *pairs, int32_t n_owned, int32_t n_all, const i
                         const int64_t *senders, const int64_t *shifts, int32_t n_threads,
                         char error[CF_ERROR_LENGTH]);
 CF_API int32_t cf_pairs_n_shifts(const cf_pairs *pairs);
-/* What cf_frame takes; the list belongs to `pairs` and changes with the next cf_pairs_set. */
+/* The list for cf_frame; it belongs to `pairs` and changes with the next cf_pairs_set. */
 CF_API void cf_pairs_list(const cf_pairs *pairs, cf_list *list);
 /* S h of every row of shifts [n_shifts][3] for cells [n_systems][3][3] (rows: lattice vectors). */
 CF_API void cf_pairs_vectors(const cf_pairs *pairs, const double *cells, double *shift_vectors);
@@ -63,13 +63,13 @@ CF_API int cf_ewald_create(const cf_ewald_spec *spec, cf_ewald **ewald,
                            char error[CF_ERROR_LENGTH]);
 CF_API void cf_ewald_free(cf_ewald *ewald);
 CF_API void cf_ewald_threads(cf_ewald *ewald, int32_t n_threads); /* 1 at first */
-/* From now on the integer vectors n that the cell [3][3] chooses, k = 2 pi n h^-T in whatever cell h:
- * a smooth energy for variable cells.  NULL: those of the sphere of each cell, as at first. */
+/* Take the integer vectors n of the sphere of `cell` [3][3] in every cell h from now on, with
+ * k = 2 pi n h^-T: a smooth energy for variable cells.  NULL: the sphere of each cell, the default. */
 CF_API void cf_ewald_freeze(cf_ewald *ewald, const double *cell);
-/* Slabs, periodic = 2 + a for one that is periodic along all lattice vectors but a: their box is the two
- * others and, along the normal, the height of vector a above them plus `vacuum` in A. 0: refused, as at
- * first. Sums in parts do not know slabs: a host gives cf_ewald_cell the box, and adds equations 36 and 37
- * of docs/theory.md, whose three moments add up over ranks. */
+/* Vacuum of slabs in A; 0, the default, refuses slabs.  A slab has periodic = 2 + a if it is periodic
+ * along all lattice vectors but a: its box has the two others and, along the normal, the height of
+ * vector a above them plus `vacuum`.  Sums in parts do not know slabs: a host gives cf_ewald_cell the
+ * box, and adds equations 36 and 37 of docs/theory.md, whose three moments add up over ranks. */
 CF_API void cf_ewald_slab(cf_ewald *ewald, double vacuum);
 
 /* Fourier transforms, which a mesh takes from its host.  They connect n_grids periodic grids
@@ -126,7 +126,7 @@ typedef struct {
   const double *fixed; /* [n_elements] or NULL */
 } cf_long_range;
 
-/* The Ewald terms of an opened model, as long as it lives: what cf_step_create takes. */
+/* The Ewald terms of an opened model for cf_step_create; they live as long as the model. */
 CF_API const cf_long_range *cf_model_terms(const cf_model *model, int32_t *n_terms);
 
 /* Structures that are evaluated together: atoms of one system are consecutive. */
@@ -187,9 +187,9 @@ CF_API void cf_step_closest(const cf_step *step, int32_t atoms[2], double *dista
 
 /* --- the machine --------------------------------------------------------------------------- */
 
-/* What one core does at most, measured in some milliseconds: multiply-adds in registers with the
+/* Peak performance of one core, measured in some milliseconds: multiply-adds in registers with the
  * instruction set in use, in operations per second (two for each), for precision 32 or 64; and
- * copying memory, bytes read and written per second. */
+ * copies of memory, bytes read and written per second. */
 CF_API double cf_machine_peak(int32_t precision);
 CF_API double cf_machine_bandwidth(void);
 

@@ -1,5 +1,5 @@
-// B of A and dE/dA of dE/dB for one radial and edge channel (docs/theory.md section 5): generated
-// straight-line code where there is some, otherwise a loop over tables of the same partial sums
+// B of A and dE/dA of dE/dB for one radial and edge channel (docs/theory.md, section 5): generated
+// straight-line code where it exists, otherwise a loop over tables of the same partial sums
 // u_(l,d)[s] = sum_a M(a) A_a A_(a+s).
 #pragma once
 

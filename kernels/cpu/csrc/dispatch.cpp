@@ -1,4 +1,4 @@
-// Which instruction set runs, and with how many threads.
+// Choice of the instruction set and of the number of threads.
 #include <pthread.h>
 
 #include <cstdlib>

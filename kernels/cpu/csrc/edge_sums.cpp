@@ -1,5 +1,5 @@
-// Sums R_n f_c Y_m over segments of edges with the derivatives that training needs.  There is one
-// text: on numbers that carry a derivative along it gives the next one (docs/developer/kernels.md).
+// Sums R_n f_c Y_m over segments of edges with the derivatives that training needs.  Dual numbers,
+// which carry a tangent, give the second derivatives by the same code (docs/developer/kernels.md).
 #include <math.h>
 
 #include <cmath>
@@ -18,7 +18,7 @@ using cace_fast::cutoff_function;
 using cace_fast::radial_function;
 using cace_fast::ScalarMath;
 
-// x + d e with e e = 0
+// Dual number x + d e with e e = 0
 struct Dual {
   double x, d;
   Dual(double x = 0.0, double d = 0.0) : x(x), d(d) {}
@@ -38,7 +38,7 @@ inline Dual sqrt(Dual a) {
 inline double value(double x) { return x; }
 inline double value(Dual a) { return a.x; }
 
-// A function of r with its slope, at r or at r that carries a derivative.
+// A function of r with its slope, at a number or a dual number r.
 inline double at(double f, double, double) { return f; }
 inline Dual at(double f, double f_r, Dual r) { return {f, f_r * r.d}; }
 
@@ -101,7 +101,7 @@ struct Edge {
   }
 };
 
-// What a caller gets: the value, or its derivative along a direction of the vectors.
+// The result for the caller: the value, or its derivative along a tangent of the vectors.
 inline void put(double x, double& to) { to = x; }
 inline void put(Dual x, double& to) { to = x.d; }
 inline void take(double x, double, double& to) { to = x; }

@@ -1,4 +1,4 @@
-// What the C interface asks of an engine, made for each instruction set and precision.
+// Interface of an engine to the C functions; one is compiled per instruction set and precision.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +12,8 @@
 
 namespace cace_fast {
 
-// Classes that files of one instruction set see have their destructors in dispatch.cpp: what such a
-// file emits for all to share, the linker could choose for code that runs on any processor.
+// Classes that files of one instruction set see have their destructors in dispatch.cpp: the linker
+// could choose an inline one, compiled for that set, for code that runs on any processor.
 
 class OutOfMemory : public std::bad_alloc {
  public:
@@ -63,7 +63,7 @@ class Engine {
   virtual void finish(const cf_result& result) = 0;
   virtual void charges(double* q) const = 0;
   virtual void set_charge_gradient(const double* de_dq) = 0;
-  // Whether backward passes hold the energies of read-outs too, as they do from begin() on.
+  // Whether backward passes include the energies of read-outs; begin() sets it to true.
   virtual void energies_count(bool too) = 0;
   // Leave energies to the backward passes of this step: forward ones make charges alone.
   virtual void energies_later() = 0;
@@ -71,8 +71,8 @@ class Engine {
   virtual void set_messages(int t, const double* w, const double* a) = 0;
   virtual void get_gradients(int t, double* dw, double* da) const = 0;
   virtual void add_gradients(int t, const double* dw, const double* da) = 0;
-  // Single operations on the edges of begin(), whose shifts are numbers of edges: gradients of these
-  // stand where the shifts say.
+  // Single operations on the edges of begin(), whose shifts are numbers of edges: gradients are
+  // written in the order of these numbers.
   virtual void op_moments(double* a) = 0;
   virtual void op_moments_gradient(const double* grad_out, double* grad_vectors) = 0;
   virtual void op_messages(const cf_message& in, double* out) = 0;
@@ -82,7 +82,7 @@ class Engine {
   virtual double seconds(int part) const = 0;
 };
 
-// One network by itself; it has no buffers, so threads may share it.
+// A single network; it has no buffers, so threads may share it.
 class Network {
  public:
   virtual ~Network();
@@ -99,19 +99,19 @@ struct ContractionCall {
   double* out;
 };
 
-// n_threads to really use: 1 in a child forked after a parallel region, where OpenMP would hang.
+// Number of threads to use: 1 in a child forked after a parallel region, where OpenMP would hang.
 int team_size(int wanted);
 
-// The instruction set in use; null with a text when the user's choice cannot be met.
+// The instruction set in use; null and a text if the user's choice does not run here.
 const char* isa_name(std::string& error);
 
-// What is compiled for one instruction set; a precision is 32 or 64.
+// Functions compiled for one instruction set; a precision is 32 or 64.
 struct IsaCode {
   Engine* (*engine)(const Model& model, int precision);
   Network* (*network)(const Net& net, int precision);
   void (*contract)(const ContractionCall& call, int precision);
 };
-// Those of the one in use; throws Invalid with that text.
+// Functions of the instruction set in use; throws Invalid with that text.
 const IsaCode& isa_code();
 
 extern const IsaCode code_base;

@@ -1,5 +1,5 @@
-// The engine in one precision: what it holds, and how work is shared out over blocks of atoms.  What
-// is done with a block, and in which order, stands in the files that include this one.
+// The engine in one precision: its buffers, and how threads share blocks of atoms.  The files that
+// include this one have the work on a block and its order.
 #pragma once
 
 #include <omp.h>
@@ -110,12 +110,12 @@ class EngineOf final : public Engine {
   }
 
  private:
-  // f(work, block) for every block, in parallel; what a block computes depends on it alone.
+  // f(work, block) for every block, in parallel; the result of a block depends on it alone.
   template <class F>
   void over_blocks(const F& f) {
     over_blocks_of(frame_.n_owned, n_blocks_, f);
   }
-  // The same for a backward pass of generation t, whose senders may get sums back.
+  // The same for a backward pass of generation t, which may add up gradients of senders.
   template <class F>
   void over_receivers(int t, const F& f) {
     if (t == 0 || !m_.steps[t - 1].bchi) return over_blocks(f);
@@ -189,13 +189,13 @@ class EngineOf final : public Engine {
   bool grouped(int t) const { return t == 0 && m_.grouped(); }
   size_t a_size() const { return size_t(m_.r) * m_.c * m_.n_a; }
 
-  // Where A of a block stands: with message steps all are kept, unless backward follows at once.
+  // Place of A of a block: message steps store all of them, unless backward follows at once.
   V* moments_of(ThreadWorkspace<T>& work, const Block& block, bool keep, int t) {
     if (m_.stages == 1 || (t == m_.stages - 1 && !keep)) return work.a.ensure(a_size());
     return kept_a_[t].data() + block.number * a_size();
   }
 
-  // What a slot's pairs are multiplied with in the sums of generation t.
+  // Factors of a slot's pairs in the sums of generation t.
   Factors<T> factors(const Block& block, int t) {
     if (t == 0) return {h_s_.data(), 1, m_.k, true, nullptr};
     const StepData<T>& s = steps_[t - 1];

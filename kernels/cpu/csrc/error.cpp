@@ -1,4 +1,4 @@
-// The parts of a wrong argument, kept for the thread that was told.
+// The parts of the last error about an argument, stored for each thread.
 #include "error.h"
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// A wrong argument: what it is called, what was expected and what came, kept apart up to Python.
+// A wrong argument: its name, what was expected and what came, as separate texts for Python.
 #pragma once
 
 #include <stdexcept>
@@ -14,7 +14,7 @@ class Invalid : public std::runtime_error {
   const std::string argument, expected, got;
 };
 
-// What cf_invalid tells: of the last error in this thread; no texts where it is not of this kind.
+// The texts of cf_invalid for the last error in this thread; empty if it was of another kind.
 void remember(const Invalid* error);
 
 // Throws for a list in another order; here, as files of one instruction set must make no strings.

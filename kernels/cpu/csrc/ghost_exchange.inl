@@ -1,4 +1,4 @@
-// What a parallel host moves between owners and ghosts, in double.
+// Arrays that a parallel host exchanges between owners and ghosts, in double.
 #pragma once
 
 #include <stddef.h>

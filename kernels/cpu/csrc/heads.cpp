@@ -1,4 +1,4 @@
-// Heads: which module gives what a read-out takes, as cace_fast/spec/keys.py and heads.py say it.
+// Heads: the modules whose values a read-out takes, as in cace_fast/spec/keys.py and heads.py.
 #include "heads.h"
 
 #include <algorithm>
@@ -30,7 +30,7 @@ std::vector<std::string> keys_of(const Json& module) {
   return keys;
 }
 
-// The modules of one sub-model: who writes a key, and what is taken for each atom.
+// The modules of one sub-model: which writes a key, and which values each takes.
 class Modules {
  public:
   explicit Modules(const std::vector<Json>& modules) : modules_(modules) {
@@ -60,7 +60,7 @@ class Modules {
     return at == found->second.begin() ? -1 : *(at - 1);
   }
 
-  // Module `index` and all that it takes values of, in the order to run them.
+  // Module `index` and all modules that it depends on, in the order to run them.
   std::set<int> chain(int index) const {
     std::set<int> wanted = {index};
     for (int i = index; i >= 0; --i) {
@@ -85,7 +85,8 @@ class Modules {
   std::map<std::string, std::vector<int>> writers_;
 };
 
-// Two passes over the modules of a chain: what each takes, with places of extra inputs, then the net.
+// Two passes over the modules of a chain: first the inputs of each, with columns of extra inputs,
+// then the net.
 class ChainReader {
  public:
   ChainReader(const Modules& modules, int n_features)
@@ -127,7 +128,7 @@ class ChainReader {
   int value(int i) const { return values_.at(i); }
 
  private:
-  // What module i takes under a key: columns, or none for an input of the structure.
+  // The value that module i takes under a key: columns, or none for an input of the structure.
   Input taken(int i, const std::string& key) const {
     if (key == kFeatures) return {{Columns::features, 0, n_features_}};
     const int from = modules_.producer(key, i);

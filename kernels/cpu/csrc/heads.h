@@ -1,4 +1,4 @@
-// Networks of the features of an atom, and chains of them: read-outs that take what others give.
+// Networks on the features of an atom, and chains of them: read-outs that take values of others.
 #pragma once
 
 #include <map>
@@ -14,15 +14,15 @@ namespace cace_fast {
 
 using Tensors = std::map<std::string, Numbers>;
 
-// Columns of what a module takes for each atom: the features, extra inputs from `first` on, or the
-// value `first` of the program, outputs of another module.
+// Columns that a module takes for each atom: the features, extra inputs from `first` on, or the
+// value `first` of the program, which holds outputs of another module.
 struct Columns {
   enum Kind { features, extra, outputs } kind;
   int first, width;
 };
 using Input = std::vector<Columns>;
 
-// Makes a Net of [features, extra inputs]; values are numbered as they come.
+// Makes a Net on [features, extra inputs]; values are numbered in the order of the calls.
 class NetProgram {
  public:
   NetProgram(int n_features, int n_extra) : n_features_(n_features), n_in_(n_features + n_extra) {}
@@ -50,11 +50,11 @@ class NetProgram {
 int add_network(NetProgram& program, const Json& mlp, bool linear, const std::string& prefix,
                 const Tensors& tensors, const Input& input);
 
-// The same as a net of its own, of n_in inputs as they come.
+// The same as a separate net, on n_in inputs in their order.
 Net read_network(const Json& mlp, bool linear, const std::string& prefix, const Tensors& tensors,
                  int n_in);
 
-// The net of a read-out, or of a sum of values of atoms, with all that it takes of other modules. Its
+// The net of a read-out, or of a sum of values of atoms, with all modules that it depends on. Its
 // extra inputs are, module after module, the keys that no earlier module writes, and fixed charges.
 Head read_head(const Model& m, const Json& spec, const cf_head& info, const Tensors& tensors);
 

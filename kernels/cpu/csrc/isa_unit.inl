@@ -1,5 +1,5 @@
-// All that is compiled once for each instruction set, in a namespace of its own.  Included by
-// isa_*.cpp, which define CF_ISA (its name) and CF_VECTOR_BYTES.
+// Everything that is compiled once for each instruction set, in a separate namespace.  isa_*.cpp
+// include it and define CF_ISA (its name) and CF_VECTOR_BYTES.
 #pragma once
 
 #include "engine.h"

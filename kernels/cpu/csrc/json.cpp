@@ -88,7 +88,7 @@ class JsonReader {
     return code;
   }
 
-  // One character of escapes; those beyond 16 bits come as two of them.
+  // One escaped character; those beyond 16 bits are two escapes.
   unsigned read_code() {
     const unsigned high = read_unit();
     if (high < 0xd800 || high > 0xdbff || !word("\\u")) return high;
@@ -137,7 +137,7 @@ class JsonReader {
     return value;
   }
 
-  // The decimal point is a point whatever the locale of the process: strtod and streams would ask it.
+  // The decimal point is a point in every locale; strtod and streams would follow the locale.
   void read_number(Json& value) {
     const size_t end = std::min(text_.find_first_not_of("+-.0123456789eE", at_), text_.size());
     value.kind_ = Json::number;

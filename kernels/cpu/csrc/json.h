@@ -14,7 +14,7 @@ class JsonError : public std::runtime_error {
   ~JsonError() override;  // out of line: see engine.h
 };
 
-// One value of a JSON text.  Access of another kind or of a missing key throws JsonError.
+// One value of a JSON text.  Access as another type, or to a missing key, throws JsonError.
 class Json {
  public:
   enum Kind { null, boolean, number, string, array, object };

@@ -1,9 +1,9 @@
-// What one core can do at most, measured: the figures that times are judged by.
+// Peak performance of one core, measured; times are compared with it.
 #include <chrono>
 
 #include "isa.h"
 
-// One step of a sum, and a statement that keeps the compiler from taking steps together.
+// One step of a sum, and a statement that keeps the compiler from combining steps.
 #define CF_STEP(sum) sum = sum * factor + added;
 #if defined(__x86_64__)
 #define CF_KEEP(sum) asm volatile("" : "+v"(sum));

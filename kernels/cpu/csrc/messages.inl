@@ -1,4 +1,4 @@
-// Message passing (docs/theory.md section 6): what senders export, and the sums over it.
+// Message passing (docs/theory.md, section 6): the arrays of senders, and the sums over them.
 #pragma once
 
 #include <stddef.h>
@@ -31,7 +31,7 @@ struct StepData {
 
   Buffer<V> rows;                // [block] first layer of the Bchi network
   Buffer<T> w, factors, grad_w;  // [n_all][n_w], [n_all][n_l n_x], [n_all][n_w]
-  // A, dE/dA by Ar, P dE/d(ar) of each atom: [n_q / W][n_A][W], what one decay acts on together
+  // A, dE/dA by Ar, P dE/d(ar) of each atom: [n_q / W][n_A][W]; one decay multiplies W numbers
   Buffer<T> a, grad_a, grad_sum;
 
   void prepare(const Model& m, const Step& s) {
@@ -50,7 +50,7 @@ struct StepData {
     spread_out(inverse_range, s.ar_inverse_range, rc, n_q);
   }
 
-  // Numbers of an atom in a, grad_a, grad_sum, and where they stand.
+  // Numbers of an atom in a, grad_a, grad_sum, and their place.
   size_t size() const { return size_t(n_a) * n_q; }
   const V* atom(const Buffer<T>& of, size_t i) const {
     return reinterpret_cast<const V*>(of.data() + i * size());
@@ -122,7 +122,7 @@ inline void lanes_to_atoms(const Vec<T>* lanes, const Block& block, const Model&
       }
 }
 
-// Adds what the atoms of a block hold in the layout of StepData, times s P where `scaled`, to
+// Adds the numbers of the atoms of a block in the layout of StepData, times s P where `scaled`, to
 // [R C][n_A] in lanes.
 template <class T>
 inline void add_atoms_to_lanes(const T* atoms, const Block& block, const Model& m,

@@ -1,4 +1,4 @@
-// A network behind its first layers, forward and backward, for one block of atoms.
+// A network after its first layers, forward and backward, for one block of atoms.
 #pragma once
 
 #include <math.h>
@@ -13,7 +13,7 @@
 namespace cace_fast {
 namespace CF_ISA {
 
-// Activations that no published model uses: one number at a time with the library's functions.
+// Activations that no published model uses: one number at a time, by functions of the C++ library.
 inline void activate_one(Activation kind, double x, double& y, double& slope) {
   const double positive = x > 0 ? 1.0 : 0.0;
   const double sigmoid = 1 / (1 + ::exp(-x));
@@ -104,13 +104,13 @@ class MlpProgram {
   int n_out() const { return net_->n_out(); }
   int n_first_rows() const { return net_->n_first_rows(); }
 
-  // Roots of the sums that they are without bias.  A bias may be larger than the whole sum: to
-  // begin with it would round every part of the sum to its size.
+  // Adds the biases of the first layers to their sums.  A bias may be larger than the whole sum: a
+  // sum that began with it would round every part to its size.
   void begin(const V* sums, V* values) const {
     for (int i = 0; i < n_first_rows(); ++i) values[i] = sums[i] + bias_[i];
   }
 
-  // values [size]: first layers are given, the rest is computed; slopes [size] is kept for backward.
+  // values [size]: first layers are given, the rest is computed; backward needs slopes [size].
   void forward(V* values, V* slopes) const {
     for (const Net::Op& op : net_->ops) {
       const V* from = values + first_[op.from];

@@ -1,4 +1,4 @@
-// A model as the engine needs it: sizes, tables and weights in double, independent of the
+// A model in the form of the engine: sizes, tables and weights in double, independent of the
 // instruction set.  Symbols are those of docs/theory.md.
 #pragma once
 
@@ -29,8 +29,8 @@ struct Affine {
   Numbers w, b;
 };
 
-// Networks as straight-line code over values.  The first values are the first layers: affine maps of the
-// features, which all networks of a model compute together in one product.
+// Networks as straight-line code over values.  The first values are the first layers: affine maps of
+// the features, which all networks of a model compute together in one product.
 struct Net {
   enum Kind { affine, activate, scale, add };
   struct Op {
@@ -77,7 +77,7 @@ struct Model {
   int n_charges = 0;
 
   int n_features() const { return r * n_inv * c; }  // of one generation
-  // Few elements: one sum of outer products for each; many: one for each embedding channel.
+  // Few elements: a sum of outer products for each; many: one for each embedding channel.
   bool grouped() const { return n_z <= kMaxGroups; }
   static constexpr int kMaxGroups = 8;
 };
@@ -85,7 +85,7 @@ struct Model {
 Model make_model(const std::string& spec_json, const std::map<std::string, Numbers>& tensors,
                  const std::vector<cf_head>& heads);
 
-// What a native model file holds; throws JsonError for a file that is not one.
+// Content of a native model file; throws JsonError for other files.
 struct ModelFile {
   std::string spec_json;
   std::map<std::string, Numbers> tensors;

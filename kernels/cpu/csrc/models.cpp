@@ -1,4 +1,4 @@
-// The C interface of models: from the parts of one, or from a file of ours.
+// The C interface of models: from specification and tensors, or from a native file.
 #include <cstddef>
 #include <cstdint>
 #include <map>

@@ -1,4 +1,4 @@
-// Sums of outer products R_n f_c Y_m over neighbours, and the way back to the pairs.
+// Sums of outer products R_n f_c Y_m over neighbours, and their gradients by pairs.
 #pragma once
 
 #include <stddef.h>
@@ -154,7 +154,7 @@ void grouped_gradient(ThreadWorkspace<T>& work, const Model& m, int n_groups, co
     }
 }
 
-// Where no sum of products is: dE/dr alone.
+// Where there is no sum of products: dE/dr alone.
 template <class T>
 void distance_gradient(ThreadWorkspace<T>& work, const Vec<T>* dr, T* pair_gradient,
                        PairSums<T>& sums) {
@@ -163,7 +163,7 @@ void distance_gradient(ThreadWorkspace<T>& work, const Vec<T>* dr, T* pair_gradi
     finish_slot(work, slot, du, dr[slot], pair_gradient, true, sums);
 }
 
-// rho_a = sum_s h_s[s, a] rho_s, and back.
+// rho_a = sum_s h_s[s, a] rho_s, and its gradient.
 template <class T>
 void mix_groups(const Model& m, const T* h_s, const Vec<T>* rho, Vec<T>* rho_a) {
   const int size = m.n_b * m.n_a;

@@ -204,7 +204,7 @@ int NetProgram::apply(Net::Kind kind, int from, int other, Affine layer, Activat
   return to;
 }
 
-// Values were numbered as they came; a Net has the first layers first.
+// Values were numbered in the order of the calls; a Net has the first layers first.
 Net NetProgram::finish(int output) {
   const int n_first_rows = int(net_.first_layers.size());
   std::vector<int> place(sizes_.size());

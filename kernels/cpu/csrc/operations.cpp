@@ -23,8 +23,8 @@ struct cf_network {
 namespace cace_fast {
 namespace {
 
-// Edges as the engine takes pairs: all atoms at the origin, and vectors in the place of shifts, so that
-// the shift of a pair is the number of its edge.
+// Edges in the form of the engine's pairs: all atoms are at the origin and vectors replace shifts,
+// so that the shift of a pair is the number of its edge.
 class EdgeFrame {
  public:
   EdgeFrame(const cf_edges& edges, int n_species) : origin_(3 * size_t(count(edges))) {
@@ -56,7 +56,7 @@ class EdgeFrame {
   const cf_frame& frame() const { return frame_; }
 
  private:
-  // The number of atoms, once it and that of edges are known to fit.
+  // The number of atoms; throws if it or the number of edges is too large.
   static int64_t count(const cf_edges& edges) {
     for (int64_t n : {edges.n_edges, edges.n_atoms})
       if (n < 0 || n > std::numeric_limits<int32_t>::max())
@@ -71,7 +71,7 @@ class EdgeFrame {
   cf_frame frame_ = {};
 };
 
-// f(engine) while it has these edges; no step stays open.
+// f(engine) with these edges; the step is closed afterwards.
 template <class F>
 int on_edges(cf_state* state, const cf_edges* edges, const F& f) {
   return phase(state, [&] {

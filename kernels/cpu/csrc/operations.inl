@@ -104,7 +104,7 @@ void EngineOf<T>::op_moments_gradient(const double* grad_out, double* grad_vecto
   copy_edge_gradients(grad_vectors);
 }
 
-// A and B of the generation before the step, and what senders make of them.
+// A and B of the generation before the step, and the arrays of senders made of them.
 template <class T>
 void EngineOf<T>::take_message(const cf_message& in) {
   over_blocks([&](ThreadWorkspace<T>& work, const Block& block) {

@@ -62,7 +62,7 @@ inline void weighted_rows(const Packed<T>& p, const int* offsets, const Vec<T>* 
   }
 }
 
-// Long sums are made in parts: rounding grows with the length of a chain of additions.
+// Long sums are split into parts: rounding grows with the length of a chain of additions.
 constexpr int kPart = 64;
 inline int64_t part_end(int64_t first, int64_t n) { return n - first < kPart ? n : first + kPart; }
 

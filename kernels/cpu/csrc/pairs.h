@@ -1,4 +1,4 @@
-// Pair lists in the order that the engine works through: by receiver, then the sender's element.
+// Pair lists in the order of the engine: by receiver, then the sender's element.
 #pragma once
 
 #include <cstdint>

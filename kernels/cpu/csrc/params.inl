@@ -13,7 +13,7 @@
 namespace cace_fast {
 namespace CF_ISA {
 
-// Where rho[x][n][m] stands.  Sums whose factors depend on the degree keep each degree together,
+// Layout of rho[x][n][m].  Sums whose factors depend on the degree store each degree together,
 // [l][x][n_b][monomials of l]; others are [x][n_b][n_A].
 struct RhoLayout {
   Buffer<int> source;  // [l][n] offset of the first monomial of l from rho of its x

@@ -2,8 +2,8 @@
 //
 // forward(t):  pairs -> radial -> moments or messages -> A -> B -> first layers of all networks
 // backward(t): gradients of those rows -> dE/dB -> dE/dA -> dE/drho -> dE/dd of every pair
-// Only numbers of first layers are kept for each atom between phases (and A, where there are
-// message steps); forward and backward of the last generation run together where they can.
+// Between phases only outputs of first layers are stored for each atom (and A, if there are message
+// steps); forward and backward of the last generation run together where they can.
 #pragma once
 
 #include <stddef.h>

@@ -1,4 +1,4 @@
-// What an energy is made of, as a model file of version 2 says it (cace_fast/spec/program.py).
+// The program of an energy, as in a model file of version 2 (cace_fast/spec/program.py).
 #pragma once
 
 #include <string>
@@ -19,10 +19,10 @@ struct Program {
   std::vector<Numbers> fixed;  // of each term: charges of each row, or none
 };
 
-// Reads the program of an energy; NULL: of the total energy. Throws for what is inconsistent.
+// Reads the program of an energy; NULL: of the total energy. Throws if the file is inconsistent.
 Program read_program(const std::string& text, const char* energy_key, int output_index);
 
-// Fills in what the model knows: columns of charges.
+// Fills in the columns of charges, which follow from the model.
 void complete(Program& program, const Model& model);
 
 }  // namespace cace_fast

@@ -21,7 +21,7 @@ struct Cutoff {
 
   void operator()(Vec<T> r, Vec<T>& f, Vec<T>& df) const {
     if (kind == kPolynomial) {
-      // 1/r_c in two parts: its own rounding would be an error of the same sign for all pairs
+      // 1/r_c in two parts: its rounding alone would be an error of the same sign for all pairs
       const T scale = T(1.0 / radius), rest = T(1.0 / radius - scale);
       const auto found =
           polynomial<VectorMath<T>>(r, r * scale + r * rest, scale, T(radius), T(extra), T(p));

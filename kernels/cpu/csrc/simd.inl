@@ -90,7 +90,7 @@ class Buffer {
     ::memset(static_cast<void*>(ensure(n)), 0, n * sizeof(E));
     return data_;
   }
-  // Like need, but with a quarter more than asked, for sizes that fluctuate from step to step.
+  // Like ensure, but with a quarter more than asked, for sizes that fluctuate from step to step.
   E* reserve_slack(size_t n) { return n > size_ ? ensure(n + n / 4) : data_; }
 
   E* data() { return data_; }

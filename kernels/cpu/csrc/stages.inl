@@ -1,4 +1,4 @@
-// Forward stages of a block, and what begins a step.
+// Forward stages of a block, and the begin of a step.
 #pragma once
 
 #include <math.h>
@@ -141,7 +141,7 @@ void EngineOf<T>::make_moments(ThreadWorkspace<T>& work, const Block& block, int
   if (step->ar) ar_sums(work, m_, s, block, list_, a);
 }
 
-// What the first layers of the read-outs start from: further inputs of the atoms. No biases yet.
+// Starts the first layers of the read-outs with the further inputs of the atoms, without biases.
 template <class T>
 void EngineOf<T>::start_rows(const Block& block, V* rows) const {
   int row = 0;
@@ -198,7 +198,7 @@ void EngineOf<T>::first_layers(ThreadWorkspace<T>& work, const Block& block, int
   for (int i = 0; i < stack.n_readout; ++i) kept[i] = rows[i];
 }
 
-// What senders export after generation t.
+// Arrays of senders after generation t.
 template <class T>
 void EngineOf<T>::make_message(ThreadWorkspace<T>& work, const Block& block, int t, const V* a) {
   StepData<T>& s = steps_[t];

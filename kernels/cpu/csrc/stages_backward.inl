@@ -1,4 +1,4 @@
-// Backward stages of a block, what senders gather, and forces.
+// Backward stages of a block, gradients of senders, and forces.
 #pragma once
 
 #include <math.h>
@@ -83,7 +83,7 @@ void EngineOf<T>::moments_gradient(ThreadWorkspace<T>& work, const Block& block,
   if (t < m_.stages - 1) add_later_gradients(block, t, grad_a);
 }
 
-// What memory and Ar of the step after generation t add to dE/dA_t.
+// The parts of dE/dA_t through memory and Ar of the step after generation t.
 template <class T>
 void EngineOf<T>::add_later_gradients(const Block& block, int t, V* grad_a) {
   const StepData<T>& s = steps_[t];
@@ -100,7 +100,7 @@ void EngineOf<T>::add_later_gradients(const Block& block, int t, V* grad_a) {
                         grad_a);
 }
 
-// Keeps what memory and Ar of the step before need of grad_a, and scales it for the way to rho.
+// Stores the parts of grad_a that memory and Ar of the step before need, and scales it for dE/drho.
 template <class T>
 void EngineOf<T>::pass_to_previous(ThreadWorkspace<T>& work, const Block& block, int t, V* grad_a) {
   ScopedTimer timer(work.ticks_of, kMessages);
@@ -128,7 +128,7 @@ const Vec<T>* EngineOf<T>::distance_gradients(ThreadWorkspace<T>& work, const Bl
   return dr;
 }
 
-// From dE/dA, scaled for the way to rho, to dE/dd of the block's pairs.
+// From dE/dA, scaled for dE/drho, to dE/dd of the block's pairs.
 template <class T>
 void EngineOf<T>::pairs_gradient(ThreadWorkspace<T>& work, const Block& block, int t,
                                  const V* grad_a, bool first, PairSums<T>& sums) {
@@ -177,7 +177,7 @@ void EngineOf<T>::backward_block(ThreadWorkspace<T>& work, const Block& block, i
   }
 }
 
-// dE/dw and dE/dA of senders, from what the receivers of generation t got of them.
+// dE/dw and dE/dA of senders, through the messages that receivers of generation t got.
 template <class T>
 void EngineOf<T>::gather_at_senders(int t) {
   StepData<T>& s = steps_[t - 1];
@@ -211,8 +211,8 @@ void EngineOf<T>::gather_at_senders(int t) {
   if (failed) throw OutOfMemory();
 }
 
-// Forces: what the pairs an atom sends give, less what its own give, in the order of the list;
-// virials: atoms in order.  No atomics, so the same bits for any number of threads.
+// Forces: gradients of the pairs that an atom sends, minus those that it receives, in the order of
+// the list; virials: atoms in order.  No atomics, so the same bits for any number of threads.
 template <class T>
 void EngineOf<T>::finish(const cf_result& result) {
   const int n_all = frame_.n_all, n = frame_.n_owned;

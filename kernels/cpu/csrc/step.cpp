@@ -23,7 +23,7 @@ void systems_of(const cf_structures& in, std::vector<int32_t>& system) {
     std::fill(system.begin() + in.first_atom[s], system.begin() + in.first_atom[s + 1], s);
 }
 
-// CF_TOO_CLOSE where two atoms are; the distance of the closest pair decides nearly always.
+// CF_TOO_CLOSE if two atoms are too close; the closest pair nearly always decides.
 int check_distances(cf_step& step, const cf_structures& in) {
   const double largest = *std::max_element(step.half.begin(), step.half.end());
   const double most = in.min_dist > 0 ? in.min_dist : 2.0 * largest;
@@ -84,7 +84,7 @@ int run_phases(cf_step& step, const cf_structures& in, const cf_frame& frame,
   if (code != CF_OK) return code;
   if (out.charges != nullptr) std::copy(step.charges.begin(), step.charges.end(), out.charges);
 
-  // the long range adds to zeros here, and cf_finish writes beside it: added up at the end
+  // the long range adds to zeros here and cf_finish writes other arrays; the end adds them up
   std::vector<double>&forces = step.forces, &virials = step.virials;
   forces.clear();
   virials.clear();

@@ -1,4 +1,4 @@
-// What the files behind cace_fast_step.h share.
+// Common parts of the files behind cace_fast_step.h.
 #pragma once
 
 #include <cstdint>
@@ -60,7 +60,7 @@ inline int fail(char* error, int code, const std::string& text) {
   return code;
 }
 
-// A wrong argument, in parts that cf_invalid tells.
+// A wrong argument, in the parts that cf_invalid returns.
 inline int invalid(char* error, const std::string& argument, const std::string& expected,
                    const std::string& got) {
   const Invalid parts(argument, expected, got);

@@ -1,4 +1,4 @@
-// The two small matrix products that everything is made of.  An element is a vector (one lane for
+// The two small matrix products that all kernels are made of.  An element is a vector (one lane for
 // each atom); a tile of sums stays in registers.
 #pragma once
 
@@ -22,8 +22,8 @@ constexpr int kTile = 12;
 #define CF_INLINE inline __attribute__((always_inline))
 
 // C[i][j] (+)= sum_k A[k][i] B[k][j], all vectors.  Strides count vectors; *_k is from one k to the
-// next.  A sum is made by itself before it is added: of what comes in chunks, as neighbours do,
-// parts are added up, whose rounding is less than that of one long chain.
+// next.  A sum is complete before it is added to C: neighbours come in chunks, and sums of chunks
+// have less rounding than one long chain.
 template <class V, int NI, int NJ, bool kAdd>
 inline void product_tile(const V* a, ptrdiff_t a_k, ptrdiff_t a_i, const V* b, ptrdiff_t b_k,
                          ptrdiff_t b_j, int n_k, V* c, ptrdiff_t c_i, ptrdiff_t c_j) {

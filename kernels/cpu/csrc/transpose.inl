@@ -1,4 +1,4 @@
-// Between rows of numbers of W atoms and vectors whose lanes are these atoms.
+// Transposition between rows of numbers of W atoms and vectors whose lanes are these atoms.
 #pragma once
 
 #include <stddef.h>

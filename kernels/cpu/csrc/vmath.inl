@@ -82,7 +82,7 @@ inline Vec<T> exponential(Vec<T> x) {
   return p * (Vec<T>)power;
 }
 
-// What formulas of the generated header are made of: vectors here, numbers in scalar_math.h.
+// Elementary functions for the formulas of the generated header; scalar_math.h has those of numbers.
 template <class T>
 struct VectorMath {
   typedef Vec<T> V;

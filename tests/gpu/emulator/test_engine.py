@@ -1,4 +1,4 @@
-"""The GPU engine end to end on compiled kernels: what it computes, keeps, and refuses."""
+"""The GPU engine end to end on compiled kernels: results, stored state, and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of errors in float32 on docs/developer/accuracy.md, and what long sums need."""
+"""The tables of errors in float32 on docs/developer/accuracy.md, and long sums in parts."""
 
 from __future__ import annotations
 

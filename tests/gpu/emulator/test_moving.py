@@ -1,4 +1,4 @@
-"""Systems that move on the device: their list, full buffers, what the host looks at."""
+"""Systems that move on the device: their list, full buffers, reads of the host."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ SYNCHRONISING = {
 
 
 class NoLook(TorchDispatchMode):
-    """Refuses what would make the host wait for a device, or give a shape that depends on data."""
+    """Refuses operations that make the host wait for a device, or whose shape depends on data."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.name().split("::")[1].split(".")[0]
@@ -236,7 +236,7 @@ class NoLook(TorchDispatchMode):
 
 @contextmanager
 def steps_without_a_look() -> Iterator[list[bool]]:
-    """Run every step under :class:`NoLook`, up to the one read of its status; note rebuilds."""
+    """Run every step under :class:`NoLook`, up to the read of its status; record rebuilds."""
     plain, seen = Runner._replay, []
 
     def replay(self: Runner, key: tuple[bool, ...], work: Any) -> None:

@@ -32,7 +32,7 @@ F32 = torch.float32
 
 
 def judge(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Forces and what follows from them are sums that cancel: each has its own allowance."""
+    """Compare; forces and their derivatives are sums that cancel, so each has its own allowance."""
     for name, want in expected.items():
         allowed = 2e-6 if name == "value" else 1e-5 if name.startswith("d/d") else 4e-5
         assert relative(found[name].cpu(), want) < allowed, name

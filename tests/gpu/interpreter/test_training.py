@@ -1,4 +1,4 @@
-"""What training needs of the interpreted kernels, in float64 under the guard."""
+"""Derivatives for training by the interpreted kernels, in float64 under the guard."""
 
 from __future__ import annotations
 

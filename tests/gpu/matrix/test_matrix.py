@@ -1,7 +1,7 @@
-"""What the kernels of every model need on every GPU, against the table in this folder.
+"""Resources of the kernels of every model on every GPU, against the table in this folder.
 
-``table.csv`` is what ``make gpu-table`` found; a budget of a few registers and instructions lies
-above it, and what must never happen is said here.
+``make gpu-table`` wrote ``table.csv``; a few registers and instructions more are allowed, and this
+file says what must never happen.
 """
 
 from __future__ import annotations
