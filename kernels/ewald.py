@@ -196,7 +196,8 @@ def _bare(
     plan = None
     if way != "open":  # here and not where it is called: a traced call has no cell to look at
         cells, sphere = (cell.cpu().numpy(), k_cell.cpu().numpy()), Sphere(dl, sigma)
-        plan = choose(way, tolerance, *q.shape, cells[0], sphere, cells[1]).plan
+        n, n_q = q.shape
+        plan = choose(way, tolerance, n, n_q, cells[0], sphere, cells[1]).plan
     if plan is not None:
         return MeshSum(dl, sigma, exponent, PlainMesh()).evaluate(plan, q, r, cell, k_cell)
     from cace_fast.kernels.triton import operators

@@ -239,9 +239,7 @@ def _mesh(n: int, n_q: int, plan: MeshPlan) -> Choice:
     points = float(n_q * plan.size[0] * plan.size[1] * plan.size[2])
     stencil = numbers.MESH_STENCIL[which] * n_q * plan.window.width**2
     cost = (
-        numbers.MESH_CALL
-        + numbers.MESH_POINT[which] * points
-        + n * (numbers.MESH_ATOM + stencil)
+        numbers.MESH_CALL + numbers.MESH_POINT[which] * points + n * (numbers.MESH_ATOM + stencil)
     )
     return Choice(plan, numbers.MESH_POINT_BYTES[which] * points, 1e-6 * cost)
 

@@ -1,9 +1,9 @@
 """The sum over k of large periodic systems by a mesh (``docs/theory.md``, "The mesh").
 
-Charges are spread on a periodic grid by a smooth window, a Fourier transform makes structure factors
-of the grid, which are multiplied by g(k)/window^2 inside the sphere, a second transform makes a grid
-of potentials, and the same window gathers potential and gradient at the atoms. Here is what is the
-same on every device, in torch: the transforms and the product. Kernels spread and gather.
+A smooth window spreads the charges on a periodic grid. A Fourier transform makes structure factors of
+it, which are multiplied by g(k)/window^2 inside the sphere. A second transform makes a grid of
+potentials, and the same window gathers potential and gradient at the atoms. Here is what is the same
+on every device, in torch: the transforms and the product. Kernels spread and gather.
 """
 
 from __future__ import annotations
@@ -181,7 +181,8 @@ def to_points(modes: Tensor, size: tuple[int, int, int]) -> Tensor:
     """
     x = torch.fft.ifft(_widen(modes, size[0], 1), dim=1, norm="forward")
     x = torch.fft.ifft(_widen(x, size[1], 2), dim=2, norm="forward")
-    return torch.fft.irfft(x, n=size[2], dim=3, norm="forward")
+    points: Tensor = torch.fft.irfft(x, n=size[2], dim=3, norm="forward")
+    return points
 
 
 def _cut(x: Tensor, m: int, dim: int) -> Tensor:
@@ -200,13 +201,17 @@ def _widen(x: Tensor, size: int, dim: int) -> Tensor:
 def _transform(plan: MeshPlan, n: Tensor, size: int) -> Tensor:
     """Return the Fourier transform of the window at modes n of a grid axis of ``size`` points."""
     x, w = torch.tensor(quadrature(plan.window), dtype=torch.float64).to(n).T
-    return torch.cos(torch.outer(n * (2.0 * pi / size), x)) @ w
+    found: Tensor = torch.cos(torch.outer(n * (2.0 * pi / size), x)) @ w
+    return found
 
 
 def _squares(axes: tuple[Tensor, Tensor, Tensor], inverse: Tensor) -> Tensor:
     """Return k^2 of modes, k = 2 pi n h^-T."""
-    k = [sum(n * (2.0 * pi * inverse[x, a]) for a, n in enumerate(axes)) for x in range(3)]
-    return k[0] * k[0] + k[1] * k[1] + k[2] * k[2]
+    a, b, c = axes
+    total = torch.zeros_like(a * b * c)
+    for x, y, z in (2.0 * pi * inverse).tolist():
+        total += (a * x + b * y + c * z) ** 2
+    return total
 
 
 def _virial(factors: _Factors, plan: MeshPlan, modes: Tensor) -> Tensor:

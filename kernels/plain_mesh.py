@@ -54,7 +54,7 @@ def _blocks(n: int, plan: MeshPlan) -> list[slice]:
 def _stencils(
     plan: MeshPlan, inverse: Tensor, r: Tensor
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Return the points [n, width^3] of each atom, and along each axis weights and slopes [n, width]."""
+    """Return points [n, width^3] of each atom; of each axis weights and slopes [n, width]."""
     width, degree = plan.window.width, plan.window.width + MORE_TERMS[str(plan.dtype)[6:]]
     coefficients = torch.tensor(polynomials(plan.window, degree), dtype=torch.float64).to(r.device)
     fraction = r @ inverse

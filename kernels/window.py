@@ -39,7 +39,7 @@ class Window(NamedTuple):
         """Return the exponent, a little below where the transform's main lobe meets its alias."""
         return 0.97 * pi * self.width * (1.0 - 0.5 / self.oversampling)
 
-    def __call__(self, z: float) -> float:
+    def value(self, z: float) -> float:
         """Return phi(z), z in half widths."""
         inside = 1.0 - z * z
         return exp(self.beta * (sqrt(inside) - 1.0)) if inside >= 0.0 else 0.0
@@ -47,7 +47,7 @@ class Window(NamedTuple):
     def slope(self, z: float) -> float:
         """Return dphi/dz; finite where the window ends, at |z| = 1."""
         inside = max(1.0 - z * z, 1e-12)
-        return -self.beta * z / sqrt(inside) * self(z)
+        return -self.beta * z / sqrt(inside) * self.value(z)
 
 
 # From the cheapest to the finest; errors are twice what bench/long_range_errors.py measures.
@@ -105,7 +105,7 @@ def polynomials(window: Window, degree: int) -> tuple[list[list[float]], list[li
         return [list(row) for row in zip(*points, strict=True)]
 
     # the distance of a point falls as the atom moves on
-    return fitted(window), fitted(lambda z: -window.slope(z) / half)
+    return fitted(window.value), fitted(lambda z: -window.slope(z) / half)
 
 
 def quadrature(window: Window) -> list[tuple[float, float]]:
@@ -118,7 +118,7 @@ def quadrature(window: Window) -> list[tuple[float, float]]:
     for x, w in _legendre(2 * NODES):
         t = 0.5 * pi * x
         if t > 0.0:  # the window is even
-            weight = 2.0 * w * 0.5 * pi * half * cos(t) * window(sin(t))
+            weight = 2.0 * w * 0.5 * pi * half * cos(t) * window.value(sin(t))
             found.append((half * sin(t), weight))
     return found
 

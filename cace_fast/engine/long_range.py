@@ -172,8 +172,12 @@ class LongRange:
     def _potential(
         self, q: Tensor, r: Tensor, cell: Tensor, k_cell: Tensor, spec: Ewald
     ) -> Tensor | None:
-        cells, sphere = (cell.detach().cpu().numpy(), k_cell.cpu().numpy()), Sphere(spec.dl, spec.sigma)
-        choice = choose(self.method, self.tolerance, *q.shape, cells[0], sphere, cells[1])
+        cells, sphere = (
+            (cell.detach().cpu().numpy(), k_cell.cpu().numpy()),
+            Sphere(spec.dl, spec.sigma),
+        )
+        n, n_q = q.shape
+        choice = choose(self.method, self.tolerance, n, n_q, cells[0], sphere, cells[1])
         if choice.plan is None:
             return None
         return potentials(q, r, cell, k_cell, spec, ("mesh", self.tolerance), "torch")

@@ -198,10 +198,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cf_state_seconds": (c_double, (c_void_p, c_char_p)),
     "cf_ewald_freeze": (None, (c_void_p, c_void_p)),
     "cf_ewald_slab": (None, (c_void_p, c_double)),
-    "cf_ewald_method": (
-        ctypes.c_int,
-        (c_void_p, c_int32, c_double, POINTER(TransformC), c_char_p),
-    ),
+    "cf_ewald_method": (ctypes.c_int, (c_void_p, c_int32, c_double, POINTER(TransformC), c_char_p)),
     "cf_ewald_cell": (ctypes.c_int, (c_void_p, c_void_p, POINTER(c_int64), c_char_p)),
     "cf_ewald_structure_factors": (None, (c_void_p, c_int64, c_int32, *(c_void_p,) * 3)),
     "cf_ewald_finish": (ctypes.c_int, (c_void_p, c_int64, c_int32, *(c_void_p,) * 6, c_char_p)),

@@ -140,9 +140,7 @@ class DeviceEwaldSum:
                 held.copy_(new)
         return flat or self.by_mesh  # slabs are new; with a mesh nothing is captured
 
-    def _set_meshes(
-        self, plans: Sequence[MeshPlan | None], cells: Tensor, chosen: Tensor
-    ) -> None:
+    def _set_meshes(self, plans: Sequence[MeshPlan | None], cells: Tensor, chosen: Tensor) -> None:
         """Keep what sums a system as long as it does: it holds what modes are multiplied by."""
         held, self._meshes = self._meshes, {}
         module = self.module

@@ -52,7 +52,7 @@ def test_polynomials_are_the_window(made):
         degree = made.width + window.MORE_TERMS[precision]
         found = window.polynomials(made, degree)
         for coefficients, function, scale in (
-            (found[0], made, 1.0),
+            (found[0], made.value, 1.0),
             (found[1], lambda z: -made.slope(z) / half, 1.0),
         ):
             table = np.array(coefficients)
@@ -62,7 +62,7 @@ def test_polynomials_are_the_window(made):
                 want = np.array([function(((u + 1.0) / 2.0 + j) / half - 1.0) for u in x])
                 got = np.polynomial.polynomial.polyval(x, table[:, j])
                 # where the window ends its slope is infinite, and so small that it does not matter
-                edge = 1e4 * made(1.0) if j in (0, made.width - 1) else made(1.0)
+                edge = 1e4 * made.value(1.0) if j in (0, made.width - 1) else made.value(1.0)
                 np.testing.assert_allclose(got, want, rtol=0, atol=(limit + edge) * scale)
 
 
@@ -70,7 +70,7 @@ def test_polynomials_are_the_window(made):
 def test_the_transform_of_the_window(made):
     nodes, weights = np.array(window.quadrature(made)).T
     x = np.linspace(-1.0, 1.0, 200_001)
-    values = np.array([made(z) for z in x])
+    values = np.array([made.value(z) for z in x])
     for k in (0.0, 0.7, np.pi / made.oversampling):
         want = 0.5 * made.width * np.trapezoid(values * np.cos(0.5 * k * made.width * x), x)
         assert (weights * np.cos(k * nodes)).sum() == pytest.approx(want, rel=1e-6)
@@ -79,7 +79,9 @@ def test_the_transform_of_the_window(made):
 def test_slopes_are_derivatives():
     made = window.WINDOWS[-1]
     for z in (-0.9, -0.3, 0.0, 0.55, 0.99):
-        assert made.slope(z) == pytest.approx((made(z + 1e-6) - made(z - 1e-6)) / 2e-6, rel=1e-5)
+        assert made.slope(z) == pytest.approx(
+            (made.value(z + 1e-6) - made.value(z - 1e-6)) / 2e-6, rel=1e-5
+        )
 
 
 @pytest.mark.parametrize("n_q", [1, 2])
@@ -146,7 +148,10 @@ def test_the_order_of_atoms_changes_nothing_but_rounding():
     q, r = liquid(cell, 500, 2)
     order = np.random.default_rng(3).permutation(500)
     one, other = on_mesh(q, r, cell, 1e-10), on_mesh(q[order], r[order], cell, 1e-10)
-    assert max(errors([other[0], other[1], other[2]], [x[order] for x in one[:2]] + [one[2]], q)) < 1e-12
+    assert (
+        max(errors([other[0], other[1], other[2]], [x[order] for x in one[:2]] + [one[2]], q))
+        < 1e-12
+    )
 
 
 def test_atoms_far_outside_the_cell():
@@ -254,10 +259,10 @@ def test_choice():
         choose("mesh", 1e-13, 1, 1, np.eye(3), SPHERE)
     long = np.diag([17.0, 17.0, 340.0])  # whose waves make errors grow
     assert choose("auto", 2e-12, 10_000, 1, long, SPHERE).method == "direct"
-    with pytest.raises(InputError, match="long_range_tolerance: expected at least 9.*e-12 for"):
+    with pytest.raises(InputError, match=r"long_range_tolerance: expected at least 9.*e-12 for"):
         choose("mesh", 2e-12, 10_000, 1, long, SPHERE)
     q, r = liquid(long, 10, 1)
-    with pytest.raises(InputError, match="long_range_tolerance: expected at least 9.*e-12 for"):
+    with pytest.raises(InputError, match=r"long_range_tolerance: expected at least 9.*e-12 for"):
         on_mesh(q, r, long, 2e-12)
 
 
