@@ -198,8 +198,8 @@ static void exchange_gradients(std::vector<Domain>& domains, const Exchange& exc
     check(cf_add_gradients(domains[d].state, t, ow[d].data(), oa[d].data()), "cf_add_gradients");
 }
 
-// One Ewald term: every domain sums over its own atoms, the sums S(k) are added up (one all-reduce in
-// a parallel host), and each domain finishes for its own atoms.  `q` and `slopes` are all charges of the
+// One Ewald term: every domain puts in its own atoms, what they give is added up (one all-reduce in a
+// parallel host), and each domain finishes for its own atoms.  `q` and `slopes` are all charges of the
 // owned atoms of each domain [n_owned][n_charges], and dE/dq of the terms so far.  Returns the energy.
 static double long_range(std::vector<Domain>& domains, const Box& box, const cf_long_range& term,
                          int n_charges, const std::vector<Numbers>& q, std::vector<Numbers>& slopes,
@@ -207,10 +207,11 @@ static double long_range(std::vector<Domain>& domains, const Box& box, const cf_
   char error[CF_ERROR_LENGTH];
   cf_ewald* ewald;
   check(cf_ewald_create(&term.ewald, &ewald, error), error);
-  int64_t size;
-  check(cf_ewald_cell(ewald, box.cell, &size, error), error);
+  int64_t size, n_all = 0;
+  for (const Domain& d : domains) n_all += d.n_owned;
   const int n_q = term.n_charges;
-  Numbers total(2 * size * n_q, 0.0);
+  check(cf_ewald_cell(ewald, box.cell, 1, n_all, n_q, &size, error), error);
+  Numbers total(size, 0.0);
   std::vector<Numbers> own = buffers(domains, n_q, false);
   for (size_t k = 0; k < domains.size(); ++k) {
     const Domain& d = domains[k];
@@ -218,17 +219,15 @@ static double long_range(std::vector<Domain>& domains, const Box& box, const cf_
       for (int c = 0; c < n_q; ++c)
         own[k][i * n_q + c] =
             term.fixed ? term.fixed[d.species[i]] : q[k][i * n_charges + term.first_charge + c];
-    Numbers part(total.size(), 0.0);
-    cf_ewald_structure_factors(ewald, d.n_owned, n_q, own[k].data(), d.positions.data(),
-                               part.data());
-    for (size_t j = 0; j < total.size(); ++j) total[j] += part[j];
+    check(cf_ewald_sums(ewald, d.n_owned, own[k].data(), d.positions.data(), total.data(), error),
+          error);
   }
   double energy = 0.0;
   for (size_t k = 0; k < domains.size(); ++k) {
     Domain& d = domains[k];
     Numbers energies(size_t(d.n_owned) * n_q), s(energies.size()), f(3 * size_t(d.n_owned));
-    check(cf_ewald_finish(ewald, d.n_owned, n_q, own[k].data(), d.positions.data(), total.data(),
-                          energies.data(), s.data(), f.data(), error),
+    check(cf_ewald_finish(ewald, d.n_owned, own[k].data(), d.positions.data(), total.data(),
+                          energies.data(), s.data(), f.data(), nullptr, error),
           error);
     for (double e : energies) energy += term.weight * e;
     for (size_t i = 0; i < f.size(); ++i) forces[3 * d.atom[i / 3] + i % 3] += term.weight * f[i];

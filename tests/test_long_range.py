@@ -14,9 +14,6 @@ from support.tiny_models import tiny_spec, tiny_structure, tiny_weights
 
 from cace_fast import InputError, Potential
 from cace_fast.kernels.cpu import long_range as cpu_long_range
-from cace_fast.kernels.cpu.library import EwaldSpec
-from cace_fast.kernels.cpu.long_range import EwaldSum
-from cace_fast.slab import planar_virial, slab_of
 
 PROPERTIES = ("energy", "energies", "forces", "virials", "latent_charges")
 MODELS = {
@@ -231,45 +228,21 @@ def processes():
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
-def test_a_box_on_several_processes(processes, size):
-    """Each process has its atoms, with one sum over all in between."""
+@pytest.mark.parametrize("method", ["direct", "mesh"])
+@pytest.mark.parametrize("periodic", [1, 4], ids=["box", "slab"])
+def test_several_processes(processes, periodic, method, size):
+    """Each process has its atoms, with one sum over all in between; field and penalty included."""
     rng = np.random.default_rng(0)
-    cell = np.array([[12.0, 0, 0], [5.1, 11.4, 0], [-4.3, 2.7, 13.1]])
-    q, r = rng.normal(size=(131, 2)), rng.uniform(-1.0, 2.0, (131, 3)) @ cell
-    spec = EwaldSpec(*distributed.NUMBERS)
-    want = EwaldSum(spec).evaluate(q, r, cell, periodic=True, n_threads=1)
+    cell = np.array([[12.0, 0.3, -0.2], [5.1, 11.4, 0.4], [-4.3, 2.7, 13.1]])
+    q, r = rng.normal(size=(131, 2)), rng.uniform(0.0, 0.9, (131, 3)) @ cell
+    want = distributed.ewald(method).evaluate(q, r, cell, periodic=periodic, n_threads=1)
     ends = [k * len(q) // size for k in range(size + 1)]
-    parts = [(q[a:b].copy(), r[a:b].copy(), cell) for a, b in itertools.pairwise(ends)]
-    total = sum(processes.starmap(distributed.factors, parts))
+    how = (len(q), periodic, method)
+    parts = [(q[a:b].copy(), r[a:b].copy(), cell, how) for a, b in itertools.pairwise(ends)]
+    total = sum(processes.starmap(distributed.sums, parts))
     found = processes.starmap(distributed.finish, [(total, *part) for part in parts])
     for k in range(3):
         got, scale = np.concatenate([f[k] for f in found]), np.abs(want[k]).max()
         np.testing.assert_allclose(got, want[k], rtol=0, atol=1e-12 * scale)
-    for one in found:
-        np.testing.assert_allclose(one[3], want[3], rtol=0, atol=1e-12 * np.abs(want[3]).max())
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 4])
-def test_a_slab_on_several_processes(processes, size):
-    """Beside structure factors of its box, moments add up, and for the virial sums of F z."""
-    rng = np.random.default_rng(4)
-    cell = np.array([[9.0, 0.3, -0.2], [2.1, 8.4, 0.4], [0.3, -0.4, 7.2]])
-    q, r = rng.normal(size=(77, 2)), rng.uniform(0.0, 0.9, (77, 3)) @ cell
-    spec, vacuum, origin = EwaldSpec(*distributed.NUMBERS), 9.0, 3.0
-    want = EwaldSum(spec, slab_vacuum=vacuum).evaluate(q, r, cell, periodic=4, n_threads=1)
-    ends = [k * len(q) // size for k in range(size + 1)]
-    parts = [
-        (q[a:b].copy(), r[a:b].copy(), cell, vacuum, origin) for a, b in itertools.pairwise(ends)
-    ]
-    sums = processes.starmap(distributed.slab_factors, parts)
-    structure, moments = (sum(row) for row in zip(*sums, strict=True))
-    found = processes.starmap(distributed.slab_finish, [(structure, moments, *p) for p in parts])
-    for k in range(3):
-        got, scale = np.concatenate([f[k] for f in found]), np.abs(want[k]).max()
-        np.testing.assert_allclose(got, want[k], rtol=0, atol=1e-12 * scale)
-    slab, norm = slab_of(torch.from_numpy(cell), 2, vacuum), spec.norm
-    lean = torch.from_numpy(sum(one[4] for one in found))
-    for one in found:
-        bare = (torch.from_numpy(moments), lean / norm, torch.from_numpy(one[3]) / norm)
-        virial = norm * planar_virial(slab, spec.sigma, *bare).numpy()
-        np.testing.assert_allclose(virial, want[3], rtol=0, atol=1e-12 * np.abs(want[3]).max())
+    virial = sum(f[3] for f in found)
+    np.testing.assert_allclose(virial, want[3], rtol=0, atol=1e-12 * np.abs(want[3]).max())

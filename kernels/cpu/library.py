@@ -199,9 +199,23 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cf_ewald_freeze": (None, (c_void_p, c_void_p)),
     "cf_ewald_slab": (None, (c_void_p, c_double)),
     "cf_ewald_method": (ctypes.c_int, (c_void_p, c_int32, c_double, POINTER(TransformC), c_char_p)),
-    "cf_ewald_cell": (ctypes.c_int, (c_void_p, c_void_p, POINTER(c_int64), c_char_p)),
-    "cf_ewald_structure_factors": (None, (c_void_p, c_int64, c_int32, *(c_void_p,) * 3)),
-    "cf_ewald_finish": (ctypes.c_int, (c_void_p, c_int64, c_int32, *(c_void_p,) * 6, c_char_p)),
+    "cf_ewald_cell": (
+        ctypes.c_int,
+        (c_void_p, c_void_p, c_int32, c_int64, c_int32, POINTER(c_int64), c_char_p),
+    ),
+    "cf_ewald_sums": (ctypes.c_int, (c_void_p, c_int64, *(c_void_p,) * 3, c_char_p)),
+    "cf_ewald_finish": (ctypes.c_int, (c_void_p, c_int64, *(c_void_p,) * 7, c_char_p)),
+    "cf_ewald_mesh": (ctypes.c_int, (c_void_p, c_void_p, c_char_p)),
+    "cf_ewald_spread": (ctypes.c_int, (c_void_p, c_void_p, c_int64, *(c_void_p,) * 3, c_char_p)),
+    "cf_ewald_multiply": (
+        ctypes.c_int,
+        (c_void_p, c_void_p, c_int32, c_void_p, c_void_p, c_char_p),
+    ),
+    "cf_ewald_moments": (ctypes.c_int, (c_void_p, c_int64, *(c_void_p,) * 3, c_char_p)),
+    "cf_ewald_gather": (
+        ctypes.c_int,
+        (c_void_p, c_void_p, c_int64, *(c_void_p,) * 8, c_char_p),
+    ),
     "cf_edge_sums_run": (ctypes.c_int, (c_void_p, c_void_p, c_int32)),
     "cf_contraction": (
         ctypes.c_int,
@@ -222,7 +236,6 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         ctypes.c_int,
         (c_void_p, POINTER(EdgesC), POINTER(MessageC), *(c_void_p,) * 4),
     ),
-    "cf_ewald_virial": (None, (c_void_p, c_int32, c_void_p, c_void_p)),
     "cf_ewald_evaluate": (
         ctypes.c_int,
         (c_void_p, c_int64, c_int32, *(c_void_p,) * 3, c_int32, *(c_void_p,) * 4, c_char_p),

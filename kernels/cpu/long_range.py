@@ -108,54 +108,65 @@ class EwaldSum:
         library.raise_for(code, self._said)
         return energies, slopes, forces, virial
 
-    def structure_factors(
-        self, charges: library.Floats, positions: library.Floats, cell: library.Floats
-    ) -> library.Floats:
-        """Return S(k) [2, n_q, n_k] of a part of the atoms; those of all parts are added up."""
-        n, n_q = charges.shape
-        structure = np.zeros((2, n_q, self._select(cell)))
-        self._lib.cf_ewald_structure_factors(
-            self._handle, n, n_q, charges.ctypes.data, positions.ctypes.data, structure.ctypes.data
-        )
-        return structure
-
-    def finish(
+    def sums(
         self,
-        structure: library.Floats,
         charges: library.Floats,
         positions: library.Floats,
         cell: library.Floats,
-    ) -> tuple[library.Floats, library.Floats, library.Floats, library.Floats]:
-        """Return :meth:`evaluate` of a part of the atoms, given the sum of all parts' S(k).
+        *,
+        n_all: int,
+        periodic: int = 1,
+    ) -> library.Floats:
+        """Return what a part of the atoms puts into the sum; those of all parts are added up.
 
-        The virial is that of all atoms, whole in every part.
+        ``n_all`` is the number of atoms of all parts; the rest as for :meth:`evaluate`. What comes
+        back is for :meth:`finish` of every part.
         """
         n, n_q = charges.shape
-        self._select(cell)
-        energies, slopes = np.empty((n, n_q)), np.empty((n, n_q))
-        forces, virial = np.zeros((n, 3)), np.zeros((3, 3))
-        code = self._lib.cf_ewald_finish(
+        size = ctypes.c_int64()
+        code = self._lib.cf_ewald_cell(
+            self._handle, cell.ctypes.data, periodic, n_all, n_q, byref(size), self._text
+        )
+        library.raise_for(code, self._said)
+        found = np.zeros(size.value)
+        code = self._lib.cf_ewald_sums(
             self._handle,
             n,
-            n_q,
             charges.ctypes.data,
             positions.ctypes.data,
-            structure.ctypes.data,
-            energies.ctypes.data,
-            slopes.ctypes.data,
-            forces.ctypes.data,
+            found.ctypes.data,
             self._text,
         )
         library.raise_for(code, self._said)
-        self._lib.cf_ewald_virial(self._handle, n_q, structure.ctypes.data, virial.ctypes.data)
-        return energies, slopes, forces, virial
+        return found
 
-    def _select(self, cell: library.Floats) -> int:
-        """Choose the vectors k of a cell and return their number, with pads."""
-        size = ctypes.c_int64()
-        code = self._lib.cf_ewald_cell(self._handle, cell.ctypes.data, byref(size), self._text)
+    def finish(
+        self, sums: library.Floats, charges: library.Floats, positions: library.Floats
+    ) -> tuple[library.Floats, library.Floats, library.Floats, library.Floats]:
+        """Return :meth:`evaluate` of a part of the atoms, given the sums of all parts.
+
+        The virial is a part too: those of all parts add up to that of all atoms. It follows a call
+        of :meth:`sums` with the same atoms.
+        """
+        n, n_q = charges.shape
+        energies, slopes = np.empty((n, n_q)), np.empty((n, n_q))
+        forces, virial = np.zeros((n, 3)), np.zeros((3, 3))
+        with self._transform.keeping():
+            code = self._lib.cf_ewald_finish(
+                self._handle,
+                n,
+                charges.ctypes.data,
+                positions.ctypes.data,
+                sums.ctypes.data,
+                energies.ctypes.data,
+                slopes.ctypes.data,
+                forces.ctypes.data,
+                virial.ctypes.data,
+                self._text,
+            )
+        self._transform.raise_kept()
         library.raise_for(code, self._said)
-        return size.value
+        return energies, slopes, forces, virial
 
 
 class Transform:

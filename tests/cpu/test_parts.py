@@ -130,40 +130,6 @@ def charges(n=150, n_q=3):
     return rng.normal(size=(n, n_q)), rng.uniform(-1, 2, (n, 3)) @ CELL
 
 
-def test_structure_factors_of_parts_add_up():
-    """Like ranks of a parallel host: each has its atoms, with one sum over all in between."""
-    q, r = charges()
-    n_q = q.shape[1]
-    want = EwaldSum(SPEC).evaluate(q, r, CELL, periodic=True, n_threads=1)
-    lib, text = library.library(), ctypes.create_string_buffer(library.ERROR_LENGTH)
-    parts = [slice(0, 61), slice(61, 61), slice(61, 150)]
-    ranks, size = [c_void_p() for _ in parts], c_int64()
-    total = None
-    for rank, part in zip(ranks, parts, strict=True):
-        assert lib.cf_ewald_create(byref(SPEC), byref(rank), text) == 0
-        assert lib.cf_ewald_cell(rank, address(CELL), byref(size), text) == 0
-        own = np.zeros((2, n_q, size.value))
-        qs, rs = np.ascontiguousarray(q[part]), np.ascontiguousarray(r[part])
-        lib.cf_ewald_structure_factors(
-            rank, c_int64(len(qs)), n_q, address(qs), address(rs), address(own)
-        )
-        total = own if total is None else total + own
-    for rank, part in zip(ranks, parts, strict=True):
-        qs, rs = np.ascontiguousarray(q[part]), np.ascontiguousarray(r[part])
-        energies, slopes, forces = np.empty_like(qs), np.empty_like(qs), np.zeros_like(rs)
-        code = lib.cf_ewald_finish(
-            rank, c_int64(len(qs)), n_q, address(qs), address(rs), address(total),
-            address(energies), address(slopes), address(forces), text,
-        )  # fmt: skip
-        assert code == 0
-        virial = np.zeros((3, 3))
-        lib.cf_ewald_virial(rank, n_q, address(total), address(virial))
-        lib.cf_ewald_free(rank)
-        whole = (want[0][part], want[1][part], want[2][part], want[3])
-        for got, expected in zip((energies, slopes, forces, virial), whole, strict=True):
-            np.testing.assert_allclose(got, expected, rtol=1e-11, atol=1e-12)
-
-
 @pytest.mark.parametrize("periodic", [True, False])
 def test_threads_change_no_bit_of_the_long_range(periodic):
     q, r = charges(n=700)

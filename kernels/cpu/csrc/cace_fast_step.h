@@ -3,10 +3,9 @@
  * A program that owns all atoms needs cf_step only.  A parallel host builds its lists with cf_pairs,
  * runs the phases of cace_fast.h, and between cf_forward and cf_backward the sums of cf_ewald:
  *
- *   cf_ewald_cell                     the k set of the global cell
- *   cf_ewald_structure_factors        S(k) of its own atoms; the host adds those of other ranks
- *   cf_ewald_finish                   energies, dE/dq, forces of its own atoms
- *   cf_ewald_virial                   of all atoms: whole on every rank
+ *   cf_ewald_cell      the box, the method, and how many numbers ranks add up
+ *   cf_ewald_sums      what the atoms here put in; the host adds those of other ranks
+ *   cf_ewald_finish    energies, dE/dq, forces of the atoms here, a part of the virial
  */
 // clang-format Language: C
 #pragma once
@@ -103,17 +102,55 @@ CF_API int cf_ewald_evaluate(cf_ewald *ewald, int64_t n, int32_t n_q, const doub
                              double *energies, double *slopes, double *forces, double *virial,
                              char error[CF_ERROR_LENGTH]);
 
-/* The same in parts, for periodic systems whose atoms lie on several ranks: chooses the k vectors
- * and gives their number with pads; structure is [2][n_q][size], zero at first. */
-CF_API int cf_ewald_cell(cf_ewald *ewald, const double *cell, int64_t *size,
-                         char error[CF_ERROR_LENGTH]);
-CF_API void cf_ewald_structure_factors(cf_ewald *ewald, int64_t n, int32_t n_q, const double *q,
-                                       const double *r, double *structure);
-CF_API int cf_ewald_finish(cf_ewald *ewald, int64_t n, int32_t n_q, const double *q,
-                           const double *r, const double *structure, double *energies,
-                           double *slopes, double *forces, char error[CF_ERROR_LENGTH]);
-CF_API void cf_ewald_virial(const cf_ewald *ewald, int32_t n_q, const double *structure,
-                            double *virial);
+/* The same in parts, for a periodic system whose atoms lie on several ranks; every rank has a cf_ewald of
+ * its own, with the same settings.  cf_ewald_cell begins a sum of n_all atoms with n_q channels, in a box
+ * or a slab (periodic as above), and chooses the method.  It tells how many numbers ranks add up: structure
+ * factors or grids, and moments of the charges.  Ranks may have no atoms.  Without it: CF_ORDER. */
+CF_API int cf_ewald_cell(cf_ewald *ewald, const double *cell, int32_t periodic, int64_t n_all,
+                         int32_t n_q, int64_t *size, char error[CF_ERROR_LENGTH]);
+/* Adds what n atoms here put into sums [size], zero at first. */
+CF_API int cf_ewald_sums(cf_ewald *ewald, int64_t n, const double *q, const double *r,
+                         double *sums, char error[CF_ERROR_LENGTH]);
+/* From the sums of all ranks: results of the atoms here as cf_ewald_evaluate gives them, with field, penalty
+ * and slab.  The virial of all atoms is the sum of the parts that ranks get. */
+CF_API int cf_ewald_finish(cf_ewald *ewald, int64_t n, const double *q, const double *r,
+                           const double *sums, double *energies, double *slopes, double *forces,
+                           double *virial, char error[CF_ERROR_LENGTH]);
+
+/* Where whole grids are too much for a rank, each has a brick of the mesh, and the host transforms.
+ * After cf_ewald_cell: the window's width in points (0: the sum is direct), the precision of grids, 32 or
+ * 64, the points of the whole grid and the largest wave number along each axis. */
+typedef struct {
+  int32_t width, precision;
+  int64_t size[3], modes[3];
+} cf_mesh;
+CF_API int cf_ewald_mesh(cf_ewald *ewald, cf_mesh *mesh, char error[CF_ERROR_LENGTH]);
+/* Points `first` to first + count - 1 along each axis. */
+typedef struct {
+  int64_t first[3], count[3];
+} cf_brick;
+/* Grids of a brick have a halo of width - 1 points after it along each axis: [n_q][count 0 + width - 1]
+ * [count 1 + width - 1][row], rows being count 2 + width - 1 + CF_MESH_PAD long, of which the pad is zero.
+ * An atom's stencil begins at point ceil(f size - width / 2) along each axis, f its fractional coordinate;
+ * the brick must hold that of every atom here.  Writes charges; the host adds halos to the bricks they lie
+ * in, and transforms. */
+enum { CF_MESH_PAD = 16 };
+CF_API int cf_ewald_spread(cf_ewald *ewald, const cf_brick *brick, int64_t n, const double *q,
+                           const double *r, void *grid, char error[CF_ERROR_LENGTH]);
+/* Multiplies modes [n_q][count 0][count 1][count 2] (complex) of these indices of a transform without
+ * factors, of either sign, and adds their part of the virial where that is not NULL.  half: the transform
+ * has only indices up to size / 2 along the last axis.  Then the host transforms back, without factors, and
+ * fills the halos. */
+CF_API int cf_ewald_multiply(cf_ewald *ewald, const cf_brick *modes, int32_t half, void *values,
+                             double *virial, char error[CF_ERROR_LENGTH]);
+/* Moments [3][n_q] of the atoms here are added to `moments`; ranks add theirs up. */
+CF_API int cf_ewald_moments(cf_ewald *ewald, int64_t n, const double *q, const double *r,
+                            double *moments, char error[CF_ERROR_LENGTH]);
+/* From grids of potentials, halos filled, and the moments of all ranks: as cf_ewald_finish. */
+CF_API int cf_ewald_gather(cf_ewald *ewald, const cf_brick *brick, int64_t n, const double *q,
+                           const double *r, void *grid, const double *moments, double *energies,
+                           double *slopes, double *forces, double *virial,
+                           char error[CF_ERROR_LENGTH]);
 
 /* --- a whole step -------------------------------------------------------------------------- */
 

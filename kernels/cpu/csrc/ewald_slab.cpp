@@ -35,13 +35,13 @@ EwaldStatus ewald_slab_begin(EwaldSlab& slab, const EwaldSpec& spec, const doubl
     slab.normal[x] = across[x] / area;
     slab.cell[3 * open + x] = slab.period * slab.normal[x];
   }
+  std::fill_n(slab.virial, 9, 0.0);
   return ewald_slab_places(slab, n, r, true);
 }
 
 EwaldStatus ewald_slab_places(EwaldSlab& slab, int64_t n, const double* r, bool centred) {
   slab.along.resize(n);
   slab.forces.assign(3 * n, 0.0);
-  std::fill_n(slab.virial, 9, 0.0);
   double mean = 0.0, low = HUGE_VAL, high = -HUGE_VAL;
   for (int64_t i = 0; i < n; ++i) {
     const double z = dot(r + 3 * i, slab.normal);

@@ -11,6 +11,7 @@
 #include "cace_fast_step.h"  // IWYU pragma: export
 #include "error.h"           // IWYU pragma: export
 #include "ewald.h"           // IWYU pragma: export
+#include "mesh_sum.h"        // IWYU pragma: export
 #include "pairs.h"           // IWYU pragma: export
 
 struct cf_pairs {
@@ -20,6 +21,12 @@ struct cf_pairs {
 struct cf_ewald {
   cace_fast::EwaldSpec spec;
   cace_fast::EwaldWork work;
+  // a sum in parts (ewald_parts.cpp)
+  bool begun = false;
+  int64_t n_all = 0;
+  int n_q = 0;
+  cace_fast::MeshPlan plan;
+  double box[9];
 };
 
 struct cf_step {
@@ -94,6 +101,8 @@ int guarded(char* error, Body body) {
 }
 
 int ewald_check(const cf_ewald_spec& spec, char* error);
+// Throws what a status stands for.
+void ewald_require(EwaldStatus status, const EwaldWork& work);
 EwaldSpec ewald_spec_of(const cf_ewald_spec& spec);
 // All long-range terms; their energies, slopes of charges, forces and virials are added.
 int long_range(cf_step& step, const cf_structures& in, const cf_step_result& out);

@@ -11,31 +11,10 @@
 
 #include "engine.h"
 #include "step.h"
-#include "mesh_sum.h"
 
 using namespace cace_fast;
 
 namespace {
-
-// Throws what a status stands for.
-void require(EwaldStatus status, const EwaldWork& work) {
-  switch (status) {
-    case EWALD_OK:
-      return;
-    case EWALD_SINGULAR_CELL:
-      throw Invalid("cell", "three independent lattice vectors for a periodic Ewald sum", "others");
-    case EWALD_OPEN_EXPONENT:
-      throw Invalid("pbc", "a periodic system for an Ewald sum of exponent 6", "an open one");
-    case EWALD_SLAB_VACUUM:
-      throw Invalid("pbc", "all or no directions periodic, or two with a vacuum above 0", "others");
-    case EWALD_SLAB_EXTENT:
-      throw Invalid("positions", "atoms of a slab within the height of its cell", "some outside");
-    case EWALD_TRANSFORM:
-      throw TransformFailed(work.transform_code);
-    default:
-      throw Invalid("cell", "one with fewer k vectors, which a direct sum can hold", "too many");
-  }
-}
 
 // One term of one system: its charges, and where its own results go.
 struct Part {
@@ -87,7 +66,7 @@ void sum_one(cf_step& step, size_t number, EwaldWork& work, const EwaldSpec& spe
              const cf_structures& in, const cf_step_result& out, int32_t s) {
   cf_step::Term& term = step.terms[number];
   const Part part = part_of(step, term, in, out, s);
-  require(ewald_evaluate(spec, work, part.n, term.count, part.q, in.positions + 3 * part.first,
+  ewald_require(ewald_evaluate(spec, work, part.n, term.count, part.q, in.positions + 3 * part.first,
                          in.cells + 9 * s, in.periodic[s], term.weight, part.energies, part.slopes,
                          part.forces, part.virial),
           work);
@@ -159,6 +138,25 @@ EwaldSpec ewald_spec_of(const cf_ewald_spec& s) {
   return spec;
 }
 
+void ewald_require(EwaldStatus status, const EwaldWork& work) {
+  switch (status) {
+    case EWALD_OK:
+      return;
+    case EWALD_SINGULAR_CELL:
+      throw Invalid("cell", "three independent lattice vectors for a periodic Ewald sum", "others");
+    case EWALD_OPEN_EXPONENT:
+      throw Invalid("pbc", "a periodic system for an Ewald sum of exponent 6", "an open one");
+    case EWALD_SLAB_VACUUM:
+      throw Invalid("pbc", "all or no directions periodic, or two with a vacuum above 0", "others");
+    case EWALD_SLAB_EXTENT:
+      throw Invalid("positions", "atoms of a slab within the height of its cell", "some outside");
+    case EWALD_TRANSFORM:
+      throw TransformFailed(work.transform_code);
+    default:
+      throw Invalid("cell", "one with fewer k vectors, which a direct sum can hold", "too many");
+  }
+}
+
 int ewald_check(const cf_ewald_spec& s, char* error) {
   if (!(s.dl > 0 && s.sigma > 0)) {
     const std::string got = std::to_string(s.dl) + ", " + std::to_string(s.sigma);
@@ -208,7 +206,8 @@ int cf_ewald_create(const cf_ewald_spec* spec, cf_ewald** ewald, char* error) {
   return guarded(error, [&] {
     const int bad = ewald_check(*spec, error);
     if (bad != CF_OK) return bad;
-    *ewald = new cf_ewald{ewald_spec_of(*spec), {}};
+    *ewald = new cf_ewald;
+    (*ewald)->spec = ewald_spec_of(*spec);
     return int(CF_OK);
   });
 }
@@ -223,38 +222,11 @@ int cf_ewald_evaluate(cf_ewald* ewald, int64_t n, int32_t n_q, const double* q, 
                       const double* cell, int32_t periodic, double* energies, double* slopes,
                       double* forces, double* virial, char* error) {
   return guarded(error, [&] {
-    require(ewald_evaluate(ewald->spec, ewald->work, n, n_q, q, r, cell, periodic, 1.0, energies,
+    ewald_require(ewald_evaluate(ewald->spec, ewald->work, n, n_q, q, r, cell, periodic, 1.0, energies,
                            slopes, forces, virial),
             ewald->work);
     return int(CF_OK);
   });
-}
-
-int cf_ewald_cell(cf_ewald* ewald, const double* cell, int64_t* size, char* error) {
-  return guarded(error, [&] {
-    require(ewald_select(ewald->work.k, ewald->spec, cell), ewald->work);
-    *size = ewald->work.k.size;
-    return int(CF_OK);
-  });
-}
-
-void cf_ewald_structure_factors(cf_ewald* ewald, int64_t n, int32_t n_q, const double* q,
-                                const double* r, double* structure) {
-  ewald_structure_factors(ewald->work, n, n_q, q, r, structure);
-}
-
-int cf_ewald_finish(cf_ewald* ewald, int64_t n, int32_t n_q, const double* q, const double* r,
-                    const double* structure, double* energies, double* slopes, double* forces,
-                    char* error) {
-  return guarded(error, [&] {
-    ewald_potentials(ewald->work, n, n_q, q, r, structure, ewald->spec.norm, slopes, forces);
-    ewald_finish(ewald->spec, n, n_q, q, true, energies, slopes);
-    return int(CF_OK);
-  });
-}
-
-void cf_ewald_virial(const cf_ewald* ewald, int32_t n_q, const double* structure, double* virial) {
-  ewald_virial(ewald->work.k, n_q, structure, ewald->spec.norm, virial);
 }
 
 int cf_ewald_method(cf_ewald* ewald, int32_t method, double tolerance,
