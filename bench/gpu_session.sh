@@ -2,7 +2,7 @@
 # All that a machine with a GPU is asked, in under 8 minutes and without a network: doctor, tests, times.
 #   bench/gpu_session.sh FOLDER [arguments of bench/gpu.py]
 # Needs a Python (PYTHON, else python3) with torch and Triton, and the wheels in .whl/ for what that lacks of
-# ase, vesin, finufft (docs/developer/gpu_session.md). Every step has its own limit and log; none stops the next.
+# ase, vesin (docs/developer/gpu_session.md). Every step has its own limit and log; none stops the next.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=$(mkdir -p "${1:?usage: bench/gpu_session.sh FOLDER}" && cd "$1" && pwd)
