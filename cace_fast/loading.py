@@ -23,6 +23,7 @@ def load(
     k_set: str = "sphere",
     long_range: str = "auto",
     slab_vacuum: float | None = None,
+    born_charges: str = "local",
 ) -> Potential:
     """Return the potential of a file: upstream's ``.pth``, our ``.safetensors``, or a shipped name.
 
@@ -32,7 +33,7 @@ def load(
     ----------
     path
         A file, or one of :func:`shipped`.
-    device, dtype, backend, long_range_tolerance, k_set, long_range, slab_vacuum
+    device, dtype, backend, long_range_tolerance, k_set, long_range, slab_vacuum, born_charges
         See :class:`Potential`.
     verify
         Check forces against the energy and the backend against the float64 reference on a small
@@ -60,6 +61,7 @@ def load(
         k_set=k_set,
         long_range=long_range,
         slab_vacuum=slab_vacuum,
+        born_charges=born_charges,
     )
     if verify:
         from .verification import quick_check  # brings ASE: only when asked for

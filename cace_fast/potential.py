@@ -59,9 +59,9 @@ class Potential:
         ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"``; see :attr:`backend`.
     energy_key, output_index
         Which energy of the model to take, by default its total; which of a read-out's several.
-    long_range_tolerance, k_set, long_range, slab_vacuum
-        Tolerance (None: 1e-6 in float32, 1e-10 in float64), k_set, method and vacuum of slabs in A
-        (``docs/user/slabs.md``) of :class:`cace_fast.engine.LongRange`, which is at
+    long_range_tolerance, k_set, long_range, slab_vacuum, born_charges
+        Tolerance (None: 1e-6 in float32, 1e-10 in float64), k_set, method, vacuum of slabs in A
+        (``docs/user/slabs.md``) and kind of Born charges of :class:`cace_fast.engine.LongRange`, which is at
         :attr:`long_range`.
 
     Raises
@@ -89,13 +89,14 @@ class Potential:
         k_set: str = "sphere",
         long_range: str = "auto",
         slab_vacuum: float | None = None,
+        born_charges: str = "local",
     ) -> None:
         self.spec, self.weights = spec, weights
         self.device, self.dtype = find_device(device), find_dtype(dtype)
         self.energy_key, self.output_index = energy_key, output_index
         self.program = energy_program(spec, energy_key, output_index)
         self.long_range = LongRange.of(
-            self.dtype, long_range, long_range_tolerance, k_set, slab_vacuum
+            self.dtype, long_range, long_range_tolerance, k_set, slab_vacuum, born_charges
         )
         self._engine = make_engine(
             spec,
@@ -126,6 +127,7 @@ class Potential:
             "long_range_tolerance": how.tolerance,
             "k_set": how.k_set,
             "slab_vacuum": how.slab_vacuum,
+            "born_charges": how.born_charges,
         }
         if "dtype" in options and how.tolerance == LongRange.of(self.dtype).tolerance:
             own["long_range_tolerance"] = None  # the default of the new precision

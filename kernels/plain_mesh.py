@@ -15,15 +15,20 @@ class PlainMesh:
     """See :class:`cace_fast.kernels.mesh.MeshKernels`."""
 
     def spread(self, plan: MeshPlan, inverse: Tensor, r: Tensor, q: Tensor) -> Tensor:
-        """Return the charges on the grid [n_q, N1, N2, N3]."""
+        """Return the charges on the grid [n_q, N1, N2, N3].
+
+        It adds integers: on a GPU they may come in any order, and give the same bits. No point gets
+        more than the sum of all charges, so that they cannot overflow.
+        """
         size, n_q = plan.size, q.shape[1]
-        grid = torch.zeros(n_q, size[0] * size[1] * size[2], dtype=plan.dtype, device=q.device)
+        unit = q.abs().sum(0).clamp(min=torch.finfo(q.dtype).tiny) * 2.0**-62
+        grid = torch.zeros(n_q, size[0] * size[1] * size[2], dtype=torch.int64, device=q.device)
         for part in _blocks(len(r), plan):
             index, (x, y, z), _ = _stencils(plan, inverse, r[part])
-            weights = torch.einsum("ni,nj,nk->nijk", x, y, z).flatten(1)
-            values = q[part].T.to(plan.dtype)[:, :, None] * weights
+            weights = torch.einsum("ni,nj,nk->nijk", x, y, z).flatten(1).to(q)
+            values = torch.round((q[part] / unit).T[:, :, None] * weights).long()
             grid.index_add_(1, index.flatten(), values.flatten(1))
-        return grid.reshape(n_q, *size)
+        return (grid * unit[:, None]).to(plan.dtype).reshape(n_q, *size)
 
     def gather(
         self, plan: MeshPlan, inverse: Tensor, r: Tensor, q: Tensor, grid: Tensor

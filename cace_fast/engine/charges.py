@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from math import pi, sqrt
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,14 +48,34 @@ def physical_charges(q: Tensor, graph: AtomicGraph, term: EwaldTerm) -> Tensor:
     return _neutral(q.to(torch.float64)[None] * charge_scale(term), graph)[0]
 
 
+class ChargeDerivatives(NamedTuple):
+    """How an engine differentiates the latent charges of its last evaluation.
+
+    Attributes
+    ----------
+    gradients
+        For weights [m, n] float64 it returns the gradients [m, n, 3] float64, in 1/A, of
+        sum_i weights_i q_i with respect to positions.
+    weighted
+        It returns sum_j (r_j - r_i)_b dq_j/dr_ia [n, 3, 3] float64, images resolved
+        (:func:`cace_fast.reference.images.weighted_gradients`).
+    """
+
+    gradients: Callable[[Tensor], Tensor]
+    weighted: Callable[[], Tensor]
+
+
 def born_charges(
     q: Tensor,
     graph: AtomicGraph,
     term: EwaldTerm,
     slabs: Mapping[int, Slab],
-    gradients: Callable[[Tensor], Tensor],
+    by: ChargeDerivatives,
 ) -> Tensor:
-    """Return dP_b/dr_ia [n, 3, 3] float64 in e (``docs/theory.md``, equations 33 and 34).
+    """Return Born charges Z*[i, a, b] [n, 3, 3] float64 in e, force along a in a field along b.
+
+    Equation 33 of ``docs/theory.md`` in open systems and along the normal of a slab, equation 34 in
+    periodic directions.
 
     Parameters
     ----------
@@ -65,20 +86,49 @@ def born_charges(
     term
         The Ewald term of the charges.
     slabs
-        The slabs among the systems, by number: their boxes are the cells of polarisations.
-    gradients
-        For weights [m, n] float64 it returns the gradients [m, n, 3] float64, in 1/A, of
-        sum_i weights_i q_i with respect to positions.
+        The slabs among the systems, by number.
+    by
+        Derivatives of the charges.
 
     Raises
     ------
     PropertyNotImplementedError
         If there is more than one charge channel, or the weight of the term is negative.
     """
-    if q.shape[1] != 1:
-        raise PropertyNotImplementedError(
-            f"bec: a model with one charge channel is needed, this one has {q.shape[1]}"
-        )
+    _require_one_channel(q)
+    charge, scale = physical_charges(q[:, 0].detach(), graph, term), charge_scale(term)
+    found = torch.zeros((graph.n_atoms, 3, 3), dtype=torch.float64, device=charge.device)
+    whole = graph.pbc.any(1)
+    if bool(whole.any()):
+        periodic = whole[graph.batch]
+        found[periodic] = scale * by.weighted()[periodic]
+    if not bool(graph.pbc.all()):
+        # Q is q times the scale minus its mean; weights of Q become weights of q the same way
+        weights = _neutral(graph.positions.detach().T * scale, graph)
+        of_dipole = by.gradients(weights).permute(1, 2, 0)  # [n, a, b]
+        isolated = ~whole[graph.batch]
+        found[isolated] = of_dipole[isolated]
+        for system, slab in slabs.items():
+            here, n = graph.batch == system, slab.normal
+            more = (of_dipole - found)[here] @ n  # along the normal
+            found[here] += more[:, :, None] * n
+    return found + torch.diag_embed(charge[:, None].expand(-1, 3))
+
+
+def dephased_born_charges(
+    q: Tensor,
+    graph: AtomicGraph,
+    term: EwaldTerm,
+    slabs: Mapping[int, Slab],
+    by: ChargeDerivatives,
+) -> Tensor:
+    """Return Born charges as upstream has them, from the dephased polarisation of the cell.
+
+    Equations 33 and 34a of ``docs/theory.md``; they depend on the cell. Arguments and errors as for
+    :func:`born_charges`.
+    """
+    _require_one_channel(q)
+    gradients = by.gradients
     charge, cells = physical_charges(q[:, 0].detach(), graph, term), _boxes(graph, slabs)
     of_atom, periodic = cells[graph.batch], graph.pbc[graph.batch].T
     places = (graph.positions.detach()[:, None, :] @ torch.linalg.inv(cells)[graph.batch])[:, 0].T
@@ -96,6 +146,16 @@ def born_charges(
         along[g] = torch.where(periodic[g, :, None], dephased, found[g])
     own = torch.diag_embed(charge[:, None].expand(-1, 3))
     return own + torch.einsum("gna,ngb->nab", along, of_atom)
+
+
+BORN_CHARGES = {"local": born_charges, "dephased": dephased_born_charges}
+
+
+def _require_one_channel(q: Tensor) -> None:
+    if q.shape[1] != 1:
+        raise PropertyNotImplementedError(
+            f"bec: a model with one charge channel is needed, this one has {q.shape[1]}"
+        )
 
 
 def _boxes(graph: AtomicGraph, slabs: Mapping[int, Slab]) -> Tensor:

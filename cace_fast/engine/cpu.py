@@ -20,7 +20,7 @@ from cace_fast.reference import model
 from cace_fast.reference.atomic import fixed_charges
 from cace_fast.slab import require_fit
 
-from .charges import born_charges
+from .charges import BORN_CHARGES, ChargeDerivatives
 from .checks import checked
 from .inputs import check_elements, extra_inputs, fields
 from .long_range import SLAB
@@ -155,7 +155,11 @@ class CpuEngine:
                 born = None
                 if "born_charges" in wanted and term is not None and latent is not None:
                     slabs = self.long_range.slabs(graph)
-                    born = born_charges(latent, graph, term, slabs, self._charge_gradients)
+                    by = ChargeDerivatives(
+                        self._charge_gradients, lambda: self._weighted_gradients(graph)
+                    )
+                    make = BORN_CHARGES[self.long_range.born_charges]
+                    born = make(latent, graph, term, slabs, by)
         energies = torch.from_numpy(found.energies_sr + found.energies_lr)
         return ModelOutput(
             energy=model.by_system(energies, graph),
@@ -254,6 +258,11 @@ class CpuEngine:
         given = np.zeros((*weights.shape, self._evaluator.n_charges))
         given[:, :, self.program.first_charge(head)] = weights.numpy()
         return torch.from_numpy(self._evaluator.charge_gradients(given))
+
+    def _weighted_gradients(self, graph: AtomicGraph) -> Tensor:
+        """Return sum_j (r_j - r_i)_b dq_j/dr_ia [n, 3, 3] at the last evaluation."""
+        ordered = graph.select(torch.argsort(graph.receivers, stable=True))
+        return self._reference.weighted_gradients(ordered)
 
     def _latent(self, charges: library.Floats | None, graph: AtomicGraph) -> Tensor:
         """Return the latent charges [n, n_q] of the Ewald term."""

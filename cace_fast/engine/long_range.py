@@ -21,6 +21,7 @@ from cace_fast.slab import Slab, slab_of
 from cace_fast.spec import Ewald
 
 K_SETS = ("sphere", "frozen")
+BORN_CHARGES = ("local", "dephased")
 DEFAULT_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-10}
 OPEN, PERIODIC, SLAB = 0, 1, 2  # of a system; SLAB + a: periodic in all directions but a
 STRETCH = 1.5  # how far a cell may be stretched or compressed from that of a frozen k set
@@ -47,6 +48,9 @@ class LongRange:
     slab_vacuum
         What the box of a slab (two periodic directions) has beyond the height of its cell, in A;
         None refuses slabs.
+    born_charges
+        ``"local"``: the same in every cell of a crystal (docs/theory.md, equation 34).
+        ``"dephased"``: as upstream has them, which depend on the cell (equation 34a).
     """
 
     method: str = "auto"
@@ -54,6 +58,7 @@ class LongRange:
     k_set: str = "sphere"
     reference_cell: NDArray[np.float64] | None = None
     slab_vacuum: float | None = None
+    born_charges: str = "local"
     _checked: Tensor | None = field(default=None, repr=False, compare=False)
 
     @classmethod
@@ -64,10 +69,13 @@ class LongRange:
         tolerance: float | None = None,
         k_set: str = "sphere",
         slab_vacuum: float | None = None,
+        born_charges: str = "local",
     ) -> LongRange:
         """Return settings, with the default tolerance of the precision if it is None."""
         tolerance = DEFAULT_TOLERANCE.get(dtype, 1e-6) if tolerance is None else tolerance
-        return cls(method, tolerance, k_set, slab_vacuum=slab_vacuum)
+        return cls(
+            method, tolerance, k_set, slab_vacuum=slab_vacuum, born_charges=born_charges
+        )
 
     def __post_init__(self) -> None:
         if self.method == "nufft":
@@ -77,6 +85,9 @@ class LongRange:
         require_method(self.method, self.tolerance)
         if self.k_set not in K_SETS:
             raise InputError("k_set", f"one of {', '.join(K_SETS)}", repr(self.k_set))
+        if self.born_charges not in BORN_CHARGES:
+            names = ", ".join(BORN_CHARGES)
+            raise InputError("born_charges", f"one of {names}", repr(self.born_charges))
         if not 0 < self.tolerance < 1:
             raise InputError("long_range_tolerance", "a number between 0 and 1", self.tolerance)
         if self.slab_vacuum is not None and not 0 < self.slab_vacuum < np.inf:

@@ -10,10 +10,11 @@ from torch import Tensor
 from cace_fast.graph import AtomicGraph, ModelOutput
 from cace_fast.min_dist import MinDist
 from cace_fast.reference import model
+from cace_fast.reference.images import weighted_gradients
 from cace_fast.spec import EnergyProgram, ModelSpec
 from cace_fast.structures import trim
 
-from .charges import born_charges
+from .charges import BORN_CHARGES, ChargeDerivatives
 from .checks import check_input, checked
 from .long_range import LongRange
 from .moving import MovingGraph
@@ -89,12 +90,11 @@ class ReferenceEngine:
             charges = self._charges(moved, feats) if _needs_charges(wanted) else None
             born = None
             if "born_charges" in wanted and charges is not None:
-                born = born_charges(
-                    charges,
-                    moved,
-                    self.program.charge_term,
-                    self.long_range.slabs(moved),
-                    _gradients_of(charges, leaf.positions),
+                by = ChargeDerivatives(
+                    _gradients_of(charges, leaf.positions), lambda: self.weighted_gradients(graph)
+                )
+                born = BORN_CHARGES[self.long_range.born_charges](
+                    charges, moved, self.program.charge_term, self.long_range.slabs(moved), by
                 )
             forces, virials = self._derivatives(per_atom, leaf.positions, strain, wanted)
         return ModelOutput(
@@ -105,6 +105,20 @@ class ReferenceEngine:
             virials=virials,
             latent_charges=None if charges is None else charges.detach(),
             born_charges=born,
+        )
+
+    def weighted_gradients(self, graph: AtomicGraph) -> Tensor:
+        """Return sum_j (r_j - r_i)_b dq_j/dr_ia [n, 3, 3] float64 of the latent charges.
+
+        See :func:`cace_fast.reference.images.weighted_gradients`; pairs beyond the cutoff do no
+        harm, and have to ascend in the receiver.
+        """
+        graph = trim(graph, self.spec.representation, None)
+        return weighted_gradients(
+            graph,
+            self.weights,
+            self.spec.representation,
+            lambda feats: self._charges(graph, feats)[:, 0],
         )
 
     def hessian(self, graph: AtomicGraph) -> Tensor:

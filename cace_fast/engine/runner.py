@@ -1,8 +1,7 @@
 """Runs the steps of a model on a device: one caller at a time, as captured graphs on CUDA.
 
-On CUDA the second step of a kind is captured, and later ones are one launch. The libraries of
-long-range transforms cannot be captured: with them a step is two graphs and the transforms between
-them.
+On CUDA the second step of a kind is captured, and later ones are one launch. The mesh of large
+systems is not captured: with it a step is two graphs and the mesh between them.
 """
 
 from __future__ import annotations

@@ -204,7 +204,7 @@ class Step:
 
     @property
     def by_mesh(self) -> bool:
-        """Whether a system is summed by transforms: :meth:`long_range` cannot be captured then."""
+        """Whether a system is summed on a mesh: :meth:`long_range` cannot be captured then."""
         return any(total.by_mesh for total in self.sums)
 
     def take_atoms(self, graph: AtomicGraph) -> None:
