@@ -289,7 +289,7 @@ static double finish(std::vector<Domain>& domains, Numbers& forces) {
   double energy = 0.0;
   for (Domain& d : domains) {
     Numbers energies(d.n_owned + 1), f(3 * d.atom.size() + 1);
-    const cf_result result{energies.data(), f.data(), nullptr};
+    const cf_result result{energies.data(), f.data(), nullptr, nullptr};
     check(cf_finish(d.state, &result), cf_state_error(d.state));
     for (int32_t i = 0; i < d.n_owned; ++i) energy += energies[i];
     for (size_t i = 0; i < 3 * d.atom.size(); ++i) forces[3 * d.atom[i / 3] + i % 3] += f[i];

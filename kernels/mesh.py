@@ -8,6 +8,7 @@ on every device, in torch: the transforms and the product. Kernels spread and ga
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import pi
 from typing import NamedTuple, Protocol
 
@@ -17,6 +18,8 @@ from torch import Tensor
 from cace_fast.kernels.ewald_method import MeshPlan
 from cace_fast.kernels.kspace import k2_limit, kernel, require_cell
 from cace_fast.kernels.window import quadrature
+
+PART = 1 << 18  # numbers that a processor transforms at once
 
 
 class BareSum(NamedTuple):
@@ -169,9 +172,15 @@ def to_modes(points: Tensor, modes: tuple[int, int, int]) -> Tensor:
         :func:`mode_axes`.
     """
     m1, m2, m3 = modes
-    x = torch.fft.rfft(points, dim=3).narrow(3, 0, m3 + 1)
-    x = _cut(torch.fft.fft(x, dim=2), m2, 2)
-    return _cut(torch.fft.fft(x, dim=1), m1, 1)
+
+    def planes(x: Tensor) -> Tensor:
+        x = torch.fft.rfft(x, dim=3).narrow(3, 0, m3 + 1)
+        return _cut(torch.fft.fft(x, dim=2), m2, 2)
+
+    def columns(x: Tensor) -> Tensor:
+        return _cut(torch.fft.fft(x, dim=1), m1, 1)
+
+    return _in_parts(columns, _in_parts(planes, points, 1), 2)
 
 
 def to_points(modes: Tensor, size: tuple[int, int, int]) -> Tensor:
@@ -179,10 +188,38 @@ def to_points(modes: Tensor, size: tuple[int, int, int]) -> Tensor:
 
     ``modes`` are as :func:`to_modes` makes them; what they leave out is zero.
     """
-    x = torch.fft.ifft(_widen(modes, size[0], 1), dim=1, norm="forward")
-    x = torch.fft.ifft(_widen(x, size[1], 2), dim=2, norm="forward")
-    points: Tensor = torch.fft.irfft(x, n=size[2], dim=3, norm="forward")
-    return points
+
+    def columns(x: Tensor) -> Tensor:
+        return torch.fft.ifft(_widen(x, size[0], 1), dim=1, norm="forward")
+
+    def planes(x: Tensor) -> Tensor:
+        x = torch.fft.ifft(_widen(x, size[1], 2), dim=2, norm="forward")
+        points: Tensor = torch.fft.irfft(x, n=size[2], dim=3, norm="forward")
+        return points
+
+    return _in_parts(planes, _in_parts(columns, modes, 2), 1)
+
+
+def _in_parts(transform: Callable[[Tensor], Tensor], x: Tensor, dim: int) -> Tensor:
+    """Return the transform of x, made in parts along an axis that it leaves alone.
+
+    On a CPU parts stay in the cache, and in memory that the process has already: half the time for
+    large grids, and the same bits.
+    """
+    n = x.shape[dim]
+    step = max(1, PART * n // max(1, x.numel()))
+    if x.device.type != "cpu" or step >= n:
+        return transform(x)
+    out: Tensor | None = None
+    for start in range(0, n, step):
+        part = transform(x.narrow(dim, start, min(step, n - start)))
+        if out is None:
+            shape = [*part.shape]
+            shape[dim] = n
+            out = part.new_empty(shape)
+        out.narrow(dim, start, part.shape[dim]).copy_(part)
+    assert out is not None
+    return out
 
 
 def _cut(x: Tensor, m: int, dim: int) -> Tensor:

@@ -261,8 +261,13 @@ class CpuEngine:
 
     def _weighted_gradients(self, graph: AtomicGraph) -> Tensor:
         """Return sum_j (r_j - r_i)_b dq_j/dr_ia [n, 3, 3] at the last evaluation."""
-        ordered = graph.select(torch.argsort(graph.receivers, stable=True))
-        return self._reference.weighted_gradients(ordered)
+        head = self.program.charge_term.head
+        if self.spec.representation.steps or head is None:
+            ordered = graph.select(torch.argsort(graph.receivers, stable=True))
+            return self._reference.weighted_gradients(ordered)
+        ones = np.zeros((graph.n_atoms, self._evaluator.n_charges))
+        ones[:, self.program.first_charge(head)] = 1.0
+        return torch.from_numpy(self._evaluator.charge_virials(ones)).transpose(1, 2)
 
     def _latent(self, charges: library.Floats | None, graph: AtomicGraph) -> Tensor:
         """Return the latent charges [n, n_q] of the Ewald term."""

@@ -229,6 +229,19 @@ class Evaluator:
             )
         return found
 
+    def charge_virials(self, weights: library.Floats) -> library.Floats:
+        """Return -sum_e d_a (dy/dd_e)_b [n, 3, 3] over the pairs that each atom sends.
+
+        y is sum_i weights_i q_i, ``weights`` [n, n_charges] float64 in C order. When it may be
+        called is as for :meth:`charge_gradients`; the model has no messages.
+        """
+        found = np.empty((len(weights), 3, 3))
+        with self._lock:
+            self._finish(
+                self._lib.cf_step_charge_virials(self._step, address(weights), address(found))
+            )
+        return found
+
     def features(
         self,
         structures: Structures,

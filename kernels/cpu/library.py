@@ -186,6 +186,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
         (c_void_p, POINTER(StructuresC), c_int64, c_void_p, c_void_p, c_void_p),
     ),
     "cf_step_run": (ctypes.c_int, (c_void_p, POINTER(StructuresC), POINTER(StepResultC))),
+    "cf_step_charge_virials": (ctypes.c_int, (c_void_p, c_void_p, c_void_p)),
     "cf_step_charge_gradients": (ctypes.c_int, (c_void_p, c_int32, c_void_p, c_void_p)),
     "cf_step_features": (ctypes.c_int, (c_void_p, POINTER(StructuresC), c_void_p)),
     "cf_step_error": (c_char_p, (c_void_p,)),

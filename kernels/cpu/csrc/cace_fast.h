@@ -96,6 +96,9 @@ typedef struct {
   double *energies; /* [n_owned] read-out energies */
   double *forces;   /* [n_all][3] short-range part, on ghosts too (to be added to their owners) */
   double *virials;  /* [n_systems][3][3] pair virial */
+  /* [n_all][3][3] -d_a (dE/dd)_b summed over the pairs that an atom sends, on ghosts too: r_a F_b of atoms,
+   * whose sum is the virial */
+  double *atom_virials;
 } cf_result;
 
 /* --- library ------------------------------------------------------------------------------- */

@@ -215,6 +215,9 @@ CF_API int cf_step_run(cf_step *step, const cf_structures *structures,
  * Born charges are made of. */
 CF_API int cf_step_charge_gradients(cf_step *step, int32_t count, const double *weights,
                                     double *gradients);
+/* In the same state, of models without messages: atom_virials [n_atoms][3][3] (cf_result) of the sum
+ * of weights [n_atoms][n_charges] times charges in the place of the energy. */
+CF_API int cf_step_charge_virials(cf_step *step, const double *weights, double *virials);
 /* Invariants as in cf_features. */
 CF_API int cf_step_features(cf_step *step, const cf_structures *structures, double *features);
 CF_API const char *cf_step_error(const cf_step *step);

@@ -177,6 +177,7 @@ class EngineOf final : public Engine {
   void copy_edge_gradients(double* to) const;
   void backward_block(ThreadWorkspace<T>& work, const Block& block, int t, const V* a);
   void gather_at_senders(int t);
+  void virials_of_senders(double* virials);
   void start_rows(const Block& block, V* rows) const;
   void count_systems();
 

@@ -234,6 +234,7 @@ void EngineOf<T>::finish(const cf_result& result) {
       }
     }
   }
+  if (result.atom_virials) virials_of_senders(result.atom_virials);
   if (result.energies) ::memcpy(result.energies, energies_.data(), sizeof(double) * size_t(n));
   if (result.virials) {
     for (int i = 0; i < 9 * frame_.n_systems; ++i) result.virials[i] = 0.0;
@@ -243,6 +244,31 @@ void EngineOf<T>::finish(const cf_result& result) {
     }
   }
   if (bad != INT64_MAX) throw NotFinite("forces: not finite", bad);
+}
+
+template <class T>
+void EngineOf<T>::virials_of_senders(double* virials) {
+  int32_t* receiver = receiver_.reserve_slack(size_t(list_.n_pairs) + 1);
+  for (int i = 0; i < frame_.n_owned; ++i)
+    for (int64_t e = list_.first[i]; e < list_.first[i + 1]; ++e) receiver[e] = int32_t(i);
+  const bool shifted = list_.shift && frame_.shift_vectors;
+#pragma omp parallel for schedule(static) num_threads(n_works_) if (n_works_ > 1 && \
+                                                                        frame_.n_all > kFew)
+  for (int i = 0; i < frame_.n_all; ++i) {
+    double* sum = virials + 9 * int64_t(i);
+    for (int k = 0; k < 9; ++k) sum[k] = 0.0;
+    const AtomRecord& from = sites_[i];
+    for (int64_t s = list_.sent_first[i]; s < list_.sent_first[i + 1]; ++s) {
+      const int64_t e = list_.sent[s];
+      const T* g = pair_gradient_.data() + kRow * e;
+      const AtomRecord& to = sites_[receiver[e]];
+      double d[3] = {to.x - from.x, to.y - from.y, to.z - from.z};
+      for (int k = 0; shifted && k < 3; ++k)
+        d[k] += frame_.shift_vectors[3 * int64_t(list_.shift[e]) + k];
+      for (int a = 0; a < 3; ++a)
+        for (int b = 0; b < 3; ++b) sum[3 * a + b] -= d[a] * double(g[b]);
+    }
+  }
 }
 
 }  // namespace CF_ISA

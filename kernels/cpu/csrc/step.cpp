@@ -105,7 +105,7 @@ int run_phases(cf_step& step, const cf_structures& in, const cf_frame& frame,
   for (int t = stages - 1; code == CF_OK && derivatives && t >= 0; --t)
     code = of_state(step, cf_backward(step.state, t));
   if (code != CF_OK) return code;
-  const cf_result result{out.energies_sr, out.forces, out.virials};
+  const cf_result result{out.energies_sr, out.forces, out.virials, nullptr};
   code = of_state(step, cf_finish(step.state, &result));
   if (code != CF_OK) return code;
   for (size_t i = 0; i < forces.size(); ++i) out.forces[i] += forces[i];
@@ -175,7 +175,7 @@ int cf_step_run(cf_step* step, const cf_structures* in, const cf_step_result* ou
     step->n_evaluated = in->n_atoms;
     if (!step->terms.empty() || step->n_charges > 0) return run_phases(*step, *in, frame, *out);
     if (out->energies_lr != nullptr) std::fill_n(out->energies_lr, in->n_atoms, 0.0);
-    const cf_result result{out->energies_sr, out->forces, out->virials};
+    const cf_result result{out->energies_sr, out->forces, out->virials, nullptr};
     return of_state(*step, cf_evaluate(step->state, &frame, &result));
   });
 }
@@ -194,10 +194,25 @@ int cf_step_charge_gradients(cf_step* step, int32_t count, const double* weights
       if (code == CF_OK)
         code = cf_set_charge_gradient(step->state, weights + n * step->n_charges * k);
       for (int t = stages - 1; code == CF_OK && t >= 0; --t) code = cf_backward(step->state, t);
-      const cf_result result{nullptr, own, nullptr};
+      const cf_result result{nullptr, own, nullptr, nullptr};
       if (code == CF_OK) code = cf_finish(step->state, &result);
       for (int64_t i = 0; i < 3 * n; ++i) own[i] = -own[i];  // forces fall along the gradient
     }
+    return of_state(*step, code);
+  });
+}
+
+int cf_step_charge_virials(cf_step* step, const double* weights, double* virials) {
+  return guarded(step->error, [&] {
+    if (cf_model_query(step->model, "n_stages") != 1)
+      return fail(step->error, CF_UNSUPPORTED, "charges: their virials are those of no messages");
+    if (step->n_evaluated < 0)
+      return fail(step->error, CF_ORDER, "charges: their virials come after cf_step_run");
+    int code = cf_rewind(step->state, 1);
+    if (code == CF_OK) code = cf_set_charge_gradient(step->state, weights);
+    if (code == CF_OK) code = cf_backward(step->state, 0);
+    const cf_result result{nullptr, nullptr, nullptr, virials};
+    if (code == CF_OK) code = cf_finish(step->state, &result);
     return of_state(*step, code);
   });
 }
