@@ -1,10 +1,10 @@
-"""Born charges of one crystal against the number of cells that describe it, with and without dephasing.
+"""Born charges of one crystal against the number of cells that describe it.
 
     python bench/born_charges.py ../shared/data/upstream/au2-mgo-lr/model.pth MgO 4.21
 
-A rock-salt crystal of two elements, its conventional cell repeated; the diagonal of Z* of an atom of
-the second element, in e. `dephased` is the form that upstream has (docs/theory.md, equation 34a), the
-last column what difference quotients of the charges in the largest box give.
+A rock-salt crystal of two elements, its conventional cell repeated; Z*_xx of an atom of the second
+element, in e. `dephased` is the form that upstream has (docs/theory.md, equation 34a); the last
+line is what difference quotients of the charges in the largest box give.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from kernel_errors import PAGE, write
 from systems import random_weights, specification
 from torch import Tensor
 
-from cace_fast.kernels.cpu.library import EwaldSpec
+from cace_fast.kernels.cpu.interface import EwaldSpec
 from cace_fast.kernels.cpu.long_range import EwaldSum
 from cace_fast.kernels.edges import edges_of
 from cace_fast.kernels.triton import host_readout, launch, operators

@@ -4,11 +4,11 @@
     python bench/long_range_errors.py --windows
 
 Random charges, molecules of water, rattled crystals (displacements down to 0.002 A, so that forces
-are small differences), few atoms in large boxes; cubic, flat, triclinic, left-handed and 1:20 boxes;
-widths and resolutions of models. Errors are those of forces, relative to max(max |F|, F0) with
-F0 = q_rms^2/(2 pi sigma^2) (docs/theory.md, "The mesh"). `--windows` prints the largest error of each
-window in float64, divided by what the box makes it grow to: twice that is its error in
-kernels/window.py. The tests take other systems.
+are small differences), few atoms in a large box; cubic, flat, triclinic, left-handed and 1:20
+boxes; widths and resolutions of models. Errors are those of forces, relative to max(max |F|, F0)
+with F0 = q_rms^2/(2 pi sigma^2) (docs/theory.md, "The mesh"). `--windows` prints the largest error
+of each window in float64, divided by what the box makes it grow to; kernels/window.py has at least
+twice that. The tests take other systems.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from cace_fast.kernels import ewald_method
-from cace_fast.kernels.cpu.library import EwaldSpec
+from cace_fast.kernels.cpu.interface import EwaldSpec
 from cace_fast.kernels.cpu.long_range import EwaldSum
 from cace_fast.kernels.ewald_method import Growth, Sphere, growth, mesh_plan
 from cace_fast.kernels.mesh import MeshSum
@@ -137,7 +137,7 @@ def of_windows(most: int) -> None:
             grown = growth(len(q), cell, Sphere(dl, sigma)).window
             given = [torch.from_numpy(x) for x in (q, r, cell, cell)]
             for k, window in enumerate(WINDOWS):
-                with mock.patch.object(ewald_method, "growth", lambda *_: Growth(1.0, 1.0)):
+                with mock.patch.object(ewald_method, "growth", return_value=Growth(1.0, 1.0)):
                     plan = mesh_plan(len(q), cell, cell, Sphere(dl, sigma), window.error)
                 plan = plan._replace(dtype=torch.float64)
                 got = MeshSum(*module, PlainMesh()).evaluate(plan, *given).forces.numpy()
@@ -145,9 +145,8 @@ def of_windows(most: int) -> None:
                 worst[k] = max(worst[k], (here, f"{kind}, {module}"))
     print("width, oversampling, error of kernels/window.py, largest error, where")
     for window, (largest, where) in zip(WINDOWS, worst, strict=True):
-        print(
-            f"{window.width:3d} {window.oversampling:4.2f} {window.error:8.1e} {largest:8.1e} {where}"
-        )
+        numbers = f"{window.width:3d} {window.oversampling:4.2f} {window.error:8.1e}"
+        print(f"{numbers} {largest:8.1e} {where}")
 
 
 def main() -> None:

@@ -61,7 +61,8 @@ class Potential:
         Which energy of the model to take, by default its total; which of a read-out's several.
     long_range_tolerance, k_set, long_range, slab_vacuum, born_charges
         Tolerance (None: 1e-6 in float32, 1e-10 in float64), k_set, method, vacuum of slabs in A
-        (``docs/user/slabs.md``) and kind of Born charges of :class:`cace_fast.engine.LongRange`, which is at
+        (``docs/user/slabs.md``) and kind of Born charges of
+        :class:`cace_fast.engine.LongRange`, which is at
         :attr:`long_range`.
 
     Raises

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cace_fast.errors import InputError
 from cace_fast.kernels import _operators as shared
-from cace_fast.kernels.cpu.library import EwaldSpec
+from cace_fast.kernels.cpu.interface import EwaldSpec
 from cace_fast.kernels.cpu.long_range import EwaldSum
 from cace_fast.kernels.ewald_method import Sphere, choose, require_method
 from cace_fast.kernels.mesh import BareSum, MeshSum

@@ -1,9 +1,9 @@
 """The sum over k of large periodic systems by a mesh (``docs/theory.md``, "The mesh").
 
-A smooth window spreads the charges on a periodic grid. A Fourier transform makes structure factors of
-it, which are multiplied by g(k)/window^2 inside the sphere. A second transform makes a grid of
-potentials, and the same window gathers potential and gradient at the atoms. Here is what is the same
-on every device, in torch: the transforms and the product. Kernels spread and gather.
+A smooth window spreads the charges on a periodic grid. A Fourier transform makes structure factors
+of it, which are multiplied by g(k)/window^2 inside the sphere. A second transform makes a grid of
+potentials, and the same window gathers potential and gradient at the atoms. Here is what is the
+same on every device, in torch: the transforms and the product. Kernels spread and gather.
 """
 
 from __future__ import annotations
@@ -190,7 +190,8 @@ def to_points(modes: Tensor, size: tuple[int, int, int]) -> Tensor:
     """
 
     def columns(x: Tensor) -> Tensor:
-        return torch.fft.ifft(_widen(x, size[0], 1), dim=1, norm="forward")
+        found: Tensor = torch.fft.ifft(_widen(x, size[0], 1), dim=1, norm="forward")
+        return found
 
     def planes(x: Tensor) -> Tensor:
         x = torch.fft.ifft(_widen(x, size[1], 2), dim=2, norm="forward")

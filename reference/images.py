@@ -1,7 +1,7 @@
 """Gradients of sums over atoms, weighted with where the atoms are; images resolved.
 
-``docs/theory.md``, section 10: sum_j (r_j - r_i) dy_j/dr_i of values y_j of atoms, r_j - r_i along the
-edges that join j to i. It does not depend on the cell that a crystal is described in.
+``docs/theory.md``, section 10: sum_j (r_j - r_i) dy_j/dr_i of values y_j of atoms, r_j - r_i along
+the edges that join j to i. It does not depend on the cell that a crystal is described in.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from cace_fast.spec import Representation
 class _Images:
     """The senders of a graph as they stand beside receivers: one for each atom and shift.
 
-    ``sender`` [m] is their atom, ``edge`` [n_edges] the image of each edge, and ``offset`` [m, 3] the
-    S h that an edge adds to r_receiver - r_sender, in A.
+    ``sender`` [m] is their atom, ``edge`` [n_edges] the image of each edge, and ``offset`` [m, 3]
+    the S h that an edge adds to r_receiver - r_sender, in A.
     """
 
     def __init__(self, graph: AtomicGraph) -> None:
@@ -51,7 +51,7 @@ class _Crossing(torch.autograd.Function):
         return values[images.sender]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         images = ctx.images
         if images.direction is None:
             images.first[ctx.crossing] = grad
@@ -70,9 +70,9 @@ def weighted_gradients(
 ) -> Tensor:
     """Return F[i, a, b] = sum_j (r_j - r_i)_b dy_j/dr_ia [n, 3, 3], float64.
 
-    One backward pass of weight 1 and three of weights r_jb. On its way from a receiver to an image of
-    a sender, a gradient of the latter gains (S h)_b times that of the former; so r_j - r_i is that of
-    the images that edges join, over any number of messages.
+    One backward pass of weight 1 and three of weights r_jb. On its way from a receiver to an image
+    of a sender, a gradient of the latter gains (S h)_b times that of the former. So r_j - r_i is
+    that of the images that edges join, over any number of messages.
 
     Parameters
     ----------
@@ -122,8 +122,9 @@ def _features(
     b = contraction(a, spec.l_max, spec.nu_max)
     generations = [b]
     for step in range(len(spec.steps)):
-        both = (torch.cat([x, images.of(x, 1 + 2 * step + k)]) for k, x in enumerate((a, b)))
-        a = messages(*both, *edges, step)[:n]
+        a_of_all = torch.cat([a, images.of(a, 1 + 2 * step)])
+        b_of_all = torch.cat([b, images.of(b, 2 + 2 * step)])
+        a = messages(a_of_all, b_of_all, *edges, step)[:n]
         b = contraction(a, spec.l_max, spec.nu_max)
         generations.append(b)
     return torch.stack(generations, -1)

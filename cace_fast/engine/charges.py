@@ -58,7 +58,8 @@ class ChargeDerivatives(NamedTuple):
         sum_i weights_i q_i with respect to positions.
     weighted
         It returns sum_j (r_j - r_i)_b dq_j/dr_ia [n, 3, 3] float64, images resolved
-        (:func:`cace_fast.reference.images.weighted_gradients`).
+        (:func:`cace_fast.reference.images.weighted_gradients`). It comes last: the engine may have
+        no gradients afterwards.
     """
 
     gradients: Callable[[Tensor], Tensor]
@@ -66,11 +67,7 @@ class ChargeDerivatives(NamedTuple):
 
 
 def born_charges(
-    q: Tensor,
-    graph: AtomicGraph,
-    term: EwaldTerm,
-    slabs: Mapping[int, Slab],
-    by: ChargeDerivatives,
+    q: Tensor, graph: AtomicGraph, term: EwaldTerm, slabs: Mapping[int, Slab], by: ChargeDerivatives
 ) -> Tensor:
     """Return Born charges Z*[i, a, b] [n, 3, 3] float64 in e, force along a in a field along b.
 
@@ -98,29 +95,24 @@ def born_charges(
     _require_one_channel(q)
     charge, scale = physical_charges(q[:, 0].detach(), graph, term), charge_scale(term)
     found = torch.zeros((graph.n_atoms, 3, 3), dtype=torch.float64, device=charge.device)
-    whole = graph.pbc.any(1)
-    if bool(whole.any()):
-        periodic = whole[graph.batch]
-        found[periodic] = scale * by.weighted()[periodic]
     if not bool(graph.pbc.all()):
         # Q is q times the scale minus its mean; weights of Q become weights of q the same way
         weights = _neutral(graph.positions.detach().T * scale, graph)
-        of_dipole = by.gradients(weights).permute(1, 2, 0)  # [n, a, b]
-        isolated = ~whole[graph.batch]
-        found[isolated] = of_dipole[isolated]
+        found = by.gradients(weights).permute(1, 2, 0).contiguous()  # [n, a, b]
+    whole = graph.pbc.any(1)
+    if bool(whole.any()):
+        periodic = whole[graph.batch]
+        of_dipole, local = found, scale * by.weighted()
+        found = torch.where(periodic[:, None, None], local, of_dipole)
         for system, slab in slabs.items():
             here, n = graph.batch == system, slab.normal
-            more = (of_dipole - found)[here] @ n  # along the normal
+            more = (of_dipole - local)[here] @ n  # along the normal
             found[here] += more[:, :, None] * n
     return found + torch.diag_embed(charge[:, None].expand(-1, 3))
 
 
 def dephased_born_charges(
-    q: Tensor,
-    graph: AtomicGraph,
-    term: EwaldTerm,
-    slabs: Mapping[int, Slab],
-    by: ChargeDerivatives,
+    q: Tensor, graph: AtomicGraph, term: EwaldTerm, slabs: Mapping[int, Slab], by: ChargeDerivatives
 ) -> Tensor:
     """Return Born charges as upstream has them, from the dephased polarisation of the cell.
 

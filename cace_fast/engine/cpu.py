@@ -156,7 +156,7 @@ class CpuEngine:
                 if "born_charges" in wanted and term is not None and latent is not None:
                     slabs = self.long_range.slabs(graph)
                     by = ChargeDerivatives(
-                        self._charge_gradients, lambda: self._weighted_gradients(graph)
+                        self._charge_gradients, lambda: self._weighted_gradients(structures)
                     )
                     make = BORN_CHARGES[self.long_range.born_charges]
                     born = make(latent, graph, term, slabs, by)
@@ -259,15 +259,14 @@ class CpuEngine:
         given[:, :, self.program.first_charge(head)] = weights.numpy()
         return torch.from_numpy(self._evaluator.charge_gradients(given))
 
-    def _weighted_gradients(self, graph: AtomicGraph) -> Tensor:
-        """Return sum_j (r_j - r_i)_b dq_j/dr_ia [n, 3, 3] at the last evaluation."""
-        head = self.program.charge_term.head
-        if self.spec.representation.steps or head is None:
-            ordered = graph.select(torch.argsort(graph.receivers, stable=True))
-            return self._reference.weighted_gradients(ordered)
-        ones = np.zeros((graph.n_atoms, self._evaluator.n_charges))
+    def _weighted_gradients(self, structures: evaluator.Structures) -> Tensor:
+        """Return sum_j (r_j - r_i)_b dq_j/dr_ia [n, 3, 3] of the structures just evaluated."""
+        n, head = len(structures.species), self.program.charge_term.head
+        if head is None:  # charges that do not depend on positions
+            return torch.zeros((n, 3, 3), dtype=torch.float64)
+        ones = np.zeros((n, self._evaluator.n_charges))
         ones[:, self.program.first_charge(head)] = 1.0
-        return torch.from_numpy(self._evaluator.charge_virials(ones)).transpose(1, 2)
+        return torch.from_numpy(self._evaluator.weighted_gradients(structures, ones))
 
     def _latent(self, charges: library.Floats | None, graph: AtomicGraph) -> Tensor:
         """Return the latent charges [n, n_q] of the Ewald term."""

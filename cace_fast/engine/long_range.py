@@ -73,9 +73,7 @@ class LongRange:
     ) -> LongRange:
         """Return settings, with the default tolerance of the precision if it is None."""
         tolerance = DEFAULT_TOLERANCE.get(dtype, 1e-6) if tolerance is None else tolerance
-        return cls(
-            method, tolerance, k_set, slab_vacuum=slab_vacuum, born_charges=born_charges
-        )
+        return cls(method, tolerance, k_set, slab_vacuum=slab_vacuum, born_charges=born_charges)
 
     def __post_init__(self) -> None:
         if self.method == "nufft":

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cace_fast.kernels.cpu import library
+from cace_fast.kernels.cpu import interface, library
 from cace_fast.kernels.cpu.library import Handle, address
 from cace_fast.kernels.cpu.long_range import Transform
 from cace_fast.process import Lock
@@ -77,18 +77,18 @@ class Evaluator:
         self,
         spec_json: str,
         tensors: Mapping[str, library.Floats],
-        heads: Sequence[library.Head],
-        terms: Sequence[library.LongRange],
+        heads: Sequence[interface.Head],
+        terms: Sequence[interface.LongRange],
         precision: int,
     ) -> None:
         self._lib = library.library()
         self._lock = Lock()
         self._n_heads = len(heads)
         self._model = Handle.of_tensors(
-            "model", spec_json, tensors, len(heads), (library.Head * len(heads))(*heads)
+            "model", spec_json, tensors, len(heads), (interface.Head * len(heads))(*heads)
         )
         self._state = Handle("state", self._model, precision)
-        native = (library.LongRange * len(terms))(*terms)
+        native = (interface.LongRange * len(terms))(*terms)
         self._step = Handle("step", self._model, self._state, len(terms), native)
         self.n_charges = self.query("n_charges")
         self._transform: Transform | None = None
@@ -199,7 +199,7 @@ class Evaluator:
             np.empty((n_systems, 3, 3)) if "virials" in wanted else None,
             np.empty((n, self.n_charges)) if "charges" in wanted else None,
         )
-        out = library.StepResultC(*(None if a is None else address(a) for a in result))
+        out = interface.StepResultC(*(None if a is None else address(a) for a in result))
         with self._lock:
             given, _kept = self._given(structures)
             self._prepare(given, pairs, n_threads)
@@ -229,16 +229,19 @@ class Evaluator:
             )
         return found
 
-    def charge_virials(self, weights: library.Floats) -> library.Floats:
-        """Return -sum_e d_a (dy/dd_e)_b [n, 3, 3] over the pairs that each atom sends.
+    def weighted_gradients(self, structures: Structures, weights: library.Floats) -> library.Floats:
+        """Return sum_j (r_j - r_i)_b dy_j/dr_ia [n, 3, 3], images resolved.
 
-        y is sum_i weights_i q_i, ``weights`` [n, n_charges] float64 in C order. When it may be
-        called is as for :meth:`charge_gradients`; the model has no messages.
+        y_j is sum_c weights_jc q_jc, ``weights`` [n, n_charges] float64 in C order; the structures
+        are those of the last :meth:`run`, and :meth:`charge_gradients` can no longer follow.
         """
         found = np.empty((len(weights), 3, 3))
         with self._lock:
+            given, _kept = self._given(structures)
             self._finish(
-                self._lib.cf_step_charge_virials(self._step, address(weights), address(found))
+                self._lib.cf_step_weighted_gradients(
+                    self._step, byref(given), address(weights), address(found)
+                )
             )
         return found
 
@@ -260,13 +263,13 @@ class Evaluator:
             self._finish(self._lib.cf_step_features(self._step, byref(given), found.ctypes.data))
         return found
 
-    def _given(self, s: Structures) -> tuple[library.StructuresC, Any]:
+    def _given(self, s: Structures) -> tuple[interface.StructuresC, Any]:
         """Return the C structure, and the objects that have to live as long as it."""
         extras = None
         if any(e is not None for e in s.extras):
             pointers = (None if e is None else e.ctypes.data for e in s.extras)
             extras = (c_void_p * self._n_heads)(*pointers)
-        given = library.StructuresC(
+        given = interface.StructuresC(
             n_atoms=len(s.species),
             n_systems=len(s.cells),
             species=address(s.species),
@@ -281,7 +284,7 @@ class Evaluator:
 
     def _prepare(
         self,
-        given: library.StructuresC,
+        given: interface.StructuresC,
         pairs: tuple[library.Ints, library.Ints, library.Ints] | None,
         n_threads: int,
     ) -> None:

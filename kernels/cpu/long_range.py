@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cace_fast.kernels.cpu import library
+from cace_fast.kernels.cpu import interface, library
 from cace_fast.kernels.mesh import to_modes, to_points
 
 
@@ -42,7 +42,7 @@ class EwaldSum:
 
     def __init__(
         self,
-        spec: library.EwaldSpec,
+        spec: interface.EwaldSpec,
         k_cell: library.Floats | None = None,
         slab_vacuum: float = 0.0,
         *,
@@ -178,7 +178,7 @@ class Transform:
 
     def __init__(self) -> None:
         self._kept: BaseException | None = None
-        self.given = library.TransformC(library.TRANSFORM(self._run), None)
+        self.given = interface.TransformC(interface.TRANSFORM(self._run), None)
 
     @contextmanager
     def keeping(self) -> Iterator[None]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cace_fast import tables
-from cace_fast.kernels.cpu import library
+from cace_fast.kernels.cpu import interface, library
 from cace_fast.kernels.cpu.library import Floats, Handle, Ints, address
 from cace_fast.spec import ModelSpec, Readout, readout_to_json, to_json
 
@@ -190,7 +190,7 @@ class EdgeOperations:
             If the library fails.
         """
         out = np.empty_like(a)
-        message = library.MessageC(step, address(a), address(b))
+        message = interface.MessageC(step, address(a), address(b))
         self._call("messages", graph, byref(message), address(out))
         return out
 
@@ -207,7 +207,7 @@ class EdgeOperations:
             If the library fails.
         """
         found = np.empty_like(a), np.empty_like(b), np.empty_like(graph.vectors)
-        message = library.MessageC(step, address(a), address(b))
+        message = interface.MessageC(step, address(a), address(b))
         self._call(
             "messages_gradient", graph, byref(message), address(grad_out), *map(address, found)
         )
@@ -215,7 +215,7 @@ class EdgeOperations:
 
     def _call(self, name: str, graph: Graph, *arguments: object) -> None:
         lib = library.library()
-        edges = library.EdgesC(len(graph.senders), len(graph.species), *map(address, graph))
+        edges = interface.EdgesC(len(graph.senders), len(graph.species), *map(address, graph))
         code = getattr(lib, f"cf_{name}")(self._state, byref(edges), *arguments)
         if code:
             library.raise_for(code, lib.cf_state_error(self._state).decode())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from ctypes import c_double
 
-from cace_fast.kernels.cpu import library
+from cace_fast.kernels.cpu import interface, library
 from cace_fast.kernels.cpu.evaluator import Evaluator
 from cace_fast.spec import EnergyHead, EnergyProgram, Ewald, EwaldTerm, ModelSpec, to_json
 
@@ -37,15 +37,15 @@ def evaluator_of(
     return Evaluator(to_json(spec), tensors, heads, terms, precision)
 
 
-def _head(head: EnergyHead) -> library.Head:
+def _head(head: EnergyHead) -> interface.Head:
     if head.gives == "charges":
-        return library.Head(head.submodel, head.index, -1, 0, 1, 0.0)
+        return interface.Head(head.submodel, head.index, -1, 0, 1, 0.0)
     column = head.column or 0  # an open choice raises before anything is evaluated
-    return library.Head(head.submodel, head.index, column, head.average, 0, head.weight)
+    return interface.Head(head.submodel, head.index, column, head.average, 0, head.weight)
 
 
-def _term(term: EwaldTerm, program: EnergyProgram, spec: ModelSpec) -> library.LongRange:
-    native = library.LongRange(_ewald(term.ewald), term.weight, 0, 1, None)
+def _term(term: EwaldTerm, program: EnergyProgram, spec: ModelSpec) -> interface.LongRange:
+    native = interface.LongRange(_ewald(term.ewald), term.weight, 0, 1, None)
     if term.fixed is not None:
         # elements without a charge are refused before evaluation
         values = term.fixed.of_elements(spec.representation.elements)
@@ -56,10 +56,10 @@ def _term(term: EwaldTerm, program: EnergyProgram, spec: ModelSpec) -> library.L
     return native
 
 
-def _ewald(module: Ewald) -> library.EwaldSpec:
+def _ewald(module: Ewald) -> interface.EwaldSpec:
     """Return the settings; fields that are inputs come with the structures."""
     field, direction = module.external_field, module.external_field_direction
-    return library.EwaldSpec(
+    return interface.EwaldSpec(
         dl=module.dl,
         sigma=module.sigma,
         norm=module.norm_factor,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import byref, c_int32, c_int64
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from cace_fast.kernels.cpu import library
+from cace_fast.kernels.cpu import interface, library
 from cace_fast.kernels.cpu.long_range import EwaldSum, Transform
 
-SPEC = library.EwaldSpec(1.9, 0.8, 1.3, 0.3, 0.7, 1, 1, 2)
+SPEC = interface.EwaldSpec(1.9, 0.8, 1.3, 0.3, 0.7, 1, 1, 2)
 CELL = np.array([[29.0, 0.2, -0.3], [6.7, 21.4, 0.4], [-5.1, 2.9, 24.1]])
 VACUUM, ORDER, PAD = 9.0, 5, 16
 
@@ -59,7 +60,7 @@ def charges(n=400, n_q=2):
 
 def axis_ranges(size, parts):
     ends = [k * size // parts for k in range(parts + 1)]
-    return list(zip(ends, ends[1:], strict=False))
+    return list(pairwise(ends))
 
 
 def places(first, count, size):
@@ -93,7 +94,10 @@ def test_bricks_with_transforms_of_the_host(periodic, tolerance, half):
     ranges = [
         (x, (0, shape[1]), z) for x in axis_ranges(shape[0], 2) for z in axis_ranges(shape[2], 2)
     ]
-    inside = [np.all([(a <= b) & (b < e) for (a, e), b in zip(x, begin.T)], 0) for x in ranges]
+    inside = [
+        np.all([(a <= b) & (b < e) for (a, e), b in zip(x, begin.T, strict=True)], 0)
+        for x in ranges
+    ]
     parts = [(q[i].copy(), r[i].copy()) for i in inside]
     halo = [tuple(e - a + w - 1 for a, e in x) for x in ranges]
 
@@ -140,7 +144,10 @@ def test_bricks_with_transforms_of_the_host(periodic, tolerance, half):
 def test_parts_out_of_order_are_refused():
     q, r = charges(5)
     n, size, mesh = c_int64(5), c_int64(), Mesh()
-    out, sums = [np.zeros_like(q), np.zeros_like(q), np.zeros_like(r), np.zeros((3, 3))], np.zeros(9)
+    out, sums = (
+        [np.zeros_like(q), np.zeros_like(q), np.zeros_like(r), np.zeros((3, 3))],
+        np.zeros(9),
+    )
     brick, grid, moments = Brick.of([(0, 9)] * 3), np.zeros(9), np.zeros((3, 2))
     calls = {
         "sums": (n, q, r, sums),
@@ -203,13 +210,9 @@ def test_a_rank_may_have_no_atoms():
         options = {"slab_vacuum": VACUUM, "method": method}
         want = EwaldSum(SPEC, **options).evaluate(q, r, CELL, periodic=1, n_threads=1)
         ranks = [EwaldSum(SPEC, **options) for _ in range(2)]
-        total = sum(
-            e.sums(*x, CELL, n_all=60) for e, x in zip(ranks, ((q, r), none), strict=True)
-        )
+        total = sum(e.sums(*x, CELL, n_all=60) for e, x in zip(ranks, ((q, r), none), strict=True))
         found = [e.finish(total, *x) for e, x in zip(ranks, ((q, r), none), strict=True)]
         assert [x.shape for x in found[1]] == [(0, 2), (0, 2), (0, 3), (3, 3)]
         for got, expected in zip(found[0], want, strict=True):
             scale = np.abs(expected).max()
             np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12 * scale)
-
-

@@ -12,7 +12,7 @@ import pytest
 from support.cases import EDGE_CASES, random_weights, with_step
 
 from cace_fast.errors import InputError
-from cace_fast.kernels.cpu import library
+from cace_fast.kernels.cpu import interface, library
 from cace_fast.kernels.cpu.library import Handle, address
 from cace_fast.kernels.cpu.operations import EdgeOperations, Graph, Network
 from cace_fast.spec import MLP, ModelSpec, Readout, readout_from_json, readout_to_json, to_json
@@ -122,7 +122,7 @@ def test_an_operation_leaves_no_step_open():
     state = Handle("state", Handle.of_tensors("model", to_json(SPEC), TENSORS, 0, None), 64)
     rep = SPEC.representation
     a = np.empty((len(given.species), rep.n_radial, rep.n_monomials, rep.n_channels))
-    edges = library.EdgesC(len(given.senders), len(given.species), *map(address, given))
+    edges = interface.EdgesC(len(given.senders), len(given.species), *map(address, given))
     assert lib.cf_moments(state, byref(edges), address(a)) == 0
     assert lib.cf_forward(state, 0) == CF_ORDER
     assert lib.cf_rewind(state, 0) == CF_ORDER

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cace_fast.errors import InputError
-from cace_fast.kernels.cpu import library
+from cace_fast.kernels.cpu import interface, library
 from cace_fast.kernels.cpu.long_range import EwaldSum
 
 
@@ -121,7 +121,7 @@ def test_shifts_beyond_all_reason_are_refused():
     assert pairs.text.value == b"pairs: expected cell shifts in range, got others in pair 3"
 
 
-SPEC = library.EwaldSpec(1.9, 0.8, 1.3, 0.0, 0.0, 1, 1, 0)
+SPEC = interface.EwaldSpec(1.9, 0.8, 1.3, 0.0, 0.0, 1, 1, 0)
 CELL = np.array([[9.0, 0, 0], [1.7, 8.4, 0], [-2.1, 0.9, 10.1]])
 
 
@@ -156,7 +156,7 @@ def test_long_range_refusals():
     with pytest.raises(InputError, match="takes at most 4 GB and 60 s, got"):
         EwaldSum(SPEC).evaluate(q, r, CELL * 1e4, periodic=True, n_threads=1)
     with pytest.raises(InputError, match=r"ewald: expected dl and sigma above 0, got 0.0000"):
-        EwaldSum(library.EwaldSpec(0.0, 1.0, 1.0, 0.0, 0.0, 1, 0, 0))
+        EwaldSum(interface.EwaldSpec(0.0, 1.0, 1.0, 0.0, 0.0, 1, 0, 0))
 
 
 def test_peaks_of_the_machine_are_plausible():

@@ -11,7 +11,7 @@ from support.physics import rotation
 
 from cace_fast import InputError
 from cace_fast.kernels import ewald as kernel
-from cace_fast.kernels.cpu.library import EwaldSpec
+from cace_fast.kernels.cpu.interface import EwaldSpec
 from cace_fast.kernels.cpu.long_range import EwaldSum
 from cace_fast.reference import ewald as reference
 from cace_fast.slab import planar_sum, slab_of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cace_fast.kernels.cpu.library import EwaldSpec
+from cace_fast.kernels.cpu.interface import EwaldSpec
 from cace_fast.kernels.cpu.long_range import EwaldSum
 
 NUMBERS = (1.9, 0.8, 1.3, 0.4, 0.7, 1, 1, 2)  # with a field along z and a penalty

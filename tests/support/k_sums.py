@@ -7,7 +7,7 @@ from math import pi
 import numpy as np
 import torch
 
-from cace_fast.kernels.cpu.library import EwaldSpec
+from cace_fast.kernels.cpu.interface import EwaldSpec
 from cace_fast.kernels.cpu.long_range import EwaldSum
 from cace_fast.kernels.ewald_method import Sphere, choose
 from cace_fast.kernels.mesh import MeshSum

@@ -109,8 +109,8 @@ CF_API int cf_ewald_evaluate(cf_ewald *ewald, int64_t n, int32_t n_q, const doub
 CF_API int cf_ewald_cell(cf_ewald *ewald, const double *cell, int32_t periodic, int64_t n_all,
                          int32_t n_q, int64_t *size, char error[CF_ERROR_LENGTH]);
 /* Adds what n atoms here put into sums [size], zero at first. */
-CF_API int cf_ewald_sums(cf_ewald *ewald, int64_t n, const double *q, const double *r,
-                         double *sums, char error[CF_ERROR_LENGTH]);
+CF_API int cf_ewald_sums(cf_ewald *ewald, int64_t n, const double *q, const double *r, double *sums,
+                         char error[CF_ERROR_LENGTH]);
 /* From the sums of all ranks: results of the atoms here as cf_ewald_evaluate gives them, with field, penalty
  * and slab.  The virial of all atoms is the sum of the parts that ranks get. */
 CF_API int cf_ewald_finish(cf_ewald *ewald, int64_t n, const double *q, const double *r,
@@ -215,9 +215,11 @@ CF_API int cf_step_run(cf_step *step, const cf_structures *structures,
  * Born charges are made of. */
 CF_API int cf_step_charge_gradients(cf_step *step, int32_t count, const double *weights,
                                     double *gradients);
-/* In the same state, of models without messages: atom_virials [n_atoms][3][3] (cf_result) of the sum
- * of weights [n_atoms][n_charges] times charges in the place of the energy. */
-CF_API int cf_step_charge_virials(cf_step *step, const double *weights, double *virials);
+/* sum_j (r_j - r_i)_b dy_j/dr_ia [n_atoms][3][3] (i, a, b) of y_j = sum_c weights_jc q_jc, weights
+ * [n_atoms][n_charges], r_j - r_i along the pairs that join j to i (docs/theory.md, section 10).  The list
+ * is that of cf_step_pairs for these structures.  It ends what cf_step_run left. */
+CF_API int cf_step_weighted_gradients(cf_step *step, const cf_structures *structures,
+                                      const double *weights, double *gradients);
 /* Invariants as in cf_features. */
 CF_API int cf_step_features(cf_step *step, const cf_structures *structures, double *features);
 CF_API const char *cf_step_error(const cf_step *step);

@@ -235,7 +235,7 @@ class EngineOf final : public Engine {
   int64_t n_blocks_ = 0;
   Buffer<AtomRecord> sites_;
   Buffer<KeptSlots<T>> kept_slots_[2];  // [block] ungrouped, grouped by species
-  Buffer<T> pair_gradient_;                                    // [n_pairs][kRow] dE/dd
+  Buffer<T> pair_gradient_;             // [n_pairs][kRow] dE/dd
   Buffer<double> own_, energies_, charges_, charge_gradient_;  // own: gradient, d (x) gradient
   Buffer<double> system_size_;
   Buffer<V> rows_, grad_rows_;  // [block][rows] of the read-outs

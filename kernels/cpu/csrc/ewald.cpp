@@ -12,7 +12,6 @@
 #include "constants_generated.h"
 #include "engine.h"
 #include "formulas_generated.h"
-#include "mesh_sum.h"
 #include "scalar_math.h"
 
 namespace cace_fast {
@@ -149,7 +148,8 @@ EwaldStatus ewald_select(KVectors& k, const EwaldSpec& spec, const double* cell)
       for (int n2 = n0 == 0 && n1 == 0 ? 1 : -k.limits[2]; n2 <= k.limits[2]; ++n2) {
         const double n[3] = {double(n0), double(n1), double(n2)};
         if (!(ewald_norm2(chosen, n) < top)) continue;
-        const auto found = k_kernel<ScalarMath>(spec.exponent, ewald_norm2(k.inverse, n), spec.sigma);
+        const auto found =
+            k_kernel<ScalarMath>(spec.exponent, ewald_norm2(k.inverse, n), spec.sigma);
         if (row.count == 0) row.first = n2;  // |k|^2 is convex along a row: no gaps
         ++row.count;
         k.factor.push_back(found.g / volume);
@@ -247,9 +247,48 @@ namespace {
 
 double self_factor(const EwaldSpec& spec) { return std::pow(2.0 * PI, -1.5) / spec.sigma; }
 
+// Field and neutrality penalty are added to every entry of a result: to each channel of a periodic
+// system, and to the one entry of an open system, which here is shared among the channels.
+void extras(const EwaldSpec& spec, const EwaldTotals& all, int64_t n, int n_q, const double* q,
+            const double* r, bool periodic, double weight, double* energies, double* slopes,
+            double* forces, double* virial) {
+  const double share = periodic ? 1.0 : 1.0 / n_q;
+  if (spec.field != 0.0 && spec.exponent == 1) {
+    const double f = share * spec.field * std::sqrt(spec.norm / kE2PerInternal);
+    const int x = spec.field_direction;
+    for (int64_t i = 0; i < n; ++i) {
+      double total = 0.0;
+      for (int c = 0; c < n_q; ++c) total += q[i * n_q + c];
+      for (int c = 0; c < n_q; ++c) {
+        energies[i * n_q + c] -= f * total * r[3 * i + x];
+        slopes[i * n_q + c] -= n_q * f * r[3 * i + x];
+      }
+      const double force = weight * n_q * f * total;
+      if (forces != nullptr) forces[3 * i + x] += force;
+      if (virial != nullptr)
+        for (int a = 0; a < 3; ++a) {
+          virial[3 * x + a] += 0.5 * force * r[3 * i + a];
+          virial[3 * a + x] += 0.5 * force * r[3 * i + a];
+        }
+    }
+  }
+  if (spec.neutral_lambda != 0.0 && all.n > 0) {
+    double mean = 0.0;
+    for (int c = 0; c < n_q; ++c) mean += all.moments[c];
+    mean /= static_cast<double>(all.n * n_q);
+    for (int64_t i = 0; i < n * n_q; ++i) {
+      energies[i] += share * spec.neutral_lambda * mean * mean / all.n;
+      slopes[i] += share * 2.0 * spec.neutral_lambda * mean / all.n;
+    }
+  }
+}
+
+}  // namespace
+
 // Pair sum of an open system: every atom sums over all others, so that no two threads write one place.
-void open_sum(const EwaldSpec& spec, int n_threads, int64_t n, int n_q, const double* q,
-              const double* r, double weight, double* potential, double* forces, double* virial) {
+void ewald_open_sum(const EwaldSpec& spec, int n_threads, int64_t n, int n_q, const double* q,
+                    const double* r, double weight, double* potential, double* forces,
+                    double* virial) {
   const double inside = 1.0 / (spec.sigma * std::sqrt(2.0)), gauss = 2.0 / std::sqrt(PI) * inside;
   std::vector<double> strain(virial == nullptr ? 0 : 9 * n);
 #pragma omp parallel for schedule(static) num_threads(team_size(n_threads)) if (n > 200)
@@ -286,44 +325,6 @@ void open_sum(const EwaldSpec& spec, int n_threads, int64_t n, int n_q, const do
     for (int a = 0; a < 9; ++a) virial[a] += weight * spec.norm * strain[9 * i + a];
 }
 
-// Field and neutrality penalty are added to every entry of a result: to each channel of a periodic
-// system, and to the one entry of an open system, which here is shared among the channels.
-void extras(const EwaldSpec& spec, const EwaldTotals& all, int64_t n, int n_q, const double* q,
-            const double* r, bool periodic, double weight, double* energies, double* slopes, double* forces,
-            double* virial) {
-  const double share = periodic ? 1.0 : 1.0 / n_q;
-  if (spec.field != 0.0 && spec.exponent == 1) {
-    const double f = share * spec.field * std::sqrt(spec.norm / kE2PerInternal);
-    const int x = spec.field_direction;
-    for (int64_t i = 0; i < n; ++i) {
-      double total = 0.0;
-      for (int c = 0; c < n_q; ++c) total += q[i * n_q + c];
-      for (int c = 0; c < n_q; ++c) {
-        energies[i * n_q + c] -= f * total * r[3 * i + x];
-        slopes[i * n_q + c] -= n_q * f * r[3 * i + x];
-      }
-      const double force = weight * n_q * f * total;
-      if (forces != nullptr) forces[3 * i + x] += force;
-      if (virial != nullptr)
-        for (int a = 0; a < 3; ++a) {
-          virial[3 * x + a] += 0.5 * force * r[3 * i + a];
-          virial[3 * a + x] += 0.5 * force * r[3 * i + a];
-        }
-    }
-  }
-  if (spec.neutral_lambda != 0.0 && all.n > 0) {
-    double mean = 0.0;
-    for (int c = 0; c < n_q; ++c) mean += all.moments[c];
-    mean /= static_cast<double>(all.n * n_q);
-    for (int64_t i = 0; i < n * n_q; ++i) {
-      energies[i] += share * spec.neutral_lambda * mean * mean / all.n;
-      slopes[i] += share * 2.0 * spec.neutral_lambda * mean / all.n;
-    }
-  }
-}
-
-}  // namespace
-
 void ewald_finish(const EwaldSpec& spec, int64_t n, int n_q, const double* q, bool periodic,
                   double* energies, double* slopes) {
   const double own = self_factor(spec);
@@ -347,67 +348,11 @@ void ewald_finish(const EwaldSpec& spec, int64_t n, int n_q, const double* q, bo
   }
 }
 
-void ewald_complete(const EwaldSpec& spec, const EwaldTotals& all, int64_t n, int n_q, const double* q,
-                    const double* r, bool periodic, double weight, double* energies, double* slopes,
-                    double* forces, double* virial) {
+void ewald_complete(const EwaldSpec& spec, const EwaldTotals& all, int64_t n, int n_q,
+                    const double* q, const double* r, bool periodic, double weight,
+                    double* energies, double* slopes, double* forces, double* virial) {
   ewald_finish(spec, n, n_q, q, periodic, energies, slopes);
   extras(spec, all, n, n_q, q, r, periodic, weight, energies, slopes, forces, virial);
-}
-
-namespace {
-
-// The sum over k of a box, by the cheaper method or the one that was asked for.
-EwaldStatus k_sum(const EwaldSpec& spec, EwaldWork& work, const EwaldSystem& in, double unit,
-                  double* slopes, double* forces, double* virial) {
-  MeshPlan plan;
-  EwaldStatus status = ewald_choose(plan, spec, in.n, in.n_q, in.cell);
-  if (status != EWALD_OK) return status;
-  if (plan.window != nullptr) {
-    if (work.mesh == nullptr) work.mesh = std::make_shared<MeshSum>();
-    work.mesh->begin(spec, plan, work.n_threads);
-    work.transform_code = work.mesh->evaluate(in, unit, slopes, forces, virial);
-    return work.transform_code == CF_OK ? EWALD_OK : EWALD_TRANSFORM;
-  }
-  status = ewald_select(work.k, spec, in.cell);
-  if (status != EWALD_OK) return status;
-  const int64_t length = 2 * in.n_q * work.k.size;
-  grow(work.structure, length);
-  std::fill_n(work.structure.begin(), length, 0.0);
-  ewald_structure_factors(work, in.n, in.n_q, in.q, in.r, work.structure.data());
-  ewald_potentials(work, in.n, in.n_q, in.q, in.r, work.structure.data(), unit, slopes, forces);
-  if (virial != nullptr) ewald_virial(work.k, in.n_q, work.structure.data(), unit, virial);
-  return EWALD_OK;
-}
-
-}  // namespace
-
-EwaldStatus ewald_evaluate(const EwaldSpec& spec, EwaldWork& work, int64_t n, int n_q,
-                           const double* q, const double* r, const double* cell, int boundary,
-                           double weight, double* energies, double* slopes, double* forces,
-                           double* virial) {
-  EwaldSlab& slab = work.slab;
-  slab.present = false;
-  if (boundary != EWALD_OPEN) {
-    EwaldStatus status = ewald_slab_begin(slab, spec, cell, boundary, n, r);
-    if (status != EWALD_OK) return status;
-    const double unit = weight * spec.norm;
-    const EwaldSystem in = {n, n_q, q, r, slab.present ? slab.cell : cell};
-    const bool strained = virial != nullptr;
-    status = k_sum(spec, work, in, unit, slopes, slab.present ? slab.forces.data() : forces,
-                   slab.present && strained ? slab.virial : virial);
-    if (status != EWALD_OK) return status;
-  } else {
-    if (spec.exponent != 1) return EWALD_OPEN_EXPONENT;
-    open_sum(spec, work.n_threads, n, n_q, q, r, weight, slopes, forces, virial);
-  }
-  work.moments.assign(3 * n_q, 0.0);
-  ewald_moments(slab, n, n_q, q, work.moments.data());
-  const EwaldTotals all = {n, 1.0, work.moments.data()};
-  if (slab.present)
-    ewald_slab_finish(slab, spec, weight * spec.norm, all, n, n_q, q, slopes, forces, virial);
-  ewald_complete(spec, all, n, n_q, q, r, boundary != EWALD_OPEN, weight, energies, slopes, forces,
-                 virial);
-  return EWALD_OK;
 }
 
 }  // namespace cace_fast

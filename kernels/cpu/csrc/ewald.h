@@ -106,6 +106,12 @@ void ewald_structure_factors(EwaldWork& work, int64_t n, int n_q, const double* 
 void ewald_potentials(EwaldWork& work, int64_t n, int n_q, const double* q, const double* r,
                       const double* structure, double weight, double* potential, double* forces);
 
+// The pair sum of an open system: potentials without norm; forces and virial are added where not null,
+// times weight and norm.
+void ewald_open_sum(const EwaldSpec& spec, int n_threads, int64_t n, int n_q, const double* q,
+                    const double* r, double weight, double* potential, double* forces,
+                    double* virial);
+
 // Energies [n][n_q] and slopes of charges from the potentials in `slopes`: self terms and norm.
 void ewald_finish(const EwaldSpec& spec, int64_t n, int n_q, const double* q, bool periodic,
                   double* energies, double* slopes);
@@ -126,9 +132,9 @@ void ewald_moments(const EwaldSlab& slab, int64_t n, int n_q, const double* q, d
 
 // What is left when the potentials of all atoms are in `slopes`, and weight times the forces and
 // virial of sum q phi / 2 have been added: ewald_finish, external field, neutrality.
-void ewald_complete(const EwaldSpec& spec, const EwaldTotals& all, int64_t n, int n_q, const double* q,
-                    const double* r, bool periodic, double weight, double* energies, double* slopes,
-                    double* forces, double* virial);
+void ewald_complete(const EwaldSpec& spec, const EwaldTotals& all, int64_t n, int n_q,
+                    const double* q, const double* r, bool periodic, double weight,
+                    double* energies, double* slopes, double* forces, double* virial);
 
 // A slab takes the sum over k of `slab.cell`, with `slab.forces` and `slab.virial`, which are zero at
 // first, in the places of its own. Nothing happens (present is false) for other boundaries.
@@ -138,9 +144,9 @@ EwaldStatus ewald_slab_begin(EwaldSlab& slab, const EwaldSpec& spec, const doubl
 EwaldStatus ewald_slab_places(EwaldSlab& slab, int64_t n, const double* r, bool centred);
 // Then: what is missing is added to the potentials in `slopes`, and the forces and virial of the slab
 // are added, where not null. `weight` is that of the sum, norm included.
-void ewald_slab_finish(EwaldSlab& slab, const EwaldSpec& spec, double weight, const EwaldTotals& all,
-                       int64_t n, int n_q, const double* q, double* slopes, double* forces,
-                       double* virial);
+void ewald_slab_finish(EwaldSlab& slab, const EwaldSpec& spec, double weight,
+                       const EwaldTotals& all, int64_t n, int n_q, const double* q, double* slopes,
+                       double* forces, double* virial);
 
 // Energies and slopes of one system.
 //   energies [n][n_q]: of each atom and channel, eV; they sum to E

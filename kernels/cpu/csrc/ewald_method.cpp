@@ -45,8 +45,8 @@ Growth growth(const EwaldSpec& spec, const MeshPlan& plan, int64_t n) {
       }
   const double waves = std::pow(2.0 * PI, 4) * sum / plan.volume;
   const double elongation = std::sqrt(waves / (kCubeWaves * std::cbrt(plan.volume)));
-  const double amplitude = 2.0 * PI / spec.dl * spec.sigma * spec.sigma *
-                           std::sqrt(double(n) / plan.volume * waves);
+  const double amplitude =
+      2.0 * PI / spec.dl * spec.sigma * spec.sigma * std::sqrt(double(n) / plan.volume * waves);
   return {std::min(kMostGrowth, std::max(1.0, elongation / kUsualElongation)),
           std::max(1.0, amplitude / kUsualAmplitude)};
 }
@@ -108,10 +108,12 @@ EwaldStatus ewald_choose(MeshPlan& plan, const EwaldSpec& spec, int64_t n, int n
       !ewald_invert(spec.frozen ? spec.reference : cell, chosen, volume))
     return EWALD_SINGULAR_CELL;
   const double vectors = 2.0 * PI / 3.0 * volume / (spec.dl * spec.dl * spec.dl);
-  const double direct = double(n) * (kDirectAtom + (kDirectPair[0] + kDirectPair[1] * n_q) * vectors);
+  const double direct =
+      double(n) * (kDirectAtom + (kDirectPair[0] + kDirectPair[1] * n_q) * vectors);
   plan.window = nullptr;
   const bool may = spec.transform.run != nullptr && spec.method != CF_EWALD_DIRECT;
-  if (may && (spec.method == CF_EWALD_MESH || direct > kMeshCall) && choose_modes(plan, spec, cell)) {
+  if (may && (spec.method == CF_EWALD_MESH || direct > kMeshCall) &&
+      choose_modes(plan, spec, cell)) {
     const double points = choose_window(plan, spec, n) * n_q;
     const int which = plan.precision == 32 ? 0 : 1, width = points > 0.0 ? plan.window->width : 0;
     const double cost = kMeshCall + kMeshPoint[which] * points +

@@ -29,8 +29,7 @@ EwaldSystem system_of(const cf_ewald& ewald, int64_t n, const double* q, const d
 // How many numbers come before the moments.
 int64_t sum_size(const cf_ewald& ewald) {
   const int64_t* size = ewald.plan.size;
-  return ewald.n_q *
-         (ewald.plan.window ? size[0] * size[1] * size[2] : 2 * ewald.work.k.size);
+  return ewald.n_q * (ewald.plan.window ? size[0] * size[1] * size[2] : 2 * ewald.work.k.size);
 }
 
 void places(cf_ewald& ewald, int64_t n, const double* r) {
@@ -59,9 +58,9 @@ MeshBrick brick_of(const cf_ewald& ewald, const cf_brick& given) {
     brick.count[a] = given.count[a];
     if (given.first[a] < 0 || given.first[a] >= brick.size[a] || given.count[a] < 1 ||
         given.count[a] > brick.size[a])
-      throw Invalid("brick", "a part of the grid along axis " + std::to_string(a),
-                    std::to_string(given.count[a]) + " points from " +
-                        std::to_string(given.first[a]));
+      throw Invalid(
+          "brick", "a part of the grid along axis " + std::to_string(a),
+          std::to_string(given.count[a]) + " points from " + std::to_string(given.first[a]));
   }
   return brick;
 }
@@ -76,8 +75,8 @@ void require_inside(int64_t outside) {
 
 extern "C" {
 
-int cf_ewald_cell(cf_ewald* ewald, const double* cell, int32_t periodic, int64_t n_all,
-                  int32_t n_q, int64_t* size, char* error) {
+int cf_ewald_cell(cf_ewald* ewald, const double* cell, int32_t periodic, int64_t n_all, int32_t n_q,
+                  int64_t* size, char* error) {
   ewald->begun = false;
   return guarded(error, [&] {
     if (periodic == EWALD_OPEN)
@@ -108,10 +107,8 @@ int cf_ewald_sums(cf_ewald* ewald, int64_t n, const double* q, const double* r, 
   return in_sum(ewald, error, false, [&] {
     const EwaldSystem in = system_of(*ewald, n, q, r);
     places(*ewald, n, r);
-    if (ewald->plan.window != nullptr)
-      ewald->work.mesh->add_charges(in, sums);
-    else
-      ewald_structure_factors(ewald->work, n, ewald->n_q, q, r, sums);
+    if (ewald->plan.window != nullptr) ewald->work.mesh->add_charges(in, sums);
+    else ewald_structure_factors(ewald->work, n, ewald->n_q, q, r, sums);
     ewald_moments(ewald->work.slab, n, ewald->n_q, q, sums + sum_size(*ewald));
     return int(CF_OK);
   });
@@ -194,8 +191,8 @@ int cf_ewald_gather(cf_ewald* ewald, const cf_brick* brick, int64_t n, const dou
   });
 }
 
-int cf_ewald_moments(cf_ewald* ewald, int64_t n, const double* q, const double* r,
-                     double* moments, char* error) {
+int cf_ewald_moments(cf_ewald* ewald, int64_t n, const double* q, const double* r, double* moments,
+                     char* error) {
   return in_sum(ewald, error, false, [&] {
     places(*ewald, n, r);
     ewald_moments(ewald->work.slab, n, ewald->n_q, q, moments);

@@ -66,9 +66,9 @@ void ewald_moments(const EwaldSlab& slab, int64_t n, int n_q, const double* q, d
     }
 }
 
-void ewald_slab_finish(EwaldSlab& slab, const EwaldSpec& spec, double weight, const EwaldTotals& all,
-                       int64_t n, int n_q, const double* q, double* slopes, double* forces,
-                       double* virial) {
+void ewald_slab_finish(EwaldSlab& slab, const EwaldSpec& spec, double weight,
+                       const EwaldTotals& all, int64_t n, int n_q, const double* q, double* slopes,
+                       double* forces, double* virial) {
   const double *z = slab.along.data(), *normal = slab.normal, share = slab.height / slab.period;
   const double constant = slab.period * slab.period / 6.0 + spec.sigma * spec.sigma;
   // the virial of the sum over k: only in the plane does its strain move its box as it moves the slab

@@ -48,10 +48,8 @@ void copy_coefficients(const MeshWindow& window, std::vector<T> (&to)[2]) {
 }  // namespace
 
 Mesh::Mesh(const MeshWindow& window, int precision) : window_(window), precision_(precision) {
-  if (precision == 32)
-    copy_coefficients(window, single_);
-  else
-    copy_coefficients(window, double_);
+  if (precision == 32) copy_coefficients(window, single_);
+  else copy_coefficients(window, double_);
 }
 
 int64_t Mesh::locate(const MeshBrick& brick, const double* inverse, int64_t n, const double* r,
@@ -79,7 +77,8 @@ int64_t Mesh::locate(const MeshBrick& brick, const double* inverse, int64_t n, c
     p.atom = static_cast<int32_t>(i);
     for (int a = 0; a < 3; ++a) {
       const double size = static_cast<double>(brick.size[a]);
-      double f = r[3 * i] * inverse[a] + r[3 * i + 1] * inverse[3 + a] + r[3 * i + 2] * inverse[6 + a];
+      double f =
+          r[3 * i] * inverse[a] + r[3 * i + 1] * inverse[3 + a] + r[3 * i + 2] * inverse[6 + a];
       f -= std::floor(f);
       const double u = f * size, begin = std::ceil(u - 0.5 * width);
       // a coordinate that is not finite stays so in x, and all that it meets
@@ -136,7 +135,8 @@ void Mesh::spread(int n_q, const double* q, void* grid) const {
 #pragma omp parallel num_threads(n_threads_)
   {
 #pragma omp for schedule(static)
-    for (int64_t x = 0; x < n_planes; ++x) std::memset(static_cast<char*>(grid) + x * bytes, 0, bytes);
+    for (int64_t x = 0; x < n_planes; ++x)
+      std::memset(static_cast<char*>(grid) + x * bytes, 0, bytes);
     // blocks of one colour share no point; colours follow each other in a fixed order
     for (int colour = 0; colour < 8; ++colour) {
       const int64_t odd[3] = {colour >> 2, (colour >> 1) & 1, colour & 1};
@@ -187,8 +187,8 @@ void Mesh::gather(int n_q, const double* q, void* grid, double weight, double* p
 namespace {
 
 template <class T>
-void fold_rows(const MeshBrick& brick, const MeshLayout& layout, int n_q, int n_threads, const T* from,
-               T* to) {
+void fold_rows(const MeshBrick& brick, const MeshLayout& layout, int n_q, int n_threads,
+               const T* from, T* to) {
   const int64_t *n = brick.size, rows = n_q * n[0] * n[1];
 #pragma omp parallel for schedule(static) num_threads(n_threads)
   for (int64_t row = 0; row < rows; ++row) {
@@ -198,8 +198,7 @@ void fold_rows(const MeshBrick& brick, const MeshLayout& layout, int n_q, int n_
     for (int64_t px = x; px < layout.points[0]; px += n[0])
       for (int64_t py = y; py < layout.points[1]; py += n[1], first = false) {
         const T* in = from + c * layout.channel + px * layout.plane + py * layout.row;
-        if (first)
-          std::memcpy(out, in, n[2] * sizeof(T));
+        if (first) std::memcpy(out, in, n[2] * sizeof(T));
         else
           for (int64_t z = 0; z < n[2]; ++z) out[z] += in[z];
         for (int64_t z = n[2]; z < layout.points[2]; ++z) out[z % n[2]] += in[z];

@@ -92,10 +92,10 @@ class Mesh {
 };
 
 // Compiled for each instruction set; `single` tells the type of the grid.
-#define CF_MESH_KERNELS(isa)                  \
-  namespace isa {                             \
-  void mesh_spread(const MeshJob&, bool single);  \
-  void mesh_gather(const MeshJob&, bool single);  \
+#define CF_MESH_KERNELS(isa)                     \
+  namespace isa {                                \
+  void mesh_spread(const MeshJob&, bool single); \
+  void mesh_gather(const MeshJob&, bool single); \
   }
 CF_MESH_KERNELS(base)
 #ifdef CF_HAS_AVX2

@@ -61,8 +61,8 @@ bool same_sphere(const EwaldSpec& a, const EwaldSpec& b) {
 
 void MeshSum::begin(const EwaldSpec& spec, const MeshPlan& plan, int n_threads) {
   n_threads_ = team_size(n_threads);
-  const bool same_mesh = mesh_ != nullptr && plan_.window == plan.window &&
-                         plan_.precision == plan.precision;
+  const bool same_mesh =
+      mesh_ != nullptr && plan_.window == plan.window && plan_.precision == plan.precision;
   if (!same_mesh) mesh_ = std::make_unique<Mesh>(*plan.window, plan.precision);
   const bool same = same_mesh && std::equal(plan.inverse, plan.inverse + 9, plan_.inverse) &&
                     std::equal(plan.modes, plan.modes + 3, plan_.modes) && same_sphere(spec, spec_);
@@ -77,17 +77,13 @@ void MeshSum::begin(const EwaldSpec& spec, const MeshPlan& plan, int n_threads) 
 template <class T>
 void MeshSum::fill() {
   std::vector<T>* out;
-  if constexpr (sizeof(T) == 4)
-    out = single_;
-  else
-    out = double_;
+  if constexpr (sizeof(T) == 4) out = single_;
+  else out = double_;
   const int64_t n1 = modes_.axis[1].size(), n2 = modes_.axis[2].size(),
                 rows = modes_.axis[0].size() * n1;
   double chosen[9], ignored;
-  if (spec_.frozen)
-    ewald_invert(spec_.reference, chosen, ignored);
-  else
-    std::copy(plan_.inverse, plan_.inverse + 9, chosen);
+  if (spec_.frozen) ewald_invert(spec_.reference, chosen, ignored);
+  else std::copy(plan_.inverse, plan_.inverse + 9, chosen);
   const double top = 4.0 * PI * PI / (spec_.dl * spec_.dl) * kSphere;
   std::vector<double> window[3];
   for (int a = 0; a < 3; ++a)
@@ -122,20 +118,16 @@ void MeshSum::choose(const MeshModes& modes) {
 void MeshSum::multiply(const MeshModes& modes, int n_q, void* values, double weight,
                        double* virial) {
   choose(modes);
-  if (plan_.precision == 32)
-    multiply<float>(n_q, values, weight, virial);
-  else
-    multiply<double>(n_q, values, weight, virial);
+  if (plan_.precision == 32) multiply<float>(n_q, values, weight, virial);
+  else multiply<double>(n_q, values, weight, virial);
 }
 
 // Values times factors; and the sums that the virial is made of, plane by plane.
 template <class T>
 void MeshSum::multiply(int n_q, void* values, double weight, double* virial) {
   const std::vector<T>* factors;
-  if constexpr (sizeof(T) == 4)
-    factors = single_;
-  else
-    factors = double_;
+  if constexpr (sizeof(T) == 4) factors = single_;
+  else factors = double_;
   const int64_t n0 = modes_.axis[0].size(), n1 = modes_.axis[1].size(), n2 = modes_.axis[2].size();
   // how often a mode counts along the last axis: half of what it does, as energies have a half
   std::vector<T> count(n2), z(n2);
@@ -156,8 +148,7 @@ void MeshSum::multiply(int n_q, void* values, double weight, double* virial) {
         if (virial != nullptr) {
           T e = 0, s = 0, s1 = 0, s2 = 0;
           for (int64_t k = 0; k < n2; ++k) {
-            const T power =
-                (row[2 * k] * row[2 * k] + row[2 * k + 1] * row[2 * k + 1]) * count[k];
+            const T power = (row[2 * k] * row[2 * k] + row[2 * k + 1] * row[2 * k + 1]) * count[k];
             const T steep = power * slope[k];
             e += power * factor[k];
             s += steep;
@@ -236,8 +227,7 @@ int MeshSum::transform_and_gather(const EwaldSystem& in, double weight, double s
   const int64_t *size = plan_.size, *m = plan_.modes;
   ensure(values_, in.n_q * 2 * (2 * m[0] + 1) * (2 * m[1] + 1) * (m[2] + 1), plan_.precision);
   const cf_transform& transform = spec_.transform;
-  const cf_grids grids = {
-      in.n_q, plan_.precision, {size[0], size[1], size[2]}, {m[0], m[1], m[2]}};
+  const cf_grids grids = {in.n_q, plan_.precision, {size[0], size[1], size[2]}, {m[0], m[1], m[2]}};
   values_[0] = kUntouched;
   int code = transform.run(transform.context, &grids, 1, grid_.data(), values_.data());
   if (code != CF_OK || values_[0] == kUntouched) return code == CF_OK ? CF_INVALID : code;

@@ -252,8 +252,8 @@ void EngineOf<T>::virials_of_senders(double* virials) {
   for (int i = 0; i < frame_.n_owned; ++i)
     for (int64_t e = list_.first[i]; e < list_.first[i + 1]; ++e) receiver[e] = int32_t(i);
   const bool shifted = list_.shift && frame_.shift_vectors;
-#pragma omp parallel for schedule(static) num_threads(n_works_) if (n_works_ > 1 && \
-                                                                        frame_.n_all > kFew)
+#pragma omp parallel for schedule(static) \
+    num_threads(n_works_) if (n_works_ > 1 && frame_.n_all > kFew)
   for (int i = 0; i < frame_.n_all; ++i) {
     double* sum = virials + 9 * int64_t(i);
     for (int k = 0; k < 9; ++k) sum[k] = 0.0;

@@ -9,8 +9,8 @@
 #include <utility>
 #include <vector>
 
-#include "constants_generated.h"
 #include "api.h"
+#include "constants_generated.h"
 #include "engine.h"
 
 using namespace cace_fast;
@@ -42,6 +42,10 @@ int check_distances(cf_step& step, const cf_structures& in) {
   return fail(step.error, CF_TOO_CLOSE, "positions: two atoms are too close");
 }
 
+}  // namespace
+
+namespace cace_fast {
+
 int frame_of(cf_step& step, const cf_structures& in, cf_frame& frame, cf_list& list) {
   const Pairs& p = step.pairs.pairs;
   if (p.n_receivers != in.n_atoms)
@@ -67,6 +71,10 @@ int frame_of(cf_step& step, const cf_structures& in, cf_frame& frame, cf_list& l
 int of_state(cf_step& step, int code) {
   return code == CF_OK ? code : fail(step.error, code, cf_state_error(step.state));
 }
+
+}  // namespace cace_fast
+
+namespace {
 
 int run_phases(cf_step& step, const cf_structures& in, const cf_frame& frame,
                const cf_step_result& out) {
@@ -198,21 +206,6 @@ int cf_step_charge_gradients(cf_step* step, int32_t count, const double* weights
       if (code == CF_OK) code = cf_finish(step->state, &result);
       for (int64_t i = 0; i < 3 * n; ++i) own[i] = -own[i];  // forces fall along the gradient
     }
-    return of_state(*step, code);
-  });
-}
-
-int cf_step_charge_virials(cf_step* step, const double* weights, double* virials) {
-  return guarded(step->error, [&] {
-    if (cf_model_query(step->model, "n_stages") != 1)
-      return fail(step->error, CF_UNSUPPORTED, "charges: their virials are those of no messages");
-    if (step->n_evaluated < 0)
-      return fail(step->error, CF_ORDER, "charges: their virials come after cf_step_run");
-    int code = cf_rewind(step->state, 1);
-    if (code == CF_OK) code = cf_set_charge_gradient(step->state, weights);
-    if (code == CF_OK) code = cf_backward(step->state, 0);
-    const cf_result result{nullptr, nullptr, nullptr, virials};
-    if (code == CF_OK) code = cf_finish(step->state, &result);
     return of_state(*step, code);
   });
 }

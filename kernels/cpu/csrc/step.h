@@ -104,6 +104,10 @@ int ewald_check(const cf_ewald_spec& spec, char* error);
 // Throws what a status stands for.
 void ewald_require(EwaldStatus status, const EwaldWork& work);
 EwaldSpec ewald_spec_of(const cf_ewald_spec& spec);
+// What the engine is given of structures whose list the step has; CF_TOO_CLOSE where atoms are.
+int frame_of(cf_step& step, const cf_structures& in, cf_frame& frame, cf_list& list);
+// A code of the state, with its text.
+int of_state(cf_step& step, int code);
 // All long-range terms; their energies, slopes of charges, forces and virials are added.
 int long_range(cf_step& step, const cf_structures& in, const cf_step_result& out);
 

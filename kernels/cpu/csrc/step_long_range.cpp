@@ -66,10 +66,10 @@ void sum_one(cf_step& step, size_t number, EwaldWork& work, const EwaldSpec& spe
              const cf_structures& in, const cf_step_result& out, int32_t s) {
   cf_step::Term& term = step.terms[number];
   const Part part = part_of(step, term, in, out, s);
-  ewald_require(ewald_evaluate(spec, work, part.n, term.count, part.q, in.positions + 3 * part.first,
-                         in.cells + 9 * s, in.periodic[s], term.weight, part.energies, part.slopes,
-                         part.forces, part.virial),
-          work);
+  ewald_require(ewald_evaluate(spec, work, part.n, term.count, part.q,
+                               in.positions + 3 * part.first, in.cells + 9 * s, in.periodic[s],
+                               term.weight, part.energies, part.slopes, part.forces, part.virial),
+                work);
   add_part(step, term, part, out);
 }
 
@@ -222,9 +222,9 @@ int cf_ewald_evaluate(cf_ewald* ewald, int64_t n, int32_t n_q, const double* q, 
                       const double* cell, int32_t periodic, double* energies, double* slopes,
                       double* forces, double* virial, char* error) {
   return guarded(error, [&] {
-    ewald_require(ewald_evaluate(ewald->spec, ewald->work, n, n_q, q, r, cell, periodic, 1.0, energies,
-                           slopes, forces, virial),
-            ewald->work);
+    ewald_require(ewald_evaluate(ewald->spec, ewald->work, n, n_q, q, r, cell, periodic, 1.0,
+                                 energies, slopes, forces, virial),
+                  ewald->work);
     return int(CF_OK);
   });
 }
@@ -237,11 +237,9 @@ int cf_ewald_method(cf_ewald* ewald, int32_t method, double tolerance,
   });
 }
 
-int cf_step_method(cf_step* step, int32_t method, double tolerance,
-                   const cf_transform* transform) {
+int cf_step_method(cf_step* step, int32_t method, double tolerance, const cf_transform* transform) {
   return guarded(step->error, [&] {
-    for (cf_step::Term& term : step->terms)
-      set_method(term.spec, method, tolerance, transform);
+    for (cf_step::Term& term : step->terms) set_method(term.spec, method, tolerance, transform);
     return int(CF_OK);
   });
 }
