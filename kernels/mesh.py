@@ -45,10 +45,12 @@ class MeshKernels(Protocol):
         """Return potentials [n, n_q], and sum_c q_c dphi_c/dr [n, 3] in 1/A, both float64."""
 
 
-class _Factors(NamedTuple):
-    """What modes are multiplied by, and what the virial is made of, for the modes of a plan."""
+class _Box(NamedTuple):
+    """A cell, and what modes are multiplied by in it."""
 
-    reciprocal: Tensor  # [3, 3] rows 2 pi h^-T
+    cell: Tensor  # [3, 3]
+    k_cell: Tensor
+    inverse: Tensor  # [3, 3] h^-1
     factor: Tensor  # [2 m1 + 1, 2 m2 + 1, m3 + 1] 2 g/(|V| window^2) inside the sphere, 0 outside
     slope: Tensor  # 2 dg/dk^2/(|V| window^2)
 
@@ -67,49 +69,68 @@ class MeshSum:
     def __init__(self, dl: float, sigma: float, exponent: int, kernels: MeshKernels) -> None:
         self._dl, self._sigma, self._exponent = dl, sigma, exponent
         self._kernels = kernels
-        self._held: tuple[Tensor, Tensor, MeshPlan, _Factors] | None = None
+        self._plan: MeshPlan | None = None
+        self._box: _Box | None = None
 
-    def evaluate(
-        self, plan: MeshPlan, q: Tensor, r: Tensor, cell: Tensor, k_cell: Tensor
-    ) -> BareSum:
-        """Return potentials, forces and virial.
+    def set_cell(self, plan: MeshPlan, cell: Tensor, k_cell: Tensor) -> bool:
+        """Take the mesh of a cell.
 
         Parameters
         ----------
         plan
             Window and grid, from :func:`cace_fast.kernels.ewald_method.choose`.
-        q, r, cell
-            Charges [n, n_q], positions [n, 3] and cell [3, 3] in A, float64.
+        cell
+            [3, 3] in A, float64.
         k_cell
             The cell [3, 3] whose sphere chooses the integer vectors: ``cell`` itself, or the
             reference of a frozen set.
+
+        Returns
+        -------
+        bool
+            Whether everything stands where it stood: a captured :meth:`sum` is still right.
 
         Raises
         ------
         InputError
             If a cell is singular.
         """
-        inverse = torch.linalg.inv(cell)
-        factors = self._factors(plan, cell, k_cell)
-        modes = to_modes(self._kernels.spread(plan, inverse, r, q), plan.modes)
-        virial = _virial(factors, plan, modes)
-        grid = to_points(modes * factors.factor, plan.size)
-        potential, gradient = self._kernels.gather(plan, inverse, r, q, grid)
+        held, before = self._box, self._plan
+        if held is not None and plan == before and held.cell.device == cell.device:
+            if not (torch.equal(held.cell, cell) and torch.equal(held.k_cell, k_cell)):
+                for old, new in zip(held, self._make_box(plan, cell, k_cell), strict=True):
+                    old.copy_(new)
+            return True
+        self._plan, self._box = plan, self._make_box(plan, cell, k_cell)
+        return False
+
+    def sum(self, q: Tensor, r: Tensor) -> BareSum:
+        """Return potentials, forces and virial of the cell that was set.
+
+        The host does not look at the device: this can be captured.
+
+        Parameters
+        ----------
+        q, r
+            Charges [n, n_q] in internal units and positions [n, 3] in A, float64.
+        """
+        plan, box = self._plan, self._box
+        assert plan is not None
+        assert box is not None
+        modes = to_modes(self._kernels.spread(plan, box.inverse, r, q), plan.modes)
+        virial = _virial(box, plan, modes)
+        grid = to_points(modes * box.factor, plan.size)
+        potential, gradient = self._kernels.gather(plan, box.inverse, r, q, grid)
         return BareSum(potential, -gradient, virial)
 
-    def _factors(self, plan: MeshPlan, cell: Tensor, k_cell: Tensor) -> _Factors:
-        """Return the factors of a cell, those of the last call where they are the same."""
-        held = self._held
-        if (
-            held is None
-            or held[2] != plan
-            or not (torch.equal(held[0], cell) and torch.equal(held[1], k_cell))
-        ):
-            made = self._make_factors(plan, cell, k_cell)
-            held = self._held = (cell.clone(), k_cell.clone(), plan, made)
-        return held[3]
+    def evaluate(
+        self, plan: MeshPlan, q: Tensor, r: Tensor, cell: Tensor, k_cell: Tensor
+    ) -> BareSum:
+        """Return :meth:`sum` of charges and positions after :meth:`set_cell`, with their errors."""
+        self.set_cell(plan, cell, k_cell)
+        return self.sum(q, r)
 
-    def _make_factors(self, plan: MeshPlan, cell: Tensor, k_cell: Tensor) -> _Factors:
+    def _make_box(self, plan: MeshPlan, cell: Tensor, k_cell: Tensor) -> _Box:
         require_cell(cell)
         require_cell(k_cell)
         axes = mode_axes(plan.modes, cell)
@@ -124,8 +145,8 @@ class MeshSum:
         g, slope = kernel(k2[inside], self._sigma, self._exponent)
         factor, slopes = torch.zeros_like(k2), torch.zeros_like(k2)
         factor[inside], slopes[inside] = scale[inside] * g, scale[inside] * slope
-        reciprocal = 2.0 * pi * torch.linalg.inv(cell).T
-        return _Factors(reciprocal, factor.to(plan.dtype), slopes.to(plan.dtype))
+        kept = cell.clone(), k_cell.clone(), torch.linalg.inv(cell)
+        return _Box(*kept, factor.to(plan.dtype), slopes.to(plan.dtype))
 
 
 def mode_axes(modes: tuple[int, int, int], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -252,22 +273,17 @@ def _squares(axes: tuple[Tensor, Tensor, Tensor], inverse: Tensor) -> Tensor:
     return total
 
 
-def _virial(factors: _Factors, plan: MeshPlan, modes: Tensor) -> Tensor:
-    """Return -dE/dstrain [3, 3], float64, the k set fixed."""
+def _virial(box: _Box, plan: MeshPlan, modes: Tensor) -> Tensor:
+    """Return -dE/dstrain [3, 3], float64, the k set fixed; no product of matrices by a library."""
     power = (modes.real**2 + modes.imag**2).sum(0)
     power[:, :, 0] *= 0.5  # every other mode stands for its conjugate too
-    energy = (factors.factor * power).sum(dtype=torch.float64)
-    steep = factors.slope * power
-    x, y, z = (n.flatten() for n in mode_axes(plan.modes, factors.reciprocal))
-    xy = steep.sum(2, dtype=torch.float64)
-    along_z = steep.double() @ torch.stack([z, z * z], 1)
-    xz, zz = along_z.unbind(2)
-    entries = [
-        [x**2 @ xy.sum(1), x @ xy @ y, x @ xz.sum(1)],
-        [x @ xy @ y, xy.sum(0) @ y**2, xz.sum(0) @ y],
-        [x @ xz.sum(1), xz.sum(0) @ y, zz.sum()],
-    ]
-    moments = torch.stack([torch.stack(row) for row in entries])
+    energy = (box.factor * power).sum(dtype=torch.float64)
+    steep = (box.slope * power).double()
+    axes = mode_axes(plan.modes, box.inverse)
+    # k/(2 pi), and the sums of its products
+    inverse, (n1, n2, n3) = box.inverse, axes
+    k = [n1 * inverse[x, 0] + n2 * inverse[x, 1] + n3 * inverse[x, 2] for x in range(3)]
+    rows = [torch.stack([(steep * k[x] * k[y]).sum() for y in range(3)]) for x in range(3)]
     eye = torch.eye(3, dtype=torch.float64, device=modes.device)
-    virial: Tensor = energy * eye + 2.0 * factors.reciprocal.T @ moments @ factors.reciprocal
+    virial: Tensor = energy * eye + 8.0 * pi**2 * torch.stack(rows)
     return virial

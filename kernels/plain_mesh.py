@@ -1,12 +1,18 @@
-"""Spreading and gathering in plain torch, for any device; the reference of the kernels."""
+"""Spreading and gathering in plain torch, for any device; the reference of the kernels.
+
+Nothing here looks at the device or calls a library for products of matrices, so that a step can be
+captured with it.
+"""
 
 from __future__ import annotations
+
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from cace_fast.kernels.ewald_method import MeshPlan
-from cace_fast.kernels.window import MORE_TERMS, polynomials
+from cace_fast.kernels.window import MORE_TERMS, Window, polynomials
 
 POINTS_AT_ONCE = 2_000_000  # atoms x points of their stencils in one block
 
@@ -35,19 +41,21 @@ class PlainMesh:
     ) -> tuple[Tensor, Tensor]:
         """Return potentials [n, n_q], and sum_c q_c dphi_c/dr [n, 3] in 1/A."""
         potential, gradient = torch.zeros_like(q), torch.zeros_like(r)
-        size = torch.tensor(plan.size, dtype=r.dtype, device=r.device)
         flat = grid.flatten(1)
         for part in _blocks(len(r), plan):
             index, (x, y, z), (dx, dy, dz) = _stencils(plan, inverse, r[part])
             points = flat[:, index.flatten()].reshape(len(flat), *index.shape)
-            points = points.unflatten(2, (plan.window.width,) * 3)
-            found = [
-                torch.einsum("cnijk,ni,nj,nk->nc", points, a, b, c).to(q)
-                for a, b, c in ((x, y, z), (dx, y, z), (x, dy, z), (x, y, dz))
-            ]
+            points = points.unflatten(2, (plan.window.width,) * 3)  # [n_q, n, w, w, w]
+            lines = (points * z[:, None, None, :]).sum(4)
+            planes, by_y = (lines * y[:, None, :]).sum(3), (lines * dy[:, None, :]).sum(3)
+            by_z = ((points * dz[:, None, None, :]).sum(4) * y[:, None, :]).sum(3)
+            found = [(planes * x).sum(2), (planes * dx).sum(2), (by_y * x).sum(2)]
+            found = [f.T.to(q) for f in (*found, (by_z * x).sum(2))]
             potential[part] = found[0]
-            by_axis = torch.stack([(q[part] * f).sum(1) for f in found[1:]], 1)
-            gradient[part] = (by_axis * size) @ inverse.T
+            along = [(q[part] * f).sum(1) * n for f, n in zip(found[1:], plan.size, strict=True)]
+            a, b, c = along
+            for k in range(3):
+                gradient[part, k] = a * inverse[k, 0] + b * inverse[k, 1] + c * inverse[k, 2]
         return potential, gradient
 
 
@@ -60,23 +68,29 @@ def _stencils(
     plan: MeshPlan, inverse: Tensor, r: Tensor
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Return points [n, width^3] of each atom; of each axis weights and slopes [n, width]."""
-    width, degree = plan.window.width, plan.window.width + MORE_TERMS[str(plan.dtype)[6:]]
-    coefficients = torch.tensor(polynomials(plan.window, degree), dtype=torch.float64).to(r.device)
-    fraction = r @ inverse
-    fraction = fraction - torch.floor(fraction)
+    width = plan.window.width
+    coefficients = _coefficients(plan.window, plan.dtype, r.device)
     offsets = torch.arange(width, device=r.device)
     index = torch.zeros((len(r), 1), dtype=torch.int64, device=r.device)
     weights, slopes = [], []
     for axis, size in enumerate(plan.size):
-        u = fraction[:, axis] * size
+        fraction = (r * inverse[:, axis]).sum(1)
+        u = (fraction - torch.floor(fraction)) * size
         begin = torch.ceil(u - 0.5 * width)
         x = (2.0 * (begin - u + 0.5 * width) - 1.0).to(plan.dtype)
-        value, slope = (_horner(c.to(plan.dtype), x) for c in coefficients)
+        value, slope = (_horner(c, x) for c in coefficients)
         weights.append(value)
         slopes.append(slope)
         points = (begin.long()[:, None] + offsets) % size
         index = (index[:, :, None] * size + points[:, None, :]).flatten(1)
     return index, weights, slopes
+
+
+@cache
+def _coefficients(window: Window, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the coefficients [2, degree + 1, width] of the window and of its slope."""
+    degree = window.width + MORE_TERMS[str(dtype).removeprefix("torch.")]
+    return torch.tensor(polynomials(window, degree), dtype=torch.float64).to(device, dtype)
 
 
 def _horner(coefficients: Tensor, x: Tensor) -> Tensor:

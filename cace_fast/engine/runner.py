@@ -1,7 +1,6 @@
 """Runs the steps of a model on a device: one caller at a time, as captured graphs on CUDA.
 
-On CUDA the second step of a kind is captured, and later ones are one launch. The mesh of large
-systems is not captured: with it a step is two graphs and the mesh between them.
+On CUDA the second step of a kind is captured, and later ones are one launch.
 """
 
 from __future__ import annotations
@@ -324,23 +323,12 @@ class Runner:
         """Run the step, with a new list where ``rebuild`` is true; return its status."""
         step = self.step
 
-        def first() -> None:
+        def whole() -> None:
             step.forward(rebuild=rebuild)
-
-        def last() -> None:
+            step.long_range()
             step.finish(derivatives=derivatives)
 
-        def whole() -> None:
-            first()
-            step.long_range()
-            last()
-
-        if step.by_mesh:
-            self._replay((rebuild,), first)
-            step.long_range()
-            self._replay((rebuild, derivatives, True), last)
-        else:
-            self._replay((rebuild, derivatives), whole)
+        self._replay((rebuild, derivatives), whole)
         return step.status()
 
     def _replay(self, key: tuple[bool, ...], work: Callable[[], None]) -> None:

@@ -36,15 +36,6 @@ class _Given(NamedTuple):
     virials: Tensor
 
 
-class _OnMesh(NamedTuple):
-    """Who sums a system on a mesh, which one, its cell and that of the vectors k."""
-
-    total: MeshSum
-    plan: MeshPlan
-    cell: Tensor
-    k_cell: Tensor
-
-
 class DeviceEwaldSum:
     """The long range of several systems at once.
 
@@ -65,18 +56,13 @@ class DeviceEwaldSum:
         self.first_atom: list[int] = []
         self.periodic: list[bool] = []
         self.slabs: dict[int, Slab] = {}
-        self._meshes: dict[int, _OnMesh] = {}
+        self._meshes: dict[int, MeshSum] = {}
         self._tables: Tables | None = None
         sharp = 1.0 / (module.sigma * sqrt(2.0))
         pairs = [sharp, 2.0 / sqrt(pi) * sharp, module.norm_factor / (2.0 * pi)]
         self._pairs = torch.tensor(pairs, dtype=torch.float64).to(device, dtype)
         self._axis, field = _field(module)
         self._settings = torch.tensor([weight, field], dtype=torch.float64).to(device)
-
-    @property
-    def by_mesh(self) -> bool:
-        """Whether a system is summed on a mesh, which is not captured."""
-        return bool(self._meshes)
 
     def set_systems(
         self,
@@ -128,7 +114,7 @@ class DeviceEwaldSum:
         self.first_atom, self.periodic = list(first_atom), list(periodic)
         given = (self.first_atom, self.periodic, exact, vectors)
         made = tables(self.module, *given, self.dtype).to(self.device)
-        self._set_meshes(plans, exact, chosen)
+        stands = self._set_meshes(plans, exact, chosen)
         same = shape == (self.first_atom, self.periodic, list(self._meshes))
         flat = not self.slabs and not slabs
         self.slabs = {s: Slab(*(t.to(self.device) for t in x)) for s, x in (slabs or {}).items()}
@@ -138,19 +124,20 @@ class DeviceEwaldSum:
         for held, new in zip(before, made, strict=True):
             if isinstance(held, Tensor) and isinstance(new, Tensor):
                 held.copy_(new)
-        return flat or self.by_mesh  # slabs are new; with a mesh nothing is captured
+        return flat and stands  # slabs are new
 
-    def _set_meshes(self, plans: Sequence[MeshPlan | None], cells: Tensor, chosen: Tensor) -> None:
-        """Keep what sums a system as long as it does: it holds what modes are multiplied by."""
+    def _set_meshes(self, plans: Sequence[MeshPlan | None], cells: Tensor, chosen: Tensor) -> bool:
+        """Set the mesh of each system that has one; return whether all stand where they stood."""
         held, self._meshes = self._meshes, {}
-        module = self.module
+        module, stands = self.module, True
         for s, plan in enumerate(plans):
             if plan is None:
                 continue
             new = MeshSum(module.dl, module.sigma, module.exponent, PlainMesh())
-            total = held[s].total if s in held else new
+            self._meshes[s] = held.get(s, new)
             of = (cells[s].to(self.device), chosen[s].to(self.device))
-            self._meshes[s] = _OnMesh(total, plan, *of)
+            stands &= self._meshes[s].set_cell(plan, *of)
+        return stands
 
     def evaluate(
         self,
@@ -319,10 +306,9 @@ class DeviceEwaldSum:
         assert t is not None
         exact, places = q.double(), [slice(a, b) for a, b in self._bounds()]
         rows, virials = exact.new_zeros(n_q + 3, q.shape[1]), exact.new_zeros(6, len(places))
-        for s, (total, plan, cell, k_cell) in self._meshes.items():
+        for s, total in self._meshes.items():
             own = places[s]
-            charges = exact[:, own].T.contiguous()
-            found = total.evaluate(plan, charges, positions[own], cell, k_cell)
+            found = total.sum(exact[:, own].T.contiguous(), positions[own])
             rows[:n_q, own], rows[n_q:, own] = norm * found.potential.T, -norm * found.forces.T
             virials[:, s] = norm * _voigt(found.virial)
         for s, slab in self.slabs.items():  # docs/user/slabs.md

@@ -202,11 +202,6 @@ class Step:
         storages = [t.untyped_storage() for t in _tensors(vars(self))]
         return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
 
-    @property
-    def by_mesh(self) -> bool:
-        """Whether a system is summed on a mesh: :meth:`long_range` cannot be captured then."""
-        return any(total.by_mesh for total in self.sums)
-
     def take_atoms(self, graph: AtomicGraph) -> None:
         """Take elements, systems, and the weight of each output in the energy."""
         inputs = self.inputs

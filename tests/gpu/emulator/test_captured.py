@@ -32,7 +32,7 @@ KINDS = {
     "plain": {},
     "messages": {"steps": ("M+Ar+Bchi",)},
     "charges": {"ewald_channels": 2},
-    "transforms": {"ewald_channels": 2},
+    "mesh": {"ewald_channels": 2},
     "inputs": {"inputs": ("charge_states",)},
 }
 
@@ -50,9 +50,9 @@ def moving(how: LongRange, **options: object) -> Runner:
     return moving_of(engine, graph_without_pairs([r], [cell], [PBC["ppp"]]))
 
 
-@pytest.mark.parametrize("kind", ["plain", "messages", "charges", "transforms"])
+@pytest.mark.parametrize("kind", ["plain", "messages", "charges", "mesh"])
 def test_a_moving_system(kind: str) -> None:
-    how = LongRange("mesh" if kind == "transforms" else "direct", 1e-5)
+    how = LongRange("mesh" if kind == "mesh" else "direct", 1e-5)
     with emulate("sm_90"):
         plain = moving(how, **KINDS[kind])
         with graphs() as made:
