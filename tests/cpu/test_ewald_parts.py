@@ -8,9 +8,12 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 
+from cace_fast.errors import InputError
 from cace_fast.kernels.cpu import interface, library
 from cace_fast.kernels.cpu.long_range import EwaldSum, Transform
+from cace_fast.kernels.ewald_method import Sphere, choose, require_size
 
 SPEC = interface.EwaldSpec(1.9, 0.8, 1.3, 0.3, 0.7, 1, 1, 2)
 CELL = np.array([[29.0, 0.2, -0.3], [6.7, 21.4, 0.4], [-5.1, 2.9, 24.1]])
@@ -216,3 +219,31 @@ def test_a_rank_may_have_no_atoms():
         for got, expected in zip(found[0], want, strict=True):
             scale = np.abs(expected).max()
             np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12 * scale)
+
+
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-6, 1e-10, 3e-12])
+def test_the_library_chooses_as_python_does(tolerance):
+    """Method, window, precision and grid, for boxes of all shapes and numbers of atoms."""
+    rng, mesh, size = np.random.default_rng(0), Mesh(), c_int64()
+    sphere, methods = Sphere(SPEC.dl, SPEC.sigma), set()
+    for _ in range(60):
+        n, n_q = int(10 ** rng.uniform(0, 5)), int(rng.integers(1, 6))
+        shape = np.eye(3) * rng.choice([1.0, 1.0, 3.0, 20.0], 3) + 0.2 * rng.normal(size=(3, 3))
+        volume = n / rng.choice([0.1, 0.03, 1e-4])
+        cell = shape * (volume / abs(np.linalg.det(shape))) ** (1.0 / 3.0)
+        want = choose("auto", tolerance, n, n_q, cell, sphere)
+        try:
+            require_size(want, n, volume)
+        except InputError:
+            continue
+        rank = Rank(method=0, tolerance=tolerance)
+        rank("cell", cell, 1, n, n_q, byref(size))
+        rank("mesh", byref(mesh))
+        methods.add(want.method)
+        if want.plan is None:
+            assert mesh.width == 0
+            continue
+        bits = 32 if want.plan.dtype == torch.float32 else 64
+        assert (mesh.width, mesh.precision) == (want.plan.window.width, bits)
+        assert (tuple(mesh.size), tuple(mesh.modes)) == (want.plan.size, want.plan.modes)
+    assert methods == {"direct", "mesh"}
