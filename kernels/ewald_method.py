@@ -153,17 +153,16 @@ def choose(
     Raises
     ------
     InputError
-        If there is no such method, a mesh cannot be as accurate, or a cell is singular.
+        If there is no such method, a mesh cannot be as accurate, or its cell is singular.
     """
     require_method(method, tolerance)
     of = cell if k_cell is None else k_cell
-    for vectors in (cell, of):
-        require_cell(torch.from_numpy(np.ascontiguousarray(vectors)))
     direct = _direct(n, n_q, n_k_vectors(of, sphere.dl))
     cheap = method == "auto" and direct.seconds * 1e6 <= numbers.MESH_CALL
-    too_many = np.linalg.norm(of, axis=1).max() / sphere.dl > 1e6
-    if method == "direct" or cheap or too_many:
+    if method == "direct" or cheap or np.linalg.norm(of, axis=1).max() / sphere.dl > 1e6:
         return direct
+    for vectors in (cell, of):
+        require_cell(torch.from_numpy(np.ascontiguousarray(vectors)))
     finest = TIGHTEST * growth(n, cell, sphere).window
     if method == "auto" and finest > tolerance:
         return direct
