@@ -22,14 +22,7 @@ def _polynomial(coefficients, x, j, WIDTH: tl.constexpr, TERMS: tl.constexpr):
 
 @triton.jit
 def _axis(
-    r,
-    inverse,
-    coefficients,
-    size,
-    j,
-    AXIS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    TERMS: tl.constexpr,
+    r, inverse, coefficients, size, j, AXIS: tl.constexpr, WIDTH: tl.constexpr, TERMS: tl.constexpr
 ):
     """Return points of a stencil along an axis, and their weights and slopes."""
     fraction = tl.load(r) * tl.load(inverse + AXIS)
