@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from support.k_sums import CELLS, DL, SIGMA, liquid
 
 from cace_fast.kernels.ewald_method import MeshPlan, Sphere, mesh_plan
 from cace_fast.kernels.plain_mesh import PlainMesh
 from cace_fast.kernels.triton.host_mesh import DeviceMesh
+from support.k_sums import CELLS, DL, SIGMA, liquid
 
 CASES = [
     ("triclinic", 7, 1, 2e-2, torch.float32),
