@@ -20,7 +20,9 @@ from triton.runtime.jit import JITFunction
 
 from cace_fast.engine.triton import TritonEngine
 from cace_fast.graph import AtomicGraph
+from cace_fast.kernels.ewald_method import MeshPlan, Sphere, mesh_plan
 from cace_fast.kernels.triton import configs, host_readout
+from cace_fast.kernels.triton.host_mesh import DeviceMesh
 from cace_fast.nn import Contraction, Moments
 from cace_fast.potential import Potential
 from cace_fast.spec import (
@@ -84,6 +86,8 @@ TRAINING = {
     "training-l3-nu3": Shape(),
     "training-l4-nu3": Shape(elements=3, embedding=4, l_max=4, cutoff=4.0),
 }
+MESHES = {"mesh-f32": torch.float32, "mesh-f64": torch.float64}  # precisions of the grid
+MESH_ATOMS = 96
 TRAINED = ("moments_jvp", "moments_vjp_jvp", "moments_by_table", "contract_jvps")
 
 
@@ -217,6 +221,21 @@ def training(shape: Shape, graph: AtomicGraph) -> None:
     b = Contraction(rep.l_max, rep.nu_max, backend="triton")(a)
     (slope,) = torch.autograd.grad(b.square().sum(), vectors, create_graph=True)
     slope.square().sum().backward()
+
+
+def record_mesh(
+    dtype: torch.dtype, tolerance: float = 1e-5
+) -> tuple[MeshPlan, tuple[Launch, ...], tuple[Specialised, ...]]:
+    """Return the mesh of MESH_ATOMS atoms, what spreads and gathers on it, and their kernels."""
+    cell = (MESH_ATOMS / DENSITY) ** (1.0 / 3.0) * np.eye(3)
+    plan = mesh_plan(MESH_ATOMS, cell, cell, Sphere(DL, 1.0), tolerance)._replace(dtype=dtype)
+    fractions = torch.rand(MESH_ATOMS, 3, generator=torch.Generator().manual_seed(1)).double()
+    q = torch.ones(MESH_ATOMS, 1, dtype=torch.float64)
+    with emulate("sm_90", count_traffic=True) as device:
+        given = torch.from_numpy(np.linalg.inv(cell)), fractions @ torch.from_numpy(cell), q
+        grid = DeviceMesh().spread(plan, *given)
+        DeviceMesh().gather(plan, *given, grid)
+        return plan, tuple(device.launches), tuple(device.launched)
 
 
 def training_kernels(shape: Shape) -> tuple[Specialised, ...]:

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from gpu_emulator.resources import TARGETS, Specialised, measure
-from gpu_models import SHAPES, TRAINING, record, tiles, training_kernels
+from gpu_models import MESHES, SHAPES, TRAINING, record, record_mesh, tiles, training_kernels
 
 from cace_fast.kernels.triton import configs
 
@@ -23,13 +23,14 @@ TABLE = Path(__file__).resolve().parents[1] / "tests" / "gpu" / "matrix" / "tabl
 ALL_GPUS = ("water-mp0-sr", "training-l3-nu3")
 FULL = [
     (model, target)
-    for model in (*SHAPES, *TRAINING)
+    for model in (*SHAPES, *TRAINING, *MESHES)
     for target in TARGETS
     if model in ALL_GPUS or target in ("sm_90", "gfx942")
 ]
 QUICK = [
     ("water-mp0-sr", "sm_80"), ("water-mp0-sr", "sm_90"), ("water-mp0-sr", "gfx942"),
     ("licl-gaf3-lr0", "sm_90"), ("training-l3-nu3", "sm_90"),
+    ("mesh-f32", "sm_90"), ("mesh-f64", "gfx942"),
 ]  # fmt: skip
 
 
@@ -66,6 +67,8 @@ def kernels(model: str) -> tuple[Specialised, ...]:
     """
     if model in TRAINING:
         return training_kernels(TRAINING[model])
+    if model in MESHES:
+        return record_mesh(MESHES[model])[2]
     found: dict[int, Specialised] = {}
     last = len(configs.TILES) - 1
     for number in range(last + 1) if model in ALL_GPUS else (last,):

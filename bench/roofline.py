@@ -27,7 +27,7 @@ from gpu_models import DENSITY, DL, SHAPES, Recording, TorchTraffic, record, til
 from cace_fast.kernels.ewald_method import MOST_PAIRS_ON_GPU, n_k_vectors
 from cace_fast.kernels.triton import configs
 from cace_fast.kernels.triton.ewald_tables import RUN
-from cace_fast.kernels.triton.host_ewald import TURN
+from cace_fast.kernels.triton.host_ewald import UNROLL
 
 SIZES = (96, 192, 768, 3_072, 12_288, 98_304, 786_432)
 SMALL, LARGE = 192, (3_072, 98_304)  # of the table of all launches
@@ -136,7 +136,7 @@ def _in_turns(
         return cost
     alone = launch.name in ("totals", "sum_virials")
     terms = _n_k if launch.name in ("sum_virials", "sum_potentials") else int
-    size = configs.SUM_BLOCK if alone else RUN * TURN
+    size = configs.SUM_BLOCK if alone else RUN * UNROLL
     turns = -(-terms(n) // size) / -(-terms(recorded) // size)
     growth = 1.0 if alone else n / recorded
     once = roofline.predict(launch, resources, device, growth, 0.0).bounds["waiting"]

@@ -27,7 +27,7 @@ class PlainMesh:
         more than the sum of all charges, so that they cannot overflow.
         """
         size, n_q = plan.size, q.shape[1]
-        unit = q.abs().sum(0).clamp(min=torch.finfo(q.dtype).tiny) * 2.0**-62
+        unit = units(q)
         grid = torch.zeros(n_q, size[0] * size[1] * size[2], dtype=torch.int64, device=q.device)
         for part in _blocks(len(r), plan):
             index, (x, y, z), _ = _stencils(plan, inverse, r[part])
@@ -59,6 +59,11 @@ class PlainMesh:
         return potential, gradient
 
 
+def units(q: Tensor) -> Tensor:
+    """Return what the integers of a grid count [n_q], for charges q [n, n_q] in float64."""
+    return q.abs().sum(0).clamp(min=torch.finfo(q.dtype).tiny) * 2.0**-62
+
+
 def _blocks(n: int, plan: MeshPlan) -> list[slice]:
     step = max(1, POINTS_AT_ONCE // plan.window.width**3)
     return [slice(start, start + step) for start in range(0, n, step)]
@@ -69,7 +74,7 @@ def _stencils(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Return points [n, width^3] of each atom; of each axis weights and slopes [n, width]."""
     width = plan.window.width
-    coefficients = _coefficients(plan.window, plan.dtype, r.device)
+    tables = coefficients(plan.window, plan.dtype, r.device)
     offsets = torch.arange(width, device=r.device)
     index = torch.zeros((len(r), 1), dtype=torch.int64, device=r.device)
     weights, slopes = [], []
@@ -78,7 +83,7 @@ def _stencils(
         u = (fraction - torch.floor(fraction)) * size
         begin = torch.ceil(u - 0.5 * width)
         x = (2.0 * (begin - u + 0.5 * width) - 1.0).to(plan.dtype)
-        value, slope = (_horner(c, x) for c in coefficients)
+        value, slope = (_horner(c, x) for c in tables)
         weights.append(value)
         slopes.append(slope)
         points = (begin.long()[:, None] + offsets) % size
@@ -87,15 +92,18 @@ def _stencils(
 
 
 @cache
-def _coefficients(window: Window, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the coefficients [2, degree + 1, width] of the window and of its slope."""
+def coefficients(window: Window, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the coefficients [2, degree + 1, width] of a window and of its slope.
+
+    They are made once for a device: the step that is captured finds them there.
+    """
     degree = window.width + MORE_TERMS[str(dtype).removeprefix("torch.")]
     return torch.tensor(polynomials(window, degree), dtype=torch.float64).to(device, dtype)
 
 
-def _horner(coefficients: Tensor, x: Tensor) -> Tensor:
-    """Return polynomials [n, width] of x [n], coefficients [degree + 1, width]."""
-    total = coefficients[-1].expand(len(x), -1)
-    for row in coefficients.flip(0)[1:]:
+def _horner(table: Tensor, x: Tensor) -> Tensor:
+    """Return polynomials [n, width] of x [n], table [degree + 1, width]."""
+    total = table[-1].expand(len(x), -1)
+    for row in table.flip(0)[1:]:
         total = total * x[:, None] + row
     return total

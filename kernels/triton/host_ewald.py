@@ -2,7 +2,7 @@
 
 The sums over atoms, k vectors and pairs are kernels in the working precision; their parts are added
 up in float64 by others. Operations of torch are left where something is rare: slabs, the neutrality
-penalty, and the mesh of large systems.
+penalty, and the transforms of a mesh.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import Tensor
 from cace_fast.errors import InputError
 from cace_fast.kernels.ewald_method import MeshPlan, Sphere
 from cace_fast.kernels.mesh import MeshSum
-from cace_fast.kernels.plain_mesh import PlainMesh
 from cace_fast.kernels.triton import _ewald, _ewald_parts, configs, launch
 from cace_fast.kernels.triton.ewald_tables import LANES, RUN, VOIGT, Tables, tables
+from cace_fast.kernels.triton.host_mesh import DeviceMesh
 from cace_fast.kernels.triton.kvectors import DIRECT, SumMethod, k_vectors, plan_of
 from cace_fast.slab import Slab, planar_sum
 from cace_fast.spec import Ewald
@@ -133,7 +133,7 @@ class DeviceEwaldSum:
         for s, plan in enumerate(plans):
             if plan is None:
                 continue
-            new = MeshSum(module.dl, module.sigma, module.exponent, PlainMesh())
+            new = MeshSum(module.dl, module.sigma, module.exponent, DeviceMesh())
             self._meshes[s] = held.get(s, new)
             of = (cells[s].to(self.device), chosen[s].to(self.device))
             stands &= self._meshes[s].set_cell(plan, *of)

@@ -8,11 +8,12 @@ without a fixed size, or that make the host read the device, cannot be recorded.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 from unittest import mock
 
+import torch
 from gpu_emulator import EmulatedDriver
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -59,6 +60,29 @@ def _again(func: Any, args: Any, kwargs: Any, out: Any) -> None:
 
 
 @contextmanager
+def _no_transfers(graph: Graph) -> Iterator[None]:
+    """Refuse what moves data between host and device: where all is on the CPU it moves nothing."""
+
+    def refused(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            assert graph.launching, f"{name} in a capture: data move between host and device"
+            return original(*args, **options)
+
+        return call
+
+    with ExitStack() as stack:
+        for owner, name in (
+            (Tensor, "cpu"),
+            (Tensor, "numpy"),
+            (Tensor, "tolist"),
+            (torch, "tensor"),
+        ):
+            changed = refused(name, getattr(owner, name))
+            stack.enter_context(mock.patch.object(owner, name, changed))
+        yield
+
+
+@contextmanager
 def graphs() -> Iterator[list[Graph]]:
     """Let every run capture its steps; yield the graphs that were made."""
     made: list[Graph] = []
@@ -81,7 +105,7 @@ def graphs() -> Iterator[list[Graph]]:
     def capture(graph: Graph) -> Iterator[None]:
         made.append(graph)
         recording.append(graph)
-        with graph:
+        with graph, _no_transfers(graph):
             yield
         recording.pop()
 

@@ -11,10 +11,11 @@ from gpu_table import FULL, QUICK, Row, key, read, rows
 
 # Registers that another release of Triton may take more, and instructions (relative).
 REGISTERS, INSTRUCTIONS = 8, 0.05
-# Kernels of positions, cells and energies: the only float64 arithmetic there is.
+# Kernels of positions, cells, energies and meshes: the only float64 arithmetic there is.
 WIDE = {
     "totals", "split_positions", "place_atoms", "near_pairs", "split_atoms",
-    "integer_turns", "sum_factors", "sum_potentials", "sum_virials",
+    "integer_turns", "sum_factors", "sum_potentials", "sum_virials", "spread",
+    "gather",
 }  # fmt: skip
 HELD = {key(row): row for row in read()}
 
