@@ -34,6 +34,8 @@ def _axis(
     weights = _polynomial(coefficients, x, j, WIDTH, TERMS)
     slopes = _polynomial(coefficients + TERMS * WIDTH, x, j, WIDTH, TERMS)
     points = (begin.to(tl.int64) + j + size) % size  # no window is wider than the grid
+    # a place that is not finite stays so in x, and must not lead out of the grid
+    points = tl.maximum(points, 0)
     return points, weights, slopes
 
 

@@ -39,6 +39,19 @@ def assert_same_as_plain(
         assert_close(got, want, plan)
 
 
+def assert_a_place_that_is_not_finite_stays_inside(device: torch.device) -> None:
+    """The emulator sees every address; what comes out is not finite."""
+    cell = CELLS["triclinic"]
+    plan = mesh_plan(3, cell, cell, Sphere(DL, SIGMA), 1e-2)
+    q, r = (torch.from_numpy(x).to(device) for x in liquid(cell, 3, 1))
+    r[0, 0], r[1, 1] = torch.nan, torch.inf
+    inverse = torch.from_numpy(np.linalg.inv(cell)).to(device)
+    grid = DeviceMesh().spread(plan, inverse, r, q)
+    potential, gradient = DeviceMesh().gather(plan, inverse, r, q, torch.ones_like(grid))
+    assert torch.isfinite(potential[:, 0]).tolist() == [False, False, True]
+    assert torch.isfinite(gradient).all(1).tolist() == [False, False, True]
+
+
 def assert_order_does_not_matter(plan: MeshPlan, cell: np.ndarray, device: torch.device) -> None:
     """Spread atoms in two orders: the same bits."""
     q, r = (torch.from_numpy(x).to(device) for x in liquid(cell, 9, 2))
