@@ -76,6 +76,7 @@ def test_signature_of_load():
         ("k_set", KEYWORD, "sphere"),
         ("long_range", KEYWORD, "auto"),
         ("slab_vacuum", KEYWORD, None),
+        ("born_charges", KEYWORD, "local"),
     ]
 
 
