@@ -4,7 +4,7 @@
 //   two_domains MODEL.safetensors STRUCTURE N_DOMAINS [ENERGY_KEY]
 //
 // STRUCTURE is text: cell (9 numbers), number of atoms, then "Z x y z" for each atom, Z being its
-// atomic number.  Prints the energy in eV, isolated atoms included, then the forces in eV/A.
+// atomic number, 0 that of an atom that takes no part.  Prints the energy in eV, isolated atoms included, then the forces in eV/A.
 //
 // A host without Python compiles it with the headers and the library of the installed package:
 //
@@ -45,7 +45,7 @@ static Box read_box(const char* path, const cf_model* model) {
     int32_t z = -1;
     in >> z >> box.positions[3 * i] >> box.positions[3 * i + 1] >> box.positions[3 * i + 2];
     box.species[i] = cf_model_row(model, z);
-    if (in && box.species[i] < 0) check(CF_INVALID, "the model does not know an element");
+    if (in && z != 0 && box.species[i] < 0) check(CF_INVALID, "the model does not know an element");
   }
   if (!in) check(CF_INVALID, "cannot read the structure");
   return box;
@@ -104,21 +104,21 @@ static void fill(Domain& d, const Box& box, double cutoff, const std::vector<int
 }
 
 static void make_pairs(Domain& d, double cutoff) {
-  std::vector<int64_t> receivers, senders;
   const int32_t n_all = int32_t(d.atom.size());
-  for (int32_t j = 0; j < d.n_owned; ++j)
+  std::vector<std::vector<int32_t>> near(d.n_owned);
+  std::vector<int32_t> n_near;
+  std::vector<const int32_t*> rows;
+  for (int32_t j = 0; j < d.n_owned; ++j) {
     for (int32_t i = 0; i < n_all; ++i)
-      if (i != j && distance2(&d.positions[3 * i], &d.positions[3 * j]) < cutoff * cutoff) {
-        receivers.push_back(j);
-        senders.push_back(i);
-      }
-  const std::vector<int64_t> shifts(3 * receivers.size(), 0);  // ghosts stand where they are
+      if (i != j && distance2(&d.positions[3 * i], &d.positions[3 * j]) < cutoff * cutoff)
+        near[j].push_back(i);
+    n_near.push_back(int32_t(near[j].size()));
+    rows.push_back(near[j].data());
+  }
+  const cf_neighbor_rows given{d.n_owned, -1, nullptr, n_near.data(), rows.data()};
   char error[CF_ERROR_LENGTH];
   check(cf_pairs_create(&d.pairs, error), error);
-  check(
-      cf_pairs_set(d.pairs, d.n_owned, n_all, d.species.data(), nullptr, int64_t(receivers.size()),
-                   receivers.data(), senders.data(), shifts.data(), 1, error),
-      error);
+  check(cf_pairs_set_rows(d.pairs, d.n_owned, n_all, d.species.data(), &given, 1, error), error);
   cf_pairs_list(d.pairs, &d.list);
 }
 
@@ -174,28 +174,39 @@ static std::vector<Numbers> buffers(const std::vector<Domain>& domains, int widt
   return out;
 }
 
+static cf_atoms owned(const Domain& d) { return {d.n_owned, 0, nullptr}; }
+static cf_atoms ghosts(const Domain& d) { return {d.n_ghosts(), d.n_owned, nullptr}; }
+
 static void exchange_messages(std::vector<Domain>& domains, const Exchange& exchange,
                               const cf_model* model, int t) {
-  int32_t n_w, n_a;
-  cf_model_message_sizes(model, t, &n_w, &n_a);
-  std::vector<Numbers> w = buffers(domains, n_w, false), a = buffers(domains, n_a, false);
-  for (size_t d = 0; d < domains.size(); ++d)
-    check(cf_get_messages(domains[d].state, t, w[d].data(), a[d].data()), "cf_get_messages");
-  const std::vector<Numbers> gw = exchange.to_ghosts(w, n_w), ga = exchange.to_ghosts(a, n_a);
-  for (size_t d = 0; d < domains.size(); ++d)
-    check(cf_set_messages(domains[d].state, t, gw[d].data(), ga[d].data()), "cf_set_messages");
+  const int width = cf_model_message_size(model, t);
+  std::vector<Numbers> rows = buffers(domains, width, false);
+  for (size_t d = 0; d < domains.size(); ++d) {
+    const cf_atoms atoms = owned(domains[d]);
+    check(cf_pack_messages(domains[d].state, t, &atoms, 64, rows[d].data()), "cf_pack_messages");
+  }
+  const std::vector<Numbers> arrived = exchange.to_ghosts(rows, width);
+  for (size_t d = 0; d < domains.size(); ++d) {
+    const cf_atoms atoms = ghosts(domains[d]);
+    check(cf_unpack_messages(domains[d].state, t, &atoms, 64, arrived[d].data()),
+          "cf_unpack_messages");
+  }
 }
 
 static void exchange_gradients(std::vector<Domain>& domains, const Exchange& exchange,
                                const cf_model* model, int t) {
-  int32_t n_w, n_a;
-  cf_model_message_sizes(model, t, &n_w, &n_a);
-  std::vector<Numbers> w = buffers(domains, n_w, true), a = buffers(domains, n_a, true);
-  for (size_t d = 0; d < domains.size(); ++d)
-    check(cf_get_gradients(domains[d].state, t, w[d].data(), a[d].data()), "cf_get_gradients");
-  const std::vector<Numbers> ow = exchange.to_owners(w, n_w), oa = exchange.to_owners(a, n_a);
-  for (size_t d = 0; d < domains.size(); ++d)
-    check(cf_add_gradients(domains[d].state, t, ow[d].data(), oa[d].data()), "cf_add_gradients");
+  const int width = cf_model_message_size(model, t);
+  std::vector<Numbers> rows = buffers(domains, width, true);
+  for (size_t d = 0; d < domains.size(); ++d) {
+    const cf_atoms atoms = ghosts(domains[d]);
+    check(cf_pack_gradients(domains[d].state, t, &atoms, 64, rows[d].data()), "cf_pack_gradients");
+  }
+  const std::vector<Numbers> arrived = exchange.to_owners(rows, width);
+  for (size_t d = 0; d < domains.size(); ++d) {
+    const cf_atoms atoms = owned(domains[d]);
+    check(cf_unpack_gradients(domains[d].state, t, &atoms, 64, arrived[d].data()),
+          "cf_unpack_gradients");
+  }
 }
 
 // One Ewald term: every domain puts in its own atoms, what they give is added up (one all-reduce in a
@@ -217,8 +228,8 @@ static double long_range(std::vector<Domain>& domains, const Box& box, const cf_
     const Domain& d = domains[k];
     for (int32_t i = 0; i < d.n_owned; ++i)
       for (int c = 0; c < n_q; ++c)
-        own[k][i * n_q + c] =
-            term.fixed ? term.fixed[d.species[i]] : q[k][i * n_charges + term.first_charge + c];
+        own[k][i * n_q + c] = term.fixed ? (d.species[i] < 0 ? 0.0 : term.fixed[d.species[i]])
+                                         : q[k][i * n_charges + term.first_charge + c];
     check(cf_ewald_sums(ewald, d.n_owned, own[k].data(), d.positions.data(), total.data(), error),
           error);
   }
@@ -275,7 +286,6 @@ static std::vector<Domain> make_domains(const Box& box, const cf_model* model, i
     d.frame.n_systems = 1;
     d.frame.species = d.species.data();
     d.frame.positions = d.positions.data();
-    d.list.shift = nullptr;
     d.frame.list = &d.list;
     char error[CF_ERROR_LENGTH];
     check(cf_state_create(model, 64, &d.state, error), error);
@@ -309,14 +319,18 @@ int main(int argc, char** argv) {
   std::vector<Domain> domains = make_domains(box, model, int(std::strtol(argv[3], nullptr, 10)));
   const Exchange exchange(domains, n);
   const int stages = int(cf_model_query(model, "n_stages"));
+  const bool turns =
+      cf_model_query(model, "n_charges") == 0;  // nothing is between the last two passes
   for (int t = 0; t < stages; ++t) {
-    for (Domain& d : domains) check(cf_forward(d.state, t), cf_state_error(d.state));
+    for (Domain& d : domains)
+      check(turns && t == stages - 1 ? cf_turn(d.state) : cf_forward(d.state, t),
+            cf_state_error(d.state));
     if (t < stages - 1) exchange_messages(domains, exchange, model, t);
   }
   Numbers forces(3 * n, 0.0);
   double energy = all_long_range(domains, box, model, forces);
   for (int32_t species : box.species) energy += cf_model_isolated(model, species);
-  for (int t = stages - 1; t >= 0; --t) {
+  for (int t = turns ? stages - 2 : stages - 1; t >= 0; --t) {
     if (t < stages - 1) exchange_gradients(domains, exchange, model, t);
     for (Domain& d : domains) check(cf_backward(d.state, t), cf_state_error(d.state));
   }

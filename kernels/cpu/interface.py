@@ -112,7 +112,7 @@ class TransformC(ctypes.Structure):
 _TENSORS = (c_char_p, c_int32, POINTER(c_char_p), POINTER(c_void_p), POINTER(c_int64))
 
 SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
-    "cf_abi_version": (ctypes.c_int, ()),
+    "cf_version": (ctypes.c_int, ()),
     "cf_invalid": (c_char_p, (c_int32,)),
     "cf_isa": (c_char_p, (c_char_p,)),
     "cf_model_create": (

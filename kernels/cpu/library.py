@@ -19,7 +19,7 @@ from cace_fast.errors import CaceFastError, InputError, UnsupportedModelError
 from cace_fast.kernels.cpu.build import LIBRARY
 from cace_fast.kernels.cpu.interface import SIGNATURES
 
-ABI_VERSION = 4
+VERSION = 500  # CF_VERSION of the header
 ERROR_LENGTH = 512
 INVALID, UNSUPPORTED, NOT_FINITE, MEMORY, TOO_CLOSE = 1, 2, 3, 4, 100
 METHODS = {"auto": 0, "direct": 1, "mesh": 2}  # CF_EWALD_...
@@ -64,9 +64,9 @@ def library() -> ctypes.CDLL:
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
         raise NotLoadedError(f"its library cannot be loaded: {error}", REMEDY) from None
-    version = loaded.cf_abi_version()
-    if version != ABI_VERSION:
-        reason = f"its library has interface {version}, this package needs {ABI_VERSION}"
+    version = loaded.cf_version()
+    if version != VERSION:
+        reason = f"its library has interface {version}, this package needs {VERSION}"
         raise NotLoadedError(reason, "Run 'python -m cace_fast.kernels.cpu.build'.")
     text = ctypes.create_string_buffer(ERROR_LENGTH)
     if loaded.cf_isa(text) is None:

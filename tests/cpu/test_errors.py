@@ -46,8 +46,8 @@ def test_parts_of_a_wrong_species():
     engine = made()
     with pytest.raises(InputError) as caught:
         engine.features(structures([0, 5]), no_pairs(), 1)
-    assert parts(caught.value) == ("species", "0 to 1", "5 for atom 1")
-    assert str(caught.value) == "species: expected 0 to 1, got 5 for atom 1."
+    assert parts(caught.value) == ("species", "-1 to 1", "5 for atom 1")
+    assert str(caught.value) == "species: expected -1 to 1, got 5 for atom 1."
 
 
 def test_parts_of_wrong_pairs():

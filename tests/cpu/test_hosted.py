@@ -41,7 +41,7 @@ def program(tmp_path_factory):
 
 
 def run(program, folder, spec, weights, atoms, n_domains):
-    """Return energy and forces that the program prints."""
+    """Return energy and forces that the program prints; atoms of number 0 take no part."""
     potential = Potential(spec, weights, dtype="float64", backend="reference")
     potential.save(folder / "model.safetensors")
     lines = [" ".join(repr(float(x)) for x in atoms.cell.array.ravel()), str(len(atoms))]
@@ -52,7 +52,11 @@ def run(program, folder, spec, weights, atoms, n_domains):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     numbers = [[float(x) for x in line.split()] for line in done.stdout.splitlines()]
-    return numbers[0][0], np.array(numbers[1:]), potential.compute(atoms, ("energy", "forces"))
+    return (
+        numbers[0][0],
+        np.array(numbers[1:]),
+        potential.compute(atoms[atoms.numbers > 0], ("energy", "forces")),
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -65,6 +69,26 @@ def test_domains_equal_the_whole(program, tmp_path, name):
         assert energy == pytest.approx(expected["energy"], rel=LIMIT)
         scale = np.abs(expected["forces"]).max()
         np.testing.assert_allclose(forces, expected["forces"], rtol=0, atol=LIMIT * scale)
+
+
+@pytest.mark.parametrize("name", ["short range", "messages", "everything"])
+def test_atoms_that_take_no_part(program, tmp_path, name):
+    """They may lie among the others, on top of them even."""
+    spec = tiny_spec(**MODELS[name])
+    atoms = tiny_structure(spec, 3, spacing=2.2)
+    n = len(atoms)
+    atoms.extend(atoms[: n // 3])
+    atoms.numbers[n:] = 0
+    atoms = atoms[np.random.default_rng(3).permutation(len(atoms))]
+    present = atoms.numbers > 0
+    for n_domains in (1, 2):
+        energy, forces, expected = run(
+            program, tmp_path, spec, tiny_weights(spec), atoms, n_domains
+        )
+        assert energy == pytest.approx(expected["energy"], rel=LIMIT)
+        scale = np.abs(expected["forces"]).max()
+        np.testing.assert_allclose(forces[present], expected["forces"], rtol=0, atol=LIMIT * scale)
+        assert not forces[~present].any()
 
 
 def test_several_sums_with_fixed_charges_and_isolated_energies(program, tmp_path):

@@ -39,8 +39,8 @@ void check_frame(const Model& m, const cf_frame& f) {
     invalid("list", "fewer than 2^31 pairs", std::to_string(f.list->n_pairs));
   if (f.list->shift && !f.shift_vectors) invalid("shift_vectors", "those of the pairs", "NULL");
   for (int i = 0; i < f.n_all; ++i)
-    if (f.species[i] < 0 || f.species[i] >= m.n_z)
-      invalid("species", "0 to " + std::to_string(m.n_z - 1),
+    if (f.species[i] < -1 || f.species[i] >= m.n_z)
+      invalid("species", "-1 to " + std::to_string(m.n_z - 1),
               std::to_string(f.species[i]) + " for atom " + std::to_string(i));
   for (size_t h = 0; h < m.heads.size(); ++h)
     if (m.heads[h].n_extra && (!f.extras || !f.extras[h]))
@@ -50,22 +50,44 @@ void check_frame(const Model& m, const cf_frame& f) {
           "none");
 }
 
+// Generation whose messages may go back now, -1: none.
+int gradients_of(const cf_state& state) {
+  return state.next_backward < state.model->stages - 1 ? state.next_backward : -1;
+}
+
+// Packs or unpacks rows of generation t where that is `now`.
+int cross(cf_state* state, int32_t t, int now, Crossing what, const cf_atoms* atoms,
+          int32_t precision, void* rows) {
+  if (t < 0 || t != now || t >= state->model->stages - 1) return out_of_order(state);
+  return phase(state, [&] {
+    check_precision(precision);
+    for (int32_t k = 0; k < atoms->count; ++k) {
+      const int64_t atom = atoms->numbers ? atoms->numbers[k] : int64_t(atoms->first) + k;
+      if (atom < 0 || atom >= state->n_all)
+        invalid("atoms", "numbers from 0 to " + std::to_string(state->n_all - 1),
+                std::to_string(atom));
+    }
+    state->engine->exchange(t, what, *atoms, precision, rows);
+    return int(CF_OK);
+  });
+}
+
 }  // namespace
 
 void begin(cf_state* state, const cf_frame* frame) {
   check_frame(*state->model, *frame);
   state->engine->threads(team_size(state->n_threads));
   state->engine->begin(*frame);
+  state->forget();
   state->next_forward = 0;
-  state->next_backward = -1;
-  state->all_forward = false;
+  state->n_all = frame->n_all;
 }
 
 }  // namespace cace_fast
 
 extern "C" {
 
-int cf_abi_version(void) { return CF_ABI_VERSION; }
+int cf_version(void) { return CF_VERSION; }
 
 const char* cf_isa(char error[CF_ERROR_LENGTH]) {
   std::string text;
@@ -109,7 +131,7 @@ int cf_evaluate(cf_state* state, const cf_frame* frame, const cf_result* result)
       state->engine->forward(t, derivatives && t == m.stages - 1, nullptr);
     for (int t = m.stages - 2; derivatives && t >= 0; --t) state->engine->backward(t);
     state->engine->finish(*result);
-    state->next_forward = -1;
+    state->forget();
     return int(CF_OK);
   });
 }
@@ -118,7 +140,7 @@ int cf_features(cf_state* state, const cf_frame* frame, double* features) {
   return phase(state, [&] {
     begin(state, frame);
     for (int t = 0; t < state->model->stages; ++t) state->engine->forward(t, false, features);
-    state->next_forward = -1;
+    state->forget();
     return int(CF_OK);
   });
 }
@@ -142,28 +164,58 @@ int cf_forward(cf_state* state, int32_t t) {
   });
 }
 
-int cf_get_messages(const cf_state* state, int32_t t, double* w, double* a) {
-  if (t < 0 || t != state->next_forward - 1) return CF_ORDER;
-  state->engine->get_messages(t, w, a);
-  return CF_OK;
+int cf_turn(cf_state* state) {
+  const int last = state->model->stages - 1;
+  if (state->next_forward != last) return out_of_order(state);
+  return phase(state, [&] {
+    const Model& m = *state->model;
+    if (m.n_charges)
+      invalid("cf_turn", "a model without charges", "one with; forward and backward");
+    if (m.heads.empty()) invalid("cf_turn", "a model with a read-out", "none");
+    state->engine->forward(last, true, nullptr);
+    state->next_forward = -1;
+    state->next_backward = last - 1;
+    state->all_backward = last == 0;
+    return int(CF_OK);
+  });
 }
 
-int cf_set_messages(cf_state* state, int32_t t, const double* w, const double* a) {
-  if (t < 0 || t != state->next_forward - 1) return out_of_order(state);
-  state->engine->set_messages(t, w, a);
-  return CF_OK;
+int cf_pack_messages(cf_state* state, int32_t t, const cf_atoms* atoms, int32_t precision,
+                     void* rows) {
+  return cross(state, t, state->next_forward - 1, kMessagesOut, atoms, precision, rows);
 }
 
-int cf_charges(const cf_state* state, double* q) {
-  if (state->next_backward != state->model->stages - 1) return CF_ORDER;
-  state->engine->charges(q);
-  return CF_OK;
+int cf_unpack_messages(cf_state* state, int32_t t, const cf_atoms* atoms, int32_t precision,
+                       const void* rows) {
+  return cross(state, t, state->next_forward - 1, kMessagesIn, atoms, precision,
+               const_cast<void*>(rows));
+}
+
+int cf_pack_gradients(cf_state* state, int32_t t, const cf_atoms* atoms, int32_t precision,
+                      void* rows) {
+  return cross(state, t, gradients_of(*state), kGradientsOut, atoms, precision, rows);
+}
+
+int cf_unpack_gradients(cf_state* state, int32_t t, const cf_atoms* atoms, int32_t precision,
+                        const void* rows) {
+  return cross(state, t, gradients_of(*state), kGradientsIn, atoms, precision,
+               const_cast<void*>(rows));
+}
+
+int cf_charges(cf_state* state, double* q) {
+  if (state->next_backward != state->model->stages - 1) return out_of_order(state);
+  return phase(state, [&] {
+    state->engine->charges(q);
+    return int(CF_OK);
+  });
 }
 
 int cf_set_charge_gradient(cf_state* state, const double* de_dq) {
   if (state->next_backward != state->model->stages - 1) return out_of_order(state);
-  state->engine->set_charge_gradient(de_dq);
-  return CF_OK;
+  return phase(state, [&] {
+    state->engine->set_charge_gradient(de_dq);
+    return int(CF_OK);
+  });
 }
 
 int cf_backward(cf_state* state, int32_t t) {
@@ -172,30 +224,22 @@ int cf_backward(cf_state* state, int32_t t) {
     if (state->model->heads.empty()) invalid("cf_backward", "a model with a read-out", "none");
     state->engine->backward(t);
     state->next_backward = t - 1;
+    state->all_backward = t == 0;
     return int(CF_OK);
   });
-}
-
-int cf_get_gradients(const cf_state* state, int32_t t, double* dw, double* da) {
-  if (t < 0 || t != state->next_backward) return CF_ORDER;
-  state->engine->get_gradients(t, dw, da);
-  return CF_OK;
-}
-
-int cf_add_gradients(cf_state* state, int32_t t, const double* dw, const double* da) {
-  if (t < 0 || t != state->next_backward) return out_of_order(state);
-  state->engine->add_gradients(t, dw, da);
-  return CF_OK;
 }
 
 int cf_rewind(cf_state* state, int32_t charges_only) {
   if (!state->all_forward) return out_of_order(state);
   state->next_backward = state->model->stages - 1;
+  state->all_backward = false;
   state->engine->energies_count(charges_only == 0);
   return CF_OK;
 }
 
 int cf_finish(cf_state* state, const cf_result* result) {
+  const bool derivatives = result->forces || result->virials || result->atom_virials;
+  if (!(state->all_backward || (state->all_forward && !derivatives))) return out_of_order(state);
   return phase(state, [&] {
     state->engine->finish(*result);
     return int(CF_OK);

@@ -26,8 +26,15 @@ struct cf_state {
   std::unique_ptr<cace_fast::Engine> engine;
   std::string error;
   int64_t bad_atom = -1;
-  int next_forward = -1, next_backward = -1, n_threads = 1;  // -1: not now
-  bool all_forward = false;                                  // of the frame that the engine holds
+  int n_threads = 1, n_all = 0;
+  // Of the frame that the engine holds: generations that may follow, -1: none; and what is complete.
+  int next_forward = -1, next_backward = -1;
+  bool all_forward = false, all_backward = false;
+
+  void forget() {
+    next_forward = next_backward = -1;
+    all_forward = all_backward = false;
+  }
 };
 
 namespace cace_fast {
@@ -82,7 +89,7 @@ int phase(cf_state* state, const F& f) {
   state->error.clear();
   state->bad_atom = -1;
   const int code = guarded(state->error, &state->bad_atom, f);
-  if (code != CF_OK) state->next_forward = state->next_backward = -1, state->all_forward = false;
+  if (code != CF_OK) state->forget();
   return code;
 }
 

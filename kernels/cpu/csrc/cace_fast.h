@@ -6,7 +6,8 @@
  *   cf_evaluate                       all of one step, for models without charges; or
  *   cf_begin, cf_forward 0..T-1, [charges: long range by the host or by cf_ewald_*],
  *   cf_backward T-1..0, cf_finish     the same in phases, between which a parallel host exchanges
- *                                     what senders must know of atoms that other ranks own.
+ *                                     what senders must know of atoms that other ranks own; without
+ *                                     charges cf_turn joins the last forward and the first backward.
  *
  * Units: A, eV, internal charge units.  Arrays are C-ordered and belong to the caller; a state
  * keeps pointers to those of cf_begin until cf_finish.  All numbers that cross this interface are
@@ -30,7 +31,11 @@
 extern "C" {
 #endif
 
-#define CF_ABI_VERSION 4
+/* Semantic version of this interface: what a host that was compiled with one major version calls is in
+ * every later minor one.  Compare with cf_version(). */
+#define CF_VERSION_MAJOR 5
+#define CF_VERSION_MINOR 0
+#define CF_VERSION (100 * CF_VERSION_MAJOR + CF_VERSION_MINOR)
 #define CF_ERROR_LENGTH 512
 
 /* Return codes of functions that can fail; the text is in the error buffer or cf_state_error. */
@@ -79,10 +84,11 @@ typedef struct {
 
 /* The atoms of a step.  Receivers are the first n_owned atoms; atoms n_owned..n_all-1 are ghosts
  * (copies of atoms that other ranks own), which only send.  Several systems may be evaluated at
- * once: system numbers ascend, pairs join atoms of one system. */
+ * once: system numbers ascend, pairs join atoms of one system.  An atom of species -1 takes no part: no
+ * pair may have it, and its energy, charges and forces are 0. */
 typedef struct {
   int32_t n_owned, n_all, n_systems, n_shifts;
-  const int32_t *species;      /* [n_all] row of the embedding, not the atomic number */
+  const int32_t *species;      /* [n_all] row of the embedding, not the atomic number; -1: none */
   const double *positions;     /* [n_all][3] */
   const int32_t *system;       /* [n_all] or NULL: all in system 0 */
   const double *shift_vectors; /* [n_shifts][3] A: S h of the pair's system; NULL: none */
@@ -103,7 +109,7 @@ typedef struct {
 
 /* --- library ------------------------------------------------------------------------------- */
 
-CF_API int cf_abi_version(void);
+CF_API int cf_version(void); /* CF_VERSION of the library */
 
 /* Name of the instruction set in use, "base", "avx2" or "avx512".  Chosen once, at the first call:
  * the best of the processor, or what the environment variable CACE_FAST_ISA names.  NULL with a
@@ -149,8 +155,12 @@ CF_API double cf_model_charge_unit(const cf_model *model);
 CF_API double cf_model_cutoff(const cf_model *model);
 /* Extra inputs that head number `head` takes beside the features. */
 CF_API int32_t cf_model_extras(const cf_model *model, int32_t head);
-/* Numbers per atom that senders export after generation t: w [nl nc] and A [R n_A C] (with Ar). */
-CF_API void cf_model_message_sizes(const cf_model *model, int32_t t, int32_t *w, int32_t *a);
+/* Numbers that senders export after generation t, for each atom: w [nl nc], then A [R n_A C] (with Ar).
+ * 0: the step has memory alone, and nothing is exchanged. */
+CF_API int32_t cf_model_message_size(const cf_model *model, int32_t t);
+/* Half the distance in A that two atoms of a species keep at least: the least distance of two atoms is
+ * the sum of theirs, 0.35 times that of their covalent radii. */
+CF_API double cf_model_half_distance(const cf_model *model, int32_t species);
 
 /* --- states -------------------------------------------------------------------------------- */
 
@@ -179,18 +189,32 @@ CF_API int cf_features(cf_state *state, const cf_frame *frame, double *features)
 CF_API int cf_begin(cf_state *state, const cf_frame *frame);
 /* Generation t of the features, t = 0 .. n_stages-1; after the last one charges are known. */
 CF_API int cf_forward(cf_state *state, int32_t t);
-/* Export of owned atoms / import of ghosts, between cf_forward t and t+1 (t < n_stages-1):
- * w [n][nl nc] and A [n][R][n_A][C] of generation t; a is NULL where the step has no Ar. */
-CF_API int cf_get_messages(const cf_state *state, int32_t t, double *w, double *a);
-CF_API int cf_set_messages(cf_state *state, int32_t t, const double *w, const double *a);
+/* Of a model without charges, in the place of cf_forward and cf_backward of generation n_stages-1: both
+ * at once, which costs less. */
+CF_API int cf_turn(cf_state *state);
+/* Some of the atoms of a frame, owned ones or ghosts. */
+typedef struct {
+  int32_t count, first;
+  const int32_t *numbers; /* [count], or NULL: first, first + 1, ... */
+} cf_atoms;
+/* Rows [count][cf_model_message_size] of precision 32 or 64 (float or double).  Between cf_forward t and
+ * t+1 (t < n_stages-1) owners pack their messages and ghosts unpack them. */
+CF_API int cf_pack_messages(cf_state *state, int32_t t, const cf_atoms *atoms, int32_t precision,
+                            void *rows);
+CF_API int cf_unpack_messages(cf_state *state, int32_t t, const cf_atoms *atoms, int32_t precision,
+                              const void *rows);
 /* q [n_owned][n_charges], and dE_lr/dq of the same shape (with the energy's weight) back. */
-CF_API int cf_charges(const cf_state *state, double *q);
+CF_API int cf_charges(cf_state *state, double *q);
 CF_API int cf_set_charge_gradient(cf_state *state, const double *de_dq);
 /* Backward of generation t, t = n_stages-1 .. 0. */
 CF_API int cf_backward(cf_state *state, int32_t t);
-/* Between cf_backward t+1 and t: dE/dw and dE/dA of ghosts (export), which their owners add. */
-CF_API int cf_get_gradients(const cf_state *state, int32_t t, double *dw, double *da);
-CF_API int cf_add_gradients(cf_state *state, int32_t t, const double *dw, const double *da);
+/* Between cf_backward t+1 and t: ghosts pack the gradients of the messages that they sent, and their
+ * owners unpack them, which adds. */
+CF_API int cf_pack_gradients(cf_state *state, int32_t t, const cf_atoms *atoms, int32_t precision,
+                             void *rows);
+CF_API int cf_unpack_gradients(cf_state *state, int32_t t, const cf_atoms *atoms, int32_t precision,
+                               const void *rows);
+/* After the last cf_backward; energies alone are there after the last cf_forward too. */
 CF_API int cf_finish(cf_state *state, const cf_result *result);
 /* Return to the state in which charges are known, at any time after the last cf_forward until the
  * next cf_begin: cf_set_charge_gradient, cf_backward and cf_finish may follow once more.  With

@@ -27,18 +27,29 @@ CF_API void cf_pairs_free(cf_pairs *pairs);
 
 /* Take pairs in any order, all of them within the cutoff and any beyond it; valid until atoms have
  * moved so far that one is missing.  The result depends on the set of pairs alone.
- *   species [n_all], system [n_all] ascending or NULL as in cf_frame
+ *   species [n_all], system [n_all] ascending or NULL as in cf_frame; pairs of species -1 are left out
  *   receivers, senders [n_pairs], shifts [n_pairs][3]: d = r_receiver - r_sender + S h */
 CF_API int cf_pairs_set(cf_pairs *pairs, int32_t n_owned, int32_t n_all, const int32_t *species,
                         const int32_t *system, int64_t n_pairs, const int64_t *receivers,
                         const int64_t *senders, const int64_t *shifts, int32_t n_threads,
                         char error[CF_ERROR_LENGTH]);
+/* The same from rows of neighbours, as MD engines have them, whose periodic images are ghosts: without
+ * shifts. */
+typedef struct {
+  int32_t n_rows, mask;            /* mask: bits of a neighbour that are its number */
+  const int32_t *atoms;            /* [n_rows] receiver of each row, or NULL: 0, 1, ... */
+  const int32_t *n_neighbors;      /* [n_owned] by receiver */
+  const int32_t *const *neighbors; /* [n_owned] by receiver -> [n_neighbors] senders */
+} cf_neighbor_rows;
+CF_API int cf_pairs_set_rows(cf_pairs *pairs, int32_t n_owned, int32_t n_all,
+                             const int32_t *species, const cf_neighbor_rows *rows,
+                             int32_t n_threads, char error[CF_ERROR_LENGTH]);
 CF_API int32_t cf_pairs_n_shifts(const cf_pairs *pairs);
 /* The list for cf_frame; it belongs to `pairs` and changes with the next cf_pairs_set. */
 CF_API void cf_pairs_list(const cf_pairs *pairs, cf_list *list);
 /* S h of every row of shifts [n_shifts][3] for cells [n_systems][3][3] (rows: lattice vectors). */
 CF_API void cf_pairs_vectors(const cf_pairs *pairs, const double *cells, double *shift_vectors);
-/* The closest pair: returns its distance in A, infinity without pairs. */
+/* The closest pair: returns its distance in A, infinity without pairs.  shift_vectors NULL: no shifts. */
 CF_API double cf_pairs_closest(const cf_pairs *pairs, const double *positions,
                                const double *shift_vectors, int32_t n_threads, int32_t atoms[2]);
 /* The pair that is closest for its kind: returns the smallest distance / (half[i] + half[j]), the

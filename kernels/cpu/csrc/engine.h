@@ -52,12 +52,16 @@ inline const char* part_name(int part) {
   return names[part];
 }
 
+// What crosses the border of ranks: messages leave and arrive, and their gradients on the way back.
+enum Crossing { kMessagesOut, kMessagesIn, kGradientsOut, kGradientsIn };
+
 class Engine {
  public:
   virtual ~Engine();
   virtual void threads(int n) = 0;
   virtual void begin(const cf_frame& frame) = 0;
   // With `backward_too`, the last generation's backward runs on each block while it is in cache.
+  // Energies are made by the last backward, or by finish() where there was none.
   virtual void forward(int t, bool backward_too, double* features) = 0;
   virtual void backward(int t) = 0;
   virtual void finish(const cf_result& result) = 0;
@@ -65,12 +69,8 @@ class Engine {
   virtual void set_charge_gradient(const double* de_dq) = 0;
   // Whether backward passes include the energies of read-outs; begin() sets it to true.
   virtual void energies_count(bool too) = 0;
-  // Leave energies to the backward passes of this step: forward ones make charges alone.
-  virtual void energies_later() = 0;
-  virtual void get_messages(int t, double* w, double* a) const = 0;
-  virtual void set_messages(int t, const double* w, const double* a) = 0;
-  virtual void get_gradients(int t, double* dw, double* da) const = 0;
-  virtual void add_gradients(int t, const double* dw, const double* da) = 0;
+  // Rows of atoms that cross the border of ranks after generation t; precision is that of `rows`.
+  virtual void exchange(int t, Crossing what, const cf_atoms& atoms, int precision, void* rows) = 0;
   // Single operations on the edges of begin(), whose shifts are numbers of edges: gradients are
   // written in the order of these numbers.
   virtual void op_moments(double* a) = 0;

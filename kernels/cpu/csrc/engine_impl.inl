@@ -90,11 +90,7 @@ class EngineOf final : public Engine {
              sizeof(double) * size_t(frame_.n_owned) * m_.n_charges);
   }
   void energies_count(bool too) override { energies_too_ = too; }
-  void energies_later() override { energies_later_ = true; }
-  void get_messages(int t, double* w, double* a) const override;
-  void set_messages(int t, const double* w, const double* a) override;
-  void get_gradients(int t, double* dw, double* da) const override;
-  void add_gradients(int t, const double* dw, const double* da) override;
+  void exchange(int t, Crossing what, const cf_atoms& atoms, int precision, void* rows) override;
 
   void op_moments(double* a) override;
   void op_moments_gradient(const double* grad_out, double* grad_vectors) override;
@@ -165,7 +161,14 @@ class EngineOf final : public Engine {
                   double* features);
   void first_layers(ThreadWorkspace<T>& work, const Block& block, int t);
   void make_message(ThreadWorkspace<T>& work, const Block& block, int t, const V* a);
-  void read_out(ThreadWorkspace<T>& work, const Block& block, bool backward_too);
+  enum class Values { kCharges, kEnergies, kBackward };
+  void read_out(ThreadWorkspace<T>& work, const Block& block, Values wanted);
+  void make_energies();
+  // First layers of the read-outs, as the last generation left them.
+  void take_rows(ThreadWorkspace<T>& work, const Block& block) const {
+    const int n = stacks_[0].n_readout;
+    ::memcpy(work.rows.ensure(n + 1), rows_.data() + size_t(block.number) * n, n * sizeof(V));
+  }
   void message_rows_gradient(ThreadWorkspace<T>& work, const Block& block, int t);
   void add_later_gradients(const Block& block, int t, V* grad_a);
   void moments_gradient(ThreadWorkspace<T>& work, const Block& block, int t, const V* a, V* grad_a);
@@ -179,6 +182,8 @@ class EngineOf final : public Engine {
   void gather_at_senders(int t);
   void virials_of_senders(double* virials);
   void start_rows(const Block& block, V* rows) const;
+  template <class Row>
+  void cross(int t, Crossing what, const cf_atoms& atoms, Row* rows);
   void count_systems();
 
   static int larger(int a, int b) { return a > b ? a : b; }
@@ -234,6 +239,8 @@ class EngineOf final : public Engine {
   cf_list list_{};
   int64_t n_blocks_ = 0;
   Buffer<AtomRecord> sites_;
+  const int32_t* given_species_ = nullptr;
+  Buffer<int32_t> species_;             // those that were given, 0 in the place of -1
   Buffer<KeptSlots<T>> kept_slots_[2];  // [block] ungrouped, grouped by species
   Buffer<T> pair_gradient_;             // [n_pairs][kRow] dE/dd
   Buffer<double> own_, energies_, charges_, charge_gradient_;  // own: gradient, d (x) gradient
@@ -242,7 +249,7 @@ class EngineOf final : public Engine {
   Buffer<V> kept_grad_;         // [block][R][C][n_A] dE/dA of the generation after, for memory
   Buffer<T> segment_sums_;      // [segment][n_all][n_l n_x] dE/d(factors)
   int n_segments_ = 0;
-  bool energies_too_ = true, energies_later_ = false;
+  bool energies_too_ = true, energies_made_ = false;
   // With Ar, of every pair: r (-1 beyond the cutoff), dE/dr by Ar.
   Buffer<T> distance_, pair_dr_;
   Buffer<int32_t> receiver_;

@@ -1,9 +1,11 @@
-// Arrays that a parallel host exchanges between owners and ghosts, in double.
+// What crosses the border of ranks: rows of numbers that owners and ghosts pack and unpack.
 #pragma once
 
 #include <stddef.h>
 #include <stdint.h>
 
+#include "cace_fast.h"
+#include "engine.h"
 #include "engine_impl.inl"
 #include "messages.inl"
 #include "model.h"
@@ -25,53 +27,39 @@ inline void each_moment(const Model& m, const F& f) {
 }
 
 template <class T>
-void EngineOf<T>::get_messages(int t, double* w, double* a) const {
-  const StepData<T>& s = steps_[t];
-  for (size_t i = 0; w && i < size_t(frame_.n_owned) * s.n_w; ++i) w[i] = s.w[i];
-  if (!a || !s.step->ar) return;
-  for (size_t i = 0; i < size_t(frame_.n_owned); ++i) {
-    const T* from = s.a.data() + i * s.size();
-    each_moment<T>(m_, [&](int out, int in) { a[i * a_size() + out] = from[in]; });
-  }
-}
-
-template <class T>
-void EngineOf<T>::set_messages(int t, const double* w, const double* a) {
+template <class Row>
+void EngineOf<T>::cross(int t, Crossing what, const cf_atoms& atoms, Row* rows) {
   StepData<T>& s = steps_[t];
-  for (size_t g = 0; g < size_t(frame_.n_all - frame_.n_owned); ++g) {
-    const size_t atom = frame_.n_owned + g;
-    if (w && s.step->bchi) {
-      for (int i = 0; i < s.n_w; ++i) s.w[atom * s.n_w + i] = T(w[g * s.n_w + i]);
-      s.make_factors(m_, h_s_.data() + size_t(frame_.species[atom]) * m_.k, atom);
+  const bool ar = s.step->ar, back = what == kGradientsOut || what == kGradientsIn;
+  const size_t n_w = s.step->bchi ? s.n_w : 0, width = n_w + (ar ? a_size() : 0);
+  for (int32_t k = 0; k < atoms.count; ++k, rows += width) {
+    const size_t atom = atoms.numbers ? atoms.numbers[k] : atoms.first + k;
+    T* w = n_w ? (back ? s.grad_w : s.w).data() + atom * n_w : nullptr;
+    T* a = ar ? (back ? s.grad_a : s.a).data() + atom * s.size() : nullptr;
+    Row* moments = rows + n_w;
+    switch (what) {
+      case kMessagesOut:
+      case kGradientsOut:
+        for (size_t i = 0; i < n_w; ++i) rows[i] = Row(w[i]);
+        if (a) each_moment<T>(m_, [&](int out, int in) { moments[out] = Row(a[in]); });
+        break;
+      case kMessagesIn:
+        for (size_t i = 0; i < n_w; ++i) w[i] = T(rows[i]);
+        if (n_w) s.make_factors(m_, h_s_.data() + size_t(frame_.species[atom]) * m_.k, atom);
+        for (size_t i = 0; a && i < s.size(); ++i) a[i] = T(0);
+        if (a) each_moment<T>(m_, [&](int out, int in) { a[in] = T(moments[out]); });
+        break;
+      case kGradientsIn:
+        for (size_t i = 0; i < n_w; ++i) w[i] += T(rows[i]);
+        if (a) each_moment<T>(m_, [&](int out, int in) { a[in] += T(moments[out]); });
     }
-    if (!a || !s.step->ar) continue;
-    T* to = s.a.data() + atom * s.size();
-    for (size_t i = 0; i < s.size(); ++i) to[i] = T(0);
-    each_moment<T>(m_, [&](int out, int in) { to[in] = T(a[g * a_size() + out]); });
   }
 }
 
 template <class T>
-void EngineOf<T>::get_gradients(int t, double* dw, double* da) const {
-  const StepData<T>& s = steps_[t];
-  for (size_t g = 0; g < size_t(frame_.n_all - frame_.n_owned); ++g) {
-    const size_t atom = frame_.n_owned + g;
-    for (int i = 0; dw && i < s.n_w; ++i) dw[g * s.n_w + i] = s.grad_w[atom * s.n_w + i];
-    if (!da || !s.step->ar) continue;
-    const T* from = s.grad_a.data() + atom * s.size();
-    each_moment<T>(m_, [&](int out, int in) { da[g * a_size() + out] = from[in]; });
-  }
-}
-
-template <class T>
-void EngineOf<T>::add_gradients(int t, const double* dw, const double* da) {
-  StepData<T>& s = steps_[t];
-  for (size_t i = 0; dw && i < size_t(frame_.n_owned) * s.n_w; ++i) s.grad_w[i] += T(dw[i]);
-  if (!da || !s.step->ar) return;
-  for (size_t i = 0; i < size_t(frame_.n_owned); ++i) {
-    T* to = s.grad_a.data() + i * s.size();
-    each_moment<T>(m_, [&](int out, int in) { to[in] += T(da[i * a_size() + out]); });
-  }
+void EngineOf<T>::exchange(int t, Crossing what, const cf_atoms& atoms, int precision, void* rows) {
+  if (precision == 32) cross(t, what, atoms, static_cast<float*>(rows));
+  else cross(t, what, atoms, static_cast<double*>(rows));
 }
 
 template <class T>
@@ -79,8 +67,8 @@ int64_t EngineOf<T>::bytes() const {
   int64_t sum =
       int64_t(pair_gradient_.bytes() + own_.bytes() + energies_.bytes() + charges_.bytes() +
               charge_gradient_.bytes() + rows_.bytes() + grad_rows_.bytes() + sites_.bytes() +
-              kept_grad_.bytes() + segment_sums_.bytes() + distance_.bytes() + pair_dr_.bytes() +
-              receiver_.bytes());
+              species_.bytes() + kept_grad_.bytes() + segment_sums_.bytes() + distance_.bytes() +
+              pair_dr_.bytes() + receiver_.bytes());
   for (int t = 0; t < m_.stages; ++t) sum += int64_t(kept_a_[t].bytes()) + steps_[t].bytes();
   for (int i = 0; i < n_works_; ++i) sum += works_[i].bytes();
   return sum;

@@ -8,6 +8,7 @@
 #include "api.h"
 #include "cace_fast.h"
 #include "cace_fast_step.h"
+#include "constants_generated.h"
 #include "model.h"
 
 namespace cace_fast {
@@ -96,12 +97,16 @@ int32_t cf_model_extras(const cf_model* model, int32_t head) {
   return head < 0 || size_t(head) >= heads.size() ? -1 : heads[head].n_extra;
 }
 
-void cf_model_message_sizes(const cf_model* model, int32_t t, int32_t* w, int32_t* a) {
+int32_t cf_model_message_size(const cf_model* model, int32_t t) {
   const Model& m = model->model;
-  *w = *a = 0;
-  if (t < 0 || t >= int(m.steps.size())) return;
-  if (m.steps[t].bchi) *w = m.steps[t].net.n_out();
-  if (m.steps[t].ar) *a = m.r * m.n_a * m.c;
+  if (t < 0 || t >= int(m.steps.size())) return 0;
+  const Step& step = m.steps[t];
+  return (step.bchi ? step.net.n_out() : 0) + (step.ar ? m.r * m.n_a * m.c : 0);
+}
+
+double cf_model_half_distance(const cf_model* model, int32_t species) {
+  const int32_t z = cf_model_element(model, species);
+  return z < 0 ? 0.0 : kClosestShare * covalent_radius(z);
 }
 
 int32_t cf_model_row(const cf_model* model, int32_t atomic_number) {

@@ -77,7 +77,7 @@ int on_edges(cf_state* state, const cf_edges* edges, const F& f) {
   return phase(state, [&] {
     const EdgeFrame given(*edges, state->model->n_z);
     begin(state, &given.frame());
-    state->next_forward = -1;
+    state->forget();
     f(*state->engine);
     return int(CF_OK);
   });

@@ -124,34 +124,77 @@ PairsStatus number_shifts(Pairs& pairs, const int32_t* system, int64_t n_pairs,
   return PAIRS_OK;
 }
 
+// Rank of the sender, and number of the shift: pairs of a receiver in their order.
+uint64_t key_of(int32_t rank, int32_t number) {
+  return static_cast<uint64_t>(rank) << 32 | static_cast<uint32_t>(number);
+}
+
+// Sizes of a list whose pairs have yet to be counted.
+bool begin_pairs(Pairs& pairs, int64_t n_receivers, int64_t n_all) {
+  if (n_receivers < 0 || n_all < n_receivers || n_all > std::numeric_limits<int32_t>::max())
+    return false;
+  pairs.n_receivers = n_receivers;
+  pairs.n_all = n_all;
+  pairs.first.assign(n_receivers + 1, 0);
+  pairs.sent_first.assign(n_all + 1, 0);
+  return true;
+}
+
+// From counts of pairs to the places of first ones.
+int64_t add_up(std::vector<int64_t>& counts) {
+  std::partial_sum(counts.begin(), counts.end(), counts.begin());
+  return counts.back();
+}
+
+// Sorts the keys of each receiver, and lists what each atom sends.
+void sort_pairs(Pairs& pairs, const std::vector<int32_t>& order, bool shifted, int threads) {
+  const size_t n_pairs = pairs.keys.size();
+  std::vector<uint64_t>& keys = pairs.keys;
+  pairs.sender.resize(n_pairs);
+  pairs.shift.resize(shifted ? n_pairs : 0);
+  pairs.sent.resize(n_pairs);
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t i = 0; i < pairs.n_receivers; ++i) {
+    std::sort(keys.begin() + pairs.first[i], keys.begin() + pairs.first[i + 1]);
+    for (int64_t e = pairs.first[i]; e < pairs.first[i + 1]; ++e) {
+      pairs.sender[e] = order[keys[e] >> 32];
+      if (shifted) pairs.shift[e] = static_cast<int32_t>(keys[e] & 0xffffffffu);
+    }
+  }
+  std::vector<int64_t> next(pairs.sent_first.begin(), pairs.sent_first.end() - 1);
+  for (size_t e = 0; e < n_pairs; ++e)
+    pairs.sent[next[pairs.sender[e]]++] = static_cast<int32_t>(e);
+}
+
+int threads_of(int64_t n_pairs, int n_threads) {
+  return n_pairs > 10000 ? team_size(n_threads) : 1;
+}
+
 }  // namespace
 
 PairsStatus build_pairs(Pairs& pairs, int64_t n_receivers, int64_t n_all, const int32_t* species,
                         const int32_t* system, int64_t n_pairs, const int64_t* receivers,
                         const int64_t* senders, const int64_t* shifts, int n_threads,
                         int64_t& bad) {
-  if (n_all > std::numeric_limits<int32_t>::max() ||
-      n_pairs > std::numeric_limits<int32_t>::max()) {
-    bad = n_pairs;
+  bad = n_pairs;
+  if (n_pairs < 0 || n_pairs > std::numeric_limits<int32_t>::max() ||
+      !begin_pairs(pairs, n_receivers, n_all))
     return PAIRS_TOO_MANY;
-  }
-  pairs.n_receivers = n_receivers;
-  pairs.n_all = n_all;
-  pairs.first.assign(n_receivers + 1, 0);
-  pairs.sent_first.assign(n_all + 1, 0);
+  const auto counts = [&](int64_t e) {
+    return species[receivers[e]] >= 0 && species[senders[e]] >= 0;
+  };
   for (int64_t e = 0; e < n_pairs; ++e) {
     const int64_t i = receivers[e], j = senders[e];
     if (i < 0 || i >= n_receivers || j < 0 || j >= n_all) {
       bad = e;
       return PAIRS_BAD_ATOM;
     }
+    if (!counts(e)) continue;
     ++pairs.first[i + 1];
     ++pairs.sent_first[j + 1];
   }
-  std::partial_sum(pairs.first.begin(), pairs.first.end(), pairs.first.begin());
-  std::partial_sum(pairs.sent_first.begin(), pairs.sent_first.end(), pairs.sent_first.begin());
-
-  const int threads = n_pairs > 10000 ? team_size(n_threads) : 1;
+  add_up(pairs.sent_first);
+  const int threads = threads_of(n_pairs, n_threads);
   if (shifts == nullptr) {
     pairs.number.resize(n_pairs);
     std::iota(pairs.number.begin(), pairs.number.end(), 0);
@@ -162,28 +205,51 @@ PairsStatus build_pairs(Pairs& pairs, int64_t n_receivers, int64_t n_all, const 
   }
   std::vector<int32_t> order;
   const std::vector<int32_t> rank = ranks_of(n_all, species, order);
-  std::vector<uint64_t>& keys =
-      pairs.keys;  // (rank of the sender, shift): sorted within a receiver
-  keys.resize(n_pairs);
+  pairs.keys.resize(add_up(pairs.first));
   std::vector<int64_t> next(pairs.first.begin(), pairs.first.end() - 1);
   for (int64_t e = 0; e < n_pairs; ++e)
-    keys[next[receivers[e]]++] =
-        static_cast<uint64_t>(rank[senders[e]]) << 32 | static_cast<uint32_t>(pairs.number[e]);
+    if (counts(e)) pairs.keys[next[receivers[e]]++] = key_of(rank[senders[e]], pairs.number[e]);
+  sort_pairs(pairs, order, true, threads);
+  return PAIRS_OK;
+}
 
-  pairs.sender.resize(n_pairs);
-  pairs.shift.resize(n_pairs);
-  pairs.sent.resize(n_pairs);
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t i = 0; i < n_receivers; ++i) {
-    std::sort(keys.begin() + pairs.first[i], keys.begin() + pairs.first[i + 1]);
-    for (int64_t e = pairs.first[i]; e < pairs.first[i + 1]; ++e) {
-      pairs.sender[e] = order[keys[e] >> 32];
-      pairs.shift[e] = static_cast<int32_t>(keys[e] & 0xffffffffu);
+PairsStatus build_pairs_of_rows(Pairs& pairs, int64_t n_receivers, int64_t n_all,
+                                const int32_t* species, const cf_neighbor_rows& rows, int n_threads,
+                                int64_t& bad) {
+  bad = n_all;
+  if (!begin_pairs(pairs, n_receivers, n_all)) return PAIRS_TOO_MANY;
+  pairs.shifts.clear();
+  pairs.shift_system.clear();
+  std::vector<int32_t> order;
+  const std::vector<int32_t> rank = ranks_of(n_all, species, order);
+  // twice over the rows: to count, and to fill; f is called for every pair that counts
+  const auto each_pair = [&](int32_t row, const auto& f) {
+    const int64_t i = rows.atoms == nullptr ? row : rows.atoms[row];
+    if (i < 0 || i >= n_receivers) return false;
+    if (species[i] < 0) return true;
+    for (int32_t k = 0; k < rows.n_neighbors[i]; ++k) {
+      const int32_t j = rows.neighbors[i][k] & rows.mask;
+      if (j < 0 || j >= n_all) return false;
+      if (species[j] >= 0) f(i, j);
     }
-  }
-  next.assign(pairs.sent_first.begin(), pairs.sent_first.end() - 1);
-  for (int64_t e = 0; e < n_pairs; ++e)
-    pairs.sent[next[pairs.sender[e]]++] = static_cast<int32_t>(e);
+    return true;
+  };
+  for (int32_t row = 0; row < rows.n_rows; ++row)
+    if (!each_pair(row, [&](int64_t i, int32_t j) {
+          ++pairs.first[i + 1];
+          ++pairs.sent_first[j + 1];
+        })) {
+      bad = row;
+      return PAIRS_BAD_ATOM;
+    }
+  add_up(pairs.sent_first);
+  const int64_t n_pairs = bad = add_up(pairs.first);
+  if (n_pairs > std::numeric_limits<int32_t>::max()) return PAIRS_TOO_MANY;
+  pairs.keys.resize(n_pairs);
+  std::vector<int64_t> next(pairs.first.begin(), pairs.first.end() - 1);
+  for (int32_t row = 0; row < rows.n_rows; ++row)
+    each_pair(row, [&](int64_t i, int32_t j) { pairs.keys[next[i]++] = key_of(rank[j], 0); });
+  sort_pairs(pairs, order, false, threads_of(n_pairs, n_threads));
   return PAIRS_OK;
 }
 

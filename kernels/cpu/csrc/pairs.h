@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "cace_fast_step.h"
+
 namespace cace_fast {
 
 struct Pairs {
@@ -23,7 +25,8 @@ struct Pairs {
 enum PairsStatus { PAIRS_OK = 0, PAIRS_BAD_ATOM = 1, PAIRS_BAD_SHIFT = 2, PAIRS_TOO_MANY = 3 };
 
 // Sorts pairs given in any order by (receiver, sender's species, sender, shift), so that the result
-// depends on the set of pairs alone. d = r_receiver - r_sender + S h.
+// depends on the set of pairs alone. d = r_receiver - r_sender + S h.  Pairs of an atom of species -1 are
+// left out.
 //   species  [n_all] row of the embedding
 //   system   [n_all] ascending, or null: one system
 //   receivers, senders [n_pairs]
@@ -32,5 +35,10 @@ enum PairsStatus { PAIRS_OK = 0, PAIRS_BAD_ATOM = 1, PAIRS_BAD_SHIFT = 2, PAIRS_
 PairsStatus build_pairs(Pairs& pairs, int64_t n_receivers, int64_t n_all, const int32_t* species,
                         const int32_t* system, int64_t n_pairs, const int64_t* receivers,
                         const int64_t* senders, const int64_t* shifts, int n_threads, int64_t& bad);
+
+// The same from rows of neighbours without shifts; on an error the receiver is in `bad`.
+PairsStatus build_pairs_of_rows(Pairs& pairs, int64_t n_receivers, int64_t n_all,
+                                const int32_t* species, const cf_neighbor_rows& rows, int n_threads,
+                                int64_t& bad);
 
 }  // namespace cace_fast

@@ -7,7 +7,6 @@
 #pragma once
 
 #include <stddef.h>
-#include <string.h>
 
 #include "block.inl"
 #include "engine_impl.inl"
@@ -28,10 +27,12 @@ void EngineOf<T>::forward(int t, bool backward_too, double* features) {
     invariants(work, block, t, a, features);
     if (!last) make_message(work, block, t, a);
     if (!last || m_.heads.empty()) return;
-    read_out(work, block, backward_too);
+    if (backward_too || m_.n_charges)
+      read_out(work, block, backward_too ? Values::kBackward : Values::kCharges);
     if (backward_too) backward_block(work, block, t, a);
   };
   backward_too ? over_receivers(t, body) : over_blocks(body);
+  energies_made_ |= last && backward_too;
   if (backward_too && t > 0) gather_at_senders(t);
 }
 
@@ -42,13 +43,23 @@ void EngineOf<T>::backward(int t) {
     V* a = moments_of(work, block, true, t);
     if (m_.stages == 1) make_moments(work, block, t, a);
     if (t == m_.stages - 1) {
-      const int n = stacks_[t].n_readout;
-      ::memcpy(work.rows.ensure(n + 1), rows_.data() + size_t(block.number) * n, n * sizeof(V));
-      read_out(work, block, true);
+      take_rows(work, block);
+      read_out(work, block, Values::kBackward);
     }
     backward_block(work, block, t, a);
   });
+  energies_made_ |= t == m_.stages - 1;
   if (t > 0) gather_at_senders(t);
+}
+
+template <class T>
+void EngineOf<T>::make_energies() {
+  if (energies_made_ || m_.heads.empty()) return;
+  over_blocks([&](ThreadWorkspace<T>& work, const Block& block) {
+    take_rows(work, block);
+    read_out(work, block, Values::kEnergies);
+  });
+  energies_made_ = true;
 }
 
 }  // namespace CF_ISA

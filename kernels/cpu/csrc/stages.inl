@@ -25,19 +25,23 @@ namespace CF_ISA {
 template <class T>
 void EngineOf<T>::begin(const cf_frame& frame) {
   frame_ = frame;
+  given_species_ = frame.species;
   list_ = *frame.list;
   frame_.list = &list_;
   energies_too_ = true;
-  energies_later_ = false;
+  energies_made_ = false;
   const size_t n = frame.n_owned, n_all = frame.n_all, n_pairs = list_.n_pairs;
   n_blocks_ = (int64_t(n) + W - 1) / W;
   forget_slots();
   AtomRecord* sites = sites_.reserve_slack(n_all + 1);
+  int32_t* species = species_.reserve_slack(n_all + 1);
+  frame_.species = species;
   for (size_t i = 0; i < n_all; ++i) {
     const double* r = frame.positions + 3 * i;
     if (!(::fabs(r[0]) < HUGE_VAL && ::fabs(r[1]) < HUGE_VAL && ::fabs(r[2]) < HUGE_VAL))
       throw NotFinite("positions: not finite", int64_t(i));
-    sites[i] = {r[0], r[1], r[2], frame.species[i]};
+    species[i] = frame.species[i] < 0 ? 0 : frame.species[i];
+    sites[i] = {r[0], r[1], r[2], species[i]};
   }
   pair_gradient_.reserve_slack(kRow * n_pairs + 1);
   own_.reserve_slack(12 * n + 1);
@@ -76,7 +80,8 @@ void EngineOf<T>::count_systems() {
   for (int s = 0; s < frame_.n_systems; ++s)
     size[s] = frame_.system_size ? frame_.system_size[s] : 0;
   if (frame_.system_size) return;
-  for (int i = 0; i < frame_.n_owned; ++i) size[frame_.system ? frame_.system[i] : 0] += 1;
+  for (int i = 0; i < frame_.n_owned; ++i)
+    size[frame_.system ? frame_.system[i] : 0] += given_species_[i] >= 0;
 }
 
 template <class T>
@@ -220,9 +225,9 @@ void EngineOf<T>::make_message(ThreadWorkspace<T>& work, const Block& block, int
   lanes_to_atoms<T>(a, block, m_, s, false, s.a.data());
 }
 
-// Energies and charges from the rows; with `backward_too` also dE/drows.
+// Charges from the rows, or with them energies, or dE/drows as well.
 template <class T>
-void EngineOf<T>::read_out(ThreadWorkspace<T>& work, const Block& block, bool backward_too) {
+void EngineOf<T>::read_out(ThreadWorkspace<T>& work, const Block& block, Values wanted) {
   ScopedTimer timer(work.ticks_of, kReadout);
   V* values = work.values.ensure(largest_program_);
   V* slopes = work.slopes.ensure(largest_program_);
@@ -232,7 +237,7 @@ void EngineOf<T>::read_out(ThreadWorkspace<T>& work, const Block& block, bool ba
   for (size_t h = 0, row = 0; h < m_.heads.size(); row += programs_[h].n_first_rows(), ++h) {
     const MlpProgram<T>& mlp = programs_[h];
     const cf_head& info = m_.heads[h].info;
-    if (energies_later_ && !backward_too && !info.charges) continue;
+    if (wanted == Values::kCharges && !info.charges) continue;
     mlp.begin(work.rows.data() + row, values);
     mlp.forward(values, slopes);
     for (int i = 0; i < mlp.size(); ++i) gradients[i] = V{};
@@ -240,7 +245,8 @@ void EngineOf<T>::read_out(ThreadWorkspace<T>& work, const Block& block, bool ba
       const int64_t atom = block.first + lane;
       const double size = info.average ? system_size_[frame_.system ? frame_.system[atom] : 0] : 1;
       for (int k = 0; k < mlp.n_out(); ++k) {
-        const double y = values[mlp.output() + k][lane];
+        const bool present = given_species_[atom] >= 0;
+        const double y = present ? double(values[mlp.output() + k][lane]) : 0.0;
         double slope = 0.0;
         bad[lane] += y - y;  // NaN when y is not finite
         if (info.charges) {
@@ -252,10 +258,10 @@ void EngineOf<T>::read_out(ThreadWorkspace<T>& work, const Block& block, bool ba
           energy[lane] += info.energy_weight / size * y;
           if (energies_too_) slope += info.energy_weight / size;
         }
-        gradients[mlp.output() + k][lane] = T(slope);
+        gradients[mlp.output() + k][lane] = present ? T(slope) : T(0);
       }
     }
-    if (!backward_too) continue;
+    if (wanted != Values::kBackward) continue;
     mlp.backward(slopes, gradients);
     for (int i = 0; i < mlp.n_first_rows(); ++i) grad_rows[row + i] = gradients[i];
   }

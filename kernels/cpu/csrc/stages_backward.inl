@@ -216,6 +216,7 @@ void EngineOf<T>::gather_at_senders(int t) {
 template <class T>
 void EngineOf<T>::finish(const cf_result& result) {
   const int n_all = frame_.n_all, n = frame_.n_owned;
+  if (result.energies) make_energies();
   ScopedTimer timer(&forces_ticks_, Part(0));
   int64_t bad = INT64_MAX;
   if (result.forces) {

@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "api.h"
-#include "constants_generated.h"
 #include "engine.h"
 
 using namespace cace_fast;
@@ -81,7 +80,6 @@ int run_phases(cf_step& step, const cf_structures& in, const cf_frame& frame,
   const int stages = static_cast<int>(cf_model_query(step.model, "n_stages"));
   const bool derivatives = out.forces != nullptr || out.virials != nullptr;
   int code = of_state(step, cf_begin(step.state, &frame));
-  if (code == CF_OK && derivatives) step.state->engine->energies_later();
   for (int t = 0; code == CF_OK && t < stages; ++t)
     code = of_state(step, cf_forward(step.state, t));
   if (code != CF_OK) return code;
@@ -151,7 +149,7 @@ int cf_step_create(const cf_model* model, cf_state* state, int32_t n_terms,
     (*step)->n_charges = n_charges;
     (*step)->terms = std::move(made);
     for (int32_t z = 0; z < n_elements; ++z)
-      (*step)->half.push_back(kClosestShare * covalent_radius(cf_model_element(model, z)));
+      (*step)->half.push_back(cf_model_half_distance(model, z));
     return int(CF_OK);
   });
 }

@@ -100,32 +100,18 @@ void Images::to_owners(const Numbers& ghosts, const Numbers* first, int b, int64
     }
 }
 
-// The widths of what a message passing step sends: w, and A where it has Ar.
-struct Widths {
-  int32_t w = 0, a = 0;
-  Widths(const cf_model* model, int t) { cf_model_message_sizes(model, t, &w, &a); }
-};
-
-double* pointer(Numbers& v, int32_t width) { return width > 0 ? v.data() : nullptr; }
-
 int forward(cf_step& step, const Images& images, int stages) {
   int code = of_state(step, cf_begin(step.state, &images.frame));
   const size_t n = images.frame.n_owned;
   for (int t = 0; code == CF_OK && t < stages; ++t) {
     code = of_state(step, cf_forward(step.state, t));
     if (code != CF_OK || t == stages - 1) break;
-    const Widths width(step.model, t);
-    Numbers w(n * width.w + 1), a(n * width.a + 1), gw(images.n() * width.w + 1),
-        ga(images.n() * width.a + 1);
-    code = of_state(step, cf_get_messages(step.state, t, pointer(w, width.w), pointer(a, width.a)));
-    for (size_t g = 0; g < images.n(); ++g) {
-      const size_t owner = images.owner[g];
-      std::copy_n(w.begin() + owner * width.w, width.w, gw.begin() + g * width.w);
-      std::copy_n(a.begin() + owner * width.a, width.a, ga.begin() + g * width.a);
-    }
+    Numbers rows(images.n() * cf_model_message_size(step.model, t));
+    const cf_atoms owners = {int32_t(images.n()), 0, images.owner.data()};
+    const cf_atoms ghosts = {int32_t(images.n()), images.frame.n_owned, nullptr};
+    code = of_state(step, cf_pack_messages(step.state, t, &owners, 64, rows.data()));
     if (code == CF_OK)
-      code = of_state(step,
-                      cf_set_messages(step.state, t, pointer(gw, width.w), pointer(ga, width.a)));
+      code = of_state(step, cf_unpack_messages(step.state, t, &ghosts, 64, rows.data()));
   }
   return code;
 }
@@ -145,16 +131,14 @@ int backward(cf_step& step, const Images& images, int stages, const Numbers& see
   };
   for (int t = stages - 1; code == CF_OK && t >= 0; --t) {
     if (t < stages - 1) {
-      const Widths width(step.model, t);
-      Numbers gw(images.n() * width.w + 1), ga(images.n() * width.a + 1), w(n * width.w + 1),
-          a(n * width.a + 1);
-      code = of_state(step,
-                      cf_get_gradients(step.state, t, pointer(gw, width.w), pointer(ga, width.a)));
+      const int64_t width = cf_model_message_size(step.model, t);
+      Numbers rows(images.n() * width), owned(n * width);
+      const cf_atoms ghosts = {int32_t(images.n()), images.frame.n_owned, nullptr};
+      const cf_atoms owners = {int32_t(n), 0, nullptr};
+      code = of_state(step, cf_pack_gradients(step.state, t, &ghosts, 64, rows.data()));
       if (code != CF_OK) break;
-      cross(gw, width.w, w);
-      cross(ga, width.a, a);
-      code =
-          of_state(step, cf_add_gradients(step.state, t, pointer(w, width.w), pointer(a, width.a)));
+      cross(rows, width, owned);
+      code = of_state(step, cf_unpack_gradients(step.state, t, &owners, 64, owned.data()));
     }
     if (code == CF_OK) code = of_state(step, cf_backward(step.state, t));
   }

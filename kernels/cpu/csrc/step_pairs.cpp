@@ -31,6 +31,8 @@ int pairs_code(PairsStatus status, int64_t bad, char* error) {
 template <class Weight>
 double closest(const Pairs& p, const double* r, const double* shift_vectors, int n_threads,
                int32_t atoms[2], const Weight& weight) {
+  static const double no_shift[3] = {0.0, 0.0, 0.0};
+  const bool shifted = shift_vectors != nullptr && !p.shift.empty();
   double best = std::numeric_limits<double>::infinity();
   int64_t best_i = -1, best_j = -1;
   const int threads = team_size(n_threads);
@@ -43,7 +45,7 @@ double closest(const Pairs& p, const double* r, const double* shift_vectors, int
       for (int64_t e = p.first[i]; e < p.first[i + 1]; ++e) {
         const int64_t j = p.sender[e];
         if (j < i) continue;  // each pair stands twice
-        const double* s = shift_vectors + 3 * static_cast<int64_t>(p.shift[e]);
+        const double* s = shifted ? shift_vectors + 3 * static_cast<int64_t>(p.shift[e]) : no_shift;
         const double x = r[3 * i] - r[3 * j] + s[0], y = r[3 * i + 1] - r[3 * j + 1] + s[1],
                      z = r[3 * i + 2] - r[3 * j + 2] + s[2];
         const double d2 = (x * x + y * y + z * z) * weight(i, j);
@@ -86,6 +88,16 @@ int cf_pairs_set(cf_pairs* pairs, int32_t n_owned, int32_t n_all, const int32_t*
   });
 }
 
+int cf_pairs_set_rows(cf_pairs* pairs, int32_t n_owned, int32_t n_all, const int32_t* species,
+                      const cf_neighbor_rows* rows, int32_t n_threads, char* error) {
+  return guarded(error, [&] {
+    int64_t bad = -1;
+    const PairsStatus status =
+        build_pairs_of_rows(pairs->pairs, n_owned, n_all, species, *rows, n_threads, bad);
+    return pairs_code(status, bad, error);
+  });
+}
+
 int32_t cf_pairs_n_shifts(const cf_pairs* pairs) {
   return static_cast<int32_t>(pairs->pairs.shift_system.size());
 }
@@ -95,7 +107,7 @@ void cf_pairs_list(const cf_pairs* pairs, cf_list* list) {
   list->n_pairs = static_cast<int64_t>(p.sender.size());
   list->first = p.first.data();
   list->sender = p.sender.data();
-  list->shift = p.shift.data();
+  list->shift = p.shift.empty() ? nullptr : p.shift.data();
   list->sent_first = p.sent_first.data();
   list->sent = p.sent.data();
 }
