@@ -155,6 +155,10 @@ CF_API double cf_model_charge_unit(const cf_model *model);
 CF_API double cf_model_cutoff(const cf_model *model);
 /* Extra inputs that head number `head` takes beside the features. */
 CF_API int32_t cf_model_extras(const cf_model *model, int32_t head);
+/* Of an opened model: what the k-th of these are called in a structure, how many numbers they are for each
+ * atom, and the charge of each species where they are fixed charges (else NULL).  NULL beyond the last. */
+CF_API const char *cf_model_extra(const cf_model *model, int32_t head, int32_t k, int32_t *width,
+                                  const double **fixed);
 /* Numbers that senders export after generation t, for each atom: w [nl nc], then A [R n_A C] (with Ar).
  * 0: the step has memory alone, and nothing is exchanged. */
 CF_API int32_t cf_model_message_size(const cf_model *model, int32_t t);

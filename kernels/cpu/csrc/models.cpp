@@ -97,6 +97,17 @@ int32_t cf_model_extras(const cf_model* model, int32_t head) {
   return head < 0 || size_t(head) >= heads.size() ? -1 : heads[head].n_extra;
 }
 
+const char* cf_model_extra(const cf_model* model, int32_t head, int32_t k, int32_t* width,
+                           const double** fixed) {
+  const auto& heads = model->program.extras;
+  if (head < 0 || size_t(head) >= heads.size()) return nullptr;
+  if (k < 0 || size_t(k) >= heads[head].size()) return nullptr;
+  const ExtraInput& extra = heads[head][k];
+  *width = extra.width;
+  *fixed = extra.fixed.empty() ? nullptr : extra.fixed.data();
+  return extra.keys.c_str();
+}
+
 int32_t cf_model_message_size(const cf_model* model, int32_t t) {
   const Model& m = model->model;
   if (t < 0 || t >= int(m.steps.size())) return 0;

@@ -43,12 +43,27 @@ int column_of(int n_out, int output_index) {
   return output_index;
 }
 
-void add_head(Program& program, const Json& spec, const Json& head, int output_index) {
+Numbers fixed_of(const Json& module, const std::vector<int>& elements);
+
+std::vector<ExtraInput> extras_of(const Json& head, const std::vector<int>& elements) {
+  if (head.at("extras").is_null()) throw Unsupported("a read-out that takes what no network gives");
+  std::vector<ExtraInput> out;
+  for (const Json& extra : head.at("extras").items()) {
+    out.push_back({"", extra.at("width").integer(), {}});
+    for (const Json& key : extra.at("keys").items())
+      out.back().keys += (out.back().keys.empty() ? "" : ", ") + key.text();
+    if (!extra.at("fixed").is_null()) out.back().fixed = fixed_of(extra.at("fixed"), elements);
+  }
+  return out;
+}
+
+void add_head(Program& program, const Json& spec, const Json& head, int output_index,
+              const std::vector<int>& elements) {
   const Json& module = module_at(spec, head);
   const bool charges = head.at("gives").text() == "charges";
   if (!charges && head.at("gives").text() != "energy")
     wrong("energy or charges", head.at("gives").text());
-  if (head.at("extras").is_null()) throw Unsupported("a read-out that takes what no network gives");
+  program.extras.push_back(extras_of(head, elements));
   cf_head made{head.at("submodel").integer(), head.at("index").integer(), -1, 0, charges, 0.0};
   const int n_out = head.at("n_out").integer();
   for (const cf_head& other : program.heads)
@@ -181,7 +196,8 @@ Program read_program(const std::string& text, const char* energy_key, int output
   for (const Json& z : spec.at("representation").at("elements").items())
     elements.push_back(z.integer());
   Program program;
-  for (const Json& head : given.at("heads").items()) add_head(program, spec, head, output_index);
+  for (const Json& head : given.at("heads").items())
+    add_head(program, spec, head, output_index, elements);
   std::set<std::pair<int, int>> places;
   for (const Json& term : given.at("terms").items()) {
     if (!places.insert({term.at("submodel").integer(), term.at("index").integer()}).second)
@@ -196,10 +212,16 @@ Program read_program(const std::string& text, const char* energy_key, int output
 }
 
 void complete(Program& program, const Model& model) {
-  for (size_t h = 0; h < program.heads.size(); ++h)
+  for (size_t h = 0; h < program.heads.size(); ++h) {
     if (model.heads[h].net.n_out() != program.n_out[h])
       wrong(std::to_string(model.heads[h].net.n_out()) + " outputs of a head",
             std::to_string(program.n_out[h]));
+    int width = 0;
+    for (const ExtraInput& extra : program.extras[h]) width += extra.width;
+    if (width != model.heads[h].n_extra)
+      wrong(std::to_string(model.heads[h].n_extra) + " further inputs of a head",
+            std::to_string(width));
+  }
   for (size_t k = 0; k < program.terms.size(); ++k) {
     cf_long_range& term = program.terms[k];
     if (program.sources[k] >= 0) {

@@ -9,8 +9,16 @@
 
 namespace cace_fast {
 
+// Inputs of a head beside the features: their keys, numbers for each atom, or fixed charges of each row.
+struct ExtraInput {
+  std::string keys;
+  int width;
+  Numbers fixed;
+};
+
 struct Program {
   std::vector<cf_head> heads;
+  std::vector<std::vector<ExtraInput>> extras;  // of each head, in its order
   std::vector<cf_long_range> terms;
   Numbers isolated;            // [n_z] energies of isolated atoms, 0 where there is none
   double charge_unit = 0.0;    // e per internal unit; 0 where there is none
