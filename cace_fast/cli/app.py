@@ -10,7 +10,18 @@ import typer
 from typer.core import TyperGroup
 
 from cace_fast import __version__
-from cace_fast.cli import bench, convert, doctor, evaluate, info, md, relax, verify
+from cace_fast.cli import (
+    bench,
+    config,
+    convert,
+    doctor,
+    evaluate,
+    info,
+    lammps,
+    md,
+    relax,
+    verify,
+)
 from cace_fast.errors import CaceFastError, VerificationError
 
 FAILED, USAGE, INPUT, INTERNAL = 1, 2, 3, 70
@@ -130,5 +141,7 @@ for name, command in (
     ("verify", verify.verify),
     ("bench", bench.bench),
     ("doctor", doctor.doctor),
+    ("config", config.config),
 ):
     app.command(name)(command)
+app.add_typer(lammps.app, name="lammps")
