@@ -1,4 +1,4 @@
-"""Print the requirements of an extra of pyproject.toml, one a line: `python .ci/extra.py lammps`."""
+"""Print the requirements of an extra of pyproject.toml: `python .ci/extra.py lammps`."""
 
 import sys
 import tomllib

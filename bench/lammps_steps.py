@@ -1,4 +1,4 @@
-"""Whole steps of LAMMPS with pair_style cace beside ASE's VelocityVerlet, and ranks beside one rank.
+"""Whole steps of LAMMPS with pair_style cace beside ASE's, and ranks beside one rank.
 
     python bench/lammps_steps.py ../shared/data/upstream/water-mp0-sr --atoms 1536 24000 --ranks 1 2
 

@@ -10,18 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from cace_fast import __version__
-from cace_fast.cli import (
-    bench,
-    config,
-    convert,
-    doctor,
-    evaluate,
-    info,
-    lammps,
-    md,
-    relax,
-    verify,
-)
+from cace_fast.cli import bench, config, convert, doctor, evaluate, info, lammps, md, relax, verify
 from cace_fast.errors import CaceFastError, VerificationError
 
 FAILED, USAGE, INPUT, INTERNAL = 1, 2, 3, 70

@@ -13,8 +13,7 @@ app = typer.Typer(help="pair_style cace for LAMMPS: docs/user/lammps.md.", no_ar
 @app.command()
 def build(
     lammps_include: Annotated[
-        Path | None,
-        typer.Option(help="LAMMPS' headers: src of its sources, or include/lammps."),
+        Path | None, typer.Option(help="LAMMPS' headers: src of its sources, or include/lammps.")
     ] = None,
     mpi_include: Annotated[
         Path | None, typer.Option(help="The folder of mpi.h of LAMMPS' MPI.")

@@ -251,3 +251,24 @@ def test_the_library_chooses_as_python_does(tolerance):
         assert (mesh.width, mesh.precision) == (want.plan.window.width, bits)
         assert (tuple(mesh.size), tuple(mesh.modes)) == (want.plan.size, want.plan.modes)
     assert methods == {"direct", "mesh"}
+
+
+def test_bricks_that_begin_anywhere():
+    """An atom is in a brick or refused, also where both begin on different sides of point 0."""
+    rank = Rank(tolerance=1e-10)
+    mesh, size = Mesh(), c_int64()
+    rank("cell", CELL, 1, 1, 1, byref(size))
+    rank("mesh", byref(mesh))
+    n, w = mesh.size[0], mesh.width
+    q = np.ones((1, 1))
+    for begin in (-w // 2, -3, 0, 5, n - w // 2 - 1):
+        r = ((begin + 0.5 * w - 0.25) / n % 1.0) * CELL[:1]  # along the first vector
+        for first in range(n):
+            brick = Brick.of([(first, first + 2), (0, mesh.size[1]), (0, mesh.size[2])])
+            grid = np.full((1, w + 1, mesh.size[1] + w - 1, mesh.size[2] + w - 1 + PAD), np.nan)
+            code = rank.code("spread", byref(brick), c_int64(1), q, r, grid)
+            inside = (begin - first) % n < 2
+            assert (code == 0) == inside, (begin, first)
+            if inside:
+                assert np.isfinite(grid).all()
+                assert grid.any()

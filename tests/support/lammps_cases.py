@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from support.lammps import in_lammps_frame
-from support.tiny_models import tiny_spec, tiny_structure, tiny_weights
 
 from cace_fast import Potential
+from support.lammps import in_lammps_frame
+from support.tiny_models import tiny_spec, tiny_structure, tiny_weights
 
 KINDS = {
     "short range": {},

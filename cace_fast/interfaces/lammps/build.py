@@ -30,9 +30,7 @@ FLAGS = ("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-fvisibility-inli
 
 
 def build(
-    lammps_include: Path | None = None,
-    mpi_include: Path | None = None,
-    output: Path | None = None,
+    lammps_include: Path | None = None, mpi_include: Path | None = None, output: Path | None = None
 ) -> Path:
     """Compile ``pair_style cace``; return the plugin's path.
 
@@ -107,8 +105,8 @@ def _mpi(given: Path | None) -> Path:
         if (place / "mpi.h").is_file():
             return place
     raise NotBuiltError(
-        f"mpi.h is not in {', '.join(map(str, places))}. Name the folder of the MPI that LAMMPS was "
-        "built with by --mpi-include (for a LAMMPS without MPI: src/STUBS of its sources)."
+        f"mpi.h is not in {', '.join(map(str, places))}. Name the folder of the MPI that LAMMPS "
+        "was built with by --mpi-include (for one without MPI: src/STUBS of its sources)."
     )
 
 

@@ -22,7 +22,7 @@ HEADERS = HERE.parents[1] / "kernels" / "cpu" / "csrc"
 PLUGIN = "caceplugin.so"  # LAMMPS loads files called *plugin.so from the folders of its path
 STAMP = "built.json"
 BUILD = "Run 'cace-fast lammps build'."
-MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
+MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
 
 
 class NotBuiltError(CaceFastError, RuntimeError):

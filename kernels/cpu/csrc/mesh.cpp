@@ -83,7 +83,8 @@ int64_t Mesh::locate(const MeshBrick& brick, const double* inverse, int64_t n, c
       const double u = f * size, begin = std::ceil(u - 0.5 * width);
       // a coordinate that is not finite stays so in x, and all that it meets
       p.x[a] = 2.0 * (begin - u + 0.5 * width) - 1.0;
-      int64_t at = u >= 0.0 && u <= size ? static_cast<int64_t>(begin) - brick.first[a] : 0;
+      int64_t at = u >= 0.0 && u <= size ? static_cast<int64_t>(begin) : 0;
+      at += (at < 0 ? brick.size[a] : 0) - brick.first[a];  // a stencil may begin before point 0
       if (at < 0) at += brick.size[a];
       if (at >= brick.size[a]) at -= brick.size[a];
       if (at >= brick.count[a]) {

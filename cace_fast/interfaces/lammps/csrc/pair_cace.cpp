@@ -209,6 +209,9 @@ void PairCACE::find_inputs()
   std::string keys;
   const int wanted = models_[0]->n_inputs(keys);
   std::vector<std::string> names = input_names_;
+  if (!wanted && !names.empty())
+    error->all(FLERR, "pair_style cace: the model takes no inputs, and inputs names {}",
+               utils::join_words(names, " "));
   if (names.empty() && wanted)
     for (const std::string &key : utils::split_words(keys))
       names.push_back(key.back() == ',' ? key.substr(0, key.size() - 1) : key);
@@ -217,14 +220,14 @@ void PairCACE::find_inputs()
     int is_double, columns;
     const int index = atom->find_custom(name.c_str(), is_double, columns);
     if (index < 0)
-      error->all(FLERR, "pair_style cace: the model takes {} of each atom; there is no fix "
-                 "property/atom of the name {}", keys, name);
+      error->all(FLERR, "pair_style cace: the model takes {} of each atom; no fix property/atom has "
+                 "the property {} (keyword inputs names others)", keys, name);
     inputs_.push_back({name, is_double == 0, columns, index});
     found += std::max(columns, 1);
   }
   if (found != wanted)
     error->all(FLERR, "pair_style cace: the model takes {} numbers of each atom ({}), inputs gives {}",
-               wanted, keys.empty() ? "none" : keys, found);
+               wanted, keys, found);
 }
 
 double PairCACE::init_one(int, int)
