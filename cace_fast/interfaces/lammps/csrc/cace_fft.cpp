@@ -9,19 +9,19 @@ namespace LAMMPS_NS {
 
 class FFT3d : protected Pointers {
  public:
-  __attribute__((weak)) FFT3d(LAMMPS *lmp, MPI_Comm world, int n_fast, int n_mid, int n_slow,
+  __attribute__((weak)) FFT3d(LAMMPS* lmp, MPI_Comm world, int n_fast, int n_mid, int n_slow,
                               int in_ilo, int in_ihi, int in_jlo, int in_jhi, int in_klo,
                               int in_khi, int out_ilo, int out_ihi, int out_jlo, int out_jhi,
-                              int out_klo, int out_khi, int scaled, int permute, int *n_buffer,
+                              int out_klo, int out_khi, int scaled, int permute, int* n_buffer,
                               int collective);
   __attribute__((weak)) ~FFT3d() override;
-  __attribute__((weak)) void compute(double *in, double *out, int sign);
+  __attribute__((weak)) void compute(double* in, double* out, int sign);
 
  private:
-  char room_[256];    // for what it has beyond Pointers: one pointer
+  char room_[256];  // for what it has beyond Pointers: one pointer
 };
 
-}    // namespace LAMMPS_NS
+}  // namespace LAMMPS_NS
 
 using namespace LAMMPS_NS;
 
@@ -36,8 +36,7 @@ bool CaceFFT::available() { return cace_fft_compute != nullptr && cace_fft_delet
 CaceFFT::CaceFFT() = default;
 CaceFFT::~CaceFFT() = default;
 
-void CaceFFT::setup(LAMMPS *lmp, const cf_mesh &mesh, const cf_brick &owned)
-{
+void CaceFFT::setup(LAMMPS* lmp, const cf_mesh& mesh, const cf_brick& owned) {
   int low[3], high[3], n_buffer;
   for (int a = 0; a < 3; ++a) {
     low[a] = int(owned.first[a]);
@@ -49,5 +48,5 @@ void CaceFFT::setup(LAMMPS *lmp, const cf_mesh &mesh, const cf_brick &owned)
                        high[1], low[0], high[0], 0, 0, &n_buffer, 0));
 }
 
-void CaceFFT::forward(double *values) { fft_->compute(values, values, 1); }
-void CaceFFT::backward(double *values) { fft_->compute(values, values, -1); }
+void CaceFFT::forward(double* values) { fft_->compute(values, values, 1); }
+void CaceFFT::backward(double* values) { fft_->compute(values, values, -1); }

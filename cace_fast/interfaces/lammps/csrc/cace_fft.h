@@ -18,15 +18,15 @@ class CaceFFT {
   // Whether LAMMPS was built with package KSPACE, and transforms in double precision.
   static bool available();
   // Collective: transforms of the whole grid of a mesh, each rank having a brick of it.
-  void setup(LAMMPS *lmp, const cf_mesh &mesh, const cf_brick &owned);
+  void setup(LAMMPS* lmp, const cf_mesh& mesh, const cf_brick& owned);
   // Collective: complex values of the brick, in place; sums times exp(-i k x), or exp(i k x), no factor.
-  void forward(double *values);
-  void backward(double *values);
+  void forward(double* values);
+  void backward(double* values);
 
  private:
   std::unique_ptr<FFT3d> fft_;
 };
 
-}    // namespace LAMMPS_NS
+}  // namespace LAMMPS_NS
 
 #endif

@@ -21,23 +21,23 @@ class CaceGrid {
   };
 
   CaceGrid() = default;
-  CaceGrid(const CaceGrid &) = delete;
-  CaceGrid &operator=(const CaceGrid &) = delete;
+  CaceGrid(const CaceGrid&) = delete;
+  CaceGrid& operator=(const CaceGrid&) = delete;
 
   // Collective: the mesh, the points along each axis that this rank's atoms spread to, without halo, and
   // the place of this rank among the bricks that are transformed.  False where a brick would be empty.
-  bool setup(MPI_Comm world, const cf_mesh &mesh, const cf_brick &atoms, const int procgrid[3],
+  bool setup(MPI_Comm world, const cf_mesh& mesh, const cf_brick& atoms, const int procgrid[3],
              const int myloc[3]);
-  const cf_brick &atoms() const { return atoms_; }
-  const cf_brick &owned() const { return owned_; }
+  const cf_brick& atoms() const { return atoms_; }
+  const cf_brick& owned() const { return owned_; }
   int64_t n_owned() const { return owned_.count[0] * owned_.count[1] * owned_.count[2]; }
   // Numbers of one grid of this rank's atoms, halo and pad included.
   int64_t n_held() const { return held_[0] * held_[1] * held_[2]; }
 
   // Collective.  Adds charges of n grids, float or double, to those of their owners, zero at first.
-  template <class T> void to_owners(int n, const T *grids, double *owned);
+  template <class T> void to_owners(int n, const T* grids, double* owned);
   // Collective.  Potentials of n grids from their owners, halos too.
-  template <class T> void from_owners(int n, const double *owned, T *grids);
+  template <class T> void from_owners(int n, const double* owned, T* grids);
   double bytes() const;
 
  private:
@@ -47,20 +47,20 @@ class CaceGrid {
     std::vector<Block> blocks;
   };
 
-  void meet(std::vector<Partner> &partners, int rank, const cf_brick &atoms,
-            const cf_brick &owner) const;
+  void meet(std::vector<Partner>& partners, int rank, const cf_brick& atoms,
+            const cf_brick& owner) const;
   template <class T, class Pack, class Unpack>
-  void move(int n, const std::vector<Partner> &to, const std::vector<Partner> &from,
-            const Pack &pack, const Unpack &unpack);
+  void move(int n, const std::vector<Partner>& to, const std::vector<Partner>& from,
+            const Pack& pack, const Unpack& unpack);
 
   MPI_Comm world_ = MPI_COMM_NULL;
   cf_mesh mesh_ = {};
   cf_brick atoms_ = {}, owned_ = {};
   Place held_ = {};
-  std::vector<Partner> owners_, holders_;    // of what is held here; of what is owned here
+  std::vector<Partner> owners_, holders_;  // of what is held here; of what is owned here
   std::vector<char> out_, in_;
 };
 
-}    // namespace LAMMPS_NS
+}  // namespace LAMMPS_NS
 
 #endif

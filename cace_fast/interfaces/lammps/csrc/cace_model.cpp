@@ -11,25 +11,24 @@ using namespace LAMMPS_NS;
 
 namespace {
 
-const char *const SYMBOLS[] = {
-    "",   "H",  "He", "Li", "Be", "B",  "C",  "N",  "O",  "F",  "Ne", "Na", "Mg", "Al", "Si", "P",  "S",
-    "Cl", "Ar", "K",  "Ca", "Sc", "Ti", "V",  "Cr", "Mn", "Fe", "Co", "Ni", "Cu", "Zn", "Ga", "Ge", "As",
-    "Se", "Br", "Kr", "Rb", "Sr", "Y",  "Zr", "Nb", "Mo", "Tc", "Ru", "Rh", "Pd", "Ag", "Cd", "In", "Sn",
-    "Sb", "Te", "I",  "Xe", "Cs", "Ba", "La", "Ce", "Pr", "Nd", "Pm", "Sm", "Eu", "Gd", "Tb", "Dy", "Ho",
-    "Er", "Tm", "Yb", "Lu", "Hf", "Ta", "W",  "Re", "Os", "Ir", "Pt", "Au", "Hg", "Tl", "Pb", "Bi", "Po",
-    "At", "Rn", "Fr", "Ra", "Ac", "Th", "Pa", "U",  "Np", "Pu", "Am", "Cm", "Bk", "Cf", "Es", "Fm", "Md",
-    "No", "Lr", "Rf", "Db", "Sg", "Bh", "Hs", "Mt", "Ds", "Rg", "Cn", "Nh", "Fl", "Mc", "Lv", "Ts", "Og"};
+const char* const SYMBOLS[] = {
+    "",   "H",  "He", "Li", "Be", "B",  "C",  "N",  "O",  "F",  "Ne", "Na", "Mg", "Al", "Si",
+    "P",  "S",  "Cl", "Ar", "K",  "Ca", "Sc", "Ti", "V",  "Cr", "Mn", "Fe", "Co", "Ni", "Cu",
+    "Zn", "Ga", "Ge", "As", "Se", "Br", "Kr", "Rb", "Sr", "Y",  "Zr", "Nb", "Mo", "Tc", "Ru",
+    "Rh", "Pd", "Ag", "Cd", "In", "Sn", "Sb", "Te", "I",  "Xe", "Cs", "Ba", "La", "Ce", "Pr",
+    "Nd", "Pm", "Sm", "Eu", "Gd", "Tb", "Dy", "Ho", "Er", "Tm", "Yb", "Lu", "Hf", "Ta", "W",
+    "Re", "Os", "Ir", "Pt", "Au", "Hg", "Tl", "Pb", "Bi", "Po", "At", "Rn", "Fr", "Ra", "Ac",
+    "Th", "Pa", "U",  "Np", "Pu", "Am", "Cm", "Bk", "Cf", "Es", "Fm", "Md", "No", "Lr", "Rf",
+    "Db", "Sg", "Bh", "Hs", "Mt", "Ds", "Rg", "Cn", "Nh", "Fl", "Mc", "Lv", "Ts", "Og"};
 constexpr int N_SYMBOLS = sizeof SYMBOLS / sizeof SYMBOLS[0];
 
-int32_t species_of(const cf_model *model, const std::string &element)
-{
+int32_t species_of(const cf_model* model, const std::string& element) {
   for (int z = 1; z < N_SYMBOLS; ++z)
     if (element == SYMBOLS[z]) return cf_model_row(model, z);
   return -1;
 }
 
-std::string elements_of(const cf_model *model)
-{
+std::string elements_of(const cf_model* model) {
   std::string out;
   for (int32_t s = 0; s < cf_model_query(model, "n_elements"); ++s) {
     const int32_t z = cf_model_element(model, s);
@@ -40,23 +39,22 @@ std::string elements_of(const cf_model *model)
 
 int width_of(int message, int precision) { return precision == 32 ? (message + 1) / 2 : message; }
 
-bool ends_with(const std::string &text, const std::string &end)
-{
+bool ends_with(const std::string& text, const std::string& end) {
   return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
 }
 
-}    // namespace
+}  // namespace
 
-CaceModel::CaceModel(LAMMPS *lmp, const std::string &path,
-                     const std::vector<std::string> &elements, const CaceSettings &settings) :
-    Pointers(lmp), settings_(settings)
-{
-  for (const char *end : {".pth", ".pt", ".ckpt"})
+CaceModel::CaceModel(LAMMPS* lmp, const std::string& path, const std::vector<std::string>& elements,
+                     const CaceSettings& settings)
+    : Pointers(lmp), settings_(settings) {
+  for (const char* end : {".pth", ".pt", ".ckpt"})
     if (ends_with(path, end))
-      throw std::runtime_error(path + " is a file of Python: write it anew once with 'cace-fast convert " +
+      throw std::runtime_error(path +
+                               " is a file of Python: write it anew once with 'cace-fast convert " +
                                path + " model.safetensors', and give that");
   char text[CF_ERROR_LENGTH] = "";
-  const char *key = settings.energy_key.empty() ? nullptr : settings.energy_key.c_str();
+  const char* key = settings.energy_key.empty() ? nullptr : settings.energy_key.c_str();
   if (cf_model_open(path.c_str(), key, settings.output_index, &model_, text) != CF_OK ||
       cf_state_create(model_, settings.precision, &state_, text) != CF_OK ||
       cf_pairs_create(&pairs_, text) != CF_OK)
@@ -66,7 +64,7 @@ CaceModel::CaceModel(LAMMPS *lmp, const std::string &path,
   n_charges_ = int(cf_model_query(model_, "n_charges"));
   species_of_.assign(elements.size() + 1, -1);
   for (size_t type = 1; type <= elements.size(); ++type) {
-    const std::string &element = elements[type - 1];
+    const std::string& element = elements[type - 1];
     if (element == "NULL") continue;
     species_of_[type] = species_of(model_, element);
     if (species_of_[type] < 0)
@@ -81,26 +79,23 @@ CaceModel::CaceModel(LAMMPS *lmp, const std::string &path,
     sums_.emplace_back(new CaceSum(lmp, terms_[k], settings.kspace));
 }
 
-CaceModel::~CaceModel()
-{
+CaceModel::~CaceModel() {
   sums_.clear();
   cf_pairs_free(pairs_);
   if (state_) cf_state_free(state_);
   if (model_) cf_model_free(model_);
 }
 
-int CaceModel::message_doubles(int t) const
-{
+int CaceModel::message_doubles(int t) const {
   return width_of(cf_model_message_size(model_, t), settings_.precision);
 }
 
-int CaceModel::n_inputs(std::string &keys) const
-{
+int CaceModel::n_inputs(std::string& keys) const {
   int n = 0;
   for (int32_t head = 0; head < cf_model_query(model_, "n_heads"); ++head) {
     int32_t width;
-    const double *fixed;
-    for (int32_t k = 0; const char *key = cf_model_extra(model_, head, k, &width, &fixed); ++k) {
+    const double* fixed;
+    for (int32_t k = 0; const char* key = cf_model_extra(model_, head, k, &width, &fixed); ++k) {
       if (fixed) continue;
       keys += (keys.empty() ? "" : ", ") + std::string(key);
       n += width;
@@ -109,10 +104,9 @@ int CaceModel::n_inputs(std::string &keys) const
   return n;
 }
 
-void CaceModel::take_list(int n_owned, int n_all, const int *type, const NeighList &list,
-                          CaceOutcome &outcome)
-{
-  outcome.part([&](char *text) {
+void CaceModel::take_list(int n_owned, int n_all, const int* type, const NeighList& list,
+                          CaceOutcome& outcome) {
+  outcome.part([&](char* text) {
     species_.resize(n_all + 1);
     for (int i = 0; i < n_all; ++i) species_[i] = species_of_[type[i]];
     const cf_neighbor_rows rows = {list.inum, NEIGHMASK, list.ilist, list.numneigh,
@@ -123,8 +117,7 @@ void CaceModel::take_list(int n_owned, int n_all, const int *type, const NeighLi
 }
 
 // The inputs of all heads, in the order of the model's read-outs; fixed charges come from the model.
-void CaceModel::take_inputs(int n_owned, const double *inputs)
-{
+void CaceModel::take_inputs(int n_owned, const double* inputs) {
   std::string keys;
   const int n_given = n_inputs(keys), n_heads = int(cf_model_query(model_, "n_heads"));
   extras_.resize(n_heads);
@@ -135,24 +128,25 @@ void CaceModel::take_inputs(int n_owned, const double *inputs)
     if (n <= 0) continue;
     extras_[head].resize(size_t(n_owned) * n + 1);
     int32_t width, column = 0;
-    const double *fixed;
+    const double* fixed;
     for (int32_t k = 0; cf_model_extra(model_, head, k, &width, &fixed); ++k, column += width) {
       for (int i = 0; i < n_owned; ++i)
         for (int c = 0; c < width; ++c)
           extras_[head][size_t(i) * n + column + c] = species_[i] < 0 ? 0.0
-              : fixed                                                 ? fixed[species_[i]]
-                                      : inputs[size_t(i) * n_given + given + c];
+                                                      : fixed
+                                                          ? fixed[species_[i]]
+                                                          : inputs[size_t(i) * n_given + given + c];
       if (!fixed) given += width;
     }
     extras_of_head_[head] = extras_[head].data();
   }
 }
 
-void CaceModel::check_distances(const CaceDomain &domain, CaceOutcome &outcome)
-{
+void CaceModel::check_distances(const CaceDomain& domain, CaceOutcome& outcome) {
   if (settings_.min_dist < 0.0) return;
-  const double most = settings_.min_dist > 0.0 ? settings_.min_dist
-                                               : 2.0 * *std::max_element(half_.begin(), half_.end());
+  const double most = settings_.min_dist > 0.0
+                          ? settings_.min_dist
+                          : 2.0 * *std::max_element(half_.begin(), half_.end());
   int32_t atoms[2];
   double distance = cf_pairs_closest(pairs_, domain.x, nullptr, settings_.threads, atoms);
   if (!(distance < most)) return;
@@ -165,19 +159,19 @@ void CaceModel::check_distances(const CaceDomain &domain, CaceOutcome &outcome)
     allowed = half_[species_[atoms[0]]] + half_[species_[atoms[1]]];
     distance = share * allowed;
   }
-  outcome.part([&](char *text) {
+  outcome.part([&](char* text) {
     snprintf(text, CF_ERROR_LENGTH,
              "two atoms are %.4g A apart, closer than %.4g A: the structure has collapsed, or "
-             "min_dist is too large for it (min_dist -1: any distance)", distance, allowed);
+             "min_dist is too large for it (min_dist -1: any distance)",
+             distance, allowed);
     return int(CF_TOO_CLOSE);
   });
   outcome.atoms[0] = atoms[0];
   outcome.atoms[1] = atoms[1];
 }
 
-void CaceModel::evaluate(const CaceDomain &domain, const double *inputs, Border &border,
-                         CaceOutcome &outcome)
-{
+void CaceModel::evaluate(const CaceDomain& domain, const double* inputs, Border& border,
+                         CaceOutcome& outcome) {
   const size_t n = domain.n_owned, n_all = domain.n_all;
   energies.resize(n + 1);
   long_range_energies.assign(n + 1, 0.0);
@@ -211,7 +205,7 @@ void CaceModel::evaluate(const CaceDomain &domain, const double *inputs, Border 
   }
   if (n_charges_ == 0) {
     outcome.phase(state_, [&] { return cf_turn(state_); });
-    if (!sums_.empty()) sum_long_range(domain, outcome);    // of fixed charges
+    if (!sums_.empty()) sum_long_range(domain, outcome);  // of fixed charges
   } else {
     outcome.phase(state_, [&] { return cf_forward(state_, last); });
     sum_long_range(domain, outcome);
@@ -228,15 +222,14 @@ void CaceModel::evaluate(const CaceDomain &domain, const double *inputs, Border 
 }
 
 // All Ewald terms of the model: energies and forces, and dE/dq for the backward passes.
-void CaceModel::sum_long_range(const CaceDomain &domain, CaceOutcome &outcome)
-{
+void CaceModel::sum_long_range(const CaceDomain& domain, CaceOutcome& outcome) {
   const size_t n = domain.n_owned;
   charges.assign(n * n_charges_ + 1, 0.0);
   slopes_.assign(n * n_charges_ + 1, 0.0);
   long_range_forces_.assign(3 * n + 3, 0.0);
   if (n_charges_) outcome.phase(state_, [&] { return cf_charges(state_, charges.data()); });
   for (size_t k = 0; k < sums_.size(); ++k) {
-    const cf_long_range &term = terms_[k];
+    const cf_long_range& term = terms_[k];
     const size_t n_q = term.n_charges;
     q_.resize(n * n_q + 1);
     own_energies_.assign(n * n_q + 1, 0.0);
@@ -244,9 +237,9 @@ void CaceModel::sum_long_range(const CaceDomain &domain, CaceOutcome &outcome)
     own_forces_.assign(3 * n + 3, 0.0);
     for (size_t i = 0; i < n; ++i)
       for (size_t c = 0; c < n_q; ++c)
-        q_[i * n_q + c] = !term.fixed ? charges[i * n_charges_ + term.first_charge + c]
-            : species_[i] < 0         ? 0.0
-                                      : term.fixed[species_[i]];
+        q_[i * n_q + c] = !term.fixed       ? charges[i * n_charges_ + term.first_charge + c]
+                          : species_[i] < 0 ? 0.0
+                                            : term.fixed[species_[i]];
     double strain[9] = {0.0};
     sums_[k]->run(domain.box, domain.n_owned, q_.data(), domain.x, own_energies_.data(),
                   own_slopes_.data(), own_forces_.data(), domain.virial ? strain : nullptr,
@@ -263,11 +256,10 @@ void CaceModel::sum_long_range(const CaceDomain &domain, CaceOutcome &outcome)
     outcome.phase(state_, [&] { return cf_set_charge_gradient(state_, slopes_.data()); });
 }
 
-int CaceModel::pack(int t, bool back, const cf_atoms &atoms, double *buffer, CaceOutcome &outcome)
-{
+int CaceModel::pack(int t, bool back, const cf_atoms& atoms, double* buffer, CaceOutcome& outcome) {
   const int width = cf_model_message_size(model_, t), precision = settings_.precision;
   const int n = width_of(atoms.count * width, precision);
-  if (n > 0) buffer[n - 1] = 0.0;    // the second half of an odd number of floats
+  if (n > 0) buffer[n - 1] = 0.0;  // the second half of an odd number of floats
   outcome.phase(state_, [&] {
     return back ? cf_pack_gradients(state_, t, &atoms, precision, buffer)
                 : cf_pack_messages(state_, t, &atoms, precision, buffer);
@@ -276,32 +268,29 @@ int CaceModel::pack(int t, bool back, const cf_atoms &atoms, double *buffer, Cac
   return n;
 }
 
-void CaceModel::unpack(int t, bool back, const cf_atoms &atoms, const double *buffer,
-                       CaceOutcome &outcome)
-{
+void CaceModel::unpack(int t, bool back, const cf_atoms& atoms, const double* buffer,
+                       CaceOutcome& outcome) {
   outcome.phase(state_, [&] {
     return back ? cf_unpack_gradients(state_, t, &atoms, settings_.precision, buffer)
                 : cf_unpack_messages(state_, t, &atoms, settings_.precision, buffer);
   });
 }
 
-double CaceModel::bytes() const
-{
+double CaceModel::bytes() const {
   double sum = double(cf_state_bytes(state_));
-  for (const auto &term : sums_) sum += term->bytes();
+  for (const auto& term : sums_) sum += term->bytes();
   return sum + 8.0 * double(forces.capacity() + atom_virials.capacity());
 }
 
-std::vector<std::pair<std::string, double>> CaceModel::seconds() const
-{
+std::vector<std::pair<std::string, double>> CaceModel::seconds() const {
   std::vector<std::pair<std::string, double>> out;
-  for (const char *part : {"pairs", "radial", "sums", "mix", "contract", "readout", "edges",
-                           "messages", "forces"})
+  for (const char* part :
+       {"pairs", "radial", "sums", "mix", "contract", "readout", "edges", "messages", "forces"})
     out.emplace_back(part, cf_state_seconds(state_, part));
-  const char *const names[] = {"long range", "transforms", "long-range exchange"};
+  const char* const names[] = {"long range", "transforms", "long-range exchange"};
   for (int k = 0; k < 3 && !sums_.empty(); ++k) {
     double sum = 0.0;
-    for (const auto &term : sums_) sum += term->seconds()[k];
+    for (const auto& term : sums_) sum += term->seconds()[k];
     out.emplace_back(names[k], sum);
   }
   return out;

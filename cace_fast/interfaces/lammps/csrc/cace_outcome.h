@@ -16,35 +16,32 @@ class CaceOutcome {
  public:
   int code = CF_OK;
   std::string text;
-  int atoms[2] = {-1, -1};    // here, whose fault it is; -1: none
+  int atoms[2] = {-1, -1};  // here, whose fault it is; -1: none
 
   void reset() { *this = CaceOutcome(); }
   bool good() const { return code == CF_OK; }
 
   // Runs f(text) -> code, unless something has failed here before.
-  template <class F> void part(const F &f)
-  {
+  template <class F> void part(const F& f) {
     if (!good()) return;
     char error[CF_ERROR_LENGTH] = "";
     try {
       code = f(error);
       text = error;
-    } catch (const std::bad_alloc &) {
+    } catch (const std::bad_alloc&) {
       code = CF_MEMORY;
       text = "out of memory";
     }
   }
   // The same for functions that leave their text in a state.
-  template <class F> void phase(const cf_state *state, const F &f)
-  {
-    part([&](char *) { return f(); });
+  template <class F> void phase(const cf_state* state, const F& f) {
+    part([&](char*) { return f(); });
     if (good() || !text.empty()) return;
     text = cf_state_error(state);
     atoms[0] = int(cf_state_bad_atom(state));
   }
   // Collective: whether nothing has failed anywhere; `flag` becomes the largest of all ranks.
-  bool all_good(MPI_Comm world, int &flag) const
-  {
+  bool all_good(MPI_Comm world, int& flag) const {
     int own[2] = {code, flag}, worst[2];
     MPI_Allreduce(own, worst, 2, MPI_INT, MPI_MAX, world);
     flag = worst[1];
@@ -52,6 +49,6 @@ class CaceOutcome {
   }
 };
 
-}    // namespace LAMMPS_NS
+}  // namespace LAMMPS_NS
 
 #endif

@@ -15,33 +15,31 @@ namespace {
 enum { kLibrary, kTransform, kExchange };
 
 // Where every rank has all sums: more than this is refused.
-constexpr int64_t kMostNumbers = int64_t(1) << 25;    // 256 MiB
+constexpr int64_t kMostNumbers = int64_t(1) << 25;  // 256 MiB
 
 // Adds the seconds since it began to a sum.
 class Clock {
  public:
-  explicit Clock(double &to) : to_(to), start_(MPI_Wtime()) {}
+  explicit Clock(double& to) : to_(to), start_(MPI_Wtime()) {}
   ~Clock() { to_ += MPI_Wtime() - start_; }
 
  private:
-  double &to_;
+  double& to_;
   const double start_;
 };
 
 // The mesh takes its transforms from this plugin, not from the library: bricks are ours.
-int no_transform(void *, const cf_grids *, int32_t, void *, void *) { return CF_ORDER; }
+int no_transform(void*, const cf_grids*, int32_t, void*, void*) { return CF_ORDER; }
 
-void cross(const double *a, const double *b, double *c)
-{
+void cross(const double* a, const double* b, double* c) {
   for (int k = 0; k < 3; ++k)
     c[k] = a[(k + 1) % 3] * b[(k + 2) % 3] - a[(k + 2) % 3] * b[(k + 1) % 3];
 }
 
-double dot(const double *a, const double *b) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; }
+double dot(const double* a, const double* b) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; }
 
 // Columns g_a of the inverse of the box that is summed: the fractional coordinate of r is dot(r, g_a).
-void dual(const CaceBox &box, double vacuum, double g[3][3])
-{
+void dual(const CaceBox& box, double vacuum, double g[3][3]) {
   double h[3][3];
   std::memcpy(h, box.cell, sizeof h);
   if (box.periodic >= 2) {
@@ -55,16 +53,15 @@ void dual(const CaceBox &box, double vacuum, double g[3][3])
   for (int a = 0; a < 3; ++a) {
     cross(h[(a + 1) % 3], h[(a + 2) % 3], g[a]);
     const double volume = dot(h[a], g[a]);
-    for (double &x : g[a]) x /= volume;
+    for (double& x : g[a]) x /= volume;
   }
 }
 
-}    // namespace
+}  // namespace
 
-CaceSum::CaceSum(LAMMPS *lmp, const cf_long_range &term, const CaceKspace &settings) :
-    Pointers(lmp), n_q_(term.n_charges), slab_vacuum_(settings.slab_vacuum),
-    frozen_(settings.frozen)
-{
+CaceSum::CaceSum(LAMMPS* lmp, const cf_long_range& term, const CaceKspace& settings)
+    : Pointers(lmp), n_q_(term.n_charges), slab_vacuum_(settings.slab_vacuum),
+      frozen_(settings.frozen) {
   char text[CF_ERROR_LENGTH] = "";
   int code = cf_ewald_create(&term.ewald, &ewald_, text);
   const cf_transform transform = {no_transform, nullptr};
@@ -81,25 +78,24 @@ CaceSum::CaceSum(LAMMPS *lmp, const cf_long_range &term, const CaceKspace &setti
 
 CaceSum::~CaceSum() { cf_ewald_free(ewald_); }
 
-void CaceSum::run(const CaceBox &box, int n, const double *q, const double *r, double *energies,
-                  double *slopes, double *forces, double *virial, CaceOutcome &outcome)
-{
+void CaceSum::run(const CaceBox& box, int n, const double* q, const double* r, double* energies,
+                  double* slopes, double* forces, double* virial, CaceOutcome& outcome) {
   int moved = 0;
   {
     Clock clock(seconds_[kLibrary]);
     if (frozen_) cf_ewald_freeze(ewald_, box.cell);
     frozen_ = false;
-    outcome.part([&](char *text) {
-      const int code =
-          cf_ewald_cell(ewald_, box.cell, box.periodic, box.n_all, n_q_, &size_, text);
+    outcome.part([&](char* text) {
+      const int code = cf_ewald_cell(ewald_, box.cell, box.periodic, box.n_all, n_q_, &size_, text);
       return code == CF_OK ? cf_ewald_mesh(ewald_, &mesh_, text) : code;
     });
-    outcome.part([&](char *text) {
+    outcome.part([&](char* text) {
       if (mesh_.width || size_ <= kMostNumbers) return int(CF_OK);
       snprintf(text, CF_ERROR_LENGTH,
                "the box has too many vectors k for ranks to add up (%lld numbers, at most %lld): "
                "use a LAMMPS with package KSPACE in double precision, whose transforms the mesh "
-               "takes", (long long) size_, (long long) kMostNumbers);
+               "takes",
+               (long long)size_, (long long)kMostNumbers);
       return int(CF_INVALID);
     });
     if (outcome.good()) moved = mesh_.width && !brick_holds(box, n, r);
@@ -114,14 +110,14 @@ void CaceSum::run(const CaceBox &box, int n, const double *q, const double *r, d
   }
   if (moved) {
     int place[3] = {comm->myloc[0], comm->myloc[1], comm->myloc[2]};
-    const int *parts = comm->procgrid;
+    const int* parts = comm->procgrid;
     if (comm->layout == Comm::LAYOUT_TILED) {
       place[0] = comm->me / (parts[1] * parts[2]);
       place[1] = comm->me / parts[2] % parts[1];
       place[2] = comm->me % parts[2];
     }
     const bool whole = grid_.setup(world, mesh_, needed_, parts, place);
-    outcome.part([&](char *text) {
+    outcome.part([&](char* text) {
       if (whole) return int(CF_OK);
       snprintf(text, CF_ERROR_LENGTH,
                "the mesh of the long range has fewer points along an axis than ranks: use "
@@ -136,8 +132,7 @@ void CaceSum::run(const CaceBox &box, int n, const double *q, const double *r, d
 }
 
 // Finds the points that the atoms here spread to; false if the present brick does not have them all.
-bool CaceSum::brick_holds(const CaceBox &box, int n, const double *r)
-{
+bool CaceSum::brick_holds(const CaceBox& box, int n, const double* r) {
   double g[3][3];
   dual(box, slab_vacuum_, g);
   bool holds = std::memcmp(&planned_, &mesh_, sizeof mesh_) == 0;
@@ -154,10 +149,9 @@ bool CaceSum::brick_holds(const CaceBox &box, int n, const double *r)
     const auto begin = [&](double f) { return std::ceil(f * size - 0.5 * mesh_.width); };
     const int64_t first = int64_t(begin(low)), last = int64_t(begin(high));
     const auto inside = [&](int64_t place) { return ((place % size) + size) % size; };
-    const cf_brick &now = grid_.atoms();
+    const cf_brick& now = grid_.atoms();
     const int64_t before = inside(first - now.first[a]);
-    holds &= now.count[a] == size ||
-        (now.count[a] > 0 && before + (last - first) < now.count[a]);
+    holds &= now.count[a] == size || (now.count[a] > 0 && before + (last - first) < now.count[a]);
     // a point more on both sides: atoms may move on before the brick has to
     needed_.first[a] = inside(first - 1);
     needed_.count[a] = last - first + 3;
@@ -169,11 +163,10 @@ bool CaceSum::brick_holds(const CaceBox &box, int n, const double *r)
   return holds;
 }
 
-void CaceSum::sum_directly(int n, const double *q, const double *r, double *energies,
-                           double *slopes, double *forces, double *virial, CaceOutcome &outcome)
-{
+void CaceSum::sum_directly(int n, const double* q, const double* r, double* energies,
+                           double* slopes, double* forces, double* virial, CaceOutcome& outcome) {
   sums_.assign(size_, 0.0);
-  outcome.part([&](char *text) {
+  outcome.part([&](char* text) {
     Clock clock(seconds_[kLibrary]);
     return cf_ewald_sums(ewald_, n, q, r, sums_.data(), text);
   });
@@ -182,21 +175,20 @@ void CaceSum::sum_directly(int n, const double *q, const double *r, double *ener
     MPI_Allreduce(MPI_IN_PLACE, sums_.data(), int(size_), MPI_DOUBLE, MPI_SUM, world);
     exchanged_ = 8.0 * size_;
   }
-  outcome.part([&](char *text) {
+  outcome.part([&](char* text) {
     Clock clock(seconds_[kLibrary]);
     return cf_ewald_finish(ewald_, n, q, r, sums_.data(), energies, slopes, forces, virial, text);
   });
 }
 
-void CaceSum::sum_on_mesh(int n, const double *q, const double *r, double *energies,
-                          double *slopes, double *forces, double *virial, CaceOutcome &outcome)
-{
+void CaceSum::sum_on_mesh(int n, const double* q, const double* r, double* energies, double* slopes,
+                          double* forces, double* virial, CaceOutcome& outcome) {
   // not a part: a rank without memory for what it exchanges ends the run
   std::vector<double> moments(3 * n_q_, 0.0);
   held_.resize(n_q_ * grid_.n_held() * (mesh_.precision / 8) / 8 + 1);
   owned_.assign(n_q_ * grid_.n_owned(), 0.0);
   modes_.resize(2 * ((n_q_ + 1) / 2) * grid_.n_owned());
-  outcome.part([&](char *text) {
+  outcome.part([&](char* text) {
     if (n == 0) return int(CF_OK);
     Clock clock(seconds_[kLibrary]);
     const int code = cf_ewald_spread(ewald_, &grid_.atoms(), n, q, r, held_.data(), text);
@@ -208,7 +200,7 @@ void CaceSum::sum_on_mesh(int n, const double *q, const double *r, double *energ
     Clock clock(seconds_[kExchange]);
     MPI_Allreduce(MPI_IN_PLACE, moments.data(), 3 * n_q_, MPI_DOUBLE, MPI_SUM, world);
   }
-  outcome.part([&](char *text) {
+  outcome.part([&](char* text) {
     if (n == 0) return int(CF_OK);
     Clock clock(seconds_[kLibrary]);
     return cf_ewald_gather(ewald_, &grid_.atoms(), n, q, r, held_.data(), moments.data(), energies,
@@ -218,9 +210,8 @@ void CaceSum::sum_on_mesh(int n, const double *q, const double *r, double *energ
 
 // From charges on the grid of the atoms here to potentials on it.  Two channels share a transform, as its
 // real and imaginary parts: the factors are real and the same for k and -k.
-template <class T> void CaceSum::potentials(double *virial, CaceOutcome &outcome)
-{
-  T *held = reinterpret_cast<T *>(held_.data());
+template <class T> void CaceSum::potentials(double* virial, CaceOutcome& outcome) {
+  T* held = reinterpret_cast<T*>(held_.data());
   const int64_t points = grid_.n_owned();
   const int n_grids = (n_q_ + 1) / 2;
   {
@@ -230,9 +221,9 @@ template <class T> void CaceSum::potentials(double *virial, CaceOutcome &outcome
   {
     Clock clock(seconds_[kTransform]);
     for (int k = 0; k < n_grids; ++k) {
-      double *to = modes_.data() + 2 * points * k;
-      const double *real = owned_.data() + points * 2 * k;
-      const double *imaginary = 2 * k + 1 < n_q_ ? real + points : nullptr;
+      double* to = modes_.data() + 2 * points * k;
+      const double* real = owned_.data() + points * 2 * k;
+      const double* imaginary = 2 * k + 1 < n_q_ ? real + points : nullptr;
       for (int64_t i = 0; i < points; ++i) {
         to[2 * i] = real[i];
         to[2 * i + 1] = imaginary ? imaginary[i] : 0.0;
@@ -240,9 +231,9 @@ template <class T> void CaceSum::potentials(double *virial, CaceOutcome &outcome
       fft_.forward(to);
     }
   }
-  outcome.part([&](char *text) {
+  outcome.part([&](char* text) {
     Clock clock(seconds_[kLibrary]);
-    const cf_brick &brick = grid_.owned();
+    const cf_brick& brick = grid_.owned();
     if (mesh_.precision == 64)
       return cf_ewald_multiply(ewald_, &brick, 0, n_grids, modes_.data(), virial, text);
     single_.assign(modes_.begin(), modes_.end());
@@ -253,7 +244,7 @@ template <class T> void CaceSum::potentials(double *virial, CaceOutcome &outcome
   {
     Clock clock(seconds_[kTransform]);
     for (int k = 0; k < n_grids; ++k) {
-      double *from = modes_.data() + 2 * points * k;
+      double* from = modes_.data() + 2 * points * k;
       fft_.backward(from);
       for (int c = 2 * k; c < std::min(n_q_, 2 * k + 2); ++c)
         for (int64_t i = 0; i < points; ++i) owned_[c * points + i] = from[2 * i + c % 2];
@@ -264,8 +255,7 @@ template <class T> void CaceSum::potentials(double *virial, CaceOutcome &outcome
   exchanged_ = double(n_q_) * double(grid_.n_held() + points) * sizeof(T) + 32.0 * points * n_grids;
 }
 
-double CaceSum::bytes() const
-{
+double CaceSum::bytes() const {
   return 8.0 * double(sums_.capacity() + held_.capacity() + owned_.capacity() + modes_.capacity()) +
-      grid_.bytes();
+         grid_.bytes();
 }

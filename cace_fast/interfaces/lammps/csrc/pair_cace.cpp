@@ -18,19 +18,17 @@
 
 using namespace LAMMPS_NS;
 
-enum { kAll, kLists, kBorder };    // of seconds_
+enum { kAll, kLists, kBorder };  // of seconds_
 
-static const char *const KEYWORDS[] = {"precision",   "threads",  "kspace",     "k_set",
-                                       "tolerance",   "slab_vacuum", "min_dist", "energy_key",
-                                       "output_index", "charges", "inputs",     "timing"};
+static const char* const KEYWORDS[] = {"precision",    "threads",     "kspace",   "k_set",
+                                       "tolerance",    "slab_vacuum", "min_dist", "energy_key",
+                                       "output_index", "charges",     "inputs",   "timing"};
 
-static bool is_keyword(const std::string &word)
-{
+static bool is_keyword(const std::string& word) {
   return std::find(std::begin(KEYWORDS), std::end(KEYWORDS), word) != std::end(KEYWORDS);
 }
 
-PairCACE::PairCACE(LAMMPS *lmp) : Pair(lmp)
-{
+PairCACE::PairCACE(LAMMPS* lmp) : Pair(lmp) {
   single_enable = 0;
   restartinfo = 0;
   one_coeff = 1;
@@ -41,17 +39,15 @@ PairCACE::PairCACE(LAMMPS *lmp) : Pair(lmp)
   pvector = totals_;
 }
 
-PairCACE::~PairCACE()
-{
-  pvector = nullptr;    // ours, not memory's
+PairCACE::~PairCACE() {
+  pvector = nullptr;  // ours, not memory's
   if (allocated) {
     memory->destroy(setflag);
     memory->destroy(cutsq);
   }
 }
 
-void PairCACE::settings(int narg, char **arg)
-{
+void PairCACE::settings(int narg, char** arg) {
   settings_ = CaceSettings();
   input_names_.clear();
   charges_ = Charges::kNone;
@@ -59,7 +55,7 @@ void PairCACE::settings(int narg, char **arg)
   for (int i = 0; i < narg;) {
     if (!is_keyword(arg[i])) {
       std::string known;
-      for (const char *word : KEYWORDS) known += (known.empty() ? "" : ", ") + std::string(word);
+      for (const char* word : KEYWORDS) known += (known.empty() ? "" : ", ") + std::string(word);
       error->all(FLERR, "pair_style cace: unknown keyword {}; there are {}", arg[i], known);
     }
     if (i + 1 >= narg) error->all(FLERR, "pair_style cace: keyword {} needs a value", arg[i]);
@@ -69,15 +65,14 @@ void PairCACE::settings(int narg, char **arg)
     settings_.kspace.tolerance = settings_.precision == 32 ? 1e-6 : 1e-10;
   settings_.kspace.threads = settings_.threads;
   if (!strcmp(update->unit_style, "metal")) unit_ = 1.0;
-  else if (!strcmp(update->unit_style, "real")) unit_ = 23.060549;    // kcal/mol, as LAMMPS has it
+  else if (!strcmp(update->unit_style, "real")) unit_ = 23.060549;  // kcal/mol, as LAMMPS has it
   else error->all(FLERR, "pair_style cace needs units metal or real, not {}", update->unit_style);
 }
 
 // Takes a keyword and its values; returns how many words these are.
-int PairCACE::set_keyword(const std::string &key, int narg, char **arg)
-{
+int PairCACE::set_keyword(const std::string& key, int narg, char** arg) {
   const std::string word = arg[1];
-  const auto choose = [&](const std::string &first, const std::string &second) {
+  const auto choose = [&](const std::string& first, const std::string& second) {
     if (word != first && word != second)
       error->all(FLERR, "pair_style cace: {} is {} or {}, not {}", key, first, second, word);
     return word == first;
@@ -110,19 +105,18 @@ int PairCACE::set_keyword(const std::string &key, int narg, char **arg)
   return 2;
 }
 
-void PairCACE::set_kspace(const std::string &word)
-{
+void PairCACE::set_kspace(const std::string& word) {
   if (word == "auto") settings_.kspace.method = CF_EWALD_AUTO;
   else if (word == "direct") settings_.kspace.method = CF_EWALD_DIRECT;
   else if (word == "mesh") settings_.kspace.method = CF_EWALD_MESH;
   else error->all(FLERR, "pair_style cace: kspace is auto, direct or mesh, not {}", word);
   if (word == "mesh" && !CaceFFT::available())
-    error->all(FLERR, "pair_style cace: kspace mesh takes the Fourier transforms of LAMMPS' package "
+    error->all(FLERR,
+               "pair_style cace: kspace mesh takes the Fourier transforms of LAMMPS' package "
                "KSPACE in double precision, which this LAMMPS lacks; use kspace direct");
 }
 
-void PairCACE::allocate()
-{
+void PairCACE::allocate() {
   allocated = 1;
   const int n = atom->ntypes + 1;
   memory->create(setflag, n, n, "pair:setflag");
@@ -131,15 +125,17 @@ void PairCACE::allocate()
     for (int j = 0; j < n; ++j) setflag[i][j] = 0;
 }
 
-void PairCACE::coeff(int narg, char **arg)
-{
+void PairCACE::coeff(int narg, char** arg) {
   if (!allocated) allocate();
   const int n_models = narg - 2 - atom->ntypes;
   if (n_models < 1 || strcmp(arg[0], "*") || strcmp(arg[1], "*"))
-    error->all(FLERR, "pair_coeff of pair_style cace: expected * * FILE [FILE ...] and an element or "
-               "NULL for each of {} types", atom->ntypes);
+    error->all(FLERR,
+               "pair_coeff of pair_style cace: expected * * FILE [FILE ...] and an element or "
+               "NULL for each of {} types",
+               atom->ntypes);
   if (cf_version() / 100 != CF_VERSION_MAJOR || cf_version() < CF_VERSION)
-    error->all(FLERR, "pair_style cace was compiled for another version of libcace_fast: run "
+    error->all(FLERR,
+               "pair_style cace was compiled for another version of libcace_fast: run "
                "'cace-fast lammps build'");
   const std::vector<std::string> elements(arg + 2 + n_models, arg + narg);
   models_.clear();
@@ -149,30 +145,30 @@ void PairCACE::coeff(int narg, char **arg)
   try {
     for (int k = 0; k < n_models; ++k)
       models_.emplace_back(new CaceModel(lmp, arg[2 + k], elements, settings_));
-  } catch (const std::exception &failure) {
+  } catch (const std::exception& failure) {
     text = failure.what();
   }
   outcome_.reset();
-  outcome_.part([&](char *) { return text.empty() ? int(CF_OK) : int(CF_INVALID); });
+  outcome_.part([&](char*) { return text.empty() ? int(CF_OK) : int(CF_INVALID); });
   outcome_.text = text;
   stop_if_failed();
   bool long_range = false;
-  for (const auto &model : models_) long_range |= model->long_range();
+  for (const auto& model : models_) long_range |= model->long_range();
   centroidstressflag = long_range || models_[0]->n_messages() ? CENTROID_NOTAVAIL : CENTROID_AVAIL;
   for (int i = 1; i <= atom->ntypes; ++i)
     for (int j = i; j <= atom->ntypes; ++j)
       setflag[i][j] = models_[0]->takes(i) && models_[0]->takes(j);
 }
 
-void PairCACE::init_style()
-{
+void PairCACE::init_style() {
   if (models_.empty()) error->all(FLERR, "pair_style cace: pair_coeff is missing");
   if (comm->mode != Comm::SINGLE)
-    error->all(FLERR, "pair_style cace needs comm_modify mode single: ghosts of all types within the "
+    error->all(FLERR,
+               "pair_style cace needs comm_modify mode single: ghosts of all types within the "
                "cutoff");
   if (atom->tag_enable == 0) error->all(FLERR, "pair_style cace needs atom IDs");
   comm_forward = comm_reverse = 9;
-  for (const auto &model : models_) {
+  for (const auto& model : models_) {
     if (model->long_range()) require_boundaries();
     for (int t = 0; t < model->n_messages(); ++t)
       comm_forward = comm_reverse = std::max(comm_forward, model->message_doubles(t));
@@ -186,25 +182,25 @@ void PairCACE::init_style()
   listed_ = false;
 }
 
-void PairCACE::require_boundaries()
-{
+void PairCACE::require_boundaries() {
   int n_periodic = 0;
   for (int a = 0; a < 3; ++a) n_periodic += domain->periodicity[a];
   if (n_periodic == 3) return;
   if (n_periodic == 2 && settings_.kspace.slab_vacuum > 0.0) {
     for (int a = 0; a < 3; ++a)
       if (!domain->periodicity[a] && (domain->boundary[a][0] != 1 || domain->boundary[a][1] != 1))
-        error->all(FLERR, "pair_style cace: a slab with charges needs boundary f along its normal: the "
+        error->all(FLERR,
+                   "pair_style cace: a slab with charges needs boundary f along its normal: the "
                    "height of its box enters the energy");
     return;
   }
-  error->all(FLERR, "pair_style cace: a model with charges needs boundary p p p, or two periodic "
+  error->all(FLERR,
+             "pair_style cace: a model with charges needs boundary p p p, or two periodic "
              "directions and slab_vacuum");
 }
 
 // Where the further inputs of the model come from: fix property/atom of the names given, or of its keys.
-void PairCACE::find_inputs()
-{
+void PairCACE::find_inputs() {
   inputs_.clear();
   std::string keys;
   const int wanted = models_[0]->n_inputs(keys);
@@ -213,51 +209,50 @@ void PairCACE::find_inputs()
     error->all(FLERR, "pair_style cace: the model takes no inputs, and inputs names {}",
                utils::join_words(names, " "));
   if (names.empty() && wanted)
-    for (const std::string &key : utils::split_words(keys))
+    for (const std::string& key : utils::split_words(keys))
       names.push_back(key.back() == ',' ? key.substr(0, key.size() - 1) : key);
   int found = 0;
-  for (const std::string &name : names) {
+  for (const std::string& name : names) {
     int is_double, columns;
     const int index = atom->find_custom(name.c_str(), is_double, columns);
     if (index < 0)
-      error->all(FLERR, "pair_style cace: the model takes {} of each atom; no fix property/atom has "
-                 "the property {} (keyword inputs names others)", keys, name);
+      error->all(FLERR,
+                 "pair_style cace: the model takes {} of each atom; no fix property/atom has "
+                 "the property {} (keyword inputs names others)",
+                 keys, name);
     inputs_.push_back({name, is_double == 0, columns, index});
     found += std::max(columns, 1);
   }
   if (found != wanted)
-    error->all(FLERR, "pair_style cace: the model takes {} numbers of each atom ({}), inputs gives {}",
+    error->all(FLERR,
+               "pair_style cace: the model takes {} numbers of each atom ({}), inputs gives {}",
                wanted, keys, found);
 }
 
-double PairCACE::init_one(int, int)
-{
+double PairCACE::init_one(int, int) {
   double cutoff = 0.0;
-  for (const auto &model : models_) cutoff = std::max(cutoff, model->cutoff());
+  for (const auto& model : models_) cutoff = std::max(cutoff, model->cutoff());
   return cutoff;
 }
 
-void PairCACE::compute(int eflag, int vflag)
-{
+void PairCACE::compute(int eflag, int vflag) {
   const double start = MPI_Wtime();
   ev_init(eflag, vflag);
   outcome_.reset();
   if (!listed_ || neighbor->ago == 0) take_lists();
   take_inputs();
   const CaceDomain here = domain_now();
-  for (const auto &model : models_) model->evaluate(here, given_.data(), *this, outcome_);
+  for (const auto& model : models_) model->evaluate(here, given_.data(), *this, outcome_);
   stop_if_failed();
   add_results();
   ++n_calls_;
   seconds_[kAll] += MPI_Wtime() - start;
 }
 
-void PairCACE::take_lists()
-{
+void PairCACE::take_lists() {
   const double start = MPI_Wtime();
   const int n_owned = atom->nlocal, n_all = n_owned + atom->nghost;
-  for (const auto &model : models_)
-    model->take_list(n_owned, n_all, atom->type, *list, outcome_);
+  for (const auto& model : models_) model->take_list(n_owned, n_all, atom->type, *list, outcome_);
   bigint here = 0;
   for (int i = 0; i < n_owned; ++i) here += models_[0]->takes(atom->type[i]);
   MPI_Allreduce(&here, &n_taking_part_, 1, MPI_LMP_BIGINT, MPI_SUM, world);
@@ -266,31 +261,29 @@ void PairCACE::take_lists()
   seconds_[kLists] += MPI_Wtime() - start;
 }
 
-void PairCACE::take_inputs()
-{
+void PairCACE::take_inputs() {
   given_.clear();
   for (int i = 0; !inputs_.empty() && i < atom->nlocal; ++i)
-    for (const Input &input : inputs_)
+    for (const Input& input : inputs_)
       for (int c = 0; c < std::max(input.columns, 1); ++c) {
         double value;
         if (input.columns)
           value = input.integer ? double(atom->iarray[input.index][i][c])
                                 : atom->darray[input.index][i][c];
         else
-          value = input.integer ? double(atom->ivector[input.index][i])
-                                : atom->dvector[input.index][i];
+          value =
+              input.integer ? double(atom->ivector[input.index][i]) : atom->dvector[input.index][i];
         given_.push_back(value);
       }
   given_.push_back(0.0);
 }
 
-CaceDomain PairCACE::domain_now()
-{
+CaceDomain PairCACE::domain_now() {
   CaceDomain here = {};
   here.n_owned = atom->nlocal;
   here.n_all = atom->nlocal + atom->nghost;
   here.x = here.n_all ? atom->x[0] : nullptr;
-  const double *h = domain->h;
+  const double* h = domain->h;
   const double cell[9] = {h[0], 0.0, 0.0, h[5], h[1], 0.0, h[4], h[3], h[2]};
   std::copy(cell, cell + 9, here.box.cell);
   here.box.periodic = 1;
@@ -303,8 +296,7 @@ CaceDomain PairCACE::domain_now()
 }
 
 // Collective: an error of one rank becomes that of all, with its text and the tags of its atoms.
-void PairCACE::stop_if_failed()
-{
+void PairCACE::stop_if_failed() {
   int none = 0;
   if (outcome_.all_good(world, none)) return;
   int mine = outcome_.good() ? comm->nprocs : comm->me, first;
@@ -323,8 +315,7 @@ void PairCACE::stop_if_failed()
              comm->nprocs > 1 ? fmt::format(", on rank {}", first) : "");
 }
 
-void PairCACE::to_ghosts(CaceModel &model, int t)
-{
+void PairCACE::to_ghosts(CaceModel& model, int t) {
   const double start = MPI_Wtime();
   crossing_ = &model;
   generation_ = t;
@@ -333,8 +324,7 @@ void PairCACE::to_ghosts(CaceModel &model, int t)
   seconds_[kBorder] += MPI_Wtime() - start;
 }
 
-void PairCACE::to_owners(CaceModel &model, int t)
-{
+void PairCACE::to_owners(CaceModel& model, int t) {
   const double start = MPI_Wtime();
   crossing_ = &model;
   generation_ = t;
@@ -344,33 +334,28 @@ void PairCACE::to_owners(CaceModel &model, int t)
 }
 
 // Adds rows [n_all][width] of ghosts to those of their owners.
-void PairCACE::reverse(double *rows, int width)
-{
+void PairCACE::reverse(double* rows, int width) {
   crossing_ = nullptr;
   rows_ = rows;
   width_ = width;
   comm->reverse_comm(this, width);
 }
 
-int PairCACE::pack_forward_comm(int n, int *atoms, double *buffer, int, int *)
-{
+int PairCACE::pack_forward_comm(int n, int* atoms, double* buffer, int, int*) {
   return crossing_->pack(generation_, false, {n, 0, atoms}, buffer, outcome_);
 }
 
-void PairCACE::unpack_forward_comm(int n, int first, double *buffer)
-{
+void PairCACE::unpack_forward_comm(int n, int first, double* buffer) {
   crossing_->unpack(generation_, false, {n, first, nullptr}, buffer, outcome_);
 }
 
-int PairCACE::pack_reverse_comm(int n, int first, double *buffer)
-{
+int PairCACE::pack_reverse_comm(int n, int first, double* buffer) {
   if (crossing_) return crossing_->pack(generation_, true, {n, first, nullptr}, buffer, outcome_);
   std::copy_n(rows_ + size_t(first) * width_, size_t(n) * width_, buffer);
   return n * width_;
 }
 
-void PairCACE::unpack_reverse_comm(int n, int *atoms, double *buffer)
-{
+void PairCACE::unpack_reverse_comm(int n, int* atoms, double* buffer) {
   if (crossing_) {
     crossing_->unpack(generation_, true, {n, 0, atoms}, buffer, outcome_);
     return;

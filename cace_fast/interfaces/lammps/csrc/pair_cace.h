@@ -24,25 +24,25 @@ namespace LAMMPS_NS {
 
 class PairCACE : public Pair, public CaceModel::Border {
  public:
-  explicit PairCACE(LAMMPS *lmp);
+  explicit PairCACE(LAMMPS* lmp);
   ~PairCACE() override;
 
-  void settings(int narg, char **arg) override;
-  void coeff(int narg, char **arg) override;
+  void settings(int narg, char** arg) override;
+  void coeff(int narg, char** arg) override;
   void init_style() override;
   double init_one(int i, int j) override;
   void compute(int eflag, int vflag) override;
   void finish() override;
 
-  int pack_forward_comm(int n, int *atoms, double *buffer, int pbc_flag, int *pbc) override;
-  void unpack_forward_comm(int n, int first, double *buffer) override;
-  int pack_reverse_comm(int n, int first, double *buffer) override;
-  void unpack_reverse_comm(int n, int *atoms, double *buffer) override;
-  void to_ghosts(CaceModel &model, int t) override;
-  void to_owners(CaceModel &model, int t) override;
+  int pack_forward_comm(int n, int* atoms, double* buffer, int pbc_flag, int* pbc) override;
+  void unpack_forward_comm(int n, int first, double* buffer) override;
+  int pack_reverse_comm(int n, int first, double* buffer) override;
+  void unpack_reverse_comm(int n, int* atoms, double* buffer) override;
+  void to_ghosts(CaceModel& model, int t) override;
+  void to_owners(CaceModel& model, int t) override;
 
-  void *extract(const char *name, int &dim) override;
-  void *extract_peratom(const char *name, int &n_columns) override;
+  void* extract(const char* name, int& dim) override;
+  void* extract_peratom(const char* name, int& n_columns) override;
   double memory_usage() override;
 
  private:
@@ -53,18 +53,18 @@ class PairCACE : public Pair, public CaceModel::Border {
   };
 
   void allocate();
-  void set_kspace(const std::string &word);
-  int set_keyword(const std::string &key, int narg, char **arg);
+  void set_kspace(const std::string& word);
+  int set_keyword(const std::string& key, int narg, char** arg);
   void require_boundaries();
   void find_inputs();
   void take_lists();
   void take_inputs();
   CaceDomain domain_now();
   void stop_if_failed();
-  void reverse(double *rows, int width);
+  void reverse(double* rows, int width);
   void add_results();
-  void add_energies(const CaceModel &model, double share);
-  void add_virials(CaceModel &model, double share);
+  void add_energies(const CaceModel& model, double share);
+  void add_virials(CaceModel& model, double share);
   void find_spread();
   void write_charges();
   void find_totals();
@@ -73,26 +73,26 @@ class PairCACE : public Pair, public CaceModel::Border {
   std::vector<std::string> input_names_;
   std::vector<Input> inputs_;
   enum class Charges { kNone, kAtom, kProperty } charges_ = Charges::kNone;
-  double unit_ = 1.0;    // of LAMMPS' energy in an eV
+  double unit_ = 1.0;  // of LAMMPS' energy in an eV
   bool timing_ = false, listed_ = false;
-  std::vector<std::unique_ptr<CaceModel>> models_;
+  std::vector<std::unique_ptr<CaceModel> > models_;
   CaceOutcome outcome_;
   bigint n_taking_part_ = 0;
 
   // what crosses the border of ranks now: messages of a model, or rows of numbers
-  CaceModel *crossing_ = nullptr;
+  CaceModel* crossing_ = nullptr;
   int generation_ = 0, width_ = 0;
   bool back_ = false;
-  double *rows_ = nullptr;
+  double* rows_ = nullptr;
 
   std::vector<double> given_, spread_, forces_std_, charge_, latent_;
-  std::vector<double *> forces_std_rows_, latent_rows_;
-  double totals_[6] = {0.0};    // total charge, dipole; energy_std, largest spread of forces
+  std::vector<double*> forces_std_rows_, latent_rows_;
+  double totals_[6] = {0.0};  // total charge, dipole; energy_std, largest spread of forces
   double seconds_[3] = {0.0, 0.0, 0.0};
   bigint n_calls_ = 0, n_lists_ = 0;
 };
 
-}    // namespace LAMMPS_NS
+}  // namespace LAMMPS_NS
 
 #endif
 #endif

@@ -1,6 +1,4 @@
 // What pair_style cace gives to LAMMPS after a step.
-#include "pair_cace.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -10,6 +8,7 @@
 #include "domain.h"
 #include "error.h"
 #include "force.h"
+#include "pair_cace.h"
 #include "utils.h"
 
 using namespace LAMMPS_NS;
@@ -17,14 +16,13 @@ using namespace LAMMPS_NS;
 // Places of xx, yy, zz, xy, xz, yz, yx, zx, zy in a matrix [3][3].
 static const int PLACE[9] = {0, 4, 8, 1, 2, 5, 3, 6, 7};
 
-void PairCACE::add_results()
-{
+void PairCACE::add_results() {
   const double share = 1.0 / double(models_.size());
   // otherwise LAMMPS adds what ghosts got to their owners
   const bool send_home = !force->newton_pair || models_.size() > 1;
   const int n = send_home ? atom->nlocal : atom->nlocal + atom->nghost;
-  double **f = atom->f;
-  for (const auto &model : models_) {
+  double** f = atom->f;
+  for (const auto& model : models_) {
     if (send_home) reverse(model->forces.data(), 3);
     for (int i = 0; i < n; ++i)
       for (int a = 0; a < 3; ++a) f[i][a] += unit_ * share * model->forces[3 * size_t(i) + a];
@@ -38,8 +36,7 @@ void PairCACE::add_results()
   }
 }
 
-void PairCACE::add_energies(const CaceModel &model, double share)
-{
+void PairCACE::add_energies(const CaceModel& model, double share) {
   for (int i = 0; i < atom->nlocal; ++i) {
     const double own = unit_ * share * model.energies[i];
     const double far = unit_ * share * model.long_range_energies[i];
@@ -51,8 +48,7 @@ void PairCACE::add_energies(const CaceModel &model, double share)
   }
 }
 
-void PairCACE::add_virials(CaceModel &model, double share)
-{
+void PairCACE::add_virials(CaceModel& model, double share) {
   if (vflag_global)
     for (int k = 0; k < 6; ++k)
       virial[k] += unit_ * share * (model.virial[PLACE[k]] + model.long_range_virial[PLACE[k]]);
@@ -76,8 +72,7 @@ void PairCACE::add_virials(CaceModel &model, double share)
 }
 
 // Standard deviations of a committee: forces of each atom, their length, and the energy.
-void PairCACE::find_spread()
-{
+void PairCACE::find_spread() {
   const size_t n = atom->nlocal, n_models = models_.size();
   forces_std_.assign(3 * n + 3, 0.0);
   spread_.assign(atom->nmax + 1, 0.0);
@@ -85,8 +80,8 @@ void PairCACE::find_spread()
   for (size_t i = 0; i < n; ++i) {
     for (int a = 0; a < 3; ++a) {
       double mean = 0.0, square = 0.0;
-      for (const auto &model : models_) mean += model->forces[3 * i + a] / double(n_models);
-      for (const auto &model : models_) {
+      for (const auto& model : models_) mean += model->forces[3 * i + a] / double(n_models);
+      for (const auto& model : models_) {
         const double d = model->forces[3 * i + a] - mean;
         square += d * d / double(n_models);
       }
@@ -111,9 +106,8 @@ void PairCACE::find_spread()
 }
 
 // Charges in e, of the first model, where the user wants them.
-void PairCACE::write_charges()
-{
-  const CaceModel &model = *models_[0];
+void PairCACE::write_charges() {
+  const CaceModel& model = *models_[0];
   const int n = atom->nlocal, n_q = model.n_charges();
   const double e = n_q == 1 ? model.charge_unit() : 0.0;
   charge_.assign(atom->nmax + 1, 0.0);
@@ -121,24 +115,27 @@ void PairCACE::write_charges()
   std::copy_n(model.charges.begin(), size_t(n) * n_q, latent_.begin());
   for (int i = 0; i < n; ++i) charge_[i] = e * latent_[size_t(i) * n_q];
   if (charges_ == Charges::kNone) return;
-  double *to = atom->q;
+  double* to = atom->q;
   if (charges_ == Charges::kProperty) {
     int is_double, columns;
     const int index = atom->find_custom("cace_charge", is_double, columns);
     if (index < 0 || !is_double || columns)
-      error->all(FLERR, "pair_style cace: charges property needs 'fix ID all property/atom d_cace_charge'");
+      error->all(
+          FLERR,
+          "pair_style cace: charges property needs 'fix ID all property/atom d_cace_charge'");
     to = atom->dvector[index];
   }
   if (n_q != 1)
-    error->all(FLERR, "pair_style cace: this model has {} charges for each atom: take latent_charges by "
-               "fix pair", n_q);
+    error->all(FLERR,
+               "pair_style cace: this model has {} charges for each atom: take latent_charges by "
+               "fix pair",
+               n_q);
   for (int i = 0; i < n; ++i)
     if (model.takes(atom->type[i])) to[i] = charge_[i];
 }
 
 // This rank's part of the total charge and of the dipole of unwrapped positions.
-void PairCACE::find_totals()
-{
+void PairCACE::find_totals() {
   std::fill_n(totals_, 4, 0.0);
   for (int i = 0; i < atom->nlocal; ++i) {
     double r[3];
@@ -148,8 +145,7 @@ void PairCACE::find_totals()
   }
 }
 
-void *PairCACE::extract(const char *name, int &dim)
-{
+void* PairCACE::extract(const char* name, int& dim) {
   dim = 0;
   if (!strcmp(name, "charge_unit") && !models_.empty()) {
     static double unit;
@@ -161,18 +157,17 @@ void *PairCACE::extract(const char *name, int &dim)
 
 // For fix pair: charge (e) and latent_charges (internal units) of the first model, spread and forces_std of
 // a committee.
-void *PairCACE::extract_peratom(const char *name, int &n_columns)
-{
+void* PairCACE::extract_peratom(const char* name, int& n_columns) {
   const std::string wanted = name;
   const size_t n = atom->nmax + 1;
-  const auto rows = [&](std::vector<double> &values, std::vector<double *> &of, int columns) {
+  const auto rows = [&](std::vector<double>& values, std::vector<double*>& of, int columns) {
     n_columns = columns;
     values.resize(n * columns);
     of.resize(n);
     for (size_t i = 0; i < n; ++i) of[i] = values.data() + i * columns;
     return of.data();
   };
-  const auto vector = [&](std::vector<double> &values) {
+  const auto vector = [&](std::vector<double>& values) {
     n_columns = 0;
     values.resize(n);
     return values.data();
@@ -185,34 +180,33 @@ void *PairCACE::extract_peratom(const char *name, int &n_columns)
   return nullptr;
 }
 
-double PairCACE::memory_usage()
-{
+double PairCACE::memory_usage() {
   double sum = Pair::memory_usage();
-  for (const auto &model : models_) sum += model->bytes();
+  for (const auto& model : models_) sum += model->bytes();
   return sum;
 }
 
 // With timing yes: seconds of a step by part, the mean of ranks and the longest.
-void PairCACE::finish()
-{
+void PairCACE::finish() {
   if (!timing_ || n_calls_ == 0) return;
   std::vector<std::pair<std::string, double>> parts = {{"whole pair style", seconds_[0]},
                                                        {"lists", seconds_[1]},
                                                        {"exchange of messages", seconds_[2]}};
-  for (const auto &model : models_)
-    for (const auto &part : model->seconds()) parts.push_back(part);
+  for (const auto& model : models_)
+    for (const auto& part : model->seconds()) parts.push_back(part);
   std::string text = fmt::format("pair_style cace, ms a step over {} steps ({} lists, {} atoms):\n",
                                  n_calls_, n_lists_, n_taking_part_);
-  for (const auto &part : parts) {
+  for (const auto& part : parts) {
     double sum, most;
     MPI_Allreduce(&part.second, &sum, 1, MPI_DOUBLE, MPI_SUM, world);
     MPI_Allreduce(&part.second, &most, 1, MPI_DOUBLE, MPI_MAX, world);
     if (most > 0.0)
-      text += fmt::format("  {:22} {:10.4f} mean {:10.4f} longest\n", part.first,
-                          1e3 * sum / comm->nprocs / double(n_calls_), 1e3 * most / double(n_calls_));
+      text +=
+          fmt::format("  {:22} {:10.4f} mean {:10.4f} longest\n", part.first,
+                      1e3 * sum / comm->nprocs / double(n_calls_), 1e3 * most / double(n_calls_));
   }
-  for (const auto &model : models_)
-    for (const auto &sum : model->sums())
+  for (const auto& model : models_)
+    for (const auto& sum : model->sums())
       text += fmt::format("  long range: {}, {:.3f} MB exchanged a step\n", sum->method(),
                           1e-6 * sum->bytes_exchanged());
   utils::logmesg(lmp, text);

@@ -4,8 +4,8 @@
 
 namespace {
 
-typedef void *(*Make)(void *);
-typedef void *(*MakeWithWords)(void *, int, char **);
+typedef void* (*Make)(void*);
+typedef void* (*MakeWithWords)(void*, int, char**);
 
 struct Plugin {
   const char *version, *style, *name, *info, *author;
@@ -13,16 +13,15 @@ struct Plugin {
     Make v1;
     MakeWithWords v2;
   } creator;
-  void *handle;
+  void* handle;
 };
 
-void *make(void *lmp) { return new LAMMPS_NS::PairCACE(static_cast<LAMMPS_NS::LAMMPS *>(lmp)); }
+void* make(void* lmp) { return new LAMMPS_NS::PairCACE(static_cast<LAMMPS_NS::LAMMPS*>(lmp)); }
 
-}    // namespace
+}  // namespace
 
-extern "C" __attribute__((visibility("default"))) void
-lammpsplugin_init(void *lmp, void *handle, void *registry)
-{
+extern "C" __attribute__((visibility("default"))) void lammpsplugin_init(void* lmp, void* handle,
+                                                                         void* registry) {
   Plugin plugin = {};
   plugin.version = CACE_LAMMPS_VERSION;
   plugin.style = "pair";
@@ -31,5 +30,5 @@ lammpsplugin_init(void *lmp, void *handle, void *registry)
   plugin.author = "cace-fast";
   plugin.creator.v1 = make;
   plugin.handle = handle;
-  reinterpret_cast<void (*)(Plugin *, void *)>(registry)(&plugin, lmp);
+  reinterpret_cast<void (*)(Plugin*, void*)>(registry)(&plugin, lmp);
 }
