@@ -157,6 +157,8 @@ class ModelOutput:
         [n, n_q] in the working dtype, internal units.
     born_charges
         [n, 3, 3] float64, e: dP_b/dr_ia, index order atom, a, b.
+    atom_virials
+        [n, 3, 3] float64, eV: sum_j (r_j - r_i)_a dE_j/dr_ib, index order atom, a, b.
     """
 
     energy: Tensor
@@ -166,3 +168,4 @@ class ModelOutput:
     virials: Tensor | None = None
     latent_charges: Tensor | None = None
     born_charges: Tensor | None = None
+    atom_virials: Tensor | None = None

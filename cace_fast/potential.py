@@ -204,7 +204,8 @@ class Potential:
             and ``energies_lr`` [n] (read-out and long range alone), ``forces`` [n, 3] (eV/A),
             ``stress`` [3, 3] (eV/A^3, positive under tension), ``virials`` [3, 3] (-dE/dstrain,
             eV), ``latent_charges`` [n, n_q] (internal units), ``charges`` [n] (e), ``dipole`` [3]
-            (e A), ``bec`` [n, 3, 3] (e, dP_b/dr_ia).
+            (e A), ``bec`` [n, 3, 3] (e, dP_b/dr_ia); without charges ``atom_virials`` [n, 3, 3]
+            (eV, r_a F_b) and ``heat_flux`` [3] (eV A per ASE's unit of time).
         min_dist
             Shortest distance allowed between two atoms in A; ``"auto"``: 0.35 times the sum of
             their covalent radii (H-H 0.22 A, Cu-Cu 0.92 A); None allows any.

@@ -80,6 +80,21 @@ def _stress(found: Evaluated) -> Tensor:
     return -virials / virials.new_tensor([volume(atoms) for atoms in found.frames])[:, None, None]
 
 
+def _heat_flux(found: Evaluated) -> Tensor:
+    """Return the heat flux [n_systems, 3] (``docs/theory.md``, section 8)."""
+    virials, energies = found.output.atom_virials, found.output.energies
+    assert virials is not None
+    frames = found.frames
+    speeds = energies.new_tensor(np.concatenate([atoms.get_velocities() for atoms in frames]))
+    masses = energies.new_tensor(np.concatenate([atoms.get_masses() for atoms in frames]))
+    numbers = np.concatenate([atoms.numbers for atoms in frames])
+    own = energies + 0.5 * masses * (speeds * speeds).sum(1)
+    if found.isolated:
+        own = own + energies.new_tensor(isolated_energies(found.isolated, numbers))
+    carried = own[:, None] * speeds + (virials @ speeds[:, :, None])[:, :, 0]
+    return by_system(carried, found.graph)
+
+
 PROPERTIES = {
     "energy": Property(lambda found: found.output.energy),
     "energies": Property(lambda found: found.output.energies, per_atom=True),
@@ -97,6 +112,10 @@ PROPERTIES = {
         lambda found: CHARGE_UNIT * _one_charge(found).double(), "latent_charges", per_atom=True
     ),
     "dipole": Property(_dipole, "latent_charges"),
+    "atom_virials": Property(
+        lambda found: found.output.atom_virials, "atom_virials", per_atom=True
+    ),
+    "heat_flux": Property(_heat_flux, "atom_virials"),
     "bec": Property(lambda found: found.output.born_charges, "born_charges", per_atom=True),
 }
 

@@ -163,7 +163,8 @@ class Batch:
         Parameters
         ----------
         wanted
-            Any of ``forces``, ``virials``, ``latent_charges``, ``born_charges``.
+            Any of ``forces``, ``virials``, ``latent_charges``, ``born_charges``,
+            ``atom_virials``.
         positions, cell
             New positions [n_atoms, 3] and cells [n_systems, 3, 3] in A, float64 on the device of
             the engine; None for those of the last call.

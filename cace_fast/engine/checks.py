@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cace_fast.errors import CaceFastError, InputError
+from cace_fast.errors import CaceFastError, InputError, PropertyNotImplementedError
 from cace_fast.geometry import check_finite, some
 from cace_fast.graph import AtomicGraph, ModelOutput
 from cace_fast.reference.atomic import columns_of
@@ -73,6 +73,18 @@ def check_input(engine: Sums, graph: AtomicGraph) -> None:
     check_graph(graph)
     if engine.program.terms:
         engine.long_range.check_size(graph, (t.ewald for t in engine.program.terms))
+
+
+def require_atom_virials(program: EnergyProgram, wanted: Collection[str]) -> None:
+    """Raise PropertyNotImplementedError for atoms' virials of an energy that has charges.
+
+    See ``docs/conventions.md``, "Heat flux".
+    """
+    if "atom_virials" in wanted and program.terms:
+        raise PropertyNotImplementedError(
+            "atom_virials: this model has a long-range energy, which no sum over neighbours divides "
+            "among atoms; 'virials' exists for every model"
+        )
 
 
 def check_output(output: ModelOutput) -> ModelOutput:

@@ -21,7 +21,7 @@ from cace_fast.reference.atomic import fixed_charges
 from cace_fast.slab import require_fit
 
 from .charges import BORN_CHARGES, ChargeDerivatives
-from .checks import checked
+from .checks import checked, require_atom_virials
 from .inputs import check_elements, extra_inputs, fields
 from .long_range import SLAB
 from .moving import MovingGraph
@@ -135,6 +135,7 @@ class CpuEngine:
         See :meth:`cace_fast.engine.protocol.Engine.evaluate` for arguments, results and errors.
         """
         self.program.check()
+        require_atom_virials(self.program, wanted)
         names = [name for name in ("forces", "virials") if name in wanted]
         needs_charges = "latent_charges" in wanted or "born_charges" in wanted
         term = self.program.charge_term if needs_charges else None
@@ -160,6 +161,10 @@ class CpuEngine:
                     )
                     make = BORN_CHARGES[self.long_range.born_charges]
                     born = make(latent, graph, term, slabs, by)
+                virials_of_atoms = None
+                if "atom_virials" in wanted:
+                    given = self._evaluator.weighted_gradients(structures, None)
+                    virials_of_atoms = torch.from_numpy(given).transpose(1, 2).contiguous()
         energies = torch.from_numpy(found.energies_sr + found.energies_lr)
         return ModelOutput(
             energy=model.by_system(energies, graph),
@@ -169,6 +174,7 @@ class CpuEngine:
             virials=None if found.virials is None else torch.from_numpy(found.virials),
             latent_charges=latent,
             born_charges=born,
+            atom_virials=virials_of_atoms,
         )
 
     def features(self, graph: AtomicGraph) -> Tensor:

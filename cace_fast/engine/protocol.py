@@ -90,7 +90,8 @@ class Engine(Protocol):
         graph
             The systems; pairs beyond the cutoff do no harm.
         wanted
-            Any of ``forces``, ``virials``, ``latent_charges``, ``born_charges``.
+            Any of ``forces``, ``virials``, ``latent_charges``, ``born_charges``,
+            ``atom_virials``.
         min_dist
             Shortest distance allowed between two atoms in A; ``"auto"``: 0.35 times the sum of
             their covalent radii; None allows any.

@@ -15,7 +15,7 @@ from cace_fast.spec import EnergyProgram, ModelSpec
 from cace_fast.structures import trim
 
 from .charges import BORN_CHARGES, ChargeDerivatives
-from .checks import check_input, checked
+from .checks import check_input, checked, require_atom_virials
 from .long_range import LongRange
 from .moving import MovingGraph
 
@@ -78,6 +78,7 @@ class ReferenceEngine:
         See :meth:`cace_fast.engine.protocol.Engine.evaluate` for arguments, results and errors.
         Pairs have to ascend in the receiver.
         """
+        require_atom_virials(self.program, wanted)
         graph = trim(graph, self.spec.representation, min_dist)
         derivatives = {"forces", "virials", "born_charges"} & set(wanted)
         with torch.set_grad_enabled(bool(derivatives)):
@@ -97,6 +98,7 @@ class ReferenceEngine:
                     charges, moved, self.program.charge_term, self.long_range.slabs(moved), by
                 )
             forces, virials = self._derivatives(per_atom, leaf.positions, strain, wanted)
+            virials_of_atoms = self._atom_virials(graph) if "atom_virials" in wanted else None
         return ModelOutput(
             energy=model.by_system(per_atom.detach(), graph),
             energies=per_atom.detach(),
@@ -105,7 +107,18 @@ class ReferenceEngine:
             virials=virials,
             latent_charges=None if charges is None else charges.detach(),
             born_charges=born,
+            atom_virials=virials_of_atoms,
         )
+
+    def _atom_virials(self, graph: AtomicGraph) -> Tensor:
+        """Return sum_j (r_j - r_i)_a dE_j/dr_ib [n, 3, 3] float64 of energies without charges."""
+        found = weighted_gradients(
+            graph,
+            self.weights,
+            self.spec.representation,
+            lambda feats: self._energies(graph, feats).short_range,
+        )
+        return found.transpose(1, 2).contiguous()
 
     def weighted_gradients(self, graph: AtomicGraph) -> Tensor:
         """Return sum_j (r_j - r_i)_b dq_j/dr_ia [n, 3, 3] float64 of the latent charges.

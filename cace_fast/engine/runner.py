@@ -26,7 +26,7 @@ from cace_fast.process import Lock
 from cace_fast.reference.atomic import fixed_charges
 from cace_fast.slab import Slab, require_fit
 
-from .checks import check_output
+from .checks import check_output, require_atom_virials
 from .inputs import extra_inputs
 from .long_range import OPEN
 from .own_list import OwnList
@@ -169,6 +169,7 @@ class Runner:
         self.reference.program.check()
         if {"latent_charges", "born_charges"} & set(wanted):
             self.reference.program.charge_term  # noqa: B018  (raises if charges have no meaning)
+        require_atom_virials(self.reference.program, wanted)
         derivatives = bool({"forces", "virials"} & set(wanted))
         with self.exclusive():
             if graph is not None:
@@ -178,12 +179,13 @@ class Runner:
                 status = self._move(derivatives=derivatives)
             check_distances(self.step, status, min_dist)
             output = output_of(self.step, wanted)
-            if "born_charges" not in wanted:
+            exactly = {"born_charges", "atom_virials"} & set(wanted)
+            if not exactly:
                 return output
             exact = self.own.whole(self.step) if graph is None else graph
         ordered = exact.select(torch.argsort(exact.receivers, stable=True)).to(self.device)
-        born = self.reference.evaluate(ordered, ("born_charges",)).born_charges
-        return replace(output, born_charges=born)
+        found = self.reference.evaluate(ordered, exactly)
+        return replace(output, **{name: getattr(found, name) for name in exactly})
 
     def features(self, graph: AtomicGraph) -> Tensor:
         """Return the invariants [n, n_radial, n_B, C, T] of a graph, on the device (equation 21).

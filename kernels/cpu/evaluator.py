@@ -229,18 +229,24 @@ class Evaluator:
             )
         return found
 
-    def weighted_gradients(self, structures: Structures, weights: library.Floats) -> library.Floats:
+    def weighted_gradients(
+        self, structures: Structures, weights: library.Floats | None
+    ) -> library.Floats:
         """Return sum_j (r_j - r_i)_b dy_j/dr_ia [n, 3, 3], images resolved.
 
-        y_j is sum_c weights_jc q_jc, ``weights`` [n, n_charges] float64 in C order; the structures
-        are those of the last :meth:`run`, and :meth:`charge_gradients` can no longer follow.
+        y_j is sum_c weights_jc q_jc, ``weights`` [n, n_charges] float64 in C order, or the energy
+        of read-outs where they are None; the structures are those of the last :meth:`run`, and
+        :meth:`charge_gradients` can no longer follow.
         """
-        found = np.empty((len(weights), 3, 3))
+        found = np.empty((len(structures.species), 3, 3))
         with self._lock:
             given, _kept = self._given(structures)
             self._finish(
                 self._lib.cf_step_weighted_gradients(
-                    self._step, byref(given), address(weights), address(found)
+                    self._step,
+                    byref(given),
+                    None if weights is None else address(weights),
+                    address(found),
                 )
             )
         return found

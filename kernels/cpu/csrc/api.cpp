@@ -218,6 +218,14 @@ int cf_set_charge_gradient(cf_state* state, const double* de_dq) {
   });
 }
 
+int cf_energy_weights(cf_state* state, const double* weights) {
+  if (state->next_backward != state->model->stages - 1) return out_of_order(state);
+  return phase(state, [&] {
+    state->engine->energy_weights(weights);
+    return int(CF_OK);
+  });
+}
+
 int cf_backward(cf_state* state, int32_t t) {
   if (t < 0 || t != state->next_backward) return out_of_order(state);
   return phase(state, [&] {

@@ -210,6 +210,9 @@ CF_API int cf_unpack_messages(cf_state *state, int32_t t, const cf_atoms *atoms,
 /* q [n_owned][n_charges], and dE_lr/dq of the same shape (with the energy's weight) back. */
 CF_API int cf_charges(cf_state *state, double *q);
 CF_API int cf_set_charge_gradient(cf_state *state, const double *de_dq);
+/* Weights [n_owned] of atoms' energies in the backward passes to come, after cf_rewind too, until the next
+ * cf_begin; NULL: 1, as at first.  Those of positions give what is made of sum_j r_j dE_j/dr_i. */
+CF_API int cf_energy_weights(cf_state *state, const double *weights);
 /* Backward of generation t, t = n_stages-1 .. 0. */
 CF_API int cf_backward(cf_state *state, int32_t t);
 /* Between cf_backward t+1 and t: ghosts pack the gradients of the messages that they sent, and their

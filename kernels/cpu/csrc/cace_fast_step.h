@@ -228,7 +228,7 @@ CF_API int cf_step_run(cf_step *step, const cf_structures *structures,
 CF_API int cf_step_charge_gradients(cf_step *step, int32_t count, const double *weights,
                                     double *gradients);
 /* sum_j (r_j - r_i)_b dy_j/dr_ia [n_atoms][3][3] (i, a, b) of y_j = sum_c weights_jc q_jc, weights
- * [n_atoms][n_charges], r_j - r_i along the pairs that join j to i (docs/theory.md, section 10).  The list
+ * [n_atoms][n_charges], or where they are NULL of the read-out energies y_j; r_j - r_i along the pairs that join j to i (docs/theory.md, section 10).  The list
  * is that of cf_step_pairs for these structures.  It ends what cf_step_run left. */
 CF_API int cf_step_weighted_gradients(cf_step *step, const cf_structures *structures,
                                       const double *weights, double *gradients);

@@ -69,6 +69,8 @@ class Engine {
   virtual void set_charge_gradient(const double* de_dq) = 0;
   // Whether backward passes include the energies of read-outs; begin() sets it to true.
   virtual void energies_count(bool too) = 0;
+  // Weights [n_owned] of energies in backward passes; null, as after begin(): 1.
+  virtual void energy_weights(const double* weights) = 0;
   // Rows of atoms that cross the border of ranks after generation t; precision is that of `rows`.
   virtual void exchange(int t, Crossing what, const cf_atoms& atoms, int precision, void* rows) = 0;
   // Single operations on the edges of begin(), whose shifts are numbers of edges: gradients are

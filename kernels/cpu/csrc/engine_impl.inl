@@ -90,6 +90,12 @@ class EngineOf final : public Engine {
              sizeof(double) * size_t(frame_.n_owned) * m_.n_charges);
   }
   void energies_count(bool too) override { energies_too_ = too; }
+  void energy_weights(const double* weights) override {
+    weighted_ = weights;
+    if (!weighted_) return;
+    double* to = energy_weights_.reserve_slack(size_t(frame_.n_owned) + 1);
+    ::memcpy(to, weights, sizeof(double) * size_t(frame_.n_owned));
+  }
   void exchange(int t, Crossing what, const cf_atoms& atoms, int precision, void* rows) override;
 
   void op_moments(double* a) override;
@@ -249,7 +255,8 @@ class EngineOf final : public Engine {
   Buffer<V> kept_grad_;         // [block][R][C][n_A] dE/dA of the generation after, for memory
   Buffer<T> segment_sums_;      // [segment][n_all][n_l n_x] dE/d(factors)
   int n_segments_ = 0;
-  bool energies_too_ = true, energies_made_ = false;
+  Buffer<double> energy_weights_;  // in backward passes, where weighted_
+  bool energies_too_ = true, energies_made_ = false, weighted_ = false;
   // With Ar, of every pair: r (-1 beyond the cutoff), dE/dr by Ar.
   Buffer<T> distance_, pair_dr_;
   Buffer<int32_t> receiver_;

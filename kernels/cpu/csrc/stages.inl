@@ -29,7 +29,7 @@ void EngineOf<T>::begin(const cf_frame& frame) {
   list_ = *frame.list;
   frame_.list = &list_;
   energies_too_ = true;
-  energies_made_ = false;
+  energies_made_ = weighted_ = false;
   const size_t n = frame.n_owned, n_all = frame.n_all, n_pairs = list_.n_pairs;
   n_blocks_ = (int64_t(n) + W - 1) / W;
   forget_slots();
@@ -256,7 +256,8 @@ void EngineOf<T>::read_out(ThreadWorkspace<T>& work, const Block& block, Values 
         }
         if (k == info.energy_column) {
           energy[lane] += info.energy_weight / size * y;
-          if (energies_too_) slope += info.energy_weight / size;
+          if (energies_too_)
+            slope += info.energy_weight / size * (weighted_ ? energy_weights_[atom] : 1.0);
         }
         gradients[mlp.output() + k][lane] = present ? T(slope) : T(0);
       }

@@ -116,12 +116,19 @@ int forward(cf_step& step, const Images& images, int stages) {
   return code;
 }
 
-// Gradients [n][3] of sum_j seeds_j q_j by positions, with the shifts along b put in; b = -1 is the pass of
+// Where backward passes begin: weights of charges, or of energies.
+int seed(cf_step& step, bool charges, const Numbers& seeds) {
+  int code = of_state(step, cf_rewind(step.state, charges ? 1 : 0));
+  if (code != CF_OK) return code;
+  return of_state(step, charges ? cf_set_charge_gradient(step.state, seeds.data())
+                                : cf_energy_weights(step.state, seeds.data()));
+}
+
+// Gradients [n][3] of sum_j seeds_j y_j by positions, with the shifts along b put in; b = -1 is the pass of
 // weight 1, whose crossings are kept in `first` for the others.
-int backward(cf_step& step, const Images& images, int stages, const Numbers& seeds, int b,
-             std::vector<Numbers>& first, Numbers& found) {
-  int code = of_state(step, cf_rewind(step.state, 1));
-  if (code == CF_OK) code = of_state(step, cf_set_charge_gradient(step.state, seeds.data()));
+int backward(cf_step& step, const Images& images, int stages, bool charges, const Numbers& seeds,
+             int b, std::vector<Numbers>& first, Numbers& found) {
+  int code = seed(step, charges, seeds);
   const size_t n = images.frame.n_owned;
   size_t crossing = 0;
   const auto cross = [&](const Numbers& ghosts, int64_t width, Numbers& owned) {
@@ -152,11 +159,11 @@ int backward(cf_step& step, const Images& images, int stages, const Numbers& see
 }
 
 // Without messages, one pass: -sum d (x) dy/dd over the pairs that an atom sends.
-int one_pass(cf_step& step, const cf_frame& frame, const double* weights, double* gradients) {
+int one_pass(cf_step& step, const cf_frame& frame, bool charges, const Numbers& seeds,
+             double* gradients) {
   int code = of_state(step, cf_begin(step.state, &frame));
   if (code == CF_OK) code = of_state(step, cf_forward(step.state, 0));
-  if (code == CF_OK) code = of_state(step, cf_rewind(step.state, 1));
-  if (code == CF_OK) code = of_state(step, cf_set_charge_gradient(step.state, weights));
+  if (code == CF_OK) code = seed(step, charges, seeds);
   if (code == CF_OK) code = of_state(step, cf_backward(step.state, 0));
   Numbers virials(9 * size_t(frame.n_all));
   const cf_result result{nullptr, nullptr, nullptr, virials.data()};
@@ -175,18 +182,20 @@ int weighted_gradients(cf_step& step, const cf_structures& in, const double* wei
   int code = frame_of(step, in, frame, list);
   if (code != CF_OK) return code;
   const int stages = static_cast<int>(cf_model_query(step.model, "n_stages"));
-  if (stages == 1) return one_pass(step, frame, weights, gradients);
+  const bool charges = weights != nullptr;
+  const size_t n = in.n_atoms, width = charges ? step.n_charges : 1;
+  Numbers seeds(n * width, 1.0), whole, along;
+  if (charges) std::copy_n(weights, n * width, seeds.begin());
+  if (stages == 1) return one_pass(step, frame, charges, seeds, gradients);
   const Images images(frame);
   code = forward(step, images, stages);
-  const size_t n = in.n_atoms;
-  Numbers seeds(weights, weights + n * step.n_charges), whole, along;
   std::vector<Numbers> first;
-  if (code == CF_OK) code = backward(step, images, stages, seeds, -1, first, whole);
+  if (code == CF_OK) code = backward(step, images, stages, charges, seeds, -1, first, whole);
+  Numbers placed(seeds.size());
   for (int b = 0; code == CF_OK && b < 3; ++b) {
-    for (size_t i = 0; i < n; ++i)
-      for (int c = 0; c < step.n_charges; ++c)
-        seeds[i * step.n_charges + c] = weights[i * step.n_charges + c] * in.positions[3 * i + b];
-    code = backward(step, images, stages, seeds, b, first, along);
+    for (size_t k = 0; k < seeds.size(); ++k)
+      placed[k] = seeds[k] * in.positions[3 * (k / width) + b];
+    code = backward(step, images, stages, charges, placed, b, first, along);
     for (size_t i = 0; i < n; ++i)
       for (int a = 0; a < 3; ++a)
         gradients[9 * i + 3 * a + b] =

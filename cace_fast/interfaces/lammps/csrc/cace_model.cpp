@@ -203,22 +203,73 @@ void CaceModel::evaluate(const CaceDomain& domain, const double* inputs, Border&
     outcome.phase(state_, [&] { return cf_forward(state_, t); });
     if (message_doubles(t) > 0) border.to_ghosts(*this, t);
   }
-  if (n_charges_ == 0) {
+  const bool resolve = domain.centroid_virials && n_stages_ > 1;
+  if (n_charges_ == 0 && !resolve) {
     outcome.phase(state_, [&] { return cf_turn(state_); });
     if (!sums_.empty()) sum_long_range(domain, outcome);  // of fixed charges
   } else {
     outcome.phase(state_, [&] { return cf_forward(state_, last); });
-    sum_long_range(domain, outcome);
+    if (!sums_.empty()) sum_long_range(domain, outcome);
     outcome.phase(state_, [&] { return cf_backward(state_, last); });
   }
   for (int t = last - 1; t >= 0; --t) {
+    if (resolve) keep_gradients(domain, t, outcome);
     if (message_doubles(t) > 0) border.to_owners(*this, t);
     outcome.phase(state_, [&] { return cf_backward(state_, t); });
   }
   outcome.phase(state_, [&] { return cf_finish(state_, &result); });
+  if (resolve) resolve_virials(domain, border, outcome);
   if (!outcome.good()) return;
   for (size_t i = 0; i < n; ++i) energies[i] += cf_model_isolated(model_, species_[i]);
   for (size_t i = 0; !sums_.empty() && i < 3 * n; ++i) forces[i] += long_range_forces_[i];
+}
+
+// What ghosts have got for their messages of generation t, before it goes to their owners.
+void CaceModel::keep_gradients(const CaceDomain& domain, int t, CaceOutcome& outcome) {
+  const size_t width = cf_model_message_size(model_, t);
+  gradients_.resize(n_stages_);
+  gradients_[t].assign(domain.n_all * width + 1, 0.0);
+  const cf_atoms ghosts = {domain.n_all - domain.n_owned, domain.n_owned, nullptr};
+  double* rows = gradients_[t].data() + domain.n_owned * width;
+  outcome.phase(state_, [&] { return cf_pack_gradients(state_, t, &ghosts, 64, rows); });
+}
+
+// Virials of atoms over several hops, sum_j (r_j - r_i)_b dE_j/dr_ia: three more backward passes, of energies
+// weighted with where their atoms are (docs/theory.md of cace-fast, section 10).
+void CaceModel::resolve_virials(const CaceDomain& domain, Border& border, CaceOutcome& outcome) {
+  const int n = domain.n_owned, n_all = domain.n_all, last = n_stages_ - 1;
+  const cf_atoms owned = {n, 0, nullptr}, ghosts = {n_all - n, n, nullptr};
+  std::vector<double> weights(n + 1), found(3 * size_t(n_all) + 3), rows, half;
+  const cf_result result = {nullptr, found.data(), nullptr, nullptr};
+  for (int b = 0; b < 3; ++b) {
+    const double origin = n ? domain.x[b] : 0.0;  // near: float32 has few digits
+    for (int i = 0; i < n; ++i) weights[i] = domain.x[3 * size_t(i) + b] - origin;
+    outcome.phase(state_, [&] { return cf_rewind(state_, 0); });
+    outcome.phase(state_, [&] { return cf_energy_weights(state_, weights.data()); });
+    outcome.phase(state_, [&] { return cf_backward(state_, last); });
+    for (int t = last - 1; t >= 0; --t) {
+      const size_t width = cf_model_message_size(model_, t);
+      half.assign(n_all * width + 1, 0.0);
+      rows.assign(2 * n_all * width + 1, 0.0);
+      double* to = half.data() + n * width;
+      outcome.phase(state_, [&] { return cf_pack_gradients(state_, t, &ghosts, 64, to); });
+      for (size_t i = 0; i < size_t(n_all); ++i) {
+        std::copy_n(&gradients_[t][i * width], width, &rows[2 * i * width]);
+        std::copy_n(&half[i * width], width, &rows[(2 * i + 1) * width]);
+      }
+      if (width > 0) border.placed_to_owners(rows.data(), int(width), b, origin);
+      for (size_t i = 0; i < size_t(n); ++i)
+        std::copy_n(&rows[(2 * i + 1) * width], width, &half[i * width]);
+      outcome.phase(state_,
+                    [&] { return cf_unpack_gradients(state_, t, &owned, 64, half.data()); });
+      outcome.phase(state_, [&] { return cf_backward(state_, t); });
+    }
+    outcome.phase(state_, [&] { return cf_finish(state_, &result); });
+    for (size_t i = 0; outcome.good() && i < size_t(n_all); ++i)
+      for (int a = 0; a < 3; ++a)
+        atom_virials[9 * i + 3 * b + a] =
+            (domain.x[3 * i + b] - origin) * forces[3 * i + a] - found[3 * i + a];
+  }
 }
 
 // All Ewald terms of the model: energies and forces, and dE/dq for the backward passes.

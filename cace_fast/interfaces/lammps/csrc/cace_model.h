@@ -25,7 +25,7 @@ struct CaceDomain {
   int n_owned, n_all;
   const double* x;  // [n_all][3]
   CaceBox box;
-  bool virial, atom_virials;
+  bool virial, atom_virials, centroid_virials;
 };
 
 class CaceModel : protected Pointers {
@@ -35,6 +35,9 @@ class CaceModel : protected Pointers {
    public:
     virtual void to_ghosts(CaceModel& model, int t) = 0;
     virtual void to_owners(CaceModel& model, int t) = 0;
+    // Adds rows [n_all][2 width] of ghosts to those of their owners: a gradient, and the same weighted with
+    // places along an axis, x - origin, which is told by the ghost's place and becomes one by the owner's.
+    virtual void placed_to_owners(double* rows, int width, int axis, double origin) = 0;
 
    protected:
     ~Border() = default;
@@ -85,6 +88,8 @@ class CaceModel : protected Pointers {
   void check_distances(const CaceDomain& domain, CaceOutcome& outcome);
   void take_inputs(int n_owned, const double* inputs);
   void sum_long_range(const CaceDomain& domain, CaceOutcome& outcome);
+  void keep_gradients(const CaceDomain& domain, int t, CaceOutcome& outcome);
+  void resolve_virials(const CaceDomain& domain, Border& border, CaceOutcome& outcome);
 
   const CaceSettings settings_;
   cf_model* model_ = nullptr;
@@ -97,6 +102,7 @@ class CaceModel : protected Pointers {
   std::vector<double> half_;                   // half distances of species
   std::vector<std::vector<double>> extras_;    // of each head
   std::vector<const double*> extras_of_head_;
+  std::vector<std::vector<double>> gradients_;  // of each generation's messages, of all atoms
   std::vector<double> slopes_, q_, own_energies_, own_slopes_, own_forces_, long_range_forces_;
 };
 

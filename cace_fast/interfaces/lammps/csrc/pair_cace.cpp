@@ -154,7 +154,7 @@ void PairCACE::coeff(int narg, char** arg) {
   stop_if_failed();
   bool long_range = false;
   for (const auto& model : models_) long_range |= model->long_range();
-  centroidstressflag = long_range || models_[0]->n_messages() ? CENTROID_NOTAVAIL : CENTROID_AVAIL;
+  centroidstressflag = long_range ? CENTROID_NOTAVAIL : CENTROID_AVAIL;
   for (int i = 1; i <= atom->ntypes; ++i)
     for (int j = i; j <= atom->ntypes; ++j)
       setflag[i][j] = models_[0]->takes(i) && models_[0]->takes(j);
@@ -171,8 +171,10 @@ void PairCACE::init_style() {
   for (const auto& model : models_) {
     if (model->long_range()) require_boundaries();
     for (int t = 0; t < model->n_messages(); ++t)
-      comm_forward = comm_reverse = std::max(comm_forward, model->message_doubles(t));
+      comm_forward = std::max(comm_forward, model->message_doubles(t));
   }
+  comm_reverse = std::max(comm_reverse, 4 * comm_forward);  // placed rows: two of doubles
+  comm_reverse_off = comm_reverse;                          // ghosts send with newton off as well
   find_inputs();
   if (charges_ == Charges::kAtom && !atom->q_flag)
     error->all(FLERR, "pair_style cace: charges atom needs an atom_style with charges");
@@ -292,6 +294,7 @@ CaceDomain PairCACE::domain_now() {
   here.box.n_all = n_taking_part_;
   here.virial = vflag_either;
   here.atom_virials = vflag_atom || cvflag_atom;
+  here.centroid_virials = cvflag_atom;
   return here;
 }
 
@@ -341,6 +344,13 @@ void PairCACE::reverse(double* rows, int width) {
   comm->reverse_comm(this, width);
 }
 
+void PairCACE::placed_to_owners(double* rows, int width, int axis, double origin) {
+  axis_ = axis;
+  origin_ = origin;
+  reverse(rows, 2 * width);
+  axis_ = -1;
+}
+
 int PairCACE::pack_forward_comm(int n, int* atoms, double* buffer, int, int*) {
   return crossing_->pack(generation_, false, {n, 0, atoms}, buffer, outcome_);
 }
@@ -352,6 +362,7 @@ void PairCACE::unpack_forward_comm(int n, int first, double* buffer) {
 int PairCACE::pack_reverse_comm(int n, int first, double* buffer) {
   if (crossing_) return crossing_->pack(generation_, true, {n, first, nullptr}, buffer, outcome_);
   std::copy_n(rows_ + size_t(first) * width_, size_t(n) * width_, buffer);
+  for (int i = 0; axis_ >= 0 && i < n; ++i) place(buffer + size_t(i) * width_, first + i, -1.0);
   return n * width_;
 }
 
@@ -360,6 +371,14 @@ void PairCACE::unpack_reverse_comm(int n, int* atoms, double* buffer) {
     crossing_->unpack(generation_, true, {n, 0, atoms}, buffer, outcome_);
     return;
   }
-  for (int i = 0; i < n; ++i)
-    for (int k = 0; k < width_; ++k) rows_[size_t(atoms[i]) * width_ + k] += *buffer++;
+  for (int i = 0; i < n; ++i, buffer += width_) {
+    if (axis_ >= 0) place(buffer, atoms[i], 1.0);
+    for (int k = 0; k < width_; ++k) rows_[size_t(atoms[i]) * width_ + k] += buffer[k];
+  }
+}
+
+// The second half of a placed row gains the first times where an atom is.
+void PairCACE::place(double* row, int i, double sign) const {
+  const double x = sign * (atom->x[i][axis_] - origin_);
+  for (int k = 0; k < width_ / 2; ++k) row[width_ / 2 + k] += x * row[k];
 }

@@ -40,6 +40,7 @@ class PairCACE : public Pair, public CaceModel::Border {
   void unpack_reverse_comm(int n, int* atoms, double* buffer) override;
   void to_ghosts(CaceModel& model, int t) override;
   void to_owners(CaceModel& model, int t) override;
+  void placed_to_owners(double* rows, int width, int axis, double origin) override;
 
   void* extract(const char* name, int& dim) override;
   void* extract_peratom(const char* name, int& n_columns) override;
@@ -62,6 +63,7 @@ class PairCACE : public Pair, public CaceModel::Border {
   CaceDomain domain_now();
   void stop_if_failed();
   void reverse(double* rows, int width);
+  void place(double* row, int i, double sign) const;
   void add_results();
   void add_energies(const CaceModel& model, double share);
   void add_virials(CaceModel& model, double share);
@@ -84,6 +86,8 @@ class PairCACE : public Pair, public CaceModel::Border {
   int generation_ = 0, width_ = 0;
   bool back_ = false;
   double* rows_ = nullptr;
+  int axis_ = -1;  // of rows that are weighted with places
+  double origin_ = 0.0;
 
   std::vector<double> given_, spread_, forces_std_, charge_, latent_;
   std::vector<double*> forces_std_rows_, latent_rows_;
