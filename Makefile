@@ -11,7 +11,7 @@ COMPILED := setup.py $(wildcard kernels/cpu/build.py kernels/cpu/generate.py ker
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test fuzz coverage lint format tidy compile-commands types floors wheel bench clean \
-  lammps-checks gpu-checks gpu-checks-full gpu-interpreted gpu-emulated gpu-table gpu-test gpu-bench
+  lammps-checks sanitize gpu-checks gpu-checks-full gpu-interpreted gpu-emulated gpu-table gpu-test gpu-bench
 
 help:  ## show this list
 	@echo "cace-fast: fast, safe inference for CACE interatomic potentials"
@@ -71,6 +71,9 @@ lammps-checks: $(STAMP)  ## LAMMPS with pair_style cace on 1, 2 and 4 ranks (ins
 	@$(BIN)/python .ci/extra.py lammps | xargs -d '\n' $(BIN)/python -m pip install -qq -c constraints.txt
 	@$(BIN)/cace-fast lammps build
 	@$(BIN)/pytest tests/pair_style $(ARGS)
+
+sanitize: $(STAMP)  ## misuse of the C interface under the sanitizers for addresses and undefined behaviour
+	@$(BIN)/python .ci/sanitize.py
 
 gpu-checks: $(STAMP)  ## prove the GPU kernels without a GPU: interpreter, emulator, compile matrix
 	@$(MAKE) --no-print-directory -j2 -Otarget gpu-interpreted gpu-emulated SPEED='-m "not slow"'

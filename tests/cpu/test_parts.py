@@ -21,7 +21,8 @@ class ListC(ctypes.Structure):
     """``cf_list``; addresses of arrays."""
 
     _fields_ = (
-        ("n_pairs", c_int64), ("first", c_void_p), ("sender", c_void_p), ("shift", c_void_p),
+        ("n_pairs", c_int64), ("n_owned", c_int32), ("n_all", c_int32),
+        ("first", c_void_p), ("sender", c_void_p), ("shift", c_void_p),
         ("sent_first", c_void_p), ("sent", c_void_p),
     )  # fmt: skip
 

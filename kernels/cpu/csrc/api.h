@@ -26,7 +26,7 @@ struct cf_state {
   std::unique_ptr<cace_fast::Engine> engine;
   std::string error;
   int64_t bad_atom = -1;
-  int n_threads = 1, n_all = 0;
+  int n_threads = 1, n_all = 0, n_owned = 0;
   // Of the frame that the engine holds: generations that may follow, -1: none; and what is complete.
   int next_forward = -1, next_backward = -1;
   bool all_forward = false, all_backward = false;
@@ -53,6 +53,9 @@ int guarded(std::string& text, int64_t* bad_atom, const F& f) {
     remember(&e);
     text = e.what();
     return CF_INVALID;
+  } catch (const OutOfOrder& e) {
+    text = e.what();
+    return CF_ORDER;
   } catch (const JsonError& e) {
     const Invalid error("specification", "the text of a model that this engine has", e.what());
     remember(&error);
@@ -83,13 +86,14 @@ int told(char* error, const F& f) {
   return code;
 }
 
-// The same for a state: an error ends its step.
+// The same for a state: an error ends its step, unless it is a call at the wrong time.
 template <class F>
 int phase(cf_state* state, const F& f) {
+  if (!state) return told(nullptr, [] { return need({nullptr}, "state"), int(CF_OK); });
   state->error.clear();
   state->bad_atom = -1;
   const int code = guarded(state->error, &state->bad_atom, f);
-  if (code != CF_OK) state->forget();
+  if (code != CF_OK && code != CF_ORDER) state->forget();
   return code;
 }
 
@@ -98,8 +102,13 @@ inline std::map<std::string, Numbers> tensors_of(const std::string& prefix, int3
                                                  const char* const* names,
                                                  const double* const* data, const int64_t* sizes) {
   std::map<std::string, Numbers> tensors;
-  for (int i = 0; i < n_tensors; ++i)
+  if (n_tensors < 0) throw Invalid("n_tensors", "0 or more", std::to_string(n_tensors));
+  if (n_tensors > 0) need({names, data, sizes}, "names data sizes");
+  for (int i = 0; i < n_tensors; ++i) {
+    need({names[i], data[i]}, "names data");
+    if (sizes[i] < 0) throw Invalid("sizes", "0 or more", std::to_string(sizes[i]));
     tensors[prefix + names[i]] = Numbers(data[i], data[i] + sizes[i]);
+  }
   return tensors;
 }
 

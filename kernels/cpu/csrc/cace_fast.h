@@ -75,6 +75,7 @@ typedef struct {
  * it makes the sums of forces deterministic without atomics.  cf_pairs_* builds all of this. */
 typedef struct {
   int64_t n_pairs;
+  int32_t n_owned, n_all;    /* of the frames that it is for */
   const int64_t *first;      /* [n_owned + 1] first pair of each receiver */
   const int32_t *sender;     /* [n_pairs] */
   const int32_t *shift;      /* [n_pairs] row of shift_vectors, or NULL: no shifts */

@@ -49,7 +49,7 @@ CF_API int32_t cf_pairs_n_shifts(const cf_pairs *pairs);
 CF_API void cf_pairs_list(const cf_pairs *pairs, cf_list *list);
 /* S h of every row of shifts [n_shifts][3] for cells [n_systems][3][3] (rows: lattice vectors). */
 CF_API void cf_pairs_vectors(const cf_pairs *pairs, const double *cells, double *shift_vectors);
-/* The closest pair: returns its distance in A, infinity without pairs.  shift_vectors NULL: no shifts. */
+/* The closest pair: returns its distance in A, infinity without pairs, 0 where an argument is NULL.  shift_vectors NULL: no shifts. */
 CF_API double cf_pairs_closest(const cf_pairs *pairs, const double *positions,
                                const double *shift_vectors, int32_t n_threads, int32_t atoms[2]);
 /* The pair that is closest for its kind: returns the smallest distance / (half[i] + half[j]), the

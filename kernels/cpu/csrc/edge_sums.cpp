@@ -149,6 +149,7 @@ void over_segments(const cf_edge_functions& f, const cf_edge_sums& in, int n_thr
 
 extern "C" int cf_edge_sums_run(const cf_edge_functions* functions, const cf_edge_sums* sums,
                                 int32_t n_threads) {
+  if (functions == nullptr || sums == nullptr) return CF_INVALID;
   try {
     if (sums->along) {
       over_segments<Dual>(*functions, *sums, n_threads);

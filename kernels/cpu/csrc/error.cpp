@@ -2,6 +2,8 @@
 #include "error.h"
 
 #include <cstdint>
+#include <initializer_list>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 
@@ -23,6 +25,18 @@ void remember(const Invalid* error) {
   last[1] = error ? error->expected : "";
   last[2] = error ? error->got : "";
 }
+
+void need(std::initializer_list<const void*> pointers, const char* names) {
+  std::istringstream in(names);
+  for (const void* pointer : pointers) {
+    std::string name;
+    in >> name;
+    if (!pointer) throw Invalid(name, "a pointer", "NULL");
+  }
+}
+
+OutOfOrder::OutOfOrder(const std::string& text) : std::runtime_error(text) {}
+OutOfOrder::~OutOfOrder() = default;
 
 void unsorted() {
   throw Invalid("list", "pairs sorted by receiver and sender's species", "others");

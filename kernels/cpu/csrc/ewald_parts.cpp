@@ -15,6 +15,7 @@ namespace {
 template <class F>
 int in_sum(cf_ewald* ewald, char* error, bool on_mesh, const F& f) {
   return guarded(error, [&] {
+    need({ewald}, "ewald");
     if (!ewald->begun) return fail(error, CF_ORDER, "long range: cf_ewald_cell begins a sum");
     if (on_mesh && ewald->plan.window == nullptr)
       return fail(error, CF_ORDER, "long range: this sum is direct; cf_ewald_mesh tells");
@@ -23,6 +24,8 @@ int in_sum(cf_ewald* ewald, char* error, bool on_mesh, const F& f) {
 }
 
 EwaldSystem system_of(const cf_ewald& ewald, int64_t n, const double* q, const double* r) {
+  if (n < 0) throw Invalid("n", "0 or more atoms", std::to_string(n));
+  if (n > 0) need({q, r}, "q r");
   return {n, ewald.n_q, q, r, ewald.box};
 }
 
@@ -77,8 +80,9 @@ extern "C" {
 
 int cf_ewald_cell(cf_ewald* ewald, const double* cell, int32_t periodic, int64_t n_all, int32_t n_q,
                   int64_t* size, char* error) {
-  ewald->begun = false;
   return guarded(error, [&] {
+    need({ewald, cell, size}, "ewald cell size");
+    ewald->begun = false;
     if (periodic == EWALD_OPEN)
       return invalid(error, "periodic", "1, or 2 + a: sums over k have parts", "0");
     if (n_all < 0 || n_q < 1)
@@ -106,6 +110,7 @@ int cf_ewald_sums(cf_ewald* ewald, int64_t n, const double* q, const double* r, 
                   char* error) {
   return in_sum(ewald, error, false, [&] {
     const EwaldSystem in = system_of(*ewald, n, q, r);
+    need({sums}, "sums");
     places(*ewald, n, r);
     if (ewald->plan.window != nullptr) ewald->work.mesh->add_charges(in, sums);
     else ewald_structure_factors(ewald->work, n, ewald->n_q, q, r, sums);
@@ -120,6 +125,8 @@ int cf_ewald_finish(cf_ewald* ewald, int64_t n, const double* q, const double* r
   return in_sum(ewald, error, false, [&] {
     EwaldWork& work = ewald->work;
     const EwaldSystem in = system_of(*ewald, n, q, r);
+    need({sums}, "sums");
+    if (n > 0) need({energies, slopes}, "energies slopes");
     const double unit = ewald->spec.norm;
     const double share = ewald->n_all > 0 ? double(n) / double(ewald->n_all) : 1.0;
     places(*ewald, n, r);
@@ -141,6 +148,7 @@ int cf_ewald_finish(cf_ewald* ewald, int64_t n, const double* q, const double* r
 int cf_ewald_mesh(cf_ewald* ewald, cf_mesh* mesh, char* error) {
   return in_sum(ewald, error, false, [&] {
     const MeshPlan& plan = ewald->plan;
+    need({mesh}, "mesh");
     *mesh = {};
     if (plan.window == nullptr) return int(CF_OK);
     mesh->width = plan.window->width;
@@ -155,6 +163,7 @@ int cf_ewald_spread(cf_ewald* ewald, const cf_brick* brick, int64_t n, const dou
                     const double* r, void* grid, char* error) {
   return in_sum(ewald, error, true, [&] {
     const EwaldSystem in = system_of(*ewald, n, q, r);
+    need({brick, grid}, "brick grid");
     require_inside(ewald->work.mesh->spread(brick_of(*ewald, *brick), in, grid));
     return int(CF_OK);
   });
@@ -163,6 +172,7 @@ int cf_ewald_spread(cf_ewald* ewald, const cf_brick* brick, int64_t n, const dou
 int cf_ewald_multiply(cf_ewald* ewald, const cf_brick* modes, int32_t half, int32_t n_grids,
                       void* values, double* virial, char* error) {
   return in_sum(ewald, error, true, [&] {
+    need({modes, values}, "modes values");
     const MeshBrick brick = brick_of(*ewald, *modes);
     if (n_grids < 0 || n_grids > ewald->n_q)
       return invalid(error, "n_grids", "0 to " + std::to_string(ewald->n_q),
@@ -185,6 +195,8 @@ int cf_ewald_gather(cf_ewald* ewald, const cf_brick* brick, int64_t n, const dou
   return in_sum(ewald, error, true, [&] {
     const EwaldSystem in = system_of(*ewald, n, q, r);
     EwaldSlab& slab = ewald->work.slab;
+    need({brick, grid, moments}, "brick grid moments");
+    if (n > 0) need({energies, slopes}, "energies slopes");
     places(*ewald, n, r);
     double* pull = slab.present ? slab.forces.data() : forces;
     require_inside(ewald->work.mesh->gather(brick_of(*ewald, *brick), in, grid, ewald->spec.norm,
@@ -197,6 +209,8 @@ int cf_ewald_gather(cf_ewald* ewald, const cf_brick* brick, int64_t n, const dou
 int cf_ewald_moments(cf_ewald* ewald, int64_t n, const double* q, const double* r, double* moments,
                      char* error) {
   return in_sum(ewald, error, false, [&] {
+    system_of(*ewald, n, q, r);  // looks at them
+    need({moments}, "moments");
     places(*ewald, n, r);
     ewald_moments(ewald->work.slab, n, ewald->n_q, q, moments);
     return int(CF_OK);

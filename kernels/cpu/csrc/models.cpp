@@ -22,6 +22,11 @@ int opened(const ModelFile& file, const char* energy_key, int32_t output_index, 
   return CF_OK;
 }
 
+void check_heads(int32_t n_heads, const cf_head* heads) {
+  if (n_heads < 0) invalid("n_heads", "0 or more", std::to_string(n_heads));
+  if (n_heads > 0) need({heads}, "heads");
+}
+
 }  // namespace
 }  // namespace cace_fast
 
@@ -33,6 +38,8 @@ int cf_model_create(const char* spec_json, int32_t n_tensors, const char* const*
                     const double* const* data, const int64_t* sizes, int32_t n_heads,
                     const cf_head* heads, cf_model** model, char error[CF_ERROR_LENGTH]) {
   return told(error, [&] {
+    need({spec_json, model}, "spec_json model");
+    check_heads(n_heads, heads);
     const auto tensors = tensors_of("", n_tensors, names, data, sizes);
     *model = new cf_model{make_model(spec_json, tensors, {heads, heads + n_heads}), {}};
     return int(CF_OK);
@@ -42,6 +49,8 @@ int cf_model_create(const char* spec_json, int32_t n_tensors, const char* const*
 int cf_model_load(const char* path, int32_t n_heads, const cf_head* heads, cf_model** model,
                   char error[CF_ERROR_LENGTH]) {
   return told(error, [&] {
+    need({path, model}, "path model");
+    check_heads(n_heads, heads);
     const ModelFile file = read_model_file(path);
     *model = new cf_model{make_model(file.spec_json, file.tensors, {heads, heads + n_heads}), {}};
     return int(CF_OK);
@@ -50,13 +59,16 @@ int cf_model_load(const char* path, int32_t n_heads, const cf_head* heads, cf_mo
 
 int cf_model_open(const char* path, const char* energy_key, int32_t output_index, cf_model** model,
                   char error[CF_ERROR_LENGTH]) {
-  return told(error,
-              [&] { return opened(read_model_file(path), energy_key, output_index, model); });
+  return told(error, [&] {
+    need({path, model}, "path model");
+    return opened(read_model_file(path), energy_key, output_index, model);
+  });
 }
 
 int cf_model_open_bytes(const void* bytes, int64_t size, const char* energy_key,
                         int32_t output_index, cf_model** model, char error[CF_ERROR_LENGTH]) {
   return told(error, [&] {
+    need({model}, "model");
     if (size < 0 || (size && !bytes))
       throw Invalid("bytes", "those of a model file",
                     "none of a negative number of bytes, or NULL");
@@ -68,6 +80,7 @@ int cf_model_open_bytes(const void* bytes, int64_t size, const char* energy_key,
 void cf_model_free(cf_model* model) { delete model; }
 
 int64_t cf_model_query(const cf_model* model, const char* name) {
+  if (!model || !name) return -1;
   const Model& m = model->model;
   const bool unrolled = m.l_max >= 2 && m.l_max <= 4 && (m.nu_max == 2 || m.nu_max == 3);
   const std::map<std::string, int64_t> known = {{"n_elements", m.n_z},
@@ -86,19 +99,22 @@ int64_t cf_model_query(const cf_model* model, const char* name) {
 }
 
 int32_t cf_model_element(const cf_model* model, int32_t species) {
+  if (!model) return -1;
   const auto& elements = model->model.elements;
   return species < 0 || size_t(species) >= elements.size() ? -1 : elements[species];
 }
 
-double cf_model_cutoff(const cf_model* model) { return model->model.cutoff; }
+double cf_model_cutoff(const cf_model* model) { return model ? model->model.cutoff : 0.0; }
 
 int32_t cf_model_extras(const cf_model* model, int32_t head) {
+  if (!model) return -1;
   const auto& heads = model->model.heads;
   return head < 0 || size_t(head) >= heads.size() ? -1 : heads[head].n_extra;
 }
 
 const char* cf_model_extra(const cf_model* model, int32_t head, int32_t k, int32_t* width,
                            const double** fixed) {
+  if (!model || !width || !fixed) return nullptr;
   const auto& heads = model->program.extras;
   if (head < 0 || size_t(head) >= heads.size()) return nullptr;
   if (k < 0 || size_t(k) >= heads[head].size()) return nullptr;
@@ -109,6 +125,7 @@ const char* cf_model_extra(const cf_model* model, int32_t head, int32_t k, int32
 }
 
 int32_t cf_model_message_size(const cf_model* model, int32_t t) {
+  if (!model) return 0;
   const Model& m = model->model;
   if (t < 0 || t >= int(m.steps.size())) return 0;
   const Step& step = m.steps[t];
@@ -121,6 +138,7 @@ double cf_model_half_distance(const cf_model* model, int32_t species) {
 }
 
 int32_t cf_model_row(const cf_model* model, int32_t atomic_number) {
+  if (!model) return -1;
   const auto& elements = model->model.elements;
   for (size_t row = 0; row < elements.size(); ++row)
     if (elements[row] == atomic_number) return int32_t(row);
@@ -128,14 +146,18 @@ int32_t cf_model_row(const cf_model* model, int32_t atomic_number) {
 }
 
 double cf_model_isolated(const cf_model* model, int32_t species) {
+  if (!model) return 0.0;
   const Numbers& isolated = model->program.isolated;
   return species < 0 || size_t(species) >= isolated.size() ? 0.0 : isolated[species];
 }
 
-double cf_model_charge_unit(const cf_model* model) { return model->program.charge_unit; }
+double cf_model_charge_unit(const cf_model* model) {
+  return model ? model->program.charge_unit : 0.0;
+}
 
 const cf_long_range* cf_model_terms(const cf_model* model, int32_t* n_terms) {
-  *n_terms = int32_t(model->program.terms.size());
+  if (n_terms) *n_terms = model ? int32_t(model->program.terms.size()) : 0;
+  if (!model || !n_terms) return nullptr;
   return model->program.terms.data();
 }
 

@@ -10,13 +10,13 @@ namespace cace_fast {
 
 struct Pairs {
   int64_t n_receivers = 0, n_all = 0;
-  std::vector<int64_t> first;         // [n_receivers + 1]
-  std::vector<int32_t> sender;        // [n_pairs]
-  std::vector<int32_t> shift;         // [n_pairs] row of the shifts, or number of the pair
-  std::vector<int64_t> sent_first;    // [n_all + 1]
-  std::vector<int32_t> sent;          // [n_pairs] pairs that an atom sends, ascending
-  std::vector<int32_t> shifts;        // [n_shifts][3] integer cell shifts S
-  std::vector<int32_t> shift_system;  // [n_shifts] system whose cell S multiplies
+  std::vector<int64_t> first{0};       // [n_receivers + 1]
+  std::vector<int32_t> sender;         // [n_pairs]
+  std::vector<int32_t> shift;          // [n_pairs] row of the shifts, or number of the pair
+  std::vector<int64_t> sent_first{0};  // [n_all + 1]
+  std::vector<int32_t> sent;           // [n_pairs] pairs that an atom sends, ascending
+  std::vector<int32_t> shifts;         // [n_shifts][3] integer cell shifts S
+  std::vector<int32_t> shift_system;   // [n_shifts] system whose cell S multiplies
   // of the sorting, kept because fresh memory costs more than the sorting
   std::vector<uint64_t> keys;
   std::vector<int32_t> number;

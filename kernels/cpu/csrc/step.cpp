@@ -45,6 +45,20 @@ int check_distances(cf_step& step, const cf_structures& in) {
 
 namespace cace_fast {
 
+void check_structures(const cf_structures* in) {
+  need({in}, "structures");
+  if (in->n_atoms < 0 || in->n_systems < 1)
+    throw Invalid("structures", "0 or more atoms of 1 or more systems",
+                  std::to_string(in->n_atoms) + " of " + std::to_string(in->n_systems));
+  need({in->first_atom, in->cells, in->periodic}, "first_atom cells periodic");
+  if (in->n_atoms > 0) need({in->species, in->positions}, "species positions");
+  for (int32_t s = 0; s < in->n_systems; ++s)
+    if (in->first_atom[0] != 0 || in->first_atom[s + 1] < in->first_atom[s] ||
+        in->first_atom[s + 1] > in->n_atoms || in->first_atom[in->n_systems] != in->n_atoms)
+      throw Invalid("first_atom", "ascending numbers from 0 to " + std::to_string(in->n_atoms),
+                    "others");
+}
+
 int frame_of(cf_step& step, const cf_structures& in, cf_frame& frame, cf_list& list) {
   const Pairs& p = step.pairs.pairs;
   if (p.n_receivers != in.n_atoms)
@@ -126,6 +140,9 @@ extern "C" {
 int cf_step_create(const cf_model* model, cf_state* state, int32_t n_terms,
                    const cf_long_range* terms, cf_step** step, char* error) {
   return guarded(error, [&] {
+    need({model, state, step}, "model state step");
+    if (n_terms < 0) return invalid(error, "n_terms", "0 or more", std::to_string(n_terms));
+    if (n_terms > 0) need({terms}, "terms");
     const int n_charges = static_cast<int>(cf_model_query(model, "n_charges"));
     const int64_t n_elements = cf_model_query(model, "n_elements");
     std::vector<cf_step::Term> made;
@@ -157,14 +174,16 @@ int cf_step_create(const cf_model* model, cf_state* state, int32_t n_terms,
 void cf_step_free(cf_step* step) { delete step; }
 
 void cf_step_threads(cf_step* step, int32_t n_threads) {
+  if (step == nullptr) return;
   step->n_threads = team_size(n_threads);
   cf_state_threads(step->state, step->n_threads);
 }
 
 int cf_step_pairs(cf_step* step, const cf_structures* in, int64_t n_pairs, const int64_t* receivers,
                   const int64_t* senders, const int64_t* shifts) {
-  return guarded(step->error, [&] {
+  return on_step(step, [&] {
     step->n_evaluated = -1;
+    check_structures(in);
     systems_of(*in, step->system);
     return cf_pairs_set(&step->pairs, in->n_atoms, in->n_atoms, in->species, step->system.data(),
                         n_pairs, receivers, senders, shifts, step->n_threads, step->error);
@@ -172,10 +191,12 @@ int cf_step_pairs(cf_step* step, const cf_structures* in, int64_t n_pairs, const
 }
 
 int cf_step_run(cf_step* step, const cf_structures* in, const cf_step_result* out) {
-  return guarded(step->error, [&] {
+  return on_step(step, [&] {
     cf_frame frame;
     cf_list list;
     step->n_evaluated = -1;
+    check_structures(in);
+    need({out}, "result");
     const int code = frame_of(*step, *in, frame, list);
     if (code != CF_OK) return code;
     step->n_evaluated = in->n_atoms;
@@ -188,11 +209,12 @@ int cf_step_run(cf_step* step, const cf_structures* in, const cf_step_result* ou
 
 int cf_step_charge_gradients(cf_step* step, int32_t count, const double* weights,
                              double* gradients) {
-  return guarded(step->error, [&] {
+  return on_step(step, [&] {
     const int stages = static_cast<int>(cf_model_query(step->model, "n_stages"));
     const int64_t n = step->n_evaluated;
     if (n < 0)
       return fail(step->error, CF_ORDER, "charges: their gradients come after cf_step_run");
+    if (count > 0 && n > 0) need({weights, gradients}, "weights gradients");
     int code = CF_OK;
     for (int32_t k = 0; code == CF_OK && k < count; ++k) {
       double* own = gradients + 3 * n * k;
@@ -209,18 +231,22 @@ int cf_step_charge_gradients(cf_step* step, int32_t count, const double* weights
 }
 
 int cf_step_features(cf_step* step, const cf_structures* in, double* features) {
-  return guarded(step->error, [&] {
+  return on_step(step, [&] {
     cf_frame frame;
     cf_list list;
     step->n_evaluated = -1;
+    check_structures(in);
     const int code = frame_of(*step, *in, frame, list);
     return code != CF_OK ? code : of_state(*step, cf_features(step->state, &frame, features));
   });
 }
 
-const char* cf_step_error(const cf_step* step) { return step->error; }
+const char* cf_step_error(const cf_step* step) {
+  return step == nullptr ? "step: expected a pointer, got NULL" : step->error;
+}
 
 void cf_step_closest(const cf_step* step, int32_t atoms[2], double* distance, double* allowed) {
+  if (step == nullptr || atoms == nullptr || distance == nullptr || allowed == nullptr) return;
   atoms[0] = step->closest[0];
   atoms[1] = step->closest[1];
   *distance = step->distance;

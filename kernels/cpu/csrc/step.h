@@ -100,10 +100,22 @@ int guarded(char* error, Body body) {
   }
 }
 
+// The same for a step, which keeps the text.
+template <class Body>
+int on_step(cf_step* step, Body body) {
+  if (step == nullptr) return guarded(nullptr, [] { return need({nullptr}, "step"), int(CF_OK); });
+  return guarded(step->error, body);
+}
+
+// Throws for atoms and channels of a sum that make no sense.
+void ewald_atoms(int64_t n, int n_q, const double* q, const double* r, const double* energies,
+                 const double* slopes);
 int ewald_check(const cf_ewald_spec& spec, char* error);
 // Throws what a status stands for.
 void ewald_require(EwaldStatus status, const EwaldWork& work);
 EwaldSpec ewald_spec_of(const cf_ewald_spec& spec);
+// Throws for structures that make no sense, as far as that is seen without a look at the atoms.
+void check_structures(const cf_structures* in);
 // What the engine is given of structures whose list the step has; CF_TOO_CLOSE where atoms are.
 int frame_of(cf_step& step, const cf_structures& in, cf_frame& frame, cf_list& list);
 // A code of the state, with its text.

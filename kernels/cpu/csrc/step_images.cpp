@@ -77,6 +77,7 @@ Images::Images(const cf_frame& of) : list(*of.list), frame(of) {
   std::vector<int64_t> at(sent_first.begin(), sent_first.end() - 1);
   sent.resize(n_pairs);
   for (int64_t e = 0; e < n_pairs; ++e) sent[at[sender[e]]++] = int32_t(e);
+  list.n_all = n_all;
   list.sender = sender.data();
   list.shift = nullptr;
   list.sent_first = sent_first.data();
@@ -102,7 +103,6 @@ void Images::to_owners(const Numbers& ghosts, const Numbers* first, int b, int64
 
 int forward(cf_step& step, const Images& images, int stages) {
   int code = of_state(step, cf_begin(step.state, &images.frame));
-  const size_t n = images.frame.n_owned;
   for (int t = 0; code == CF_OK && t < stages; ++t) {
     code = of_state(step, cf_forward(step.state, t));
     if (code != CF_OK || t == stages - 1) break;
@@ -208,6 +208,9 @@ int weighted_gradients(cf_step& step, const cf_structures& in, const double* wei
 
 extern "C" int cf_step_weighted_gradients(cf_step* step, const cf_structures* structures,
                                           const double* weights, double* gradients) {
-  return guarded(step->error,
-                 [&] { return weighted_gradients(*step, *structures, weights, gradients); });
+  return on_step(step, [&] {
+    check_structures(structures);
+    if (structures->n_atoms > 0) need({gradients}, "gradients");
+    return weighted_gradients(*step, *structures, weights, gradients);
+  });
 }

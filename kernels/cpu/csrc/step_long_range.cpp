@@ -157,6 +157,14 @@ void ewald_require(EwaldStatus status, const EwaldWork& work) {
   }
 }
 
+void ewald_atoms(int64_t n, int n_q, const double* q, const double* r, const double* energies,
+                 const double* slopes) {
+  if (n < 0 || n_q < 1)
+    throw Invalid("n, n_q", "0 or more atoms, 1 or more channels",
+                  std::to_string(n) + ", " + std::to_string(n_q));
+  if (n > 0) need({q, r, energies, slopes}, "q r energies slopes");
+}
+
 int ewald_check(const cf_ewald_spec& s, char* error) {
   if (!(s.dl > 0 && s.sigma > 0)) {
     const std::string got = std::to_string(s.dl) + ", " + std::to_string(s.sigma);
@@ -204,6 +212,7 @@ extern "C" {
 
 int cf_ewald_create(const cf_ewald_spec* spec, cf_ewald** ewald, char* error) {
   return guarded(error, [&] {
+    need({spec, ewald}, "spec ewald");
     const int bad = ewald_check(*spec, error);
     if (bad != CF_OK) return bad;
     *ewald = new cf_ewald;
@@ -214,14 +223,21 @@ int cf_ewald_create(const cf_ewald_spec* spec, cf_ewald** ewald, char* error) {
 
 void cf_ewald_free(cf_ewald* ewald) { delete ewald; }
 
-void cf_ewald_freeze(cf_ewald* ewald, const double* cell) { ewald_freeze(ewald->spec, cell); }
+void cf_ewald_freeze(cf_ewald* ewald, const double* cell) {
+  if (ewald != nullptr) ewald_freeze(ewald->spec, cell);
+}
 
-void cf_ewald_threads(cf_ewald* ewald, int32_t n_threads) { ewald->work.n_threads = n_threads; }
+void cf_ewald_threads(cf_ewald* ewald, int32_t n_threads) {
+  if (ewald != nullptr) ewald->work.n_threads = n_threads < 1 ? 1 : n_threads;
+}
 
 int cf_ewald_evaluate(cf_ewald* ewald, int64_t n, int32_t n_q, const double* q, const double* r,
                       const double* cell, int32_t periodic, double* energies, double* slopes,
                       double* forces, double* virial, char* error) {
   return guarded(error, [&] {
+    need({ewald}, "ewald");
+    ewald_atoms(n, n_q, q, r, energies, slopes);
+    if (periodic != EWALD_OPEN) need({cell}, "cell");
     ewald_require(ewald_evaluate(ewald->spec, ewald->work, n, n_q, q, r, cell, periodic, 1.0,
                                  energies, slopes, forces, virial),
                   ewald->work);
@@ -232,27 +248,34 @@ int cf_ewald_evaluate(cf_ewald* ewald, int64_t n, int32_t n_q, const double* q, 
 int cf_ewald_method(cf_ewald* ewald, int32_t method, double tolerance,
                     const cf_transform* transform, char* error) {
   return guarded(error, [&] {
+    need({ewald}, "ewald");
     set_method(ewald->spec, method, tolerance, transform);
     return int(CF_OK);
   });
 }
 
 int cf_step_method(cf_step* step, int32_t method, double tolerance, const cf_transform* transform) {
-  return guarded(step->error, [&] {
+  return on_step(step, [&] {
     for (cf_step::Term& term : step->terms) set_method(term.spec, method, tolerance, transform);
     return int(CF_OK);
   });
 }
 
-void cf_ewald_slab(cf_ewald* ewald, double vacuum) { ewald->spec.slab_vacuum = vacuum; }
+void cf_ewald_slab(cf_ewald* ewald, double vacuum) {
+  if (ewald != nullptr) ewald->spec.slab_vacuum = vacuum;
+}
 
 void cf_step_slab(cf_step* step, double vacuum) {
+  if (step == nullptr) return;
   for (cf_step::Term& term : step->terms) term.spec.slab_vacuum = vacuum;
 }
 
 int cf_step_fields(cf_step* step, int32_t n_systems, const double* fields,
                    const int32_t* directions) {
-  return guarded(step->error, [&] {
+  return on_step(step, [&] {
+    if (fields != nullptr) need({directions}, "directions");
+    if (n_systems < 0)
+      return invalid(step->error, "n_systems", "0 or more", std::to_string(n_systems));
     const size_t size = fields == nullptr ? 0 : step->terms.size() * n_systems;
     for (size_t i = 0; i < size; ++i)
       if (directions[i] < 0 || directions[i] > 2)
@@ -264,6 +287,7 @@ int cf_step_fields(cf_step* step, int32_t n_systems, const double* fields,
 }
 
 void cf_step_freeze(cf_step* step, const double* cell) {
+  if (step == nullptr) return;
   for (cf_step::Term& term : step->terms) ewald_freeze(term.spec, cell);
 }
 

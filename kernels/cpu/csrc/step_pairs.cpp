@@ -72,7 +72,10 @@ double closest(const Pairs& p, const double* r, const double* shift_vectors, int
 extern "C" {
 
 int cf_pairs_create(cf_pairs** pairs, char* error) {
-  return guarded(error, [&] { return *pairs = new cf_pairs, CF_OK; });
+  return guarded(error, [&] {
+    need({pairs}, "pairs");
+    return *pairs = new cf_pairs, int(CF_OK);
+  });
 }
 
 void cf_pairs_free(cf_pairs* pairs) { delete pairs; }
@@ -81,6 +84,9 @@ int cf_pairs_set(cf_pairs* pairs, int32_t n_owned, int32_t n_all, const int32_t*
                  const int32_t* system, int64_t n_pairs, const int64_t* receivers,
                  const int64_t* senders, const int64_t* shifts, int32_t n_threads, char* error) {
   return guarded(error, [&] {
+    need({pairs}, "pairs");
+    if (n_all > 0) need({species}, "species");
+    if (n_pairs > 0) need({receivers, senders, shifts}, "receivers senders shifts");
     int64_t bad = -1;
     const PairsStatus status = build_pairs(pairs->pairs, n_owned, n_all, species, system, n_pairs,
                                            receivers, senders, shifts, n_threads, bad);
@@ -91,6 +97,9 @@ int cf_pairs_set(cf_pairs* pairs, int32_t n_owned, int32_t n_all, const int32_t*
 int cf_pairs_set_rows(cf_pairs* pairs, int32_t n_owned, int32_t n_all, const int32_t* species,
                       const cf_neighbor_rows* rows, int32_t n_threads, char* error) {
   return guarded(error, [&] {
+    need({pairs, rows}, "pairs rows");
+    if (n_all > 0) need({species}, "species");
+    if (rows->n_rows > 0) need({rows->n_neighbors, rows->neighbors}, "n_neighbors neighbors");
     int64_t bad = -1;
     const PairsStatus status =
         build_pairs_of_rows(pairs->pairs, n_owned, n_all, species, *rows, n_threads, bad);
@@ -99,12 +108,15 @@ int cf_pairs_set_rows(cf_pairs* pairs, int32_t n_owned, int32_t n_all, const int
 }
 
 int32_t cf_pairs_n_shifts(const cf_pairs* pairs) {
-  return static_cast<int32_t>(pairs->pairs.shift_system.size());
+  return pairs == nullptr ? 0 : static_cast<int32_t>(pairs->pairs.shift_system.size());
 }
 
 void cf_pairs_list(const cf_pairs* pairs, cf_list* list) {
+  if (pairs == nullptr || list == nullptr) return;
   const Pairs& p = pairs->pairs;
   list->n_pairs = static_cast<int64_t>(p.sender.size());
+  list->n_owned = static_cast<int32_t>(p.n_receivers);
+  list->n_all = static_cast<int32_t>(p.n_all);
   list->first = p.first.data();
   list->sender = p.sender.data();
   list->shift = p.shift.empty() ? nullptr : p.shift.data();
@@ -113,6 +125,7 @@ void cf_pairs_list(const cf_pairs* pairs, cf_list* list) {
 }
 
 void cf_pairs_vectors(const cf_pairs* pairs, const double* cells, double* shift_vectors) {
+  if (pairs == nullptr || cells == nullptr || shift_vectors == nullptr) return;
   const Pairs& p = pairs->pairs;
   for (size_t k = 0; k < p.shift_system.size(); ++k) {
     const double* h = cells + 9 * static_cast<size_t>(p.shift_system[k]);
@@ -124,6 +137,7 @@ void cf_pairs_vectors(const cf_pairs* pairs, const double* cells, double* shift_
 
 double cf_pairs_closest(const cf_pairs* pairs, const double* positions, const double* shift_vectors,
                         int32_t n_threads, int32_t atoms[2]) {
+  if (pairs == nullptr || positions == nullptr || atoms == nullptr) return 0.0;
   return std::sqrt(closest(pairs->pairs, positions, shift_vectors, n_threads, atoms,
                            [](int64_t, int64_t) { return 1.0; }));
 }
@@ -132,6 +146,10 @@ double cf_pairs_closest_of_kind(const cf_pairs* pairs, const double* positions,
                                 const double* shift_vectors, const int32_t* species,
                                 int32_t n_elements, const double* half, int32_t n_threads,
                                 int32_t atoms[2]) {
+  for (const void* given : {static_cast<const void*>(pairs), static_cast<const void*>(positions),
+                            static_cast<const void*>(species), static_cast<const void*>(half),
+                            static_cast<const void*>(atoms)})
+    if (given == nullptr || n_elements < 1) return 0.0;
   const size_t n = static_cast<size_t>(n_elements);
   std::vector<double> weights(n * n);
   for (size_t a = 0; a < n; ++a)
