@@ -82,8 +82,8 @@ def require_atom_virials(program: EnergyProgram, wanted: Collection[str]) -> Non
     """
     if "atom_virials" in wanted and program.terms:
         raise PropertyNotImplementedError(
-            "atom_virials: this model has a long-range energy, which no sum over neighbours divides "
-            "among atoms; 'virials' exists for every model"
+            "atom_virials: this model has a long-range energy, which no sum over neighbours "
+            "divides among atoms; 'virials' exists for every model"
         )
 
 

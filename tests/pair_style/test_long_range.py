@@ -79,7 +79,8 @@ def test_charges_in_e(lammps):
         after="fix out all pair 1 cace charge 0 latent_charges 0\ncompute all all pair cace",
     )
     text += "variable q equal c_all[1]\nvariable d equal c_all[2]\n"
-    text += "thermo_style custom step pe v_q v_d\nthermo_modify format float %.16g\nfix 1 all nve\nrun 1\n"  # fix pair: after a step
+    text += "thermo_style custom step pe v_q v_d\nthermo_modify format float %.16g\n"
+    text += "fix 1 all nve\nrun 1\n"  # fix pair has values after a step
     text += "dump 1 all custom 1 q.dump id q f_out[1] f_out[2] xu yu zu\n"
     text += "dump_modify 1 sort id format float %.17g\nrun 0\n"
     done = lammps.run(text, 2)

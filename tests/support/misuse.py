@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from support.tiny_models import tiny_spec, tiny_weights
-
 from cace_fast import Potential
+from support.tiny_models import tiny_spec, tiny_weights
 
 KINDS = {
     "short.safetensors": {},

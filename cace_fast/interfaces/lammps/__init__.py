@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from cace_fast.interfaces.lammps.plugin import NotBuiltError, load, plugin_folder, plugin_path
+from cace_fast.interfaces.lammps.plugin import NotBuiltError, plugin_folder, plugin_path
 
-__all__ = ["NotBuiltError", "load", "plugin_folder", "plugin_path"]
+__all__ = ["NotBuiltError", "plugin_folder", "plugin_path"]

