@@ -178,7 +178,7 @@ SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cf_ewald_spread": (ctypes.c_int, (c_void_p, c_void_p, c_int64, *(c_void_p,) * 3, c_char_p)),
     "cf_ewald_multiply": (
         ctypes.c_int,
-        (c_void_p, c_void_p, c_int32, c_int32, c_void_p, c_void_p, c_char_p),
+        (c_void_p, c_void_p, c_int32, c_void_p, c_void_p, c_char_p),
     ),
     "cf_ewald_moments": (ctypes.c_int, (c_void_p, c_int64, *(c_void_p,) * 3, c_char_p)),
     "cf_ewald_gather": (ctypes.c_int, (c_void_p, c_void_p, c_int64, *(c_void_p,) * 8, c_char_p)),

@@ -70,10 +70,10 @@ def places(first, count, size):
     return (first + np.arange(count)) % size
 
 
-@pytest.mark.parametrize("transform", ["half", "complex", "two channels"])
+@pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("tolerance", [1e-5, 1e-10])
 @pytest.mark.parametrize("periodic", [1, 4], ids=["box", "slab"])
-def test_bricks_with_transforms_of_the_host(periodic, tolerance, transform):
+def test_bricks_with_transforms_of_the_host(periodic, tolerance, half):
     """As ranks do it: 2 x 1 x 2 bricks in space, 1 x 3 x 1 in wave numbers."""
     q, r = charges()
     n, n_q = q.shape
@@ -113,23 +113,19 @@ def test_bricks_with_transforms_of_the_host(periodic, tolerance, transform):
         for c in range(n_q):
             np.add.at(whole[c], index, grid[c, ..., : size3[2]])
         rank("moments", c_int64(len(qs)), qs, rs, moments)
-    half = transform == "half"
-    if transform == "two channels":
-        whole = whole[:1] + 1j * whole[1:]
     modes = (np.fft.rfftn if half else np.fft.fftn)(whole, axes=(1, 2, 3))
     complex_type = np.complex64 if real == np.float32 else np.complex128
     virials = np.zeros((4, 3, 3))
     for k, (a, e) in enumerate(axis_ranges(shape[1], 3)):
         part = np.ascontiguousarray(modes[:, :, a:e], complex_type)
         brick = Brick.of([(0, shape[0]), (a, e), (0, modes.shape[3])])
-        ranks[k]("multiply", byref(brick), int(half), len(part), part, virials[k])
+        ranks[k]("multiply", byref(brick), int(half), part, virials[k])
         modes[:, :, a:e] = part
     points = shape[0] * shape[1] * shape[2]
     if half:
         whole = np.fft.irfftn(modes, shape, axes=(1, 2, 3)) * points
     else:
-        whole = np.fft.ifftn(modes, axes=(1, 2, 3)) * points
-        whole = np.concatenate([whole.real, whole.imag])[:n_q]
+        whole = np.fft.ifftn(modes, axes=(1, 2, 3)).real * points
     found = [np.zeros_like(x) for x in want[:3]]
     for rank, (qs, rs), i, x, size3, virial in zip(
         ranks, parts, inside, ranges, halo, virials, strict=True
@@ -161,7 +157,7 @@ def test_parts_out_of_order_are_refused():
         "finish": (n, q, r, sums, *out),
         "mesh": (byref(mesh),),
         "spread": (byref(brick), n, q, r, grid),
-        "multiply": (byref(brick), 0, 2, grid, out[3]),
+        "multiply": (byref(brick), 0, grid, out[3]),
         "moments": (n, q, r, moments),
         "gather": (byref(brick), n, q, r, grid, moments, *out),
     }

@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase.io import read
+from ase.optimize import FIRE
 from support.lammps import BAR, MVV, in_lammps_frame, script, write_data
 from support.lammps_cases import KINDS, tiny
 from support.paths import NO_SHARED, shared_folder
 
-from cace_fast import load
+from cace_fast import CACECalculator, load
 
 RANKS = (1, 2, 4)
+PUBLISHED = ("water-mp0-sr", "cacefit-water", "licl-gaf3-lr0", "water-benchmark", "water-mp1-lr")
 OUTPUT = """
 compute pe all pe/atom
 compute stress all stress/atom NULL virial
@@ -77,16 +79,19 @@ def test_triclinic_cells(lammps, kind):
     at_rest(lammps, potential, in_lammps_frame(atoms), "double")
 
 
-@pytest.mark.parametrize(
-    "name", ["water-mp0-sr", "cacefit-water", "licl-gaf3-lr0", "water-benchmark", "water-mp1-lr"]
-)
-def test_published_models(lammps, name):
+def published(name):
+    """Return a recorded model and its first structure; skip where there is none."""
     shared = shared_folder()
     if shared is None:
         pytest.skip(NO_SHARED)
     folder = Path(shared) / "data" / "upstream" / name
     atoms = in_lammps_frame(read(folder / "structures.xyz", index=0))
-    potential = load(str(folder / "model.pth"), dtype="float64")
+    return load(str(folder / "model.pth"), dtype="float64"), atoms
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models(lammps, name):
+    potential, atoms = published(name)
     at_rest(lammps, potential, atoms, "double")
     at_rest(lammps, potential, atoms, "single", ranks=(2,))
 
@@ -109,27 +114,20 @@ def verlet(atoms, potential, velocities, dt, steps):
     return r, now["energy"] + 0.5 * MVV * float((mass * v * v).sum())
 
 
-@pytest.mark.parametrize("kind", ["short range", "messages", "everything"])
-def test_trajectories(lammps, kind):
-    """200 steps without a thermostat end where ASE's end, on any number of ranks."""
-    potential, atoms = tiny(kind)
-    elements = list(dict.fromkeys(sorted(set(atoms.numbers))))
+def same_trajectory(lammps, potential, atoms, steps, *, min_dist=""):
+    """Run without a thermostat in both: positions and energy agree on any number of ranks."""
+    elements = [z for z in potential.spec.representation.elements if z in set(atoms.numbers)]
     rng = np.random.default_rng(3)
     mass = atoms.get_masses()[:, None]
     velocities = rng.normal(size=(len(atoms), 3)) * np.sqrt(8.617343e-5 * 50.0 / (mass * MVV))
     velocities -= (mass * velocities).sum(0) / mass.sum()
     potential.save(lammps.folder / "model.safetensors")
     write_data(lammps.folder / "in.data", atoms, elements, velocities)
-    text = script(
-        lammps.folder / "model.safetensors",
-        elements,
-        style="cace precision double min_dist -1",
-        after="fix 1 all nve\nthermo 200",
-    )
-    text += (
-        "run 200\nwrite_dump all custom end.dump id xu yu zu modify sort id format float %.17g\n"
-    )
-    r, total = verlet(atoms, potential, velocities, 0.0005, 200)
+    style = f"cace precision double {min_dist}"
+    text = script(lammps.folder / "model.safetensors", elements, style=style)
+    text += f"fix 1 all nve\nthermo {steps}\nrun {steps}\n"
+    text += "write_dump all custom end.dump id xu yu zu modify sort id format float %.17g\n"
+    r, total = verlet(atoms, potential, velocities, 0.0005, steps)
     for n in RANKS:
         done = lammps.run(text, n)
         assert done.code == 0, done.text
@@ -138,3 +136,19 @@ def test_trajectories(lammps, kind):
         moved -= np.round(moved @ np.linalg.inv(h)) @ h
         assert np.abs(moved).max() < 1e-9
         assert done.rows[-1][2] == pytest.approx(total, abs=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["short range", "messages", "everything"])
+def test_trajectories(lammps, kind):
+    same_trajectory(lammps, *tiny(kind), 200, min_dist="min_dist -1")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_trajectories_of_published_models(lammps, name):
+    """From a start that is relaxed a little, so that no atoms collide."""
+    potential, atoms = published(name)
+    atoms.calc = CACECalculator(potential)
+    FIRE(atoms, logfile=None).run(fmax=0.5, steps=60)
+    relaxed = atoms.copy()
+    relaxed.wrap()
+    same_trajectory(lammps, potential, relaxed, 200)

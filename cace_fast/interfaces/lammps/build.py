@@ -26,7 +26,7 @@ from cace_fast.interfaces.lammps.plugin import (
 from cace_fast.kernels.cpu.build import HERE as ENGINE
 from cace_fast.kernels.cpu.build import LIBRARY, BuildError, compiler
 
-FLAGS = ("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden")
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden")
 
 
 def build(

@@ -148,13 +148,12 @@ typedef struct {
 enum { CF_MESH_PAD = 16 };
 CF_API int cf_ewald_spread(cf_ewald *ewald, const cf_brick *brick, int64_t n, const double *q,
                            const double *r, void *grid, char error[CF_ERROR_LENGTH]);
-/* Multiplies modes [n_grids][count 0][count 1][count 2] (complex) of these indices of a transform without
+/* Multiplies modes [n_q][count 0][count 1][count 2] (complex) of these indices of a transform without
  * factors, of either sign, and adds their part of the virial where that is not NULL.  half: the transform
- * has only indices up to size / 2 along the last axis.  A transform of complex numbers may carry two
- * channels as real and imaginary parts: n_grids is then less than n_q.  Then the host transforms back,
- * without factors, and fills the halos. */
-CF_API int cf_ewald_multiply(cf_ewald *ewald, const cf_brick *modes, int32_t half, int32_t n_grids,
-                             void *values, double *virial, char error[CF_ERROR_LENGTH]);
+ * has only indices up to size / 2 along the last axis.  Then the host transforms back, without factors, and
+ * fills the halos. */
+CF_API int cf_ewald_multiply(cf_ewald *ewald, const cf_brick *modes, int32_t half, void *values,
+                             double *virial, char error[CF_ERROR_LENGTH]);
 /* Moments [3][n_q] of the atoms here are added to `moments`; ranks add theirs up. */
 CF_API int cf_ewald_moments(cf_ewald *ewald, int64_t n, const double *q, const double *r,
                             double *moments, char error[CF_ERROR_LENGTH]);

@@ -169,14 +169,11 @@ int cf_ewald_spread(cf_ewald* ewald, const cf_brick* brick, int64_t n, const dou
   });
 }
 
-int cf_ewald_multiply(cf_ewald* ewald, const cf_brick* modes, int32_t half, int32_t n_grids,
-                      void* values, double* virial, char* error) {
+int cf_ewald_multiply(cf_ewald* ewald, const cf_brick* modes, int32_t half, void* values,
+                      double* virial, char* error) {
   return in_sum(ewald, error, true, [&] {
     need({modes, values}, "modes values");
     const MeshBrick brick = brick_of(*ewald, *modes);
-    if (n_grids < 0 || n_grids > ewald->n_q)
-      return invalid(error, "n_grids", "0 to " + std::to_string(ewald->n_q),
-                     std::to_string(n_grids));
     MeshModes made;
     made.half = half != 0;
     for (int a = 0; a < 3; ++a)
@@ -184,7 +181,7 @@ int cf_ewald_multiply(cf_ewald* ewald, const cf_brick* modes, int32_t half, int3
         made.axis[a].push_back(2 * i <= brick.size[a] ? i : i - brick.size[a]);
     EwaldSlab& slab = ewald->work.slab;
     double* strain = slab.present && virial != nullptr ? slab.virial : virial;
-    ewald->work.mesh->multiply(made, n_grids, values, ewald->spec.norm, strain);
+    ewald->work.mesh->multiply(made, ewald->n_q, values, ewald->spec.norm, strain);
     return int(CF_OK);
   });
 }

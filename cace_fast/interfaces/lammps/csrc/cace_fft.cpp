@@ -1,52 +1,173 @@
 #include "cace_fft.h"
 
-#include <mpi.h>
-
-// LAMMPS does not install the header of its transform.  What is used of it is declared here, as it has been
-// since 2018 (tried: 22 Jul 2025).  The references are weak: without package KSPACE, or with transforms in
-// single precision, whose functions have other names, they are null, and the plugin loads all the same.
-namespace LAMMPS_NS {
-
-class FFT3d : protected Pointers {
- public:
-  __attribute__((weak)) FFT3d(LAMMPS* lmp, MPI_Comm world, int n_fast, int n_mid, int n_slow,
-                              int in_ilo, int in_ihi, int in_jlo, int in_jhi, int in_klo,
-                              int in_khi, int out_ilo, int out_ihi, int out_jlo, int out_jhi,
-                              int out_klo, int out_khi, int scaled, int permute, int* n_buffer,
-                              int collective);
-  __attribute__((weak)) ~FFT3d() override;
-  __attribute__((weak)) void compute(double* in, double* out, int sign);
-
- private:
-  char room_[256];  // for what it has beyond Pointers: one pointer
-};
-
-}  // namespace LAMMPS_NS
+#include <algorithm>
 
 using namespace LAMMPS_NS;
 
-extern "C" {
-// The same functions by the names that carry their arguments.
-void cace_fft_compute() __asm__("_ZN9LAMMPS_NS5FFT3d7computeEPdS1_i") __attribute__((weak));
-void cace_fft_delete() __asm__("_ZN9LAMMPS_NS5FFT3dD0Ev") __attribute__((weak));
+namespace {
+
+// Parts of the first two axes: as many of the first as there are whole planes for.
+void divide(int n_ranks, const int64_t size[3], int parts[2]) {
+  parts[0] = 1;
+  for (int p = 1; p <= n_ranks; ++p)
+    if (n_ranks % p == 0 && p <= std::min(size[0], size[1])) parts[0] = p;
+  parts[1] = n_ranks / parts[0];
 }
 
-bool CaceFFT::available() { return cace_fft_compute != nullptr && cace_fft_delete != nullptr; }
+void cut(cf_brick& brick, int axis, int64_t size, int parts, int part) {
+  brick.first[axis] = cace_share(size, parts, part);
+  brick.count[axis] = cace_share(size, parts, part + 1) - brick.first[axis];
+}
 
-CaceFFT::CaceFFT() = default;
-CaceFFT::~CaceFFT() = default;
+}  // namespace
 
-void CaceFFT::setup(LAMMPS* lmp, const cf_mesh& mesh, const cf_brick& owned) {
-  int low[3], high[3], n_buffer;
-  for (int a = 0; a < 3; ++a) {
-    low[a] = int(owned.first[a]);
-    high[a] = int(owned.first[a] + owned.count[a] - 1);
+template <class T>
+void CaceFFT<T>::setup(MPI_Comm world, const cf_mesh& mesh) {
+  int me, n_ranks, parts[2];
+  MPI_Comm_rank(world, &me);
+  MPI_Comm_size(world, &n_ranks);
+  divide(n_ranks, mesh.size, parts);
+  const int row = me / parts[1], column = me % parts[1];
+  const int64_t half = mesh.size[2] / 2 + 1;
+  for (cf_brick* brick : {&points_, &lines_, &middle_, &modes_})
+    for (int a = 0; a < 3; ++a) {
+      brick->first[a] = 0;
+      brick->count[a] = a == 2 && brick != &points_ ? half : mesh.size[a];
+    }
+  for (cf_brick* brick : {&points_, &lines_}) {
+    cut(*brick, 0, mesh.size[0], parts[0], row);
+    cut(*brick, 1, mesh.size[1], parts[1], column);
   }
-  fft_.reset();
-  fft_.reset(new FFT3d(lmp, lmp->world, int(mesh.size[2]), int(mesh.size[1]), int(mesh.size[0]),
-                       low[2], high[2], low[1], high[1], low[0], high[0], low[2], high[2], low[1],
-                       high[1], low[0], high[0], 0, 0, &n_buffer, 0));
+  cut(middle_, 0, mesh.size[0], parts[0], row);
+  cut(middle_, 2, half, parts[1], column);
+  cut(modes_, 1, mesh.size[1], parts[0], row);
+  cut(modes_, 2, half, parts[1], column);
+  remapped_ = n_ranks > 1;
+  if (remapped_) {
+    to_middle_.setup(world, lines_, middle_);
+    to_modes_.setup(world, middle_, modes_);
+  }
+  for (int a = 0; a < 3; ++a) along_[a].reset(new Lines(int(mesh.size[a])));
+  const int64_t longest = std::max({mesh.size[0], mesh.size[1], mesh.size[2]});
+  real_.resize(longest * Lines::LANES);
+  imaginary_.resize(longest * Lines::LANES);
+  a_.resize(2 * cace_points(lines_));
+  b_.resize(remapped_ ? 2 * cace_points(middle_) : 0);
 }
 
-void CaceFFT::forward(double* values) { fft_->compute(values, values, 1); }
-void CaceFFT::backward(double* values) { fft_->compute(values, values, -1); }
+// Two real lines are one of complex numbers, Z = X + i Y: X(k) = (Z(k) + Z(-k)*) / 2.
+template <class T>
+void CaceFFT<T>::rows_forward(const T* points) {
+  constexpr int LANES = Lines::LANES;
+  const int64_t n_lines = points_.count[0] * points_.count[1];
+  const int64_t n = points_.count[2], half = lines_.count[2];
+  for (int64_t first = 0; first < n_lines; first += 2 * LANES) {
+    for (int lane = 0; lane < LANES; ++lane) {
+      const int64_t x = first + 2 * lane, y = x + 1;
+      for (int64_t j = 0; j < n; ++j) {
+        real_[j * LANES + lane] = x < n_lines ? points[x * n + j] : T(0);
+        imaginary_[j * LANES + lane] = y < n_lines ? points[y * n + j] : T(0);
+      }
+    }
+    along_[2]->run(real_.data(), imaginary_.data(), -1);
+    for (int lane = 0; lane < LANES; ++lane) {
+      const int64_t x = first + 2 * lane, y = x + 1;
+      for (int64_t k = 0; k < half && x < n_lines; ++k) {
+        const int64_t at = k * LANES + lane, other = (k ? n - k : 0) * LANES + lane;
+        const T u = real_[at], v = imaginary_[at], s = real_[other], t = imaginary_[other];
+        a_[2 * (x * half + k)] = T(0.5) * (u + s);
+        a_[2 * (x * half + k) + 1] = T(0.5) * (v - t);
+        if (y >= n_lines) continue;
+        a_[2 * (y * half + k)] = T(0.5) * (v + t);
+        a_[2 * (y * half + k) + 1] = T(0.5) * (s - u);
+      }
+    }
+  }
+}
+
+template <class T>
+void CaceFFT<T>::rows_backward(T* points) {
+  constexpr int LANES = Lines::LANES;
+  const int64_t n_lines = points_.count[0] * points_.count[1];
+  const int64_t n = points_.count[2], half = lines_.count[2];
+  for (int64_t first = 0; first < n_lines; first += 2 * LANES) {
+    for (int lane = 0; lane < LANES; ++lane) {
+      const int64_t x = first + 2 * lane, y = x + 1;
+      for (int64_t k = 0; k < half; ++k) {
+        const bool here = x < n_lines, there = y < n_lines;
+        const T a = here ? a_[2 * (x * half + k)] : T(0),
+                b = here ? a_[2 * (x * half + k) + 1] : T(0);
+        const T c = there ? a_[2 * (y * half + k)] : T(0),
+                d = there ? a_[2 * (y * half + k) + 1] : T(0);
+        const int64_t at = k * LANES + lane, other = (k ? n - k : 0) * LANES + lane;
+        real_[other] = a + d;
+        imaginary_[other] = c - b;
+        real_[at] = a - d;
+        imaginary_[at] = b + c;
+      }
+    }
+    along_[2]->run(real_.data(), imaginary_.data(), 1);
+    for (int lane = 0; lane < LANES; ++lane) {
+      const int64_t x = first + 2 * lane, y = x + 1;
+      for (int64_t j = 0; j < n; ++j) {
+        if (x < n_lines) points[x * n + j] = real_[j * LANES + lane];
+        if (y < n_lines) points[y * n + j] = imaginary_[j * LANES + lane];
+      }
+    }
+  }
+}
+
+// Lines along axis 0 or 1; lanes are neighbours along the axes behind it.
+template <class T>
+void CaceFFT<T>::columns(const cf_brick& brick, int axis, int sign, T* values) {
+  constexpr int LANES = Lines::LANES;
+  const int64_t n = brick.count[axis];
+  const int64_t behind = axis == 0 ? brick.count[1] * brick.count[2] : brick.count[2];
+  const int64_t planes = axis == 0 ? 1 : brick.count[0];
+  for (int64_t plane = 0; plane < planes; ++plane)
+    for (int64_t first = 0; first < behind; first += LANES) {
+      const int count = int(std::min<int64_t>(LANES, behind - first));
+      T* from = values + 2 * (plane * n * behind + first);
+      for (int64_t j = 0; j < n; ++j)
+        for (int lane = 0; lane < LANES; ++lane) {
+          real_[j * LANES + lane] = lane < count ? from[2 * (j * behind + lane)] : T(0);
+          imaginary_[j * LANES + lane] = lane < count ? from[2 * (j * behind + lane) + 1] : T(0);
+        }
+      along_[axis]->run(real_.data(), imaginary_.data(), sign);
+      for (int64_t j = 0; j < n; ++j)
+        for (int lane = 0; lane < count; ++lane) {
+          from[2 * (j * behind + lane)] = real_[j * LANES + lane];
+          from[2 * (j * behind + lane) + 1] = imaginary_[j * LANES + lane];
+        }
+    }
+}
+
+template <class T>
+void CaceFFT<T>::forward(const T* points, T* modes) {
+  rows_forward(points);
+  if (remapped_) to_middle_.run(a_.data(), b_.data());
+  std::vector<T>& middle = remapped_ ? b_ : a_;
+  columns(middle_, 1, -1, middle.data());
+  if (remapped_) to_modes_.run(middle.data(), modes);
+  else std::copy(middle.begin(), middle.end(), modes);
+  columns(modes_, 0, -1, modes);
+}
+
+template <class T>
+void CaceFFT<T>::backward(T* modes, T* points) {
+  columns(modes_, 0, 1, modes);
+  std::vector<T>& middle = remapped_ ? b_ : a_;
+  if (remapped_) to_modes_.back(modes, middle.data());
+  else std::copy_n(modes, middle.size(), middle.begin());
+  columns(middle_, 1, 1, middle.data());
+  if (remapped_) to_middle_.back(middle.data(), a_.data());
+  rows_backward(points);
+}
+
+template <class T>
+double CaceFFT<T>::bytes() const {
+  return double(sizeof(T)) * double(3 * a_.capacity() + 3 * b_.capacity());
+}
+
+template class LAMMPS_NS::CaceFFT<float>;
+template class LAMMPS_NS::CaceFFT<double>;

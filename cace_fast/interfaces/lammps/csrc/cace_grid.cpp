@@ -26,17 +26,6 @@ std::vector<Run> runs(int64_t first, int64_t n, int64_t size, int64_t owner_firs
   return out;
 }
 
-int64_t share(int64_t size, int64_t parts, int64_t part) { return size * part / parts; }
-
-cf_brick owned_brick(const cf_mesh& mesh, const int parts[3], const int part[3]) {
-  cf_brick brick;
-  for (int a = 0; a < 3; ++a) {
-    brick.first[a] = share(mesh.size[a], parts[a], part[a]);
-    brick.count[a] = share(mesh.size[a], parts[a], part[a] + 1) - brick.first[a];
-  }
-  return brick;
-}
-
 // f(offset here, offset there, points) for every row of a block.
 template <class F>
 void rows(const CaceGrid::Block& block, const Place& here, const int64_t there[3], const F& f) {
@@ -49,33 +38,25 @@ void rows(const CaceGrid::Block& block, const Place& here, const int64_t there[3
 
 }  // namespace
 
-bool CaceGrid::setup(MPI_Comm world, const cf_mesh& mesh, const cf_brick& atoms,
-                     const int procgrid[3], const int myloc[3]) {
+void CaceGrid::setup(MPI_Comm world, const cf_mesh& mesh, const cf_brick& atoms,
+                     const cf_brick& owned) {
   world_ = world;
   mesh_ = mesh;
   atoms_ = atoms;
-  owned_ = owned_brick(mesh, procgrid, myloc);
-  for (int a = 0; a < 3; ++a) {
-    if (mesh.size[a] < procgrid[a]) return false;
+  owned_ = owned;
+  for (int a = 0; a < 3; ++a)
     held_[a] = atoms.count[a] + mesh.width - 1 + (a == 2 ? int(CF_MESH_PAD) : 0);
-  }
-  int me, n_ranks;
-  MPI_Comm_rank(world, &me);
+  int n_ranks;
   MPI_Comm_size(world, &n_ranks);
-  struct Mine {
-    cf_brick atoms;
-    int place[3], pad;
-  };
-  Mine mine = {atoms, {myloc[0], myloc[1], myloc[2]}, 0};
-  std::vector<Mine> all(n_ranks);
-  MPI_Allgather(&mine, sizeof mine, MPI_BYTE, all.data(), sizeof mine, MPI_BYTE, world);
+  const cf_brick mine[2] = {atoms, owned};
+  std::vector<cf_brick> all(2 * n_ranks);
+  MPI_Allgather(mine, sizeof mine, MPI_BYTE, all.data(), sizeof mine, MPI_BYTE, world);
   owners_.clear();
   holders_.clear();
   for (int rank = 0; rank < n_ranks; ++rank) {
-    meet(owners_, rank, atoms_, owned_brick(mesh, procgrid, all[rank].place));
-    meet(holders_, rank, all[rank].atoms, owned_);
+    meet(owners_, rank, atoms_, all[2 * rank + 1]);
+    meet(holders_, rank, all[2 * rank], owned_);
   }
-  return true;
 }
 
 // The blocks that a rank's atoms and an owner share; both of them count the blocks in this order.
@@ -132,7 +113,7 @@ void CaceGrid::move(int n, const std::vector<Partner>& to, const std::vector<Par
       for (int grid = 0; grid < n; ++grid) read = unpack(block, grid, read);
 }
 
-template <class T> void CaceGrid::to_owners(int n, const T* grids, double* owned) {
+template <class T> void CaceGrid::to_owners(int n, const T* grids, T* owned) {
   move<T>(
       n, owners_, holders_,
       [&](const Block& block, int grid, T* to) {
@@ -144,7 +125,7 @@ template <class T> void CaceGrid::to_owners(int n, const T* grids, double* owned
         return to;
       },
       [&](const Block& block, int grid, const T* from) {
-        double* to = owned + grid * n_owned();
+        T* to = owned + grid * n_owned();
         rows(block, held_, owned_.count, [&](int64_t, int64_t there, int64_t count) {
           for (int64_t k = 0; k < count; ++k) to[there + k] += from[k];
           from += count;
@@ -153,13 +134,13 @@ template <class T> void CaceGrid::to_owners(int n, const T* grids, double* owned
       });
 }
 
-template <class T> void CaceGrid::from_owners(int n, const double* owned, T* grids) {
+template <class T> void CaceGrid::from_owners(int n, const T* owned, T* grids) {
   move<T>(
       n, holders_, owners_,
       [&](const Block& block, int grid, T* to) {
-        const double* from = owned + grid * n_owned();
+        const T* from = owned + grid * n_owned();
         rows(block, held_, owned_.count, [&](int64_t, int64_t there, int64_t count) {
-          for (int64_t k = 0; k < count; ++k) to[k] = T(from[there + k]);
+          for (int64_t k = 0; k < count; ++k) to[k] = from[there + k];
           to += count;
         });
         return to;
@@ -176,7 +157,7 @@ template <class T> void CaceGrid::from_owners(int n, const double* owned, T* gri
 
 double CaceGrid::bytes() const { return double(out_.capacity() + in_.capacity()); }
 
-template void CaceGrid::to_owners(int, const float*, double*);
+template void CaceGrid::to_owners(int, const float*, float*);
 template void CaceGrid::to_owners(int, const double*, double*);
-template void CaceGrid::from_owners(int, const double*, float*);
+template void CaceGrid::from_owners(int, const float*, float*);
 template void CaceGrid::from_owners(int, const double*, double*);

@@ -25,19 +25,20 @@ class CaceGrid {
   CaceGrid& operator=(const CaceGrid&) = delete;
 
   // Collective: the mesh, the points along each axis that this rank's atoms spread to, without halo, and
-  // the place of this rank among the bricks that are transformed.  False where a brick would be empty.
-  bool setup(MPI_Comm world, const cf_mesh& mesh, const cf_brick& atoms, const int procgrid[3],
-             const int myloc[3]);
+  // the brick of the grid that this rank owns.
+  void setup(MPI_Comm world, const cf_mesh& mesh, const cf_brick& atoms, const cf_brick& owned);
   const cf_brick& atoms() const { return atoms_; }
   const cf_brick& owned() const { return owned_; }
   int64_t n_owned() const { return owned_.count[0] * owned_.count[1] * owned_.count[2]; }
   // Numbers of one grid of this rank's atoms, halo and pad included.
   int64_t n_held() const { return held_[0] * held_[1] * held_[2]; }
 
-  // Collective.  Adds charges of n grids, float or double, to those of their owners, zero at first.
-  template <class T> void to_owners(int n, const T* grids, double* owned);
+  // Collective.  Adds charges of n grids to those of their owners, zero at first.
+  template <class T>
+  void to_owners(int n, const T* grids, T* owned);
   // Collective.  Potentials of n grids from their owners, halos too.
-  template <class T> void from_owners(int n, const double* owned, T* grids);
+  template <class T>
+  void from_owners(int n, const T* owned, T* grids);
   double bytes() const;
 
  private:

@@ -6,8 +6,6 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "comm.h"
-
 using namespace LAMMPS_NS;
 
 namespace {
@@ -68,8 +66,7 @@ CaceSum::CaceSum(LAMMPS* lmp, const cf_long_range& term, const CaceKspace& setti
   if (code == CF_OK) {
     cf_ewald_threads(ewald_, settings.threads);
     cf_ewald_slab(ewald_, settings.slab_vacuum);
-    code = cf_ewald_method(ewald_, settings.method, settings.tolerance,
-                           CaceFFT::available() ? &transform : nullptr, text);
+    code = cf_ewald_method(ewald_, settings.method, settings.tolerance, &transform, text);
   }
   if (code == CF_OK) return;
   cf_ewald_free(ewald_);
@@ -91,11 +88,11 @@ void CaceSum::run(const CaceBox& box, int n, const double* q, const double* r, d
     });
     outcome.part([&](char* text) {
       if (mesh_.width || size_ <= kMostNumbers) return int(CF_OK);
-      snprintf(text, CF_ERROR_LENGTH,
-               "the box has too many vectors k for ranks to add up (%lld numbers, at most %lld): "
-               "use a LAMMPS with package KSPACE in double precision, whose transforms the mesh "
-               "takes",
-               (long long)size_, (long long)kMostNumbers);
+      snprintf(
+          text, CF_ERROR_LENGTH,
+          "the box has too many vectors k for ranks to add up (%lld numbers, at most %lld): use "
+          "kspace auto or mesh",
+          (long long)size_, (long long)kMostNumbers);
       return int(CF_INVALID);
     });
     if (outcome.good()) moved = mesh_.width && !brick_holds(box, n, r);
@@ -109,26 +106,18 @@ void CaceSum::run(const CaceBox& box, int n, const double* q, const double* r, d
     return;
   }
   if (moved) {
-    int place[3] = {comm->myloc[0], comm->myloc[1], comm->myloc[2]};
-    const int* parts = comm->procgrid;
-    if (comm->layout == Comm::LAYOUT_TILED) {
-      place[0] = comm->me / (parts[1] * parts[2]);
-      place[1] = comm->me / parts[2] % parts[1];
-      place[2] = comm->me % parts[2];
-    }
-    const bool whole = grid_.setup(world, mesh_, needed_, parts, place);
-    outcome.part([&](char* text) {
-      if (whole) return int(CF_OK);
-      snprintf(text, CF_ERROR_LENGTH,
-               "the mesh of the long range has fewer points along an axis than ranks: use "
-               "kspace direct, or fewer ranks");
-      return int(CF_INVALID);
-    });
-    if (!whole) return;
-    if (std::memcmp(&planned_, &mesh_, sizeof mesh_)) fft_.setup(lmp, mesh_, grid_.owned());
+    if (mesh_.precision == 32) plan(single_);
+    else plan(double_);
     planned_ = mesh_;
   }
   sum_on_mesh(n, q, r, energies, slopes, forces, virial, outcome);
+}
+
+// New bricks; a new transform where the mesh is another.
+template <class T>
+void CaceSum::plan(CaceFFT<T>& fft) {
+  if (std::memcmp(&planned_, &mesh_, sizeof mesh_)) fft.setup(world, mesh_);
+  grid_.setup(world, mesh_, needed_, fft.points());
 }
 
 // Finds the points that the atoms here spread to; false if the present brick does not have them all.
@@ -186,16 +175,14 @@ void CaceSum::sum_on_mesh(int n, const double* q, const double* r, double* energ
   // not a part: a rank without memory for what it exchanges ends the run
   std::vector<double> moments(3 * n_q_, 0.0);
   held_.resize(n_q_ * grid_.n_held() * (mesh_.precision / 8) / 8 + 1);
-  owned_.assign(n_q_ * grid_.n_owned(), 0.0);
-  modes_.resize(2 * ((n_q_ + 1) / 2) * grid_.n_owned());
   outcome.part([&](char* text) {
     if (n == 0) return int(CF_OK);
     Clock clock(seconds_[kLibrary]);
     const int code = cf_ewald_spread(ewald_, &grid_.atoms(), n, q, r, held_.data(), text);
     return code == CF_OK ? cf_ewald_moments(ewald_, n, q, r, moments.data(), text) : code;
   });
-  if (mesh_.precision == 32) potentials<float>(virial, outcome);
-  else potentials<double>(virial, outcome);
+  if (mesh_.precision == 32) potentials(single_, owned_single_, modes_single_, virial, outcome);
+  else potentials(double_, owned_double_, modes_double_, virial, outcome);
   {
     Clock clock(seconds_[kExchange]);
     MPI_Allreduce(MPI_IN_PLACE, moments.data(), 3 * n_q_, MPI_DOUBLE, MPI_SUM, world);
@@ -208,54 +195,42 @@ void CaceSum::sum_on_mesh(int n, const double* q, const double* r, double* energ
   });
 }
 
-// From charges on the grid of the atoms here to potentials on it.  Two channels share a transform, as its
-// real and imaginary parts: the factors are real and the same for k and -k.
-template <class T> void CaceSum::potentials(double* virial, CaceOutcome& outcome) {
+// From charges on the grid of the atoms here to potentials on it.
+template <class T>
+void CaceSum::potentials(CaceFFT<T>& fft, std::vector<T>& owned, std::vector<T>& modes,
+                         double* virial, CaceOutcome& outcome) {
   T* held = reinterpret_cast<T*>(held_.data());
-  const int64_t points = grid_.n_owned();
-  const int n_grids = (n_q_ + 1) / 2;
+  const int64_t points = grid_.n_owned(), n_modes = cace_points(fft.modes());
+  owned.assign(n_q_ * points, T(0));
+  modes.resize(2 * n_q_ * n_modes);
   {
     Clock clock(seconds_[kExchange]);
-    grid_.to_owners(n_q_, held, owned_.data());
+    grid_.to_owners(n_q_, held, owned.data());
   }
   {
     Clock clock(seconds_[kTransform]);
-    for (int k = 0; k < n_grids; ++k) {
-      double* to = modes_.data() + 2 * points * k;
-      const double* real = owned_.data() + points * 2 * k;
-      const double* imaginary = 2 * k + 1 < n_q_ ? real + points : nullptr;
-      for (int64_t i = 0; i < points; ++i) {
-        to[2 * i] = real[i];
-        to[2 * i + 1] = imaginary ? imaginary[i] : 0.0;
-      }
-      fft_.forward(to);
-    }
+    for (int c = 0; c < n_q_; ++c)
+      fft.forward(owned.data() + c * points, modes.data() + 2 * c * n_modes);
   }
   outcome.part([&](char* text) {
     Clock clock(seconds_[kLibrary]);
-    const cf_brick& brick = grid_.owned();
-    if (mesh_.precision == 64)
-      return cf_ewald_multiply(ewald_, &brick, 0, n_grids, modes_.data(), virial, text);
-    single_.assign(modes_.begin(), modes_.end());
-    const int code = cf_ewald_multiply(ewald_, &brick, 0, n_grids, single_.data(), virial, text);
-    modes_.assign(single_.begin(), single_.end());
-    return code;
+    if (n_modes == 0) return int(CF_OK);
+    return cf_ewald_multiply(ewald_, &fft.modes(), 1, modes.data(), virial, text);
   });
   {
     Clock clock(seconds_[kTransform]);
-    for (int k = 0; k < n_grids; ++k) {
-      double* from = modes_.data() + 2 * points * k;
-      fft_.backward(from);
-      for (int c = 2 * k; c < std::min(n_q_, 2 * k + 2); ++c)
-        for (int64_t i = 0; i < points; ++i) owned_[c * points + i] = from[2 * i + c % 2];
-    }
+    for (int c = 0; c < n_q_; ++c)
+      fft.backward(modes.data() + 2 * c * n_modes, owned.data() + c * points);
   }
   Clock clock(seconds_[kExchange]);
-  grid_.from_owners(n_q_, owned_.data(), held);
-  exchanged_ = double(n_q_) * double(grid_.n_held() + points) * sizeof(T) + 32.0 * points * n_grids;
+  grid_.from_owners(n_q_, owned.data(), held);
+  exchanged_ = sizeof(T) * double(n_q_) * double(grid_.n_held() + points + 4 * fft.exchanged());
 }
 
 double CaceSum::bytes() const {
-  return 8.0 * double(sums_.capacity() + held_.capacity() + owned_.capacity() + modes_.capacity()) +
-         grid_.bytes();
+  const size_t doubles =
+      sums_.capacity() + held_.capacity() + owned_double_.capacity() + modes_double_.capacity();
+  const size_t floats = owned_single_.capacity() + modes_single_.capacity();
+  return 8.0 * double(doubles) + 4.0 * double(floats) + grid_.bytes() + single_.bytes() +
+         double_.bytes();
 }

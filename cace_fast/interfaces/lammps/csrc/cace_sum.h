@@ -50,7 +50,11 @@ class CaceSum : protected Pointers {
                     double* forces, double* virial, CaceOutcome& outcome);
   void sum_on_mesh(int n, const double* q, const double* r, double* energies, double* slopes,
                    double* forces, double* virial, CaceOutcome& outcome);
-  template <class T> void potentials(double* virial, CaceOutcome& outcome);
+  template <class T>
+  void plan(CaceFFT<T>& fft);
+  template <class T>
+  void potentials(CaceFFT<T>& fft, std::vector<T>& owned, std::vector<T>& modes, double* virial,
+                  CaceOutcome& outcome);
 
   const int n_q_;
   const double slab_vacuum_;
@@ -60,9 +64,10 @@ class CaceSum : protected Pointers {
   cf_brick needed_ = {};
   int64_t size_ = 0;
   CaceGrid grid_;
-  CaceFFT fft_;
-  std::vector<double> sums_, held_, owned_, modes_;
-  std::vector<float> single_;
+  CaceFFT<float> single_;
+  CaceFFT<double> double_;
+  std::vector<double> sums_, held_, owned_double_, modes_double_;
+  std::vector<float> owned_single_, modes_single_;
   double exchanged_ = 0.0, seconds_[3] = {0.0, 0.0, 0.0};
 };
 

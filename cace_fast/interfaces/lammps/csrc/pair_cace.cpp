@@ -110,10 +110,6 @@ void PairCACE::set_kspace(const std::string& word) {
   else if (word == "direct") settings_.kspace.method = CF_EWALD_DIRECT;
   else if (word == "mesh") settings_.kspace.method = CF_EWALD_MESH;
   else error->all(FLERR, "pair_style cace: kspace is auto, direct or mesh, not {}", word);
-  if (word == "mesh" && !CaceFFT::available())
-    error->all(FLERR,
-               "pair_style cace: kspace mesh takes the Fourier transforms of LAMMPS' package "
-               "KSPACE in double precision, which this LAMMPS lacks; use kspace direct");
 }
 
 void PairCACE::allocate() {
