@@ -63,15 +63,11 @@ def build(
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as made:
         _compile([*FLAGS, *defines, *headers], Path(made), Path(made) / PLUGIN)
-        if output is None:
-            built = {
-                "lammps": version,
-                "given": lammps_include is not None,
-                "sources": sources_digest(),
-            }
-            (Path(made) / STAMP).write_text(json.dumps(built))
-            os.replace(Path(made) / STAMP, target.parent / STAMP)
+        built = {"lammps": version, "sources": sources_digest()}
+        (Path(made) / STAMP).write_text(json.dumps(built))
         os.replace(Path(made) / PLUGIN, target)
+        if output is None:  # after the plugin: a stamp never vouches for an older one
+            os.replace(Path(made) / STAMP, target.parent / STAMP)
     return target
 
 

@@ -83,19 +83,22 @@ def plugin_path() -> Path:
     Raises
     ------
     NotBuiltError
-        If it is not there, from older sources, or for another LAMMPS than the one installed.
+        If it is not there, from other sources, or for another LAMMPS than the one installed.
     """
     plugin, stamp = folder() / PLUGIN, folder() / STAMP
     if not (plugin.is_file() and stamp.is_file()):
         raise NotBuiltError(f"pair_style cace is not compiled for this environment. {BUILD}")
-    built = json.loads(stamp.read_text())
-    if built["sources"] != sources_digest():
+    try:
+        built = json.loads(stamp.read_text())
+        version, sources = built["lammps"], built["sources"]
+    except (ValueError, TypeError, KeyError):
+        raise NotBuiltError(f"{stamp} does not say what {plugin} is. {BUILD}") from None
+    if sources != sources_digest():
         raise NotBuiltError(f"{plugin} is from other sources than this package's. {BUILD}")
     there = installed()
-    if there is not None and not built["given"] and there.version != built["lammps"]:
+    if there is not None and there.version != version:
         raise NotBuiltError(
-            f"{plugin} is for LAMMPS of {built['lammps']}, installed is that of {there.version}. "
-            f"{BUILD}"
+            f"{plugin} is for LAMMPS of {version}, installed is that of {there.version}. {BUILD}"
         )
     return plugin
 
