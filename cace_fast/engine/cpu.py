@@ -163,8 +163,8 @@ class CpuEngine:
                     born = make(latent, graph, term, slabs, by)
                 virials_of_atoms = None
                 if "atom_virials" in wanted:
-                    given = self._evaluator.weighted_gradients(structures, None)
-                    virials_of_atoms = torch.from_numpy(given).transpose(1, 2).contiguous()
+                    placed = self._evaluator.weighted_gradients(structures, None)
+                    virials_of_atoms = torch.from_numpy(placed).transpose(1, 2).contiguous()
         energies = torch.from_numpy(found.energies_sr + found.energies_lr)
         return ModelOutput(
             energy=model.by_system(energies, graph),

@@ -32,9 +32,7 @@ def main() -> None:
         ("nacl", salt, ["Na", "Cl"]),
     ):
         style = "charge" if name == "nacl" else "atomic"
-        write_lammps_data(
-            f"{name}.data", atoms, specorder=elements, masses=True, atom_style=style
-        )
+        write_lammps_data(f"{name}.data", atoms, specorder=elements, masses=True, atom_style=style)
 
 
 if __name__ == "__main__":

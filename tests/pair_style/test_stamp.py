@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from support.command import succeed
@@ -109,10 +110,11 @@ def test_output_is_the_file_and_the_cache_stays_empty(cache, tmp_path):
 def test_a_plugin_for_a_lammps_of_one_s_own_is_not_given_to_the_installed_one(tmp_path):
     (tmp_path / "pair.h").touch()
     (tmp_path / "version.h").write_text('#define LAMMPS_VERSION "2 Aug 2023"\n')
-    build(lammps_include=tmp_path)
+    mpi = Path(sys.prefix) / "include"
+    build(tmp_path, mpi)
     with pytest.raises(NotBuiltError, match="is for LAMMPS of 2 Aug 2023"):
         plugin_path()
-    build(lammps_include=placing.installed().include)
+    build(placing.installed().include, mpi)
     assert plugin_path().is_file()
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -43,7 +42,8 @@ def build(
         The folder of LAMMPS' headers: ``src`` of its sources, or ``include/lammps`` of an
         installation. By default that of the Python package ``lammps``.
     mpi_include
-        The folder of ``mpi.h``; by default that of this environment or of ``mpicxx``.
+        The folder of ``mpi.h``, by default that of this environment; a LAMMPS that is named by
+        ``lammps_include`` has one of its own.
     output
         The file to write; by default a place in the user's cache that LAMMPS' launcher finds.
 
@@ -58,7 +58,10 @@ def build(
             "the compiled CPU engine is not here. Run 'python -m cace_fast.kernels.cpu.build'."
         )
     defines = [f'-DCACE_LAMMPS_VERSION="{version}"', *shlex.split(os.environ.get("CXXFLAGS", ""))]
-    headers = [f"-I{path}" for path in (include, _mpi(mpi_include), HEADERS, SOURCES)]
+    headers = [
+        f"-I{path}"
+        for path in (include, _mpi(mpi_include, own=lammps_include is None), HEADERS, SOURCES)
+    ]
     target = folder() / PLUGIN if output is None else output.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as made:
@@ -94,23 +97,20 @@ def _lammps(given: Path | None) -> tuple[Path, str]:
     return given.absolute(), found[1] if found is not None else "unknown"
 
 
-def _mpi(given: Path | None) -> Path:
-    """Return the folder of ``mpi.h``."""
-    places = [given] if given is not None else [Path(sys.prefix) / "include", *_mpi_of_compiler()]
-    for place in places:
-        if (place / "mpi.h").is_file():
-            return place
-    raise NotBuiltError(
-        f"mpi.h is not in {', '.join(map(str, places))}. Name the folder of the MPI that LAMMPS "
-        "was built with by --mpi-include (for one without MPI: src/STUBS of its sources)."
-    )
-
-
-def _mpi_of_compiler() -> list[Path]:
-    if shutil.which("mpicxx") is None:
-        return []
-    line = subprocess.run(["mpicxx", "-show"], capture_output=True, text=True, check=False).stdout
-    return [Path(word[2:]) for word in shlex.split(line) if word.startswith("-I")]
+def _mpi(given: Path | None, *, own: bool) -> Path:
+    """Return the folder of ``mpi.h``; ``own`` is for the LAMMPS of this environment."""
+    if given is None and not own:
+        raise NotBuiltError(
+            "a LAMMPS of your own has an MPI of its own: name the folder of its mpi.h by "
+            "--mpi-include (for a LAMMPS without MPI: src/STUBS of its sources)."
+        )
+    place = Path(sys.prefix) / "include" if given is None else given
+    if not (place / "mpi.h").is_file():
+        raise NotBuiltError(
+            f"mpi.h is not in {place}. Run 'pip install \"cace-fast[lammps]\"', or name the folder "
+            "of the MPI that LAMMPS was built with by --mpi-include."
+        )
+    return place
 
 
 def _compile(flags: list[str], objects: Path, plugin: Path) -> None:

@@ -81,7 +81,8 @@ int cross(cf_state* state, int32_t t, int (*now)(const cf_state&), Crossing what
     in_order(t >= 0 && t == now(*state) && t < state->model->stages - 1);
     check_precision(precision);
     need({atoms}, "atoms");
-    if (atoms->count > 0) need({rows}, "rows");
+    const Step& step = state->model->steps[t];
+    if (atoms->count > 0 && (step.bchi || step.ar)) need({rows}, "rows");
     for (int32_t k = 0; k < atoms->count; ++k) {
       const int64_t atom = atoms->numbers ? atoms->numbers[k] : int64_t(atoms->first) + k;
       if (atom < 0 || atom >= state->n_all)
