@@ -82,6 +82,11 @@ struct StepData {
       for (int x = 0; x < n_x; ++x)
         *to++ = step->shared_channels ? h_s[x] * from[l] : h_s[x / m.k] * from[l * n_x + x];
   }
+  // Of an atom that sends nothing.
+  void no_gradients(size_t atom) {
+    for (int i = 0; i < n_w && step->bchi; ++i) grad_w[atom * n_w + i] = T(0);
+    for (size_t i = 0; i < size() && step->ar; ++i) grad_a[atom * size() + i] = T(0);
+  }
   void take_factor_gradients(const Model& m, const T* h_s, const T* from, size_t atom) {
     T* to = grad_w.data() + atom * n_w;
     for (int i = 0; i < n_w; ++i) to[i] = T(0);

@@ -191,6 +191,10 @@ void EngineOf<T>::gather_at_senders(int t) {
     const int32_t* sent = list_.sent + list_.sent_first[i];
     const int64_t n_sent = list_.sent_first[i + 1] - list_.sent_first[i];
     try {
+      if (n_sent == 0) {  // a ghost that no pair uses
+        s.no_gradients(i);
+        continue;
+      }
       if (s.step->bchi) {
         T* sum = reinterpret_cast<T*>(work.ar.ensure(size / W + 1));
         for (int f = 0; f < size; ++f) sum[f] = T(0);

@@ -42,7 +42,6 @@ class PairCACE : public Pair, public CaceModel::Border {
   void to_owners(CaceModel& model, int t) override;
   void placed_to_owners(double* rows, int width, int axis, double origin) override;
 
-  void* extract(const char* name, int& dim) override;
   void* extract_peratom(const char* name, int& n_columns) override;
   double memory_usage() override;
 

@@ -145,16 +145,6 @@ void PairCACE::find_totals() {
   }
 }
 
-void* PairCACE::extract(const char* name, int& dim) {
-  dim = 0;
-  if (!strcmp(name, "charge_unit") && !models_.empty()) {
-    static double unit;
-    unit = models_[0]->charge_unit();
-    return &unit;
-  }
-  return nullptr;
-}
-
 // For fix pair: charge (e) and latent_charges (internal units) of the first model, spread and forces_std of
 // a committee.
 void* PairCACE::extract_peratom(const char* name, int& n_columns) {
