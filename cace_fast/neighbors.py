@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 
 from .device_neighbors import device_neighbor_list
 from .geometry import Floats, check_geometry, complete_cell
+from .kernels.cpu.library import NotLoadedError
+from .kernels.cpu.search import PairSearch
 
 MANY_ATOMS = 2_000  # from here on several threads speed up a search
 # vesin has a table of all boxes of its grid, empty ones included; open directions have as many as
@@ -124,27 +127,46 @@ def _near(
 
 
 class Searcher:
-    """Searches neighbours within ``cutoff`` in A with vesin, for about ``n_atoms`` atoms.
+    """Searches neighbours within ``cutoff`` in A, for about ``n_atoms`` atoms.
 
-    Its memory is used again: memory that is new to a process can cost more than the search
-    (``docs/developer/measurements.md``).
+    The compiled engine searches where it is here, else vesin. Its memory is used again: memory that
+    is new to a process can cost more than the search (``docs/developer/measurements.md``).
     """
 
     def __init__(self, cutoff: float, n_atoms: int) -> None:
-        threads = torch.get_num_threads() if n_atoms >= MANY_ATOMS else 1
-        self.lists = vesin.NeighborList(cutoff=float(cutoff), full_list=True, n_threads=threads)
+        self._threads = torch.get_num_threads() if n_atoms >= MANY_ATOMS else 1
+        self._cutoff = float(cutoff)
         self._memory: list[tuple[Ints, weakref.ref[_User]]] = []
+        self._compiled: PairSearch | None = None
+        with suppress(NotLoadedError):
+            self._compiled = PairSearch()
+
+    @property
+    def lists(self) -> Any:
+        """A list of vesin with these settings (``docs/developer/dependencies.md``)."""
+        return vesin.NeighborList(cutoff=self._cutoff, full_list=True, n_threads=self._threads)
 
     def edges(self, system: dict[str, Any]) -> NeighborList:
-        """Return the pairs (equation 1) that vesin finds, in its order."""
+        """Return the pairs (equation 1) in the order of the search."""
+        if self._compiled is not None:
+            found = self._compiled.run(
+                system["points"], system["box"], system["periodic"], self._cutoff, self._threads
+            )
+            return self._kept(*found)
         receivers, senders, shifts = self.lists.compute(**system, quantities="ijS", copy=False)
+        edges = self._kept(receivers, senders, shifts)
+        np.negative(edges.shifts, out=edges.shifts)
+        return edges
+
+    def _kept(self, receivers: Any, senders: Any, shifts: Any) -> NeighborList:
+        """Return copies of arrays that the search will write over."""
         n = len(receivers)
         # sender, receiver and shift in one array, which is freed as a whole
         found = self._array(5 * n)
         edges = NeighborList(found[:n], found[n : 2 * n], found[2 * n : 5 * n].reshape(n, 3))
         np.copyto(edges.senders, senders, casting="unsafe")
         np.copyto(edges.receivers, receivers, casting="unsafe")
-        np.negative(shifts, out=edges.shifts)
+        np.copyto(edges.shifts.reshape(-1), np.reshape(shifts, -1), casting="unsafe")
         return edges
 
     def _array(self, size: int) -> Ints:

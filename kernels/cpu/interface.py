@@ -182,6 +182,13 @@ SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     ),
     "cf_ewald_moments": (ctypes.c_int, (c_void_p, c_int64, *(c_void_p,) * 3, c_char_p)),
     "cf_ewald_gather": (ctypes.c_int, (c_void_p, c_void_p, c_int64, *(c_void_p,) * 8, c_char_p)),
+    "cf_search_create": (ctypes.c_int, (POINTER(c_void_p), c_char_p)),
+    "cf_search_free": (None, (c_void_p,)),
+    "cf_search_run": (
+        ctypes.c_int,
+        (c_void_p, c_int64, *(c_void_p,) * 3, ctypes.c_double, c_int32, POINTER(c_int64), c_char_p),
+    ),
+    "cf_search_pairs": (None, (c_void_p, *(POINTER(c_void_p),) * 3)),
     "cf_edge_sums_run": (ctypes.c_int, (c_void_p, c_void_p, c_int32)),
     "cf_contraction": (
         ctypes.c_int,

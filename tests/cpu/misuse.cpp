@@ -442,6 +442,40 @@ static void lists() {
   cf_pairs_free(pairs);
 }
 
+static void searches() {
+  cf_search* search = nullptr;
+  TELLS(CF_INVALID, cf_search_create(nullptr, error));
+  TELLS(CF_OK, cf_search_create(&search, error));
+  cf_search_free(nullptr);
+  const Numbers r{0, 0, 0, 1, 0, 0}, cell{9, 0, 0, 0, 9, 0, 0, 0, 9}, flat(9, 1.0);
+  const int32_t periodic[3] = {1, 1, 1};
+  int64_t n;
+  TELLS(CF_INVALID, cf_search_run(nullptr, 2, r.data(), cell.data(), periodic, 3.0, 1, &n, error));
+  TELLS(CF_INVALID, cf_search_run(search, -2, r.data(), cell.data(), periodic, 3.0, 1, &n, error));
+  TELLS(CF_INVALID, cf_search_run(search, 2, nullptr, cell.data(), periodic, 3.0, 1, &n, error));
+  TELLS(CF_INVALID, cf_search_run(search, 2, r.data(), nullptr, periodic, 3.0, 1, &n, error));
+  TELLS(CF_INVALID, cf_search_run(search, 2, r.data(), cell.data(), nullptr, 3.0, 1, &n, error));
+  TELLS(CF_INVALID,
+        cf_search_run(search, 2, r.data(), cell.data(), periodic, 3.0, 1, nullptr, error));
+  TELLS(CF_INVALID, cf_search_run(search, 2, r.data(), flat.data(), periodic, 3.0, 1, &n, error));
+  for (double bad : {0.0, -1.0, std::nan(""), HUGE_VAL, 1e6})
+    TELLS(CF_INVALID, cf_search_run(search, 2, r.data(), cell.data(), periodic, bad, 1, &n, error));
+  for (double bad : {std::nan(""), HUGE_VAL, 1e300}) {
+    Numbers wild = r;
+    wild[4] = bad;
+    TELLS(CF_INVALID,
+          cf_search_run(search, 2, wild.data(), cell.data(), periodic, 3.0, 1, &n, error));
+  }
+  TELLS(CF_OK, cf_search_run(search, 2, r.data(), cell.data(), periodic, 3.0, -7, &n, error));
+  SAME(2, n);
+  TELLS(CF_OK, cf_search_run(search, 0, nullptr, cell.data(), periodic, 3.0, 1, &n, error));
+  SAME(0, n);
+  const int64_t* found;
+  cf_search_pairs(nullptr, &found, &found, &found);
+  cf_search_pairs(search, nullptr, &found, &found);
+  cf_search_free(search);
+}
+
 static int no_transform(void*, const cf_grids*, int32_t, void*, void*) { return 77; }
 
 static void long_range() {
@@ -699,6 +733,7 @@ int main(int argc, char** argv) {
   frames(argv[1]);
   messages(argv[2]);
   lists();
+  searches();
   long_range();
   steps(argv[3]);
   operations(argv[1]);

@@ -20,6 +20,19 @@ extern "C" {
 
 /* --- pair lists ---------------------------------------------------------------------------- */
 
+/* Search of all pairs within `reach` A of one system, d = r_receiver - r_sender + S h; an atom is no pair with
+ * itself.  cell [3][3]: rows of open directions have to be independent of the others, and are not
+ * used otherwise; periodic [3].  The arrays of cf_search_pairs, [n_pairs] and [n_pairs][3], belong to the
+ * search until its next run. */
+typedef struct cf_search cf_search;
+CF_API int cf_search_create(cf_search **search, char error[CF_ERROR_LENGTH]);
+CF_API void cf_search_free(cf_search *search);
+CF_API int cf_search_run(cf_search *search, int64_t n, const double *positions, const double *cell,
+                         const int32_t *periodic, double reach, int32_t n_threads, int64_t *n_pairs,
+                         char error[CF_ERROR_LENGTH]);
+CF_API void cf_search_pairs(const cf_search *search, const int64_t **receivers,
+                            const int64_t **senders, const int64_t **shifts);
+
 typedef struct cf_pairs cf_pairs;
 
 CF_API int cf_pairs_create(cf_pairs **pairs, char error[CF_ERROR_LENGTH]);

@@ -13,6 +13,11 @@
 #include "ewald.h"           // IWYU pragma: export
 #include "mesh_sum.h"        // IWYU pragma: export
 #include "pairs.h"           // IWYU pragma: export
+#include "search.h"          // IWYU pragma: export
+
+struct cf_search {
+  cace_fast::FoundPairs found;
+};
 
 struct cf_pairs {
   cace_fast::Pairs pairs;

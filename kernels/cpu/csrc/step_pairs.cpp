@@ -71,6 +71,42 @@ double closest(const Pairs& p, const double* r, const double* shift_vectors, int
 
 extern "C" {
 
+int cf_search_create(cf_search** search, char* error) {
+  return guarded(error, [&] {
+    need({search}, "search");
+    return *search = new cf_search, int(CF_OK);
+  });
+}
+
+void cf_search_free(cf_search* search) { delete search; }
+
+int cf_search_run(cf_search* search, int64_t n, const double* positions, const double* cell,
+                  const int32_t* periodic, double reach, int32_t n_threads, int64_t* n_pairs,
+                  char* error) {
+  return guarded(error, [&] {
+    need({search, cell, periodic, n_pairs}, "search cell periodic n_pairs");
+    if (n < 0 || n > std::numeric_limits<int32_t>::max())
+      throw Invalid("n", "0 to 2^31 - 1 atoms", std::to_string(n));
+    if (n > 0) need({positions}, "positions");
+    if (!(reach > 0.0 && reach < std::numeric_limits<double>::infinity()))
+      throw Invalid("reach", "a positive distance", std::to_string(reach));
+    for (int64_t i = 0; i < 3 * n; ++i)
+      if (!std::isfinite(positions[i]))
+        throw Invalid("positions", "finite numbers", "others for atom " + std::to_string(i / 3));
+    search_pairs({n, positions, cell, periodic, reach}, n_threads, search->found);
+    *n_pairs = static_cast<int64_t>(search->found.receivers.size());
+    return int(CF_OK);
+  });
+}
+
+void cf_search_pairs(const cf_search* search, const int64_t** receivers, const int64_t** senders,
+                     const int64_t** shifts) {
+  if (search == nullptr || receivers == nullptr || senders == nullptr || shifts == nullptr) return;
+  *receivers = search->found.receivers.data();
+  *senders = search->found.senders.data();
+  *shifts = search->found.shifts.data();
+}
+
 int cf_pairs_create(cf_pairs** pairs, char* error) {
   return guarded(error, [&] {
     need({pairs}, "pairs");
