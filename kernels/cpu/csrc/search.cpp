@@ -51,8 +51,7 @@ struct Run {
 class Grid {
  public:
   explicit Grid(const SearchSystem& in) : in_(in) {
-    double volume;
-    if (!ewald_invert(in.cell, inverse_, volume))
+    if (!ewald_invert(in.cell, inverse_, volume_))
       throw Invalid("cell", "three vectors that are independent", "others");
     place_atoms();
     size_axes();
@@ -60,6 +59,13 @@ class Grid {
   }
 
   int64_t n_boxes() const { return axes_[0].n * axes_[1].n * axes_[2].n; }
+  // About how many pairs there are, if atoms are everywhere alike.
+  double expected() const {
+    double volume = volume_;
+    for (const Axis& axis : axes_) volume *= axis.extent;
+    const double each = 4.0 / 3.0 * 3.14159265 * in_.reach * in_.reach * in_.reach / volume;
+    return std::min(double(in_.n) * std::min(each * double(in_.n), 200.0), 1e9);
+  }
   // The pairs whose receivers are in these boxes.
   void pairs(int64_t first, int64_t end, FoundPairs& found) const;
 
@@ -74,7 +80,7 @@ class Grid {
   }
 
   const SearchSystem& in_;
-  double inverse_[9];
+  double inverse_[9], volume_ = 0.0;
   Axis axes_[3] = {};
   std::vector<double> fractions_;  // [n][3] inside the cell along periodic directions
   std::vector<int32_t> wraps_;     // [n][3] cells that an atom was moved by
@@ -197,15 +203,6 @@ void Grid::runs_near(int64_t box, std::vector<Run>& runs) const {
     }
 }
 
-void resize(int64_t n, FoundPairs& found) {
-  found.receivers.resize(n);
-  found.senders.resize(n);
-  found.shifts.resize(3 * n);
-}
-
-// Room for some pairs more: growing by parts would cost more than the search.
-void enlarge(int64_t n, FoundPairs& found) { resize(n + n / 2 + 1000, found); }
-
 // What the atoms of a box may have as neighbours: sites where their images stand.
 struct Around {
   std::vector<double> x, y, z;
@@ -242,8 +239,7 @@ void Grid::pairs(int64_t first, int64_t end, FoundPairs& found) const {
   std::vector<Run> runs;
   std::vector<int32_t> hits;
   Around around;
-  int64_t count = 0;
-  resize(0, found);
+  found.n = 0;
   for (int64_t box = first; box < end; ++box) {
     if (first_[box] == first_[box + 1]) continue;
     runs_near(box, runs);
@@ -256,32 +252,34 @@ void Grid::pairs(int64_t first, int64_t end, FoundPairs& found) const {
       const int n = near(sites, 0, n_around, at, limit, hits.data());
       const int64_t i = atom_[site];
       const int32_t* wi = wraps_.data() + 3 * i;
-      if (count + n > static_cast<int64_t>(found.senders.size())) enlarge(count + n, found);
+      if (found.n + n > found.room) found.reserve((found.n + n) / 2 * 3 + 1000);
+      int64_t *receivers = found.receivers.data(), *senders = found.senders.data(),
+              *shifts = found.shifts.data();
       for (int k = 0; k < n; ++k) {
         const int32_t other = around.site[hits[k]], *s = runs[around.run[hits[k]]].image;
         if (other == site && s[0] == 0 && s[1] == 0 && s[2] == 0) continue;
         const int64_t j = atom_[other];
         const int32_t* wj = wraps_.data() + 3 * j;
-        found.receivers[count] = i;
-        found.senders[count] = j;
-        for (int a = 0; a < 3; ++a) found.shifts[3 * count + a] = int64_t(wj[a]) - wi[a] - s[a];
-        ++count;
+        receivers[found.n] = i;
+        senders[found.n] = j;
+        for (int a = 0; a < 3; ++a) shifts[3 * found.n + a] = int64_t(wj[a]) - wi[a] - s[a];
+        ++found.n;
       }
     }
   }
-  resize(count, found);
 }
 
 }  // namespace
 
 void search_pairs(const SearchSystem& in, int n_threads, FoundPairs& found) {
-  found.receivers.clear();
-  found.senders.clear();
-  found.shifts.clear();
+  found.n = 0;
   if (in.n == 0) return;
   const Grid grid(in);
   const int threads = in.n > 2000 ? team_size(n_threads) : 1;
+  // new memory costs more than the search: once, and not again and again
+  const int64_t room = static_cast<int64_t>(1.05 * grid.expected());
   if (threads == 1) {
+    found.reserve(room);
     grid.pairs(0, grid.n_boxes(), found);
     return;
   }
@@ -291,6 +289,7 @@ void search_pairs(const SearchSystem& in, int n_threads, FoundPairs& found) {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
   for (int part = 0; part < parts; ++part) {
     try {
+      of[part].reserve(room / parts);
       grid.pairs(grid.n_boxes() * part / parts, grid.n_boxes() * (part + 1) / parts, of[part]);
     } catch (const std::bad_alloc&) {
 #pragma omp atomic write
@@ -298,10 +297,14 @@ void search_pairs(const SearchSystem& in, int n_threads, FoundPairs& found) {
     }
   }
   if (failed) throw std::bad_alloc();
+  int64_t all = 0;
+  for (const FoundPairs& part : of) all += part.n;
+  found.reserve(all);
   for (const FoundPairs& part : of) {
-    found.receivers.insert(found.receivers.end(), part.receivers.begin(), part.receivers.end());
-    found.senders.insert(found.senders.end(), part.senders.begin(), part.senders.end());
-    found.shifts.insert(found.shifts.end(), part.shifts.begin(), part.shifts.end());
+    std::copy_n(part.receivers.data(), part.n, found.receivers.data() + found.n);
+    std::copy_n(part.senders.data(), part.n, found.senders.data() + found.n);
+    std::copy_n(part.shifts.data(), 3 * part.n, found.shifts.data() + 3 * found.n);
+    found.n += part.n;
   }
 }
 

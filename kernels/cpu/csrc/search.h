@@ -1,15 +1,45 @@
 // All pairs of atoms within a distance, by cells.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
-#include <vector>
+#include <memory>
+#include <utility>
 
 namespace cace_fast {
+
+// Numbers without a beginning value, in memory that grows and is kept.
+class PairNumbers {
+ public:
+  int64_t* data() { return data_.get(); }
+  const int64_t* data() const { return data_.get(); }
+  // Room for n numbers, the first `kept` of which stay.
+  void reserve(int64_t n, int64_t kept) {
+    if (n <= room_) return;
+    std::unique_ptr<int64_t[]> more(new int64_t[n]);
+    std::copy_n(data_.get(), kept, more.get());
+    data_ = std::move(more);
+    room_ = n;
+  }
+
+ private:
+  std::unique_ptr<int64_t[]> data_;
+  int64_t room_ = 0;
+};
 
 // Pairs of one system: d = r_receiver - r_sender + S h, |d| < reach; an atom is no pair with itself, but with
 // its images. In the order of the cells, whatever the number of threads.
 struct FoundPairs {
-  std::vector<int64_t> receivers, senders, shifts;  // [n], [n], [n][3]
+  int64_t n = 0;
+  PairNumbers receivers, senders, shifts;  // [n], [n], [n][3]
+
+  void reserve(int64_t most) {
+    receivers.reserve(most, n);
+    senders.reserve(most, n);
+    shifts.reserve(3 * most, 3 * n);
+    room = std::max(room, most);
+  }
+  int64_t room = 0;
 };
 
 struct SearchSystem {

@@ -94,7 +94,7 @@ int cf_search_run(cf_search* search, int64_t n, const double* positions, const d
       if (!std::isfinite(positions[i]))
         throw Invalid("positions", "finite numbers", "others for atom " + std::to_string(i / 3));
     search_pairs({n, positions, cell, periodic, reach}, n_threads, search->found);
-    *n_pairs = static_cast<int64_t>(search->found.receivers.size());
+    *n_pairs = search->found.n;
     return int(CF_OK);
   });
 }
