@@ -117,6 +117,7 @@ def test_hybrid_and_types_that_take_no_part(lammps, prepared):
 
 @pytest.mark.parametrize("kind", ["short range", "messages", "charges"])
 def test_empty_ranks(lammps, prepared, kind):
+    """Ranks without atoms, and one without ghosts; with and without the check of distances."""
     prepared(kind)
     data = lammps.folder / "in.data"
     lines = data.read_text().splitlines()
@@ -127,6 +128,11 @@ def test_empty_ranks(lammps, prepared, kind):
     text = prepared(kind, data="tall.data", before="processors 1 1 *") + MOVE + "run 10\n"
     one = last(lammps.run(text, 1))
     np.testing.assert_allclose(last(lammps.run(text, 4)), one, rtol=1e-8, atol=1e-8)
+    text = prepared(
+        kind, data="tall.data", before="processors 1 1 *", style="cace precision double"
+    )
+    one = last(lammps.run(text + "run 0\n", 1))
+    np.testing.assert_allclose(last(lammps.run(text + "run 0\n", 4)), one, rtol=1e-8, atol=1e-8)
 
 
 def test_balanced_tiles(lammps, prepared):

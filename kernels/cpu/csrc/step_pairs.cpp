@@ -173,7 +173,8 @@ void cf_pairs_vectors(const cf_pairs* pairs, const double* cells, double* shift_
 
 double cf_pairs_closest(const cf_pairs* pairs, const double* positions, const double* shift_vectors,
                         int32_t n_threads, int32_t atoms[2]) {
-  if (pairs == nullptr || positions == nullptr || atoms == nullptr) return 0.0;
+  if (pairs == nullptr || atoms == nullptr) return 0.0;
+  if (positions == nullptr && !pairs->pairs.sender.empty()) return 0.0;
   return std::sqrt(closest(pairs->pairs, positions, shift_vectors, n_threads, atoms,
                            [](int64_t, int64_t) { return 1.0; }));
 }
@@ -182,10 +183,9 @@ double cf_pairs_closest_of_kind(const cf_pairs* pairs, const double* positions,
                                 const double* shift_vectors, const int32_t* species,
                                 int32_t n_elements, const double* half, int32_t n_threads,
                                 int32_t atoms[2]) {
-  for (const void* given : {static_cast<const void*>(pairs), static_cast<const void*>(positions),
-                            static_cast<const void*>(species), static_cast<const void*>(half),
-                            static_cast<const void*>(atoms)})
-    if (given == nullptr || n_elements < 1) return 0.0;
+  if (pairs == nullptr || half == nullptr || atoms == nullptr || n_elements < 1) return 0.0;
+  const bool given = positions != nullptr && species != nullptr;
+  if (!given && !pairs->pairs.sender.empty()) return 0.0;
   const size_t n = static_cast<size_t>(n_elements);
   std::vector<double> weights(n * n);
   for (size_t a = 0; a < n; ++a)
