@@ -86,6 +86,20 @@ def test_units_and_boundaries(lammps, prepared):
     refused(lammps, shrinking + "run 0\n", ["boundary f along its normal"], ranks=(2,))
 
 
+def test_lists_without_bonded_atoms_are_refused(lammps, prepared):
+    """LAMMPS leaves pairs of bonded atoms out by default: forces would be wrong without a word."""
+    text = prepared(atom_style="bond")
+    data = lammps.folder / "in.data"
+    head, atoms = data.read_text().replace("Atoms # atomic", "Atoms # bond").split("# bond\n\n")
+    rows = [line.split() for line in atoms.strip().splitlines()]
+    lines = [" ".join([row[0], "1", *row[1:]]) for row in rows]
+    data.write_text(f"{head}# bond\n\n" + "\n".join(lines) + "\n")
+    refused(lammps, text + "run 0\n", ["special_bonds lj/coul 1 1 1"], ranks=(2,))
+    right = text.replace("pair_style", "special_bonds lj/coul 1 1 1\npair_style")
+    done = lammps.run(right + "run 0\n", 2)
+    assert done.code == 0, done.text
+
+
 def test_files_and_elements(lammps, prepared):
     text = prepared()
     model = str(lammps.folder / "model.safetensors")

@@ -162,7 +162,14 @@ void PairCACE::init_style() {
     error->all(FLERR,
                "pair_style cace needs comm_modify mode single: ghosts of all types within the "
                "cutoff");
+  if (domain->dimension != 3) error->all(FLERR, "pair_style cace needs dimension 3");
   if (atom->tag_enable == 0) error->all(FLERR, "pair_style cace needs atom IDs");
+  for (int k = 1; k <= 3; ++k)
+    if (atom->molecular != Atom::ATOMIC && force->special_lj[k] == 0.0 &&
+        force->special_coul[k] == 0.0)
+      error->all(
+          FLERR,
+          "pair_style cace needs bonded atoms in its lists: use special_bonds lj/coul 1 1 1");
   comm_forward = comm_reverse = 9;
   for (const auto& model : models_) {
     if (model->long_range()) require_boundaries();
