@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "cace_remap.h"
+
 using namespace LAMMPS_NS;
 
 namespace {
@@ -92,9 +94,7 @@ void CaceGrid::move(int n, const std::vector<Partner>& to, const std::vector<Par
   std::vector<MPI_Request> requests;
   T* at = reinterpret_cast<T*>(in_.data());
   for (const Partner& partner : from) {
-    requests.emplace_back();
-    MPI_Irecv(at, int(partner.points * n * sizeof(T)), MPI_BYTE, partner.rank, 0, world_,
-              &requests.back());
+    cace_receive(at, partner.points * n * int64_t(sizeof(T)), partner.rank, world_, requests);
     at += partner.points * n;
   }
   T* write = reinterpret_cast<T*>(out_.data());
@@ -102,9 +102,7 @@ void CaceGrid::move(int n, const std::vector<Partner>& to, const std::vector<Par
     const T* first = write;
     for (const Block& block : partner.blocks)
       for (int grid = 0; grid < n; ++grid) write = pack(block, grid, write);
-    requests.emplace_back();
-    MPI_Isend(first, int(partner.points * n * sizeof(T)), MPI_BYTE, partner.rank, 0, world_,
-              &requests.back());
+    cace_send(first, partner.points * n * int64_t(sizeof(T)), partner.rank, world_, requests);
   }
   MPI_Waitall(int(requests.size()), requests.data(), MPI_STATUSES_IGNORE);
   const T* read = reinterpret_cast<const T*>(in_.data());

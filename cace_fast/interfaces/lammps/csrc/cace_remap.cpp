@@ -56,8 +56,7 @@ void CaceRemap::move(const cf_brick& here, const std::vector<Partner>& out, cons
   char* at = in_.data();
   for (const Partner& partner : in) {
     const int64_t bytes = cace_points(partner.common) * SIZE;
-    requests.emplace_back();
-    MPI_Irecv(at, int(bytes), MPI_BYTE, partner.rank, 0, world_, &requests.back());
+    cace_receive(at, bytes, partner.rank, world_, requests);
     at += bytes;
   }
   char* write = out_.data();
@@ -67,8 +66,7 @@ void CaceRemap::move(const cf_brick& here, const std::vector<Partner>& out, cons
       std::memcpy(write, from + 2 * place, points * SIZE);
       write += points * SIZE;
     });
-    requests.emplace_back();
-    MPI_Isend(first, int(write - first), MPI_BYTE, partner.rank, 0, world_, &requests.back());
+    cace_send(first, write - first, partner.rank, world_, requests);
   }
   MPI_Waitall(int(requests.size()), requests.data(), MPI_STATUSES_IGNORE);
   const char* read = in_.data();
