@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "cace_fast.h"
 #include "ewald.h"
 #include "mesh_sum.h"
 

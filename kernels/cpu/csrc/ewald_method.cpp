@@ -6,8 +6,10 @@
 #include <cstdio>
 #include <iterator>
 
+#include "cace_fast_step.h"
 #include "error.h"
 #include "ewald.h"
+#include "mesh.h"
 #include "mesh_sum.h"
 #include "windows_generated.h"
 

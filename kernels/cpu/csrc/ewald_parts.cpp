@@ -2,9 +2,10 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <string>
 
-#include "engine.h"
+#include "mesh.h"
 #include "step.h"
 
 using namespace cace_fast;

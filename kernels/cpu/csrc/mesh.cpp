@@ -1,7 +1,5 @@
 #include "mesh.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>

@@ -1,16 +1,19 @@
 #include "mesh_sum.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <memory>
 #include <vector>
 
+#include "cace_fast.h"
+#include "cace_fast_step.h"
 #include "constants_generated.h"
 #include "engine.h"
+#include "ewald.h"
 #include "formulas_generated.h"
+#include "mesh.h"
 #include "scalar_math.h"
 
 namespace cace_fast {

@@ -8,6 +8,7 @@
 #include <numeric>
 #include <vector>
 
+#include "cace_fast_step.h"
 #include "engine.h"
 
 namespace cace_fast {

@@ -1,7 +1,7 @@
 // The inner loop of the search, compiled once for each instruction set.
 #include <cstdint>
 
-#include "isa.h"
+#include "isa.h"  // IWYU pragma: keep
 #include "search.h"
 
 namespace cace_fast {

@@ -2,11 +2,11 @@
 // reference/images.py. The images of senders are ghosts of the engine, and what goes back from a ghost to
 // its owner gains the ghost's shift times what the pass of weight 1 gave.
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
 #include "api.h"
-#include "engine.h"
 #include "step.h"
 
 using namespace cace_fast;

@@ -1,10 +1,9 @@
 // Long range of the C interface: sums by themselves, and the terms of a step.
 #include <omp.h>
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
+#include <exception>
 #include <new>
 #include <string>
 #include <vector>
